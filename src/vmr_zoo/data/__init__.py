@@ -1,0 +1,1 @@
+"""Annotations, features, narrations and the data module."""

@@ -1,0 +1,131 @@
+"""The one base class of every method: it owns logging, validation metrics and the optimizer, nothing else."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar
+
+import lightning
+import torch
+from torch import Tensor, nn
+
+from vmr_zoo.errors import VmrError
+from vmr_zoo.metrics.moment import MomentMetrics
+from vmr_zoo.types import Batch, Prediction
+
+OptimizerFactory = Callable[[Iterable[Any]], torch.optim.Optimizer]
+SchedulerFactory = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
+
+
+class Method(lightning.LightningModule):
+    """A moment retrieval method.
+
+    A subclass sets `needs`, builds its network in `__init__`, and implements `losses` and `predict`.
+
+    Attributes:
+        needs: the optional batch fields that the method reads, names out of `vmr_zoo.types.NEEDS`.
+        loss_weights: weight by loss name; None turns a loss off. Its keys are exactly those of `losses`, less
+            the `/auxN` that intermediate decoder layers append and share their parent's weight.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def __init__(
+        self,
+        *,
+        loss_weights: Mapping[str, float | None],
+        metrics: MomentMetrics,
+        optimizer: OptimizerFactory | None = None,
+        scheduler: SchedulerFactory | None = None,
+    ) -> None:
+        """Stores what the base owns.
+
+        Args:
+            loss_weights: weight by loss name; None turns the loss off.
+            metrics: what validation computes, the data set's own thresholds and rounding.
+            optimizer: called with the parameter groups; None for a method without parameters.
+            scheduler: called with the optimizer, stepped once per epoch; None keeps the learning rate.
+        """
+        super().__init__()
+        self.loss_weights = dict(loss_weights)
+        self.metrics = metrics
+        self._optimizer = optimizer
+        self._scheduler = scheduler
+
+    @abstractmethod
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Returns unweighted scalar losses by name; leaves the batch unmodified."""
+
+    @abstractmethod
+    def predict(self, batch: Batch) -> Prediction:
+        """Returns ranked moments for each row; leaves the batch unmodified."""
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Returns the optimizer's parameter groups; a method with several learning rates overrides this."""
+        return [{"params": [p for p in self.parameters() if p.requires_grad]}]
+
+    def total_loss(self, losses: Mapping[str, Tensor]) -> Tensor:
+        """Weights and sums the losses.
+
+        Args:
+            losses: unweighted scalars by name.
+
+        Returns:
+            The weighted sum, a scalar.
+
+        Raises:
+            VmrError: if a loss has no weight.
+        """
+        total: Tensor | None = None
+        for name, value in losses.items():
+            parent = name.split("/")[0]
+            if parent not in self.loss_weights:
+                raise VmrError(
+                    f"{type(self).__name__} computed the loss '{parent}', but loss_weights has only "
+                    f"{sorted(self.loss_weights)}. Add it to method.loss_weights (null turns it off)."
+                )
+            weight = self.loss_weights[parent]
+            if weight is not None:
+                term = weight * value
+                total = term if total is None else total + term
+        if total is None:
+            raise VmrError(f"Every loss of {type(self).__name__} is turned off: {self.loss_weights}.")
+        return total
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Computes and logs the losses of one batch."""
+        losses = self.losses(batch)
+        total = self.total_loss(losses)
+        size = len(batch["query_id"])
+        self.log_dict({f"train/{k}": v.detach() for k, v in losses.items()}, on_epoch=True, on_step=False, batch_size=size)
+        self.log("train/loss", total.detach(), on_epoch=True, on_step=False, prog_bar=True, batch_size=size)
+        return total
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Predicts one batch of the selection split."""
+        self.metrics.update(self.predict(batch), batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the selection metrics as `selection/<name>`."""
+        values = self.metrics.compute()
+        self.metrics.reset()
+        self.log_dict({f"selection/{name}": value for name, value in values.items()})
+
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
+        """Predicts one batch of a test split and keeps the ids beside the answer."""
+        return {**self.predict(batch), "query_id": batch["query_id"], "video_id": batch["video_id"]}
+
+    def configure_optimizers(self) -> Any:
+        """Builds the optimizer and, if there is one, the per-epoch scheduler."""
+        if self._optimizer is None:
+            return None
+        optimizer = self._optimizer(self.parameter_groups())
+        if self._scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._scheduler(optimizer), "interval": "epoch"}}
+
+
+def parameter_count(module: nn.Module) -> int:
+    """Counts the trainable parameters."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)

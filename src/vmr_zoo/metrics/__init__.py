@@ -1,0 +1,1 @@
+"""Metrics: they see predictions and targets, never a method."""
