@@ -1,0 +1,194 @@
+"""Moment retrieval metrics, one score per query: pure numpy functions, vectorised over queries.
+
+The data set's number is the mean of a score over the queries to which it applies (`mean`); a score that does
+not apply, such as mAP/short on a query without a short moment, is NaN. Kept per query, two methods can be
+compared by pairs.
+
+Sizes: B queries, K predicted windows, N moments (padded), T IoU thresholds. Everything is in seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vmr_zoo.metrics.settings import AP_THRESHOLDS, MetricSettings
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+FULL = "full"
+LENGTHS = {FULL: (-np.inf, np.inf), "short": (0.0, 10.0), "middle": (10.0, 30.0), "long": (30.0, np.inf)}
+"""Moment lengths of each bucket in seconds, the lower bound excluded (QVHighlights, Lei et al. 2021)."""
+
+
+@dataclass(frozen=True, slots=True)
+class MomentScores:
+    """What every moment metric is read from, for the moments of one length bucket.
+
+    Attributes:
+        iou: (B, K) IoU of each window with the moment nearest to it; NaN on queries without a moment.
+        ap: (B, T) average precision at `AP_THRESHOLDS`; NaN on queries without a moment.
+    """
+
+    iou: Floats
+    ap: Floats
+
+
+def _overlap(windows: Floats, targets: Floats) -> tuple[Floats, Floats, Floats]:
+    """Compares all windows (B, K, 2) with all targets (B, N, 2): overlap, union and hull, each (B, K, N)."""
+    start, end = windows[:, :, None, 0], windows[:, :, None, 1]
+    target_start, target_end = targets[:, None, :, 0], targets[:, None, :, 1]
+    overlap = np.maximum(np.minimum(end, target_end) - np.maximum(start, target_start), 0.0)
+    union = (end - start) + (target_end - target_start) - overlap
+    hull = np.maximum(end, target_end) - np.minimum(start, target_start)
+    return overlap, union, hull
+
+
+def _ratio(part: Floats, whole: Floats) -> Floats:
+    return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
+
+
+def average_precision(iou: Floats, target_mask: Bools, thresholds: Floats) -> Floats:
+    """Interpolated average precision of ranked windows, per query and IoU threshold.
+
+    In rank order, each window takes the free moment that it overlaps most, and is right if that IoU reaches
+    the threshold; precision is made non-increasing before it is averaged over recall (the evaluation
+    of ActivityNet detection, which QVHighlights uses).
+
+    Args:
+        iou: (B, K, N) of every window, best score first, with every moment; a padded window has IoU 0.
+        target_mask: (B, N), True = a moment.
+        thresholds: (T,) above 0.
+
+    Returns:
+        (B, T) in [0, 1]; NaN on queries without a moment.
+    """
+    rows, ranks, _ = iou.shape
+    taken = np.repeat(~target_mask[:, None, :], len(thresholds), axis=1)
+    right = np.zeros((rows, len(thresholds), ranks))
+    for rank in range(ranks):
+        free = np.where(taken, -1.0, iou[:, None, rank, :])
+        # Of moments overlapped equally, the last: what the official evaluator's reversed ascending sort does.
+        choice = free.shape[2] - 1 - free[:, :, ::-1].argmax(2)
+        hit = np.take_along_axis(free, choice[..., None], 2)[..., 0] >= thresholds
+        row, level = hit.nonzero()
+        taken[row, level, choice[row, level]] = True
+        right[:, :, rank] = hit
+    found = right.cumsum(2)
+    precision = np.maximum.accumulate((found / np.arange(1, ranks + 1))[:, :, ::-1], axis=2)[:, :, ::-1]
+    moments = target_mask.sum(1)
+    recall = found / np.maximum(moments, 1)[:, None, None]
+    ap = (np.diff(recall, axis=2, prepend=0.0) * precision).sum(2)
+    ap[moments == 0] = np.nan
+    return ap
+
+
+def moment_scores(
+    windows: Floats, targets: Floats, target_mask: Bools, scores: Floats | None = None, ap_windows: int = 10
+) -> dict[str, MomentScores]:
+    """Compares ranked windows with the moments, for each length bucket.
+
+    Args:
+        windows: (B, K, 2) seconds in the order given; padding is an empty window.
+        targets: (B, N, 2) seconds.
+        target_mask: (B, N), True = a moment.
+        scores: (B, K), by which average precision ranks the first `ap_windows` windows; -inf on padding. None
+            if the windows are in that order already.
+        ap_windows: how many windows average precision reads.
+
+    Returns:
+        Scores by bucket name, "full" first.
+    """
+    overlap, union, hull = _overlap(windows, targets)
+    # Union and hull agree where spans overlap, up to the last bit. The official evaluator divides by the hull
+    # for recall and by the union for average precision; so do we, or a hit exactly at a threshold may differ.
+    recall_iou = _ratio(overlap, hull)
+    ap_iou = _ratio(overlap, union)[:, :ap_windows]
+    if scores is not None:
+        order = np.argsort(-scores[:, :ap_windows], axis=1, kind="stable")
+        ap_iou = np.take_along_axis(ap_iou, order[:, :, None], 1)
+    length = targets[..., 1] - targets[..., 0]
+    thresholds = np.array(AP_THRESHOLDS)
+    result = {}
+    for bucket, (above, upto) in LENGTHS.items():
+        mask = target_mask & (length > above) & (length <= upto)
+        some = mask.any(1)
+        iou = np.full(windows.shape[:2], np.nan)
+        ap = np.full((len(windows), len(thresholds)), np.nan)
+        if some.any():
+            iou[some] = np.where(mask[some, None, :], recall_iou[some], 0.0).max(2)
+            ap[some] = average_precision(ap_iou[some], mask[some], thresholds)
+        result[bucket] = MomentScores(iou, ap)
+    return result
+
+
+def name_scores(scores: Mapping[str, MomentScores], settings: MetricSettings) -> dict[str, Floats]:
+    """Reads the project's metrics from what `moment_scores` returned.
+
+    Returns:
+        (B,) scores in [0, 1] by metric name, the names of `metric_names`; NaN where a metric does not apply.
+    """
+    full = scores[FULL]
+    none = np.isnan(full.iou[:, 0])
+    named = {}
+    for top, thresholds in ((1, settings.r1_thresholds), (5, settings.r5_thresholds)):
+        best = full.iou[:, :top].max(1)
+        for threshold in thresholds:
+            named[f"R{top}@{threshold:g}"] = np.where(none, np.nan, best >= threshold)
+    named["mIoU"] = full.iou[:, 0]
+    for threshold in (0.5, 0.75):
+        named[f"mAP@{threshold:g}"] = full.ap[:, AP_THRESHOLDS.index(threshold)]
+    named["mAP"] = full.ap.mean(1)
+    for bucket in LENGTHS:
+        if bucket != FULL:
+            named[f"mAP/{bucket}"] = scores[bucket].ap.mean(1)
+    return named
+
+
+def query_scores(
+    windows: Floats,
+    targets: Floats,
+    target_mask: Bools,
+    settings: MetricSettings,
+    scores: Floats | None = None,
+) -> dict[str, Floats]:
+    """Scores every query on every moment metric.
+
+    Args:
+        windows: (B, K, 2) seconds, best first; padding is an empty window.
+        targets: (B, N, 2) seconds.
+        target_mask: (B, N), True = a moment.
+        settings: what is measured.
+        scores: (B, K), see `moment_scores`; None if the windows are ranked.
+
+    Returns:
+        (B,) scores in [0, 1] by metric name; NaN where a metric does not apply.
+
+    >>> windows = np.array([[[0.0, 4.0], [0.0, 10.0]]])
+    >>> moments = np.array([[[0.0, 10.0]]])
+    >>> scores = query_scores(windows, moments, np.array([[True]]), MetricSettings())
+    >>> [float(scores[name][0]) for name in ("R1@0.3", "R1@0.5", "R5@0.7", "mIoU", "mAP", "mAP/long")]
+    [1.0, 0.0, 1.0, 0.4, 0.5, nan]
+    """
+    return name_scores(moment_scores(windows, targets, target_mask, scores, settings.windows), settings)
+
+
+def metric_names(settings: MetricSettings) -> tuple[str, ...]:
+    """The names that `query_scores` returns, in order."""
+    empty = np.zeros((1, 1, 2))
+    return tuple(query_scores(empty, empty, np.ones((1, 1), dtype=bool), settings))
+
+
+def mean(scores: Mapping[str, Floats]) -> dict[str, float]:
+    """Averages per-query scores to percentages, leaving out metrics that apply to no query.
+
+    >>> none = np.full(2, np.nan)
+    >>> mean({"R1@0.5": np.array([1, 0.0]), "mAP/short": np.array([0.5, np.nan]), "mAP/long": none})
+    {'R1@0.5': 50.0, 'mAP/short': 50.0}
+    """
+    applicable = {name: score[~np.isnan(score)] for name, score in scores.items()}
+    return {name: 100.0 * float(score.mean()) for name, score in applicable.items() if len(score)}
