@@ -1,0 +1,398 @@
+"""`vmr score`: a file of predictions against the ground truth of one split, without a model.
+
+Reads the submissions of QVHighlights' benchmark (`qid`, `query`, `vid`, `pred_relevant_windows`,
+`pred_saliency_scores`) and the project's own predictions.jsonl (the same with `query_id`, `video_id` and
+`split`). Windows are scored as they stand in the file: rounding happens before they are written.
+
+Imports no torch, to start fast.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vmr_zoo.data.annotations import PUBLISHED, SELECTION, Protocol, Query, Split
+from vmr_zoo.errors import VmrError, some, unknown
+from vmr_zoo.metrics import official
+from vmr_zoo.metrics.highlight import CLIP_SECONDS, highlight_scores
+from vmr_zoo.metrics.per_query import Floats, MomentScores, mean, moment_scores, name_scores
+from vmr_zoo.metrics.settings import MetricSettings
+
+Row = Mapping[str, Any]
+
+_NUMBERS = {int, float}
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a row stands, for errors: the file, the line from 1, and the query id once it is known."""
+
+    source: str
+    line: int
+    query_id: str | None = None
+
+    def wrong(self, expected: str, found: str, remedy: str) -> NoReturn:
+        """Raises the error that reports this place."""
+        query = f" (query {self.query_id})" if self.query_id is not None else ""
+        raise VmrError(
+            f"{self.source}, line {self.line}{query}: expected {expected}, found {found}. {remedy}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A scored submission. Per-query arrays follow the order of its rows.
+
+    Attributes:
+        query_ids, video_ids: of each query.
+        queries: (B,) score in [0, 1] by metric name; NaN where a metric does not apply to a query.
+        moments: by length bucket, what the moment metrics were read from.
+        highlights: the highlight part of `queries`; None if none were scored.
+        rounding: the data set's rounding if the windows obey it, else a statement that they do not.
+    """
+
+    query_ids: tuple[str, ...]
+    video_ids: tuple[str, ...]
+    queries: dict[str, Floats]
+    moments: dict[str, MomentScores]
+    highlights: dict[str, Floats] | None
+    rounding: str
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Percentages by metric name, unrounded; a metric that applies to no query is absent."""
+        return mean(self.queries)
+
+    @property
+    def official(self) -> dict[str, Any]:
+        """The report of QVHighlights' own evaluator."""
+        return official.report(self.moments, self.highlights)
+
+
+def read_rows(path: Path) -> tuple[list[Row], list[int]]:
+    """Reads a JSON Lines file.
+
+    Args:
+        path: one JSON object per line; blank lines are passed over.
+
+    Returns:
+        The objects, and the line of each, counted from 1.
+
+    Raises:
+        VmrError: if there is no such file, it is empty, or a line is not a JSON object.
+    """
+    if not path.is_file():
+        raise VmrError(f"No predictions file at '{path}'. Name one with predictions=FILE.jsonl.")
+    rows, lines = [], []
+    for line, text in enumerate(path.read_bytes().split(b"\n"), start=1):
+        if not text.strip():
+            continue
+        place = Place(str(path), line)
+        try:
+            row = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            place.wrong("one JSON object", f"invalid JSON ({error})", "Write one object per line.")
+        if not isinstance(row, dict):
+            place.wrong("one JSON object", f"a JSON {type(row).__name__}", "Write one object per line.")
+        rows.append(row)
+        lines.append(line)
+    if not rows:
+        raise VmrError(f"'{path}' is empty: expected one JSON object per query. Write the predictions again.")
+    return rows, lines
+
+
+def find_split(protocol: Protocol, name: str | None) -> Split:
+    """Finds a split by name; `val` means the selection split where that is a published validation split.
+
+    Raises:
+        VmrError: for an unknown name.
+    """
+    if name == "val" and protocol.selection_origin == PUBLISHED:
+        name = SELECTION
+    if name not in protocol.splits:
+        raise unknown(f"split of {protocol.name}", str(name), protocol.splits)
+    return protocol.splits[name]
+
+
+def score_rows(rows: Sequence[Row], split: Split, settings: MetricSettings) -> dict[str, float]:
+    """Scores the rows of a predictions file; see `score_queries` for the scores of single queries.
+
+    Args:
+        rows: exactly one per query of `split`; rows that name another split are left out.
+        split: the ground truth.
+        settings: what is measured.
+
+    Returns:
+        Percentages by metric name, unrounded; a metric that applies to no query is absent.
+
+    Raises:
+        VmrError: for a bad row, with its line and query id.
+    """
+    return score_queries(rows, split, settings).metrics
+
+
+def score_queries(
+    rows: Sequence[Row],
+    split: Split,
+    settings: MetricSettings,
+    source: str = "predictions",
+    lines: Sequence[int] | None = None,
+) -> Scored:
+    """Scores the rows of a predictions file, query by query.
+
+    Args:
+        rows: exactly one per query of `split`, in any order; rows that name another split are left out.
+        split: the ground truth.
+        settings: what is measured.
+        source: the file's name, for errors.
+        lines: the line of each row, for errors; None for 1, 2, ….
+
+    Returns:
+        The scores, in the order of the rows.
+
+    Raises:
+        VmrError: for a bad row, with its line and query id.
+    """
+    placed = [
+        (row, Place(source, line)) for row, line in zip(rows, lines or range(1, len(rows) + 1), strict=True)
+    ]
+    matched = _match(placed, split, source)
+    queries = [query for _, _, query in matched]
+    targets, target_mask = _pad([np.array(query.moments) for query in queries])
+    read = max(settings.windows, 5)
+    windows, window_mask = _pad([_windows(row, place)[:read] for row, place, _ in matched])
+    moments = moment_scores(
+        windows[..., :2],
+        targets,
+        target_mask,
+        np.where(window_mask, windows[..., 2], -np.inf),
+        settings.windows,
+    )
+    highlights = _highlights(matched, split) if settings.highlights else None
+    rounded = settings.rounding.apply(windows[..., :2])
+    obeys = np.array_equal(rounded[window_mask], windows[window_mask][:, :2])
+    return Scored(
+        query_ids=tuple(query.query_id for query in queries),
+        video_ids=tuple(query.video_id for query in queries),
+        queries=name_scores(moments, settings) | (highlights or {}),
+        moments=moments,
+        highlights=highlights,
+        rounding=settings.rounding.description
+        if obeys
+        else f"as submitted, not: {settings.rounding.description}",
+    )
+
+
+Matched = tuple[Row, Place, Query]
+
+
+def _match(rows: Sequence[tuple[Row, Place]], split: Split, source: str) -> list[Matched]:
+    """Pairs the rows of the split with its queries, one to one."""
+    queries = {query.query_id: query for query in split.queries}
+    withheld = [query.query_id for query in split.queries if not query.moments]
+    if withheld:
+        raise VmrError(
+            f"The ground truth of split '{split.name}' is withheld (queries {some(withheld)}), so nothing can be "
+            "scored on it here. Send the predictions to the benchmark's server."
+        )
+    other: Counter[str] = Counter()
+    matched: dict[str, Matched] = {}
+    for row, place in rows:
+        if row.get("split", split.name) != split.name:
+            other[str(row["split"])] += 1
+            continue
+        found = row.get("query_id", row.get("qid"))
+        if type(found) not in (int, str):
+            place.wrong("a query id under 'query_id' or 'qid'", repr(found), "Give each row its query's id.")
+        query_id = str(found)
+        place = Place(place.source, place.line, query_id)
+        if query_id not in queries:
+            place.wrong(
+                f"a query id of split '{split.name}'",
+                "one that it does not have",
+                "Check data= and split=: the file may belong to another split or data set.",
+            )
+        if query_id in matched:
+            first = matched[query_id][1].line
+            place.wrong("one row per query", f"this query on line {first} already", "Remove one of the two.")
+        query = queries[query_id]
+        video_id = row.get("video_id", row.get("vid", query.video_id))
+        if video_id != query.video_id:
+            place.wrong(
+                f"video {query.video_id}",
+                f"video {video_id!r}",
+                "Check data= and split=: the ids may be another data set's.",
+            )
+        matched[query_id] = (row, place, query)
+    missing = [query_id for query_id in queries if query_id not in matched]
+    if missing:
+        hint = f" Rows of other splits were left out: {dict(other)}." if other else ""
+        raise VmrError(
+            f"{source} has no row for {len(missing):,} of the {len(queries):,} queries of split '{split.name}': "
+            f"{some(missing)}. Every query needs a row; a score over a part would not compare.{hint}"
+        )
+    return list(matched.values())
+
+
+def _shorten(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _windows(row: Row, place: Place) -> Floats:
+    """Checks the windows of a row: (K, 3) start and end in seconds and score."""
+    windows = row.get("pred_relevant_windows")
+    if not isinstance(windows, Sequence) or isinstance(windows, str) or not windows:
+        place.wrong(
+            "a list of at least one [start, end, score] under 'pred_relevant_windows'",
+            _shorten(windows),
+            "Predict at least one window for every query.",
+        )
+    for rank, window in enumerate(windows, start=1):
+        if not isinstance(window, list | tuple) or len(window) != 3 or not set(map(type, window)) <= _NUMBERS:
+            place.wrong(
+                f"[start, end, score], three numbers, as window {rank}",
+                _shorten(window),
+                "Mend or remove it.",
+            )
+    array = _array(windows, "windows", place)
+    reversed_ = np.flatnonzero(array[:, 0] > array[:, 1])
+    if len(reversed_):
+        rank = int(reversed_[0])
+        place.wrong(f"start <= end in window {rank + 1}", _shorten(windows[rank]), "Swap start and end.")
+    return array
+
+
+def _array(values: Sequence[Any], what: str, place: Place) -> Floats:
+    """Converts checked numbers, refusing NaN and infinity."""
+    try:
+        array = np.array(values, dtype=np.float64)
+        finite = bool(np.isfinite(array).all())
+    except OverflowError:
+        finite = False
+    if not finite:
+        bad = [
+            v for v in values if not np.isfinite(np.array(v, dtype=object).astype(str).astype(float)).all()
+        ]
+        place.wrong(f"finite {what}", _shorten(bad[0]), "A model that diverged predicts such numbers.")
+    return array
+
+
+def _saliency(row: Row, clips: int, place: Place) -> Floats:
+    """Checks the saliency of a row: one finite number per clip, give or take the last clip."""
+    scores = row["pred_saliency_scores"]
+    if not isinstance(scores, Sequence) or not set(map(type, scores)) <= _NUMBERS:
+        place.wrong("a list of numbers under 'pred_saliency_scores'", _shorten(scores), "Write one per clip.")
+    # Features may end a clip before or after the annotation does (13 rows of the published Moment-DETR
+    # predictions do); as in the official evaluator a missing clip then counts as score 0.
+    if abs(len(scores) - clips) > 1:
+        place.wrong(
+            f"{clips} numbers under 'pred_saliency_scores', one per {CLIP_SECONDS:g} s",
+            f"{len(scores)}",
+            "Write one per clip, without padding.",
+        )
+    return _array(scores, "saliency", place)
+
+
+def _highlights(matched: Sequence[Matched], split: Split) -> dict[str, Floats] | None:
+    """Scores the saliency; None if no row has any."""
+    present = ["pred_saliency_scores" in row for row, _, _ in matched]
+    if not any(present):
+        return None
+    if not all(present):
+        matched[present.index(False)][1].wrong(
+            "'pred_saliency_scores', which other rows have", "none", "Give it in every row or in none."
+        )
+    queries = [query for _, _, query in matched]
+    if not any(query.saliency for query in queries):
+        raise VmrError(
+            f"Split '{split.name}' has no clip ratings, so highlights cannot be scored on it. Use metrics=moments."
+        )
+    clips = np.array([int(query.duration / CLIP_SECONDS) for query in queries])
+    predicted = [_saliency(row, int(n), place) for (row, place, _), n in zip(matched, clips, strict=True)]
+    length = int(clips.max())
+    scores = np.zeros((len(queries), length + 1))
+    for target, values in zip(scores, predicted, strict=True):
+        target[: len(values)] = values
+    rated = [rating for query in queries for rating in query.saliency]
+    row = np.repeat(np.arange(len(queries)), [len(query.saliency) for query in queries])
+    values = np.array([value for _, value in rated])
+    ratings = np.zeros((len(queries), length, values.shape[1]), dtype=np.int64)
+    ratings[row, [clip for clip, _ in rated]] = values
+    top = np.array([values.argmax() for values in predicted])
+    return highlight_scores(scores[:, :length], top, ratings, clips)
+
+
+def _pad(arrays: Sequence[Floats]) -> tuple[Floats, NDArray[np.bool_]]:
+    """Stacks arrays (n_i, D) to (B, max n, D), zero padded, with a mask (B, max n), True = given."""
+    counts = np.array([len(array) for array in arrays])
+    mask = np.arange(counts.max()) < counts[:, None]
+    padded = np.zeros((*mask.shape, arrays[0].shape[1]))
+    padded[mask] = np.concatenate(arrays)
+    return padded, mask
+
+
+def _print(scored: Scored, title: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, caption=f"rounding of windows: {scored.rounding}")
+    table.add_column("metric")
+    table.add_column("%", justify="right")
+    table.add_column("queries", justify="right")
+    for name, value in scored.metrics.items():
+        table.add_row(name, f"{value:.2f}", f"{np.isfinite(scored.queries[name]).sum():,}")
+    Console().print(table)
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes JSON to a temporary name and renames it, so that no reader sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(content, indent=4), encoding="utf-8")
+    temporary.replace(path)
+
+
+def main(cfg: Any) -> int:
+    """Scores `predictions` on `split` of `data`, prints a table, and writes `out` if given.
+
+    Args:
+        cfg: the composed configuration: `predictions`, `data.protocol`, `metrics`, `split`, `out`.
+
+    Returns:
+        0.
+
+    Raises:
+        VmrError: for a missing or bad predictions file, or an unknown split.
+    """
+    from hydra.utils import instantiate
+    from omegaconf import OmegaConf
+
+    if not cfg.get("predictions"):
+        raise VmrError(
+            "Nothing to score. Name a file of predictions: vmr score predictions=FILE.jsonl data=… split=…"
+        )
+    path = Path(cfg.predictions)
+    rows, lines = read_rows(path)
+    protocol: Protocol = instantiate(cfg.data.protocol)
+    split = find_split(protocol, cfg.get("split"))
+    node = dict(OmegaConf.to_container(cfg.metrics, resolve=True)) | {
+        "_target_": "vmr_zoo.metrics.settings.MetricSettings"
+    }
+    settings: MetricSettings = instantiate(node, _convert_="all")
+    scored = score_queries(rows, split, settings, str(path), lines)
+    _print(scored, f"{path.name} on {protocol.name}, split {split.name}")
+    if cfg.get("out"):
+        own = {**scored.metrics, "rounding": scored.rounding}
+        _write(Path(cfg.out), scored.official if settings.highlights else own)
+    return 0
