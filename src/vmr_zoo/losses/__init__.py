@@ -1,1 +1,1 @@
-"""Losses as pure functions of tensors."""
+"""Losses: functions and small modules on tensors; none knows a method."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import lightning
 import torch
@@ -24,12 +24,13 @@ class Method(lightning.LightningModule):
     A subclass sets `needs`, builds its network in `__init__`, and implements `losses` and `predict`.
 
     Attributes:
-        needs: the optional batch fields that the method reads, names out of `vmr_zoo.types.NEEDS`.
-        loss_weights: weight by loss name; None turns a loss off. Its keys are exactly those of `losses`, less
-            the `/auxN` that intermediate decoder layers append and share their parent's weight.
+        needs: the optional batch fields that the method reads, names out of `vmr_zoo.types.NEEDS`; an instance
+            may set its own, when a switch drops one.
+        loss_weights: weight by loss name; None turns a loss off. Its keys are those of `losses`, less the `/auxN`
+            that intermediate decoder layers append (they share their parent's weight), plus losses turned off.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset()
+    needs: frozenset[str] = frozenset()
 
     def __init__(
         self,
@@ -61,6 +62,19 @@ class Method(lightning.LightningModule):
     def predict(self, batch: Batch) -> Prediction:
         """Returns ranked moments for each row; leaves the batch unmodified."""
 
+    def weight(self, name: str) -> float | None:
+        """Returns the weight of a loss; None means that it is turned off.
+
+        Raises:
+            VmrError: if `loss_weights` does not name it.
+        """
+        if name not in self.loss_weights:
+            raise VmrError(
+                f"{type(self).__name__} has a loss '{name}', but method.loss_weights names only "
+                f"{', '.join(sorted(self.loss_weights))}. Add it (null turns it off)."
+            )
+        return self.loss_weights[name]
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Returns the optimizer's parameter groups; a method with several learning rates overrides this."""
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]
@@ -75,30 +89,39 @@ class Method(lightning.LightningModule):
             The weighted sum, a scalar.
 
         Raises:
-            VmrError: if a loss has no weight.
+            VmrError: if a loss has no weight, a weight no loss, or every loss is turned off.
         """
-        total: Tensor | None = None
+        terms = []
+        parents = set()
         for name, value in losses.items():
             parent = name.split("/")[0]
-            if parent not in self.loss_weights:
-                raise VmrError(
-                    f"{type(self).__name__} computed the loss '{parent}', but loss_weights has only "
-                    f"{sorted(self.loss_weights)}. Add it to method.loss_weights (null turns it off)."
-                )
-            weight = self.loss_weights[parent]
+            parents.add(parent)
+            weight = self.weight(parent)
             if weight is not None:
-                term = weight * value
-                total = term if total is None else total + term
-        if total is None:
+                terms.append(weight * value)
+        idle = [
+            name for name, weight in self.loss_weights.items() if weight is not None and name not in parents
+        ]
+        if idle:
+            raise VmrError(
+                f"method.loss_weights weighs {', '.join(idle)}, which {type(self).__name__} does not compute as it is "
+                f"configured. It computes {', '.join(sorted(parents))}. Set the others to null."
+            )
+        if not terms:
             raise VmrError(f"Every loss of {type(self).__name__} is turned off: {self.loss_weights}.")
-        return total
+        return torch.stack(terms).sum()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Computes and logs the losses of one batch."""
         losses = self.losses(batch)
         total = self.total_loss(losses)
         size = len(batch["query_id"])
-        self.log_dict({f"train/{k}": v.detach() for k, v in losses.items()}, on_epoch=True, on_step=False, batch_size=size)
+        self.log_dict(
+            {f"train/{k}": v.detach() for k, v in losses.items()},
+            on_epoch=True,
+            on_step=False,
+            batch_size=size,
+        )
         self.log("train/loss", total.detach(), on_epoch=True, on_step=False, prog_bar=True, batch_size=size)
         return total
 
@@ -123,7 +146,10 @@ class Method(lightning.LightningModule):
         optimizer = self._optimizer(self.parameter_groups())
         if self._scheduler is None:
             return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._scheduler(optimizer), "interval": "epoch"}}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self._scheduler(optimizer), "interval": "epoch"},
+        }
 
 
 def parameter_count(module: nn.Module) -> int:

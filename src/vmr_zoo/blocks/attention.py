@@ -1,0 +1,86 @@
+"""Multi-head attention on torch's `scaled_dot_product_attention`, for padded batches."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, *, heads: int, key_mask: Tensor | None, dropout: float = 0.0
+) -> Tensor:
+    """Scaled dot-product attention over already projected inputs.
+
+    Query and key may be wider than the value (conditional cross-attention concatenates content and position);
+    the scale is one over the square root of the query's own width per head.
+
+    Args:
+        query: (B, Lq, H * E).
+        key: (B, Lk, H * E).
+        value: (B, Lk, H * Ev).
+        heads: H.
+        key_mask: (B, Lk), True = valid; None when every key is.
+        dropout: probability with which an attention weight is dropped; pass 0 outside training.
+
+    Returns:
+        (B, Lq, H * Ev). A row without any valid key gives zeros, never NaN.
+    """
+    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
+    if key_mask is None:
+        out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+        return out.transpose(1, 2).flatten(2)
+    any_valid = key_mask.any(-1, keepdim=True)
+    # An all-masked row lets every key through and is zeroed afterwards: a softmax over nothing would put NaN
+    # into the gradients of the whole batch.
+    mask = (key_mask | ~any_valid)[:, None, None, :]
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+    out = out * any_valid[:, None, :, None]
+    return out.transpose(1, 2).flatten(2)
+
+
+class MultiHeadAttention(nn.Module):
+    """Multi-head attention with one packed input projection (Vaswani et al. 2017, section 3.2.2).
+
+    The packed (3 D, D) weight is initialised as one tensor, as torch's own class does: Xavier-uniform then
+    draws from a narrower range than three separate (D, D) weights would.
+    """
+
+    def __init__(self, dim: int, heads: int, dropout: float = 0.0) -> None:
+        """Builds the projections.
+
+        Args:
+            dim: D, divisible by `heads`.
+            heads: number of heads.
+            dropout: on the attention weights, in training.
+        """
+        super().__init__()
+        self.dim, self.heads, self.dropout = dim, heads, dropout
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * dim, dim))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * dim))
+        self.out_proj = nn.Linear(dim, dim)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None = None) -> Tensor:
+        """Attends from `query` to `key`.
+
+        Args:
+            query: (B, Lq, D).
+            key: (B, Lk, D).
+            value: (B, Lk, D).
+            key_mask: (B, Lk), True = valid.
+
+        Returns:
+            (B, Lq, D).
+        """
+        weights, biases = self.in_proj_weight, self.in_proj_bias
+        d = self.dim
+        if query is key:
+            q, k = F.linear(query, weights[: 2 * d], biases[: 2 * d]).chunk(2, -1)
+        else:
+            q = F.linear(query, weights[:d], biases[:d])
+            k = F.linear(key, weights[d : 2 * d], biases[d : 2 * d])
+        v = F.linear(value, weights[2 * d :], biases[2 * d :])
+        dropout = self.dropout if self.training else 0.0
+        return self.out_proj(attend(q, k, v, heads=self.heads, key_mask=key_mask, dropout=dropout))

@@ -1,0 +1,321 @@
+"""Two set-prediction decoders with one interface, and the heads that read their states.
+
+`QueryDecoder` starts from learned query positions (DETR), `AnchorDecoder` from learned spans (DAB-DETR, Liu et
+al. 2022, on a line). Both return a state per layer and slot, and the reference spans that each layer started
+from (None where there are none).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from vmr_zoo.blocks.attention import MultiHeadAttention, attend
+from vmr_zoo.blocks.position import sine_coordinates
+from vmr_zoo.blocks.projection import MLP, Activation, FeedForward, xavier_matrices
+
+_LOGIT_EPS = 1e-3
+
+
+def logit(x: Tensor) -> Tensor:
+    """Inverse of the sigmoid for x in [0, 1], both x and 1 - x clamped to at least 1e-3."""
+    return (x.clamp(min=_LOGIT_EPS) / (1 - x).clamp(min=_LOGIT_EPS)).log()
+
+
+class QueryDecoderLayer(nn.Module):
+    """Self-attention among slots, cross-attention to the memory, position-wise network; post-norm."""
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        feedforward_dim: int,
+        *,
+        activation: Activation = nn.ReLU,
+        dropout: float = 0.1,
+    ) -> None:
+        """Builds one layer; see `QueryDecoder` for the arguments."""
+        super().__init__()
+        self.self_attention = MultiHeadAttention(dim, heads, dropout)
+        self.cross_attention = MultiHeadAttention(dim, heads, dropout)
+        self.ffn = FeedForward(dim, feedforward_dim, activation, dropout)
+        self.norm1, self.norm2, self.norm3 = nn.LayerNorm(dim), nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self, x: Tensor, query_position: Tensor, memory: Tensor, located_memory: Tensor, memory_mask: Tensor
+    ) -> Tensor:
+        """Updates the slots.
+
+        Args:
+            x: (B, M, D) slots.
+            query_position: (B, M, D).
+            memory: (B, L, D).
+            located_memory: (B, L, D) memory plus positions, the keys.
+            memory_mask: (B, L), True = valid.
+
+        Returns:
+            (B, M, D).
+        """
+        located = x + query_position
+        x = self.norm1(x + self.dropout(self.self_attention(located, located, x)))
+        attended = self.cross_attention(x + query_position, located_memory, memory, memory_mask)
+        x = self.norm2(x + self.dropout(attended))
+        return self.norm3(x + self.dropout(self.ffn(x)))
+
+
+class QueryDecoder(nn.Module):
+    """DETR's decoder: the content starts at zero, learned vectors give the slots their identity."""
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        feedforward_dim: int,
+        layers: int,
+        queries: int,
+        *,
+        activation: Activation = nn.ReLU,
+        dropout: float = 0.1,
+    ) -> None:
+        """Builds the stack.
+
+        Args:
+            dim: D.
+            heads: attention heads.
+            feedforward_dim: width inside the position-wise network.
+            layers: how many layers.
+            queries: M, the number of slots.
+            activation: makes the activation of each layer.
+            dropout: in attention, residuals and the position-wise network.
+        """
+        super().__init__()
+        self.layers = nn.ModuleList(
+            QueryDecoderLayer(dim, heads, feedforward_dim, activation=activation, dropout=dropout)
+            for _ in range(layers)
+        )
+        self.norm = nn.LayerNorm(dim)
+        xavier_matrices(self)
+        self.query_position = nn.Embedding(queries, dim)  # after: it keeps its own N(0, 1)
+
+    def forward(
+        self, memory: Tensor, mask: Tensor, position: Tensor, content: Tensor | None = None
+    ) -> tuple[Tensor, None]:
+        """Decodes the slots.
+
+        Args:
+            memory: (B, L, D).
+            mask: (B, L), True = valid.
+            position: (B, L, D), added to the keys.
+            content: (B, M, D) what the slots start from; None is zeros.
+
+        Returns:
+            The normalised states (layers, B, M, D), and None: there are no reference spans.
+        """
+        query_position = self.query_position.weight.expand(memory.shape[0], -1, -1)
+        x = torch.zeros_like(query_position) if content is None else content
+        located = memory + position
+        states = []
+        for layer in self.layers:
+            x = layer(x, query_position, memory, located, mask)
+            states.append(self.norm(x))
+        return torch.stack(states), None
+
+
+class AnchorDecoderLayer(nn.Module):
+    """Conditional attention (Meng et al. 2021): content and position are projected apart.
+
+    Self-attention sums the two; cross-attention concatenates them per head. In the first layer the positions
+    are also added to the content, since that content may be empty.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        feedforward_dim: int,
+        *,
+        first: bool,
+        activation: Activation = nn.PReLU,
+        dropout: float = 0.1,
+    ) -> None:
+        """Builds one layer; `first` says that it is the stack's first, see `AnchorDecoder` for the rest."""
+        super().__init__()
+        self.heads = heads
+        self.attention_dropout = dropout
+        self.self_query_content = nn.Linear(dim, dim)
+        self.self_query_position = nn.Linear(dim, dim)
+        self.self_key_content = nn.Linear(dim, dim)
+        self.self_key_position = nn.Linear(dim, dim)
+        self.self_value = nn.Linear(dim, dim)
+        self.self_out = nn.Linear(dim, dim)
+        self.cross_query_content = nn.Linear(dim, dim)
+        self.cross_query_position = nn.Linear(dim, dim) if first else None
+        self.cross_query_sine = nn.Linear(dim, dim)
+        self.cross_key_content = nn.Linear(dim, dim)
+        self.cross_key_position = nn.Linear(dim, dim)
+        self.cross_value = nn.Linear(dim, dim)
+        self.cross_out = nn.Linear(dim, dim)
+        self.ffn = FeedForward(dim, feedforward_dim, activation, dropout)
+        self.norm1, self.norm2, self.norm3 = nn.LayerNorm(dim), nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def _per_head(self, content: Tensor, position: Tensor) -> Tensor:
+        """Concatenates two (B, L, D) within each head, to (B, L, 2 D)."""
+        halves = (x.unflatten(-1, (self.heads, -1)) for x in (content, position))
+        return torch.cat(tuple(halves), -1).flatten(2)
+
+    def forward(
+        self,
+        x: Tensor,
+        query_position: Tensor,
+        query_sine: Tensor,
+        memory: Tensor,
+        mask: Tensor,
+        position: Tensor,
+    ) -> Tensor:
+        """Updates the slots.
+
+        Args:
+            x: (B, M, D) slots.
+            query_position: (B, M, D) learned from the reference spans.
+            query_sine: (B, M, D) sine embedding of the reference spans, modulated.
+            memory: (B, L, D).
+            mask: (B, L), True = valid.
+            position: (B, L, D) of the memory.
+
+        Returns:
+            (B, M, D).
+        """
+        dropout = self.attention_dropout if self.training else 0.0
+        query = self.self_query_content(x) + self.self_query_position(query_position)
+        key = self.self_key_content(x) + self.self_key_position(query_position)
+        out = attend(query, key, self.self_value(x), heads=self.heads, key_mask=None, dropout=dropout)
+        x = self.norm1(x + self.dropout(self.self_out(out)))
+
+        query, key = self.cross_query_content(x), self.cross_key_content(memory)
+        key_position = self.cross_key_position(position)
+        if self.cross_query_position is not None:
+            query, key = query + self.cross_query_position(query_position), key + key_position
+        out = attend(
+            self._per_head(query, self.cross_query_sine(query_sine)),
+            self._per_head(key, key_position),
+            self.cross_value(memory),
+            heads=self.heads,
+            key_mask=mask,
+            dropout=dropout,
+        )
+        x = self.norm2(x + self.dropout(self.cross_out(out)))
+        return self.norm3(x + self.dropout(self.ffn(x)))
+
+
+class AnchorDecoder(nn.Module):
+    """DAB-DETR's decoder with learnable spans (centre, width) as slots.
+
+    Each layer embeds its reference spans, scales that embedding by an MLP of the content (from the second layer
+    on) and by sigmoid(MLP(content)) / width, so that a slot attends as widely as it is wide.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        feedforward_dim: int,
+        layers: int,
+        queries: int,
+        *,
+        activation: Activation = nn.PReLU,
+        dropout: float = 0.1,
+        refine: bool = False,
+        width_first: bool = False,
+    ) -> None:
+        """Builds the stack.
+
+        Args:
+            dim: D, even.
+            heads: attention heads.
+            feedforward_dim: width inside the position-wise network.
+            layers: how many layers.
+            queries: M, the number of learnable spans.
+            activation: makes the activation of each layer.
+            dropout: in attention, residuals and the position-wise network.
+            refine: move the reference spans after every layer (DAB-DETR) instead of keeping them.
+            width_first: embed (width, centre) instead of (centre, width): the channel order of the weights.
+        """
+        super().__init__()
+        self.dim = dim
+        self.width_first = width_first
+        self.layers = nn.ModuleList(
+            AnchorDecoderLayer(
+                dim, heads, feedforward_dim, first=i == 0, activation=activation, dropout=dropout
+            )
+            for i in range(layers)
+        )
+        self.norm = nn.LayerNorm(dim)
+        self.position_head = MLP(dim, dim, dim, 2)
+        self.sine_scale = MLP(dim, dim, dim, 2) if layers > 1 else None
+        self.width_head = MLP(dim, dim, 1, 2)
+        xavier_matrices(self)
+        self.anchors = nn.Embedding(queries, 2)  # in logit space, N(0, 1)
+        self.refine = MLP(dim, dim, 2, 3) if refine and layers > 1 else None
+        if self.refine is not None:
+            nn.init.zeros_(self.refine.layers[-1].weight)
+            nn.init.zeros_(self.refine.layers[-1].bias)
+
+    def forward(
+        self, memory: Tensor, mask: Tensor, position: Tensor, content: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Decodes the slots.
+
+        Args:
+            memory: (B, L, D).
+            mask: (B, L), True = valid.
+            position: (B, L, D) of the memory.
+            content: (B, M, D) what the slots start from; None is zeros.
+
+        Returns:
+            The normalised states (layers, B, M, D), and the reference spans (layers, B, M, 2), centre and width,
+            that each layer started from.
+        """
+        batch = memory.shape[0]
+        reference = self.anchors.weight.sigmoid().expand(batch, -1, -1)
+        x = memory.new_zeros(batch, reference.shape[1], self.dim) if content is None else content
+        states, references = [], [reference]
+        for i, layer in enumerate(self.layers):
+            detached = reference if i == 0 or self.refine is None else reference.detach()
+            sine = sine_coordinates(detached.flip(-1) if self.width_first else detached, self.dim)
+            query_position = self.position_head(sine)
+            if i > 0 and self.sine_scale is not None:
+                sine = sine * self.sine_scale(x)
+            sine = sine * (self.width_head(x).sigmoid() / detached[..., 1:])
+            x = layer(x, query_position, sine, memory, mask, position)
+            states.append(self.norm(x))
+            if i < len(self.layers) - 1:
+                if self.refine is not None:
+                    reference = (self.refine(x) + logit(detached)).sigmoid()
+                references.append(reference)
+        return torch.stack(states), torch.stack(references)
+
+
+class SpanHeads(nn.Module):
+    """Reads decoder states: is the slot a moment, and which."""
+
+    def __init__(self, dim: int) -> None:
+        """Builds a two-way classifier (index 0 = foreground) and a three-layer span MLP."""
+        super().__init__()
+        self.classes = nn.Linear(dim, 2)
+        self.spans = MLP(dim, dim, 2, 3)
+
+    def forward(self, states: Tensor, references: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Predicts from each state.
+
+        Args:
+            states: (..., M, D).
+            references: (..., M, 2) centre and width that the spans are offsets of, in logit space; None for
+                absolute spans.
+
+        Returns:
+            Class logits (..., M, 2), and spans (..., M, 2), centre and width in (0, 1).
+        """
+        offset = self.spans(states)
+        return self.classes(states), (offset if references is None else offset + logit(references)).sigmoid()

@@ -1,0 +1,85 @@
+"""Transformer encoder, post-norm, with positions added to queries and keys only (DETR)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from vmr_zoo.blocks.attention import MultiHeadAttention
+from vmr_zoo.blocks.projection import MLP, Activation, FeedForward, xavier_matrices
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention and a position-wise network, each followed by residual and LayerNorm."""
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        feedforward_dim: int,
+        *,
+        activation: Activation = nn.ReLU,
+        dropout: float = 0.1,
+    ) -> None:
+        """Builds one layer; see `Encoder` for the arguments."""
+        super().__init__()
+        self.attention = MultiHeadAttention(dim, heads, dropout)
+        self.ffn = FeedForward(dim, feedforward_dim, activation, dropout)
+        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, mask: Tensor, position: Tensor) -> Tensor:
+        """Encodes (B, L, D); `mask` (B, L) True = valid, `position` (B, L, D)."""
+        located = x + position
+        x = self.norm1(x + self.dropout(self.attention(located, located, x, mask)))
+        return self.norm2(x + self.dropout(self.ffn(x)))
+
+
+class Encoder(nn.Module):
+    """A stack of encoder layers without a final norm."""
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        feedforward_dim: int,
+        layers: int,
+        *,
+        activation: Activation = nn.ReLU,
+        dropout: float = 0.1,
+        scale_positions: bool = False,
+    ) -> None:
+        """Builds the stack.
+
+        Args:
+            dim: D.
+            heads: attention heads.
+            feedforward_dim: width inside the position-wise network.
+            layers: how many layers.
+            activation: makes the activation of each layer.
+            dropout: everywhere but at the inputs.
+            scale_positions: multiply the positions of each layer by an MLP of the features that enter it, one MLP
+                shared by all layers (DAB-DETR).
+        """
+        super().__init__()
+        self.layers = nn.ModuleList(
+            EncoderLayer(dim, heads, feedforward_dim, activation=activation, dropout=dropout)
+            for _ in range(layers)
+        )
+        self.position_scale = MLP(dim, dim, dim, 2) if scale_positions else None
+        xavier_matrices(self)
+
+    def forward(self, x: Tensor, mask: Tensor, position: Tensor) -> Tensor:
+        """Encodes a padded sequence.
+
+        Args:
+            x: (B, L, D).
+            mask: (B, L), True = valid.
+            position: (B, L, D), added to queries and keys.
+
+        Returns:
+            (B, L, D); meaningless on padding.
+        """
+        for layer in self.layers:
+            scaled = position if self.position_scale is None else position * self.position_scale(x)
+            x = layer(x, mask, scaled)
+        return x

@@ -1,0 +1,60 @@
+"""Positions: temporal endpoint features, sine positions of clips, sine embeddings of coordinates."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def append_tef(video: Tensor, mask: Tensor) -> Tensor:
+    """Appends the temporal endpoint feature: clip i of T gets (i / T, (i + 1) / T).
+
+    Args:
+        video: (B, Lv, Dv).
+        mask: (B, Lv), True = valid; the valid clips come first.
+
+    Returns:
+        (B, Lv, Dv + 2); the two new columns are zero on padding.
+    """
+    index = torch.arange(video.shape[1], device=video.device, dtype=video.dtype)
+    ends = torch.stack((index, index + 1), -1) / mask.sum(1).clamp(min=1).to(video.dtype)[:, None, None]
+    return torch.cat((video, ends * mask.unsqueeze(-1)), -1)
+
+
+def _sine(values: Tensor, dim: int, temperature: float) -> Tensor:
+    """Interleaved sin (even) and cos (odd) of `values` (...) over `dim` channels, to (..., dim)."""
+    channel = torch.arange(dim, device=values.device, dtype=values.dtype)
+    angle = values.unsqueeze(-1) / temperature ** (2 * (channel // 2) / dim)
+    return torch.where(channel.long() % 2 == 0, angle.sin(), angle.cos())
+
+
+def sine_position(mask: Tensor, dim: int, temperature: float = 10000.0) -> Tensor:
+    """Fixed positions of a padded sequence, scaled so that every sequence spans one full turn (DETR).
+
+    Args:
+        mask: (B, L), True = valid.
+        dim: channels.
+        temperature: of the frequencies.
+
+    Returns:
+        (B, L, dim) float32; meaningless on padding.
+    """
+    count = mask.float().cumsum(1)
+    return _sine(count / (count[:, -1:] + 1e-6) * 2 * math.pi, dim, temperature)
+
+
+def sine_coordinates(coordinates: Tensor, dim: int, temperature: float = 10000.0) -> Tensor:
+    """Embeds each of several coordinates in [0, 1] with its own share of the channels (DAB-DETR, section 4.2).
+
+    Args:
+        coordinates: (..., C).
+        dim: channels in all, divisible by C.
+        temperature: of the frequencies.
+
+    Returns:
+        (..., dim): the channels of the first coordinate, then of the second, …
+    """
+    share = dim // coordinates.shape[-1]
+    return _sine(coordinates * 2 * math.pi, share, temperature).flatten(-2)

@@ -1,0 +1,77 @@
+"""Small feed-forward parts: input projection, MLP, the Transformer's position-wise network, and initialisation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+Activation = Callable[[], nn.Module]
+
+
+class InputProjection(nn.Sequential):
+    """Brings features to the model's width: `layers` times [LayerNorm, dropout, Linear], ReLU between them."""
+
+    def __init__(self, in_dim: int, dim: int, layers: int = 2, dropout: float = 0.5) -> None:
+        """Builds the stack.
+
+        Args:
+            in_dim: width of the features.
+            dim: width of the model.
+            layers: how many times to project; the last one has no ReLU.
+            dropout: before each Linear, in training.
+        """
+        parts: list[nn.Module] = []
+        for i in range(layers):
+            width = in_dim if i == 0 else dim
+            parts += [nn.LayerNorm(width), nn.Dropout(dropout), nn.Linear(width, dim)]
+            if i < layers - 1:
+                parts.append(nn.ReLU())
+        super().__init__(*parts)
+
+
+class MLP(nn.Module):
+    """`layers` Linear maps with ReLU between them."""
+
+    def __init__(self, in_dim: int, hidden_dim: int, out_dim: int, layers: int) -> None:
+        """Builds the maps, in_dim to out_dim through hidden_dim."""
+        super().__init__()
+        widths = [in_dim] + [hidden_dim] * (layers - 1) + [out_dim]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (..., in_dim) to (..., out_dim)."""
+        for layer in self.layers[:-1]:
+            x = layer(x).relu()
+        return self.layers[-1](x)
+
+
+class FeedForward(nn.Module):
+    """The Transformer's position-wise network: Linear, activation, dropout, Linear."""
+
+    def __init__(self, dim: int, hidden_dim: int, activation: Activation, dropout: float) -> None:
+        """Builds the two maps.
+
+        Args:
+            dim: width in and out.
+            hidden_dim: width between.
+            activation: makes the activation module, such as `torch.nn.ReLU` or `torch.nn.PReLU` (one learned
+                slope).
+            dropout: after the activation, in training.
+        """
+        super().__init__()
+        self.linear1 = nn.Linear(dim, hidden_dim)
+        self.activation = activation()
+        self.dropout = nn.Dropout(dropout)
+        self.linear2 = nn.Linear(hidden_dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (..., D) to (..., D)."""
+        return self.linear2(self.dropout(self.activation(self.linear1(x))))
+
+
+def xavier_matrices(module: nn.Module) -> None:
+    """Draws every parameter of `module` with more than one dimension from Xavier-uniform (DETR's rule)."""
+    for parameter in module.parameters():
+        if parameter.dim() > 1:
+            nn.init.xavier_uniform_(parameter)

@@ -1,0 +1,62 @@
+"""Highlight margin loss on sampled pairs of clips (Moment-DETR's saliency loss, BM-DETR Eq. 15)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def _draw(allowed: Tensor) -> Tensor:
+    """Draws one True position of each row of (B, Lv) uniformly; arbitrary where a row has none."""
+    return torch.rand(allowed.shape, device=allowed.device).masked_fill(~allowed, -1).argmax(1)
+
+
+def sample_pairs(
+    inside: Tensor, video_mask: Tensor, saliency: Tensor, saliency_mask: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Draws two pairs of clips per row, the first of each pair the more relevant one.
+
+    Where the ratings of a row differ, its first pair is the highest against the lowest rated clip. The other
+    pairs are a random clip inside the moments against a random one outside.
+
+    Args:
+        inside: (B, Lv) bool, the clips inside a moment.
+        video_mask: (B, Lv), True = valid.
+        saliency: (B, Lv) ratings.
+        saliency_mask: (B, Lv), True = rated.
+
+    Returns:
+        positive (B, 2) and negative (B, 2) clip indices, and usable (B, 2) bool, False where there is no such pair
+        (every clip lies inside, or none does).
+    """
+    outside = ~inside & video_mask
+    positive = torch.stack((_draw(inside), _draw(inside)), 1)
+    negative = torch.stack((_draw(outside), _draw(outside)), 1)
+    usable = (inside.any(1) & outside.any(1))[:, None].expand(-1, 2)
+
+    best, highest = saliency.masked_fill(~saliency_mask, -torch.inf).max(1)
+    worst, lowest = saliency.masked_fill(~saliency_mask, torch.inf).min(1)
+    rated = (best > worst)[:, None]
+    hard = torch.tensor([[True, False]], device=inside.device) & rated
+    positive = torch.where(hard, highest[:, None], positive)
+    negative = torch.where(hard, lowest[:, None], negative)
+    return positive, negative, usable | hard
+
+
+def margin_loss(
+    scores: Tensor, positive: Tensor, negative: Tensor, usable: Tensor, margin: float = 0.2
+) -> Tensor:
+    """Hinge loss that asks each positive clip to outscore its negative by a margin.
+
+    Args:
+        scores: (B, Lv).
+        positive: (B, P) clip indices.
+        negative: (B, P) clip indices.
+        usable: (B, P) bool; other pairs add nothing.
+        margin: how much the score must differ.
+
+    Returns:
+        Twice the mean over B * P (the factor is Moment-DETR's).
+    """
+    gap = scores.gather(1, negative) - scores.gather(1, positive)
+    return 2 * ((margin + gap).clamp(min=0) * usable).mean()

@@ -1,0 +1,84 @@
+"""Set prediction losses: match slots to ground truth, then span and class losses (DETR, Moment-DETR)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vmr_zoo.blocks.matcher import assign
+from vmr_zoo.spans import giou, pairwise, to_start_end
+
+FOREGROUND, BACKGROUND = 0, 1
+
+
+class SetCriterion(nn.Module):
+    """Matches and scores one set of predictions.
+
+    Spans are compared as (centre, width) by L1 and as (start, end) by generalised IoU.
+    """
+
+    def __init__(
+        self, *, cost_l1: float, cost_giou: float, cost_class: float, background_weight: float = 0.1
+    ) -> None:
+        """Stores the weights.
+
+        Args:
+            cost_l1: of the summed L1 distance in the matching cost.
+            cost_giou: of the negative generalised IoU in the matching cost.
+            cost_class: of the negative foreground probability in the matching cost.
+            background_weight: of a slot without a target in the class loss.
+        """
+        super().__init__()
+        self.cost_l1, self.cost_giou, self.cost_class = cost_l1, cost_giou, cost_class
+        self.background_weight = background_weight
+
+    @torch.no_grad()
+    def match(
+        self, logits: Tensor, spans: Tensor, targets: Tensor, target_mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Finds the cheapest assignment; arguments as in `forward`, result as of `blocks.matcher.assign`."""
+        probability = logits.softmax(-1)[..., FOREGROUND]
+        l1 = (pairwise(spans) - targets.unsqueeze(1)).abs().sum(-1)
+        overlap = giou(pairwise(to_start_end(spans)), to_start_end(targets).unsqueeze(1))
+        cost = self.cost_l1 * l1 - self.cost_giou * overlap - self.cost_class * probability.unsqueeze(-1)
+        return assign(cost, target_mask)
+
+    def forward(
+        self, logits: Tensor, spans: Tensor, targets: Tensor, target_mask: Tensor
+    ) -> dict[str, Tensor]:
+        """Computes the losses of one set of predictions.
+
+        Args:
+            logits: (B, M, 2), index 0 = foreground.
+            spans: (B, M, 2) centre and width.
+            targets: (B, N, 2) centre and width.
+            target_mask: (B, N), True = valid.
+
+        Returns:
+            Scalars: "span_l1", mean over the matched pairs and both coordinates; "span_giou", mean of 1 - gIoU over
+            the matched pairs; "label", two-way cross-entropy with down-weighted background, mean over B * M (not
+            over the weights); "class_error", the percentage of matched slots that are called background, without
+            gradient.
+        """
+        slots, matched = self.match(logits, spans, targets, target_mask)
+        chosen = spans.gather(1, slots.unsqueeze(-1).expand(-1, -1, 2))
+        count = matched.sum().clamp(min=1)
+        l1 = ((chosen - targets).abs() * matched.unsqueeze(-1)).sum() / (2 * count)
+        overlap = giou(to_start_end(chosen), to_start_end(targets))
+        lost = ((1 - overlap) * matched).sum() / count
+
+        foreground = torch.zeros_like(logits[..., 0], dtype=torch.bool)
+        # Unmatched targets point at slot 0 too: combine with "or", since the order of plain scatters is undefined.
+        foreground = foreground.int().scatter_reduce(1, slots, matched.int(), "amax").bool()
+        weight = torch.where(foreground, 1.0, self.background_weight)
+        entropy = F.cross_entropy(logits.transpose(1, 2), (~foreground).long(), reduction="none")
+        label = (entropy * weight).mean()
+
+        hit = (logits.argmax(-1) == FOREGROUND).gather(1, slots) & matched
+        return {
+            "span_l1": l1,
+            "span_giou": lost,
+            "label": label,
+            "class_error": 100 - 100 * hit.sum() / count,
+        }

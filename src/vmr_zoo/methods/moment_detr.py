@@ -1,0 +1,159 @@
+"""Moment-DETR: set prediction of moments by a Transformer over video and query.
+
+Paper: Lei, Berg, Bansal, "Detecting Moments and Highlights in Videos via Natural Language Queries", NeurIPS 2021,
+https://arxiv.org/abs/2107.09609. Baseline of BM-DETR and QD-DETR.
+
+Differs from the released code (jayleicn/moment_detr) in one switch:
+- `span_unit`: targets are fractions of the duration (`duration`) instead of the clips read (`clips`, released).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from vmr_zoo.blocks.clips import clips_inside
+from vmr_zoo.blocks.decoder import QueryDecoder, SpanHeads
+from vmr_zoo.blocks.encoder import Encoder
+from vmr_zoo.blocks.extent import Extent
+from vmr_zoo.blocks.joint_encoder import Encoded, JointEncoder
+from vmr_zoo.blocks.position import append_tef
+from vmr_zoo.blocks.projection import Activation
+from vmr_zoo.blocks.ranking import rank
+from vmr_zoo.losses.margin import margin_loss, sample_pairs
+from vmr_zoo.losses.set_criterion import SetCriterion
+from vmr_zoo.methods.base import Method, OptimizerFactory, SchedulerFactory
+from vmr_zoo.metrics.moment import MomentMetrics
+from vmr_zoo.spans import to_centre_width
+from vmr_zoo.types import Batch, Prediction
+
+
+class Output(NamedTuple):
+    """What the network computes.
+
+    Attributes:
+        logits: (layers, B, M, 2), index 0 = foreground.
+        spans: (layers, B, M, 2) centre and width.
+        saliency: (B, Lv); meaningless on padding.
+        encoded: the encoder's memory.
+        states: (layers, B, M, D) of the decoder, normalised.
+    """
+
+    logits: Tensor
+    spans: Tensor
+    saliency: Tensor
+    encoded: Encoded
+    states: Tensor
+
+
+class MomentDETR(Method):
+    """Moment-DETR."""
+
+    needs = frozenset({"saliency"})
+
+    def __init__(
+        self,
+        *,
+        video_dim: int,
+        query_dim: int,
+        dim: int,
+        heads: int,
+        feedforward_dim: int,
+        encoder_layers: int,
+        decoder_layers: int,
+        queries: int,
+        activation: Activation,
+        projection_layers: int,
+        dropout: float,
+        input_dropout: float,
+        criterion: SetCriterion,
+        margin: float,
+        span_unit: str,
+        max_clips: int,
+        loss_weights: Mapping[str, float | None],
+        metrics: MomentMetrics,
+        optimizer: OptimizerFactory,
+        scheduler: SchedulerFactory | None = None,
+    ) -> None:
+        """Builds the network.
+
+        Args:
+            video_dim: width of the clip features, without TEF.
+            query_dim: width of the token features.
+            dim: D, width of the model.
+            heads: attention heads.
+            feedforward_dim: width inside the position-wise networks.
+            encoder_layers: layers of the encoder.
+            decoder_layers: layers of the decoder.
+            queries: M, the number of predicted moments.
+            activation: of the position-wise networks.
+            projection_layers: Linear maps per input projection.
+            dropout: in encoder and decoder.
+            input_dropout: in the input projections.
+            criterion: matching and set losses.
+            margin: by which a relevant clip's saliency should exceed an irrelevant one's.
+            span_unit: see `blocks.extent.Extent`.
+            max_clips: see `blocks.extent.Extent`.
+            loss_weights: see `Method`; intermediate decoder layers use the same weights.
+            metrics: see `Method`.
+            optimizer: see `Method`.
+            scheduler: see `Method`.
+        """
+        super().__init__(loss_weights=loss_weights, metrics=metrics, optimizer=optimizer, scheduler=scheduler)
+        encoder = Encoder(dim, heads, feedforward_dim, encoder_layers, activation=activation, dropout=dropout)
+        self.encoder = JointEncoder(
+            video_dim + 2,
+            query_dim,
+            encoder,
+            dim,
+            projection_layers=projection_layers,
+            input_dropout=input_dropout,
+        )
+        self.decoder = QueryDecoder(
+            dim, heads, feedforward_dim, decoder_layers, queries, activation=activation, dropout=dropout
+        )
+        self.heads = SpanHeads(dim)
+        self.saliency = nn.Linear(dim, 1)
+        self.criterion = criterion
+        self.margin = margin
+        self.extent = Extent(span_unit, max_clips)
+
+    def forward(self, batch: Batch) -> Output:
+        """Runs the network."""
+        video_mask = batch["video_mask"]
+        video = self.encoder.project_video(append_tef(batch["video"], video_mask))
+        query = self.encoder.project_query(batch["query"])
+        encoded = self.encoder(video, video_mask, query, batch["query_mask"])
+        states, references = self.decoder(encoded.memory, encoded.mask, encoded.position)
+        logits, spans = self.heads(states, references)
+        return Output(logits, spans, self.saliency(encoded.video).squeeze(-1), encoded, states)
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Set losses of every decoder layer, and the saliency margin."""
+        inside = clips_inside(
+            batch["spans"], batch["span_mask"], batch["duration"], batch["clip_seconds"], batch["video_mask"]
+        )
+        pairs = sample_pairs(inside, batch["video_mask"], batch["saliency"], batch["saliency_mask"])
+        return self.losses_of(self(batch), batch, *pairs)
+
+    def losses_of(
+        self, output: Output, batch: Batch, positive: Tensor, negative: Tensor, usable: Tensor
+    ) -> dict[str, Tensor]:
+        """Computes the losses of an output on given margin pairs; see `losses.margin.margin_loss`."""
+        targets = to_centre_width(self.extent.targets(batch["spans"], batch))
+        losses: dict[str, Tensor] = {}
+        last = len(output.logits) - 1
+        for layer, (logits, spans) in enumerate(zip(output.logits, output.spans, strict=True)):
+            suffix = "" if layer == last else f"/aux{layer}"
+            set_losses = self.criterion(logits, spans, targets, batch["span_mask"])
+            losses |= {name + suffix: value for name, value in set_losses.items()}
+        losses["margin"] = margin_loss(output.saliency, positive, negative, usable, self.margin)
+        return losses
+
+    def predict(self, batch: Batch) -> Prediction:
+        """Ranks the last layer's moments by their foreground probability."""
+        output = self(batch)
+        spans, scores = rank(output.logits[-1], output.spans[-1], self.extent.scale(batch))
+        return {"spans": spans, "scores": scores, "saliency": output.saliency}
