@@ -10,11 +10,9 @@ Imports no torch, to start fast.
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,6 +21,7 @@ from numpy.typing import NDArray
 
 from vmr_zoo.data.annotations import PUBLISHED, SELECTION, Protocol, Query, Split
 from vmr_zoo.errors import VmrError, some, unknown
+from vmr_zoo.files import atomic_write
 from vmr_zoo.metrics import official
 from vmr_zoo.metrics.highlight import CLIP_SECONDS, highlight_scores
 from vmr_zoo.metrics.per_query import Floats, MomentScores, mean, moment_scores, name_scores
@@ -93,7 +92,8 @@ def read_rows(path: Path) -> tuple[list[Row], list[int]]:
     """
     if not path.is_file():
         raise VmrError(f"No predictions file at '{path}'. Name one with predictions=FILE.jsonl.")
-    rows, lines = [], []
+    rows: list[Row] = []
+    lines: list[int] = []
     for line, text in enumerate(path.read_bytes().split(b"\n"), start=1):
         if not text.strip():
             continue
@@ -202,8 +202,8 @@ def _match(rows: Sequence[tuple[Row, Place]], split: Split, source: str) -> list
     withheld = [query.query_id for query in split.queries if not query.moments]
     if withheld:
         raise VmrError(
-            f"The ground truth of split '{split.name}' is withheld (queries {some(withheld)}), so nothing can be "
-            "scored on it here. Send the predictions to the benchmark's server."
+            f"The ground truth of split '{split.name}' is withheld (queries {some(withheld)}), so it "
+            "cannot be scored here. Send the predictions to the benchmark's server."
         )
     other: Counter[str] = Counter()
     matched: dict[str, Matched] = {}
@@ -238,8 +238,9 @@ def _match(rows: Sequence[tuple[Row, Place]], split: Split, source: str) -> list
     if missing:
         hint = f" Rows of other splits were left out: {dict(other)}." if other else ""
         raise VmrError(
-            f"{source} has no row for {len(missing):,} of the {len(queries):,} queries of split '{split.name}': "
-            f"{some(missing)}. Every query needs a row; a score over a part would not compare.{hint}"
+            f"{source} has no row for {len(missing):,} of the {len(queries):,} queries of split "
+            f"'{split.name}': {some(missing)}. Every query needs a row: a score over a part "
+            f"would not compare.{hint}"
         )
     return list(matched.values())
 
@@ -274,17 +275,15 @@ def _windows(row: Row, place: Place) -> Floats:
 
 
 def _array(values: Sequence[Any], what: str, place: Place) -> Floats:
-    """Converts checked numbers, refusing NaN and infinity."""
+    """Converts checked numbers, refusing NaN, infinity and integers beyond any float."""
+    remedy = "Check the model that predicted it: training may have diverged."
     try:
         array = np.array(values, dtype=np.float64)
-        finite = bool(np.isfinite(array).all())
     except OverflowError:
-        finite = False
-    if not finite:
-        bad = [
-            v for v in values if not np.isfinite(np.array(v, dtype=object).astype(str).astype(float)).all()
-        ]
-        place.wrong(f"finite {what}", _shorten(bad[0]), "A model that diverged predicts such numbers.")
+        place.wrong(f"finite {what}", "an integer too large for a float", remedy)
+    bad = np.argwhere(~np.isfinite(array))
+    if len(bad):
+        place.wrong(f"finite {what}", f"{array[tuple(bad[0])]} in number {bad[0][0] + 1}", remedy)
     return array
 
 
@@ -316,7 +315,8 @@ def _highlights(matched: Sequence[Matched], split: Split) -> dict[str, Floats] |
     queries = [query for _, _, query in matched]
     if not any(query.saliency for query in queries):
         raise VmrError(
-            f"Split '{split.name}' has no clip ratings, so highlights cannot be scored on it. Use metrics=moments."
+            f"Split '{split.name}' has no clip ratings, so highlights cannot be scored on it. "
+            "Use metrics=moments."
         )
     clips = np.array([int(query.duration / CLIP_SECONDS) for query in queries])
     predicted = [_saliency(row, int(n), place) for (row, place, _), n in zip(matched, clips, strict=True)]
@@ -355,14 +355,6 @@ def _print(scored: Scored, title: str) -> None:
     Console().print(table)
 
 
-def _write(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes JSON to a temporary name and renames it, so that no reader sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=4), encoding="utf-8")
-    temporary.replace(path)
-
-
 def main(cfg: Any) -> int:
     """Scores `predictions` on `split` of `data`, prints a table, and writes `out` if given.
 
@@ -376,7 +368,6 @@ def main(cfg: Any) -> int:
         VmrError: for a missing or bad predictions file, or an unknown split.
     """
     from hydra.utils import instantiate
-    from omegaconf import OmegaConf
 
     if not cfg.get("predictions"):
         raise VmrError(
@@ -386,13 +377,12 @@ def main(cfg: Any) -> int:
     rows, lines = read_rows(path)
     protocol: Protocol = instantiate(cfg.data.protocol)
     split = find_split(protocol, cfg.get("split"))
-    node = dict(OmegaConf.to_container(cfg.metrics, resolve=True)) | {
-        "_target_": "vmr_zoo.metrics.settings.MetricSettings"
-    }
+    # The torchmetrics class that conf/metrics/*.yaml names has the same fields, but imports torch.
+    node = {**cfg.metrics, "_target_": "vmr_zoo.metrics.settings.MetricSettings"}
     settings: MetricSettings = instantiate(node, _convert_="all")
     scored = score_queries(rows, split, settings, str(path), lines)
     _print(scored, f"{path.name} on {protocol.name}, split {split.name}")
     if cfg.get("out"):
         own = {**scored.metrics, "rounding": scored.rounding}
-        _write(Path(cfg.out), scored.official if settings.highlights else own)
+        atomic_write(cfg.out, json.dumps(scored.official if settings.highlights else own, indent=4))
     return 0
