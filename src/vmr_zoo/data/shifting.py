@@ -1,0 +1,134 @@
+"""Temporal shifting: the moment's clips are moved to another place in the video.
+
+Paper: BM-DETR (Jung et al. 2023), section 3.4: "randomly moves the ground-truth moment to a new temporal location",
+for videos shorter than 60 s. The rest of the video keeps its order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vmr_zoo.errors import unknown
+
+SPANS = ("exact", "released")
+
+
+@dataclass(frozen=True)
+class TemporalShift:
+    """How moments are moved.
+
+    A row is left as it is (identity permutation, unchanged spans) when its video is too long, when it has several
+    moments (moving one would change the meaning of the others), when its moment covers every clip and there is no
+    background to move it into, or when its moment begins after the last clip.
+
+    Attributes:
+        max_duration: only videos shorter than this many seconds are shifted (paper: 60); None shifts all (released
+            code, which has no such check).
+        spans: "exact" moves every clip that the moment touches to a new place among the background, and the moment's
+            ends by the same whole number of clips. "released" is what BM-DETR's released code does: it moves clips
+            floor(start) to floor(end) - 1, to any slot but the very last (its old one included), and takes the indices
+            of the first and the last moved clip for the new start and end in seconds, so the width loses one clip.
+    """
+
+    max_duration: float | None = 60.0
+    spans: str = "exact"
+
+    def __post_init__(self) -> None:
+        if self.spans not in SPANS:
+            raise unknown("data.shift.spans", self.spans, SPANS)
+
+    def draw(
+        self,
+        moments: Tensor,
+        moment_mask: Tensor,
+        clips: Tensor,
+        clip_seconds: Tensor,
+        duration: Tensor,
+        draws: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Moves each row's moment to a random place.
+
+        Args:
+            moments: (B, N, 2) float64 seconds.
+            moment_mask: (B, N).
+            clips: (B,) int64, valid clips of the video.
+            clip_seconds: (B,) float64.
+            duration: (B,) float64 seconds.
+            draws: (B,) float64 in [0, 1), which place each row takes.
+
+        Returns:
+            Permutation (B, max(clips)) int64, identity beyond the valid clips, and moments (B, N, 2) in seconds.
+        """
+        first, last = self.window(moments[:, 0], clips, clip_seconds)
+        background = clips - (last - first + 1)
+        movable = (moment_mask.sum(1) == 1) & (background > 0) & (moments[:, 0, 0] < clips * clip_seconds)
+        if self.max_duration is not None:
+            movable &= duration < self.max_duration
+        # One of the `background` places; "exact" counts past the old one, "released" leaves out the very end.
+        slot = (draws * background).long()
+        if self.spans == "exact":
+            slot = slot + (slot >= first)
+        order, moved = self.move(moments[:, 0], first, last, slot, clips, clip_seconds, duration)
+        order = torch.where(movable[:, None], order, torch.arange(order.shape[1]))
+        spans = moments.clone()
+        spans[:, 0] = torch.where(movable[:, None], moved, moments[:, 0])
+        return order, spans
+
+    def window(self, moment: Tensor, clips: Tensor, clip_seconds: Tensor) -> tuple[Tensor, Tensor]:
+        """Finds the first and last clip of a moment.
+
+        Args:
+            moment: (B, 2) seconds.
+            clips: (B,) valid clips.
+            clip_seconds: (B,).
+
+        Returns:
+            Inclusive indices (B,) and (B,), at least one clip, within the video.
+        """
+        start, end = (moment / clip_seconds[:, None]).unbind(1)
+        stop = torch.floor(end) if self.spans == "released" else torch.ceil(end)
+        first = torch.minimum(torch.floor(start).long(), clips - 1)
+        last = torch.minimum(torch.maximum(stop.long() - 1, first), clips - 1)
+        return first, last
+
+    def move(
+        self,
+        moment: Tensor,
+        first: Tensor,
+        last: Tensor,
+        slot: Tensor,
+        clips: Tensor,
+        clip_seconds: Tensor,
+        duration: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Takes clips `first` to `last` out and puts them back so that they begin at clip `slot`.
+
+        Args:
+            moment: (B, 2) seconds.
+            first: (B,) first clip of the moment.
+            last: (B,) last clip of the moment.
+            slot: (B,) its new first clip.
+            clips: (B,) valid clips.
+            clip_seconds: (B,).
+            duration: (B,) seconds; a moment that the moved last, partial clip pushes past the end is clipped.
+
+        Returns:
+            Permutation (B, max(clips)): clip i of the shifted video is clip order[i] of the original; and the new
+            moment (B, 2) in seconds.
+        """
+        first, last, slot, count = (x[:, None] for x in (first, last, slot, clips))
+        width = last - first + 1
+        place = torch.arange(int(clips.max()))[None, :]
+        in_moment = (place >= slot) & (place < slot + width)
+        rank = torch.where(place < slot, place, place - width)
+        background = torch.where(rank < first, rank, rank + width)
+        order = torch.where(in_moment, first + place - slot, background)
+        order = torch.where(place < count, order, place)
+        if self.spans == "released":
+            moved = torch.cat((slot, slot + width - 1), 1).to(moment.dtype)
+        else:
+            moved = moment + (slot - first) * clip_seconds[:, None]
+        return order, torch.minimum(moved.clamp(min=0), duration[:, None])
