@@ -1,0 +1,155 @@
+"""What happens around training: progress, seeding by epoch, and stopping at a loss that is no number."""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+import sys
+import time
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, RichProgressBar
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import Tensor
+
+from vmr_zoo.errors import VmrError
+
+log = logging.getLogger(__name__)
+
+
+class SeedSteps(Callback):
+    """Seeds every generator before each training step, from the run's seed, the epoch and the step.
+
+    Dropout then depends on these alone and not on what ran before, so that a run resumed at any step equals one
+    that was never interrupted, bit for bit on CPU, with no generator state to store.
+    """
+
+    def __init__(self, seed: int) -> None:
+        """Stores the run's seed."""
+        self.seed = seed
+
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Seeds Python, NumPy and torch."""
+        entropy = (self.seed, trainer.current_epoch, batch_idx, trainer.global_rank)
+        state = np.random.SeedSequence(entropy).generate_state(1)
+        random.seed(int(state[0]))
+        np.random.seed(int(state[0]))  # noqa: NPY002  # the legacy generator is the one that libraries share
+        torch.manual_seed(int(state[0]))
+
+
+class SaveOnInterrupt(Callback):
+    """Saves a checkpoint when training is asked to stop (SIGTERM, Ctrl-C), between two steps."""
+
+    def __init__(self, path: str) -> None:
+        """Stores where `resume=true` looks for the checkpoint."""
+        self.path = path
+
+    def on_exception(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
+    ) -> None:
+        """Saves; any other exception may have left the weights without a meaning."""
+        if isinstance(exception, SIGTERMException):
+            trainer.save_checkpoint(self.path)
+
+
+class NonFiniteLoss(Callback):
+    """Stops training when a loss is NaN or infinite, naming the parts.
+
+    On CPU each step is checked before its gradient is taken. On a GPU a check would make every step wait for the
+    device, so the values are kept there and read every `every` steps and before validation.
+    """
+
+    def __init__(self, every: int = 50) -> None:
+        """Stores how many steps may pass between two checks on a GPU."""
+        self.every = every
+        self._kept: list[tuple[int, dict[str, Tensor]]] = []
+
+    def on_before_backward(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, loss: Tensor
+    ) -> None:
+        """Keeps the loss and its parts, and checks them when it is time."""
+        self._kept.append((trainer.global_step, {"loss": loss.detach(), **getattr(pl_module, "last_losses", {})}))
+        if loss.device.type == "cpu" or len(self._kept) >= self.every:
+            self._check()
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Checks what is left."""
+        self._check()
+
+    def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Checks what is left, before weights without a meaning predict."""
+        self._check()
+
+    def _check(self) -> None:
+        kept, self._kept = self._kept, []
+        if not kept:
+            return
+        totals = torch.stack([parts["loss"].float() for _, parts in kept]).tolist()
+        for (step, parts), total in zip(kept, totals, strict=True):
+            if not math.isfinite(total):
+                values = {name: float(value) for name, value in parts.items() if name != "loss"}
+                bad = [name for name, value in values.items() if not math.isfinite(value)]
+                listed = ", ".join(f"{name}={value:g}" for name, value in values.items())
+                raise VmrError(
+                    f"The loss became {total} at step {step}, from {' and '.join(bad) or 'the weighted sum'} "
+                    f"({listed}). Expected finite numbers. Look for NaN in the features with `vmr doctor`, or lower "
+                    "method.optimizer.lr."
+                )
+
+
+class LearningRate(LearningRateMonitor):
+    """Logs the learning rate of each epoch, where there is an optimizer and a logger."""
+
+    def __init__(self) -> None:
+        """Logs once per epoch."""
+        super().__init__(logging_interval="epoch")
+
+    def on_train_start(self, trainer: lightning.Trainer, *args: Any, **kwargs: Any) -> None:
+        """Starts, unless there is nothing to log or nowhere to log it."""
+        if trainer.loggers and trainer.optimizers:
+            super().on_train_start(trainer, *args, **kwargs)
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, *args: Any, **kwargs: Any) -> None:
+        """Logs, unless there is nothing to log or nowhere to log it."""
+        if trainer.loggers and trainer.optimizers:
+            super().on_train_epoch_start(trainer, *args, **kwargs)
+
+
+class EpochLines(Callback):
+    """Prints one line per epoch: what a log file or a pipe can hold of a progress bar."""
+
+    def __init__(self, title: str = "") -> None:
+        """Stores what the lines start with."""
+        self.title = title
+        self._started = 0.0
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Starts the clock."""
+        self._started = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Prints the epoch, its loss, the selection metric and the seconds it took."""
+        metrics = trainer.callback_metrics
+        parts = [f"{self.title} epoch {trainer.current_epoch + 1}/{trainer.max_epochs}".strip()]
+        if "train/loss" in metrics:
+            parts.append(f"loss {float(metrics['train/loss']):.4f}")
+        monitor = getattr(trainer.checkpoint_callback, "monitor", None)
+        if monitor and monitor in metrics:
+            parts.append(f"{monitor} {float(metrics[monitor]):.2f}")
+        parts.append(f"{time.monotonic() - self._started:.1f} s")
+        log.info("  ".join(parts))
+
+
+def progress(title: str = "") -> Callback:
+    """Shows progress: Rich bars on a terminal, one line per epoch elsewhere.
+
+    Args:
+        title: what the lines start with.
+    """
+    return RichProgressBar(leave=True) if sys.stdout.isatty() else EpochLines(title)

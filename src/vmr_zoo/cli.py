@@ -1,0 +1,306 @@
+"""The command `vmr VERB …`: each verb is a Hydra app over `conf/`, and every mistake gets one clear message.
+
+Only the verb's own module is imported, and that after its configuration has been composed, so that
+`vmr --help` answers at once and `vmr score` never waits for torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from vmr_zoo.errors import VmrError, nearest, unknown
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+VERBS: dict[str, tuple[str, str]] = {
+    "train": ("vmr_zoo.train", "train a method on a data set and predict every test split"),
+    "eval": ("vmr_zoo.evaluate", "score a trained run on splits of its protocol"),
+    "score": ("vmr_zoo.score", "score a predictions file against the ground truth, without a model"),
+    "report": ("vmr_zoo.report", "collect runs into tables"),
+    "doctor": ("vmr_zoo.doctor", "inspect annotations and features, and say what would fail"),
+    "parity": ("vmr_zoo.parity", "recompute the authors' numbers from a golden case"),
+    "import": ("vmr_zoo.import_checkpoint", "turn the authors' checkpoint into a run"),
+}
+
+USAGE = 2
+"""The exit code of a mistake that the user can mend."""
+
+_COMPLETION = """\
+_vmr() {
+  local words=($COMP_LINE) word=${COMP_WORDS[$COMP_CWORD]}
+  if [ "$COMP_CWORD" -le 1 ]; then
+    COMPREPLY=($(compgen -W "VERBS completion" -- "$word")); return
+  fi
+  local rest=${COMP_LINE#*${words[1]}}
+  local choices=$(COMP_LINE="vmr${rest}" COMP_POINT=$COMP_POINT command vmr "${words[1]}" -sc query=bash 2>/dev/null)
+  COMPREPLY=($(compgen -o nospace -o default -W "$choices" -- "$word"))
+}
+COMP_WORDBREAKS=${COMP_WORDBREAKS//=}
+complete -o nospace -o default -F _vmr vmr
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb.
+
+    Args:
+        argv: the arguments after `vmr`; None takes those of the process.
+
+    Returns:
+        The exit code: 0 for success, 2 for a mistake that the message explains, else the verb's own.
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(overview())
+        return 0 if args else USAGE
+    verb, rest = args[0], args[1:]
+    if verb == "--version":
+        from importlib.metadata import version
+
+        print(version("vmr_zoo"))
+        return 0
+    if verb == "completion":
+        print(_COMPLETION.replace("VERBS", " ".join(VERBS)))
+        return 0
+    full_error = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    try:
+        if verb not in VERBS:
+            raise unknown("verb", verb, VERBS)
+        return _run_verb(verb, rest, full_error)
+    except _Reported as reported:
+        return reported.code
+    except KeyboardInterrupt:
+        _complain("Interrupted.")
+        return 130
+    except Exception as error:
+        message = explain(error, verb, rest)
+        if full_error or message is None:
+            raise
+        _complain(message)
+        return USAGE
+
+
+def overview() -> str:
+    """Returns the page that `vmr --help` prints."""
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {name:<{width}}  {text}" for name, (_, text) in VERBS.items())
+    return f"""\
+vmr: video moment retrieval, many methods on the same data, splits, metrics and seeds.
+
+Usage: vmr VERB [key=value …]      vmr VERB --help lists the verb's choices and keys
+
+{verbs}
+
+Examples
+  vmr train method=bm_detr data=shapes seed=0
+  vmr train -m method=predict_all,bias_kde,moment_detr,bm_detr data=shapes seed=0,1
+  vmr report runs=runs
+  vmr doctor data=charades_cd paths.annotations=/data/annotations
+
+Tab completion: eval "$(vmr completion bash)\""""
+
+
+class _Reported(Exception):
+    """A job of a sweep failed and has said so already.
+
+    Attributes:
+        code: the exit code of the job.
+    """
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+def _run_verb(verb: str, args: list[str], full_error: bool) -> int:
+    """Hands the arguments to Hydra and returns the verb's exit code."""
+    import hydra
+
+    from vmr_zoo.config import check_variant, config_dir, register_resolvers, settle
+
+    register_resolvers()
+    code = 0
+
+    def job(cfg: DictConfig) -> None:
+        from hydra.core.hydra_config import HydraConfig
+        from hydra.types import RunMode
+
+        nonlocal code
+        settle(cfg)
+        if "variant" in cfg:
+            check_variant(cfg.variant)
+        run: Callable[[DictConfig], int] = importlib.import_module(VERBS[verb][0]).main
+        if HydraConfig.get().mode is not RunMode.MULTIRUN:
+            code = run(cfg)
+            return
+        # A failed job must not take the rest of a sweep with it: Hydra runs all jobs and raises at the end, but
+        # says nothing of the second failure, so each is explained here.
+        overrides = list(HydraConfig.get().overrides.task)
+        try:
+            worst = run(cfg)
+        except Exception as error:
+            message = explain(error, verb, overrides)
+            if full_error or message is None:
+                raise
+            _complain(f"{' '.join(overrides)}\n{message}")
+            raise _Reported(USAGE) from error
+        if worst:
+            raise _Reported(worst)
+
+    # Hydra prints its own shorter messages unless this is set; with it, it raises, and `main` explains.
+    with _environment(HYDRA_FULL_ERROR="1"), _arguments([f"vmr {verb}", *args]):
+        hydra.main(config_path=str(config_dir()), config_name=verb, version_base="1.3")(job)()
+    return code
+
+
+@contextlib.contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    """Sets environment variables for the duration of the block."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _arguments(argv: list[str]) -> Iterator[None]:
+    """Replaces sys.argv, the only place that Hydra reads arguments from, for the duration of the block."""
+    before = sys.argv
+    sys.argv = argv
+    try:
+        yield
+    finally:
+        sys.argv = before
+
+
+def _complain(message: str) -> None:
+    """Prints a message to standard error, in red where that is a terminal."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(stderr=True, soft_wrap=True)
+    console.print(Text.assemble(("vmr: ", "bold red"), message))
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yields the error and what it was raised from, outermost first."""
+    current: BaseException | None = error
+    while current is not None:
+        yield current
+        current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
+
+
+def explain(error: BaseException, verb: str, overrides: Sequence[str]) -> str | None:
+    """Turns an error that the user can mend into one message.
+
+    Args:
+        error: what was raised.
+        verb: the verb that ran.
+        overrides: its arguments, to find the nearest valid key.
+
+    Returns:
+        The message; None for an error that is ours to mend, whose traceback is wanted.
+    """
+    for cause in _causes(error):
+        if isinstance(cause, VmrError):
+            return str(cause)
+    from hydra.errors import (
+        ConfigCompositionException,
+        HydraException,
+        InstantiationException,
+        MissingConfigException,
+        OverrideParseException,
+    )
+    from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+    if isinstance(error, OverrideParseException):
+        return f"Cannot read '{error.override}': expected key=value. {error.message.splitlines()[0]}"
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        return str(unknown(group, name, error.options))
+    if isinstance(error, ConfigCompositionException):
+        return _unknown_key(str(error), verb, overrides)
+    if isinstance(error, InstantiationException):
+        return _failed_construction(error)
+    if isinstance(error, MissingMandatoryValue):
+        key = getattr(error, "full_key", None) or str(error).rsplit(" ", 1)[-1]
+        return f"vmr {verb} needs a value for '{key}': add {key}=…"
+    if isinstance(error, OmegaConfBaseException | HydraException):
+        return str(error).strip().splitlines()[0]
+    return None
+
+
+def _unknown_key(message: str, verb: str, overrides: Sequence[str]) -> str:
+    """Names the keys nearest to the one that Hydra could not override."""
+    found = re.search(r"[Cc]ould not (?:override|append to config|delete from config)[^'`]*['`]([^'`]+)['`]", message)
+    if not found:
+        return message.strip().splitlines()[0]
+    key = found.group(1).split("@")[0]
+    valid = _valid_keys(verb, [o for o in overrides if o.lstrip("+~").partition("=")[0].split("@")[0] != key])
+    by_leaf = {name: name.rsplit(".", 1)[-1] for name in valid}
+    leaf = key.rsplit(".", 1)[-1]
+    exact = [name for name, last in by_leaf.items() if last == leaf]
+    close = list(dict.fromkeys([*exact, *nearest(key, valid)]))[:4]
+    hint = f" Did you mean {' or '.join(close)}?" if close else ""
+    return f"Unknown key '{key}' for vmr {verb}.{hint} `vmr {verb} --cfg job` prints every key."
+
+
+def _valid_keys(verb: str, overrides: Sequence[str]) -> list[str]:
+    """Lists every key of the configuration that the other overrides give; groups alone if they fail too."""
+    from omegaconf import DictConfig, OmegaConf
+
+    from vmr_zoo.config import compose, config_dir
+
+    groups = [path.name for path in config_dir().iterdir() if path.is_dir()]
+    plain = [o for o in overrides if not o.startswith("-") and "hydra." not in o]
+    try:
+        cfg = compose(verb, plain)
+    except Exception:
+        # More than one key is wrong: this message is about the first, the verb's defaults serve for names.
+        with contextlib.suppress(Exception):
+            cfg = compose(verb)
+            return _flatten(cfg, OmegaConf, DictConfig)
+        return groups
+    return _flatten(cfg, OmegaConf, DictConfig)
+
+
+def _flatten(node: Any, omega: Any, mapping: Any, prefix: str = "") -> list[str]:
+    names = []
+    for key in node:
+        name = f"{prefix}{key}"
+        names.append(name)
+        child = None if omega.is_missing(node, key) or omega.is_interpolation(node, key) else node[key]
+        if isinstance(child, mapping):
+            names += _flatten(child, omega, mapping, f"{name}.")
+    return names
+
+
+def _failed_construction(error: BaseException) -> str | None:
+    """Explains arguments that a constructor does not take; any other failure keeps its traceback."""
+    for cause in _causes(error):
+        found = re.search(r"(\S+)\.?__init__\(\) (got an unexpected keyword argument .*|missing .*)", str(cause))
+        if isinstance(cause, TypeError) and found:
+            return (
+                f"{found.group(1).rstrip('.')} {found.group(2)}. The configuration and the constructor disagree: "
+                "check the overlay files (experiment, ablation) and + overrides for a misspelt key."
+            )
+    if re.search(r"Error locating target", str(error)):
+        return str(error).strip().splitlines()[0] + " Set HYDRA_FULL_ERROR=1 for the traceback."
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

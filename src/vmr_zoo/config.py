@@ -1,0 +1,182 @@
+"""Where the configuration lies, the resolvers it uses, and how to compose it without the command line.
+
+Nothing here imports torch: `vmr --help` and `vmr score` start with this file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from vmr_zoo.errors import VmrError, unknown
+
+VARIANTS = ("paper", "released")
+
+_NOT_IN_RUN_NAME = {"data", "features", "method", "variant", "seed", "run", "resume", "logger", "callbacks"}
+_NOT_IN_RUN_NAME_PREFIXES = ("paths.", "logger.", "callbacks.", "hydra.", "hydra/", "choices.", "trainer.accelerator", "trainer.enable_")
+_LONGEST_RUN_NAME = 120
+
+
+def config_dir() -> Path:
+    """Finds `conf/`: the checkout's when the package lies in one, else the copy inside the package.
+
+    The order matters for editable installs, which leave a stale copy inside the package.
+
+    Returns:
+        An absolute directory that holds `train.yaml`.
+
+    Raises:
+        VmrError: if neither exists, which means a broken installation.
+    """
+    package = Path(__file__).resolve().parent
+    checkout = package.parents[1]
+    candidates = [checkout / "conf", package / "conf"]
+    if not (checkout / "pyproject.toml").is_file():
+        candidates = candidates[1:]
+    for candidate in candidates:
+        if (candidate / "train.yaml").is_file():
+            return candidate
+    raise VmrError(
+        f"No configuration found; looked for train.yaml in {' and '.join(map(str, candidates))}. "
+        "Install vmr_zoo again (pip install --force-reinstall)."
+    )
+
+
+def check_variant(variant: object) -> None:
+    """Refuses a `variant` that is neither "paper" nor "released".
+
+    Raises:
+        VmrError: names the valid ones.
+    """
+    if variant not in VARIANTS:
+        raise unknown("variant", str(variant), VARIANTS)
+
+
+def by_variant(paper: Any, released: Any, *, _root_: DictConfig) -> Any:
+    """Resolves `${by_variant:A,B}`: A under `variant: paper`, B under `variant: released`.
+
+    Args:
+        paper: the value that follows the paper.
+        released: the value that follows the authors' released code.
+        _root_: the whole configuration, passed in by OmegaConf; its `variant` decides.
+
+    Returns:
+        One of the two values.
+
+    Raises:
+        VmrError: if `variant` is missing or unknown.
+    """
+    variant = _root_.get("variant")
+    check_variant(variant)
+    return paper if variant == "paper" else released
+
+
+def run_name(method: str, variant: str, overrides: Iterable[str]) -> str:
+    """Names a run after what sets it apart from the others on the same data.
+
+    Args:
+        method: the chosen file in `conf/method`.
+        variant: "paper" or "released".
+        overrides: what the command line changed. Data, features, method, variant and seed have their own place
+            in the path; paths, loggers and callbacks do not change a result.
+
+    Returns:
+        Such as `bm_detr-paper` or `bm_detr-paper,no_shift,decoder_memory=raw`, safe as one directory name.
+    """
+    parts = []
+    for override in sorted(overrides):
+        key, _, value = override.lstrip("+~").partition("=")
+        if key in _NOT_IN_RUN_NAME or key.startswith(_NOT_IN_RUN_NAME_PREFIXES):
+            continue
+        if key in ("experiment", "ablation"):
+            parts += [item.strip().split("/")[-1] for item in value.strip("[]").split(",") if item.strip()]
+        else:
+            parts.append(f"{key.split('.')[-1]}={value}")
+    name = ",".join([f"{method}-{variant}", *(re.sub(r"[^\w.=+@-]+", "_", part) for part in parts)])
+    if len(name) > _LONGEST_RUN_NAME:
+        digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+        name = f"{name[:_LONGEST_RUN_NAME]},{digest}"
+    return name
+
+
+def _run_name_here(*, _root_: DictConfig) -> str:
+    """Resolves `${run_name:}` from what the Hydra job that is running was asked for."""
+    from hydra.core.hydra_config import HydraConfig
+
+    return run_name(_choice("method"), str(_root_.variant), list(HydraConfig.get().overrides.task))
+
+
+def _choice(group: str) -> str:
+    """Resolves `${choice:GROUP}`: the name of the file chosen in a config group."""
+    from hydra.core.hydra_config import HydraConfig
+
+    return str(HydraConfig.get().runtime.choices.get(group))
+
+
+def wandb_offline() -> bool:
+    """Says whether Weights & Biases has no key on this machine, so that its logger stays offline."""
+    if os.environ.get("WANDB_MODE"):
+        return os.environ["WANDB_MODE"] != "online"
+    if os.environ.get("WANDB_API_KEY"):
+        return False
+    import netrc
+
+    try:
+        return netrc.netrc().authenticators("api.wandb.ai") is None
+    except (OSError, netrc.NetrcParseError):
+        return True
+
+
+def register_resolvers() -> None:
+    """Registers the resolvers of `conf/` with OmegaConf; calling it again does no harm."""
+    OmegaConf.register_new_resolver("by_variant", by_variant, replace=True)
+    OmegaConf.register_new_resolver("run_name", _run_name_here, replace=True)
+    OmegaConf.register_new_resolver("choice", _choice, replace=True)
+    OmegaConf.register_new_resolver("wandb_offline", wandb_offline, replace=True)
+
+
+def compose(verb: str, overrides: Sequence[str] = ()) -> DictConfig:
+    """Composes what `vmr VERB OVERRIDES…` would run with, without running it.
+
+    Args:
+        verb: a primary configuration such as "train".
+        overrides: as on the command line.
+
+    Returns:
+        The configuration of the job, its interpolations that need Hydra's own state already resolved.
+
+    Raises:
+        hydra.errors.HydraException: as Hydra raises on the command line.
+    """
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import open_dict
+
+    register_resolvers()
+    GlobalHydra.instance().clear()
+    before = HydraConfig.instance().cfg
+    with hydra.initialize_config_dir(str(config_dir()), version_base="1.3", job_name=verb):
+        cfg = hydra.compose(verb, list(overrides), return_hydra_config=True)
+    HydraConfig.instance().set_config(cfg)
+    try:
+        settle(cfg)
+    finally:
+        HydraConfig.instance().cfg = before
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return cfg
+
+
+def settle(cfg: DictConfig) -> None:
+    """Replaces the keys that depend on the Hydra job by their values, in place, so that they outlive it."""
+    for node, keys in ((cfg, ("name", "run")), (cfg.get("choices", {}), list(cfg.get("choices", {})))):
+        for key in keys:
+            if key in node and OmegaConf.is_interpolation(node, key):
+                node[key] = node[key]

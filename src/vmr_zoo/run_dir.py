@@ -1,0 +1,268 @@
+"""The run directory: the only thing that a run leaves, and all that evaluation and reports read.
+
+Every file is written under a temporary name and renamed, so that an interrupted run leaves whole files or none.
+Nothing here removes an earlier result.
+
+    config.yaml         the composed configuration, resolved save for `${paths.…}`
+    status.json         running, interrupted, failed or finished; the seconds trained so far
+    metrics.json        "header" (what was run) and the metrics of each split
+    predictions.jsonl   what the metrics were computed from, in seconds
+    model.safetensors   the weights that predicted
+    manifest.json       what the features were
+    environment.json    packages, git revision, hardware, seed, threads
+    checkpoints/        best.ckpt and last.ckpt, with the optimizer's state
+    metrics.csv         the training curves
+    eval/SPLIT-001/     what `vmr eval` added later
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from vmr_zoo.errors import VmrError, some
+from vmr_zoo.files import atomic_write
+
+CONFIG = "config.yaml"
+STATUS = "status.json"
+METRICS = "metrics.json"
+PREDICTIONS = "predictions.jsonl"
+WEIGHTS = "model.safetensors"
+MANIFEST = "manifest.json"
+ENVIRONMENT = "environment.json"
+LAST = Path("checkpoints") / "last.ckpt"
+HEADER = "header"
+
+_MAY_DIFFER_ON_RESUME = ("resume", "logger", "callbacks", "paths", "run", "name", "trainer.accelerator", "trainer.devices")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file under a temporary name and renames it; NaN becomes null, as JSON knows no NaN."""
+    atomic_write(path, json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes a JSON Lines file under a temporary name and renames it."""
+    atomic_write(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file of a run directory.
+
+    Raises:
+        VmrError: if it is missing or broken.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise VmrError(f"{path.parent} has no {path.name}: it is no run directory, or its run did not finish.") from None
+    except ValueError as error:
+        raise VmrError(f"{path} is not valid JSON: {error}.") from error
+
+
+def _finite(value: Any) -> Any:
+    """Replaces NaN and infinity by None, at any depth."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return None
+    return value
+
+
+def check_free(path: Path, resume: bool) -> None:
+    """Refuses a run directory that holds something, unless an earlier run is to be continued.
+
+    Raises:
+        VmrError: if the directory holds something and `resume` is off.
+    """
+    there = sorted(item.name for item in path.iterdir()) if path.is_dir() else []
+    if there and not resume:
+        raise VmrError(
+            f"The run directory {path} is not empty (it holds {some(there, 5)}), and no result is ever overwritten. "
+            "Continue it with resume=true, or choose another with run=DIR, paths.runs=DIR or seed=N."
+        )
+
+
+def open_new(path: Path, config: Mapping[str, Any], resume: bool) -> bool:
+    """Prepares a directory for a run.
+
+    Args:
+        path: where the run goes.
+        config: what `relocatable` returned, stored as config.yaml.
+        resume: whether a run that is there already may be continued.
+
+    Returns:
+        True if an earlier run is to be continued, False if this is a new one.
+
+    Raises:
+        VmrError: if the directory holds something and `resume` is off, or the earlier run had other settings.
+    """
+    check_free(path, resume)
+    if (path / CONFIG).is_file():
+        earlier = OmegaConf.to_container(load_config(path, resolve=False))
+        changed = _differences(earlier, config)
+        if changed:
+            raise VmrError(
+                f"Cannot resume {path}: the run was started with other settings: {'; '.join(changed[:5])}. "
+                "Give the same settings, or choose another directory with run=DIR."
+            )
+        return True
+    path.mkdir(parents=True, exist_ok=True)
+    atomic_write(path / CONFIG, OmegaConf.to_yaml(OmegaConf.create(dict(config))))
+    return False
+
+
+def keep_earlier(path: Path) -> None:
+    """Renames a file that a logger would start anew: metrics.csv becomes metrics-001.csv."""
+    if path.is_file():
+        path.rename(next_free(path.parent, path.stem, path.suffix))
+
+
+def _differences(earlier: Any, now: Any, prefix: str = "") -> list[str]:
+    if isinstance(earlier, Mapping) and isinstance(now, Mapping):
+        found = []
+        for key in [*earlier, *(key for key in now if key not in earlier)]:
+            name = f"{prefix}{key}"
+            if name not in _MAY_DIFFER_ON_RESUME:
+                found += _differences(earlier.get(key), now.get(key), f"{name}.")
+        return found
+    return [] if earlier == now else [f"{prefix[:-1]} was {earlier}, now {now}"]
+
+
+def relocatable(cfg: DictConfig) -> dict[str, Any]:
+    """Resolves a configuration, save for paths: they are written as `${paths.…}` again.
+
+    A run directory that moves to another machine then needs new values in one place.
+
+    Args:
+        cfg: a composed configuration with a `paths` node.
+
+    Returns:
+        A plain tree.
+    """
+    resolved: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    paths: dict[str, str] = {k: str(v) for k, v in resolved.get("paths", {}).items() if v}
+    longest_first = sorted(paths.items(), key=lambda item: -len(item[1]))
+
+    def relative(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: relative(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [relative(item) for item in value]
+        if isinstance(value, str):
+            for name, path in longest_first:
+                if value == path or value.startswith(path.rstrip("/") + "/"):
+                    return f"${{paths.{name}}}{value[len(path.rstrip('/')) :]}"
+        return value
+
+    return {key: value if key in ("paths", "run") else relative(value) for key, value in resolved.items()}
+
+
+def load_config(path: Path, resolve: bool = True) -> DictConfig:
+    """Reads the configuration of a run.
+
+    Args:
+        path: the run directory.
+        resolve: whether `${paths.…}` are filled in.
+
+    Raises:
+        VmrError: if there is none.
+    """
+    if not (path / CONFIG).is_file():
+        raise VmrError(f"{path} has no {CONFIG}: give run=DIR, a directory that `vmr train` made.")
+    cfg = OmegaConf.load(path / CONFIG)
+    if resolve:
+        OmegaConf.resolve(cfg)
+    assert isinstance(cfg, DictConfig)
+    return cfg
+
+
+def set_status(path: Path, state: str, seconds: float, message: str = "") -> None:
+    """Records how far a run came.
+
+    Args:
+        path: the run directory.
+        state: "running", "interrupted", "failed" or "finished".
+        seconds: trained so far, earlier sessions included.
+        message: why it stopped.
+    """
+    write_json(path / STATUS, {"state": state, "train_seconds": round(seconds, 3), "message": message})
+
+
+def status(path: Path) -> dict[str, Any]:
+    """Reads how far a run came; a directory without a record has not begun."""
+    if not (path / STATUS).is_file():
+        return {"state": "new", "train_seconds": 0.0, "message": ""}
+    return dict(read_json(path / STATUS))
+
+
+def next_free(parent: Path, stem: str, suffix: str = "") -> Path:
+    """Returns the first of `stem-001`, `stem-002`, … below `parent` that does not exist."""
+    number = 1
+    while (parent / f"{stem}-{number:03d}{suffix}").exists():
+        number += 1
+    return parent / f"{stem}-{number:03d}{suffix}"
+
+
+def environment(seed: int) -> dict[str, Any]:
+    """Describes what a run ran on.
+
+    Args:
+        seed: the run's seed.
+
+    Returns:
+        Package versions, git revision and whether the checkout had changes, hardware, seed, torch threads.
+    """
+    import torch
+
+    packages = {dist.metadata["Name"]: dist.version for dist in metadata.distributions()}
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "seed": seed,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cpus": os.cpu_count(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "gpus": gpus,
+        "cuda": torch.version.cuda if gpus else None,
+        "torch_threads": torch.get_num_threads(),
+        "git": _git(),
+        "packages": dict(sorted(packages.items(), key=lambda item: item[0].lower())),
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def _git() -> dict[str, Any] | None:
+    """Returns the revision of the checkout that the package runs from, None for an installed wheel."""
+    checkout = Path(__file__).resolve().parents[2]
+    if not (checkout / ".git").exists():
+        return None
+    try:
+        revision = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=checkout, capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+        changes = subprocess.run(
+            ["git", "status", "--porcelain"], cwd=checkout, capture_output=True, text=True, check=True, timeout=10
+        ).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        return {"revision": None, "error": str(error)}
+    return {"revision": revision, "dirty": bool(changes.strip())}
