@@ -28,6 +28,7 @@ class Method(lightning.LightningModule):
             may set its own, when a switch drops one.
         loss_weights: weight by loss name; None turns a loss off. Its keys are those of `losses`, less the `/auxN`
             that intermediate decoder layers append (they share their parent's weight), plus losses turned off.
+        last_losses: the losses of the latest training step, detached, for whoever explains a loss that is no number.
     """
 
     needs: frozenset[str] = frozenset()
@@ -53,6 +54,7 @@ class Method(lightning.LightningModule):
         self.metrics = metrics
         self._optimizer = optimizer
         self._scheduler = scheduler
+        self.last_losses: dict[str, Tensor] = {}
 
     @abstractmethod
     def losses(self, batch: Batch) -> dict[str, Tensor]:
@@ -116,8 +118,9 @@ class Method(lightning.LightningModule):
         losses = self.losses(batch)
         total = self.total_loss(losses)
         size = len(batch["query_id"])
+        self.last_losses = {name: value.detach() for name, value in losses.items()}
         self.log_dict(
-            {f"train/{k}": v.detach() for k, v in losses.items()},
+            {f"train/{name}": value for name, value in self.last_losses.items()},
             on_epoch=True,
             on_step=False,
             batch_size=size,
