@@ -94,7 +94,7 @@ class Protocol:
         train: what is trained on, without the videos held out for selection.
         selection: what checkpoints are selected on, never a test split unless `selected_on_test` says so.
         tests: test splits by name.
-        selection_origin: `PUBLISHED`, `HELD_OUT`, or "test: " and the names of the test splits that it is.
+        selection_origin: `PUBLISHED`, `HELD_OUT`, or "test split 'NAME'".
         published_train: the train split as published, where `train` is only the part that was not held out.
     """
 

@@ -17,8 +17,8 @@ What is normalised and mended on reading: `vmr_zoo.data.readers`.
 **Selection.** Every function takes `selection`. The default "heldout" never touches a test split: it is the
 published validation split where there is one, else a tenth of the train videos, which are then not trained on
 (`Protocol.train` lacks them, `Protocol.published_train` has them). Several papers selected on test data
-instead: "test" (all test splits together) or the name of one test split does that, trains on the whole train
-split as they did, and is recorded in `Protocol.selection_origin`, so that every number it yields is marked.
+instead: the name of a test split does that. It trains on the whole train split, as they did, and is recorded
+in `Protocol.selection_origin`, so that every number it yields is marked.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def charades_sta(root: str | Path, selection: str = "heldout") -> Protocol:
 
     Args:
         root: the annotations directory.
-        selection: "heldout", "test", or a test split's name; see the module's docstring.
+        selection: "heldout" or a test split's name; see the module's docstring.
 
     Returns:
         The protocol, its one test split named "test".
@@ -225,7 +225,7 @@ def held_out_videos(video_ids: tuple[str, ...], share: float = HELD_OUT_SHARE) -
     if len(video_ids) < 2:
         raise VmrError(
             f"Cannot hold videos out of a train split of {len(video_ids)}: selection and training need "
-            "at least one each. Use selection=test, or a larger train split."
+            "at least one each. Use a larger train split."
         )
     ranked = sorted(video_ids, key=lambda video: hashlib.sha256(f"{_SALT}:{video}".encode()).digest())
     return frozenset(ranked[: max(1, round(share * len(ranked)))])
@@ -246,16 +246,10 @@ def _protocol(
         trained = split_of(TRAIN, (row for row in rows if row.query.video_id not in held), source)
         selected = split_of(SELECTION, (row for row in rows if row.query.video_id in held), source)
         origin = HELD_OUT
-    elif selection == "test" or selection in tests:
-        chosen = [selection] if selection in tests else list(tests)
-        selected = split_of(
-            SELECTION,
-            [row for test in chosen for row in tests[test][0]],
-            ", ".join(tests[test][1] for test in chosen),
-        )
-        origin = f"test: {', '.join(chosen)}"
+    elif selection in tests:
+        selected, origin = split_of(SELECTION, *tests[selection]), f"test split '{selection}'"
     else:
-        raise unknown("selection", selection, {"heldout", "test", *tests})
+        raise unknown("selection", selection, {"heldout", *tests})
 
     protocol = Protocol(name, trained, selected, test_splits, origin, published if held else None)
     _warn_about_mends(protocol)
@@ -270,7 +264,10 @@ def _warn_about_mends(protocol: Protocol) -> None:
             parts.append(f"{split.name} {', '.join(mends)} of {split.sentences:,}")
     if parts:
         log.warning(
-            "%s: moments mended on reading: %s. `vmr doctor` explains.", protocol.name, "; ".join(parts)
+            "%s: moments mended on reading: %s. `vmr doctor data=%s` explains.",
+            protocol.name,
+            "; ".join(parts),
+            protocol.name,
         )
 
 
