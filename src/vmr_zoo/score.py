@@ -10,6 +10,7 @@ Imports no torch, to start fast.
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,8 +20,9 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from vmr_zoo.data.annotations import PUBLISHED, SELECTION, Protocol, Query, Split
-from vmr_zoo.errors import VmrError, some, unknown
+from vmr_zoo.data.annotations import Protocol, Query, Split
+from vmr_zoo.data.protocols import find_split
+from vmr_zoo.errors import VmrError, some
 from vmr_zoo.files import atomic_write
 from vmr_zoo.metrics import official
 from vmr_zoo.metrics.highlight import CLIP_SECONDS, highlight_scores
@@ -109,19 +111,6 @@ def read_rows(path: Path) -> tuple[list[Row], list[int]]:
     if not rows:
         raise VmrError(f"'{path}' is empty: expected one JSON object per query. Write the predictions again.")
     return rows, lines
-
-
-def find_split(protocol: Protocol, name: str | None) -> Split:
-    """Finds a split by name; `val` means the selection split where that is a published validation split.
-
-    Raises:
-        VmrError: for an unknown name.
-    """
-    if name == "val" and protocol.selection_origin == PUBLISHED:
-        name = SELECTION
-    if name not in protocol.splits:
-        raise unknown(f"split of {protocol.name}", str(name), protocol.splits)
-    return protocol.splits[name]
 
 
 def score_rows(rows: Sequence[Row], split: Split, settings: MetricSettings) -> dict[str, float]:
@@ -318,7 +307,7 @@ def _highlights(matched: Sequence[Matched], split: Split) -> dict[str, Floats] |
             f"Split '{split.name}' has no clip ratings, so highlights cannot be scored on it. "
             "Use metrics=moments."
         )
-    clips = np.array([int(query.duration / CLIP_SECONDS) for query in queries])
+    clips = np.array([math.ceil(query.duration / CLIP_SECONDS) for query in queries])
     predicted = [_saliency(row, int(n), place) for (row, place, _), n in zip(matched, clips, strict=True)]
     length = int(clips.max())
     scores = np.zeros((len(queries), length + 1))
@@ -345,14 +334,15 @@ def _pad(arrays: Sequence[Floats]) -> tuple[Floats, NDArray[np.bool_]]:
 def _print(scored: Scored, title: str) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=title, caption=f"rounding of windows: {scored.rounding}")
+    table = Table()
     table.add_column("metric")
     table.add_column("%", justify="right")
     table.add_column("queries", justify="right")
     for name, value in scored.metrics.items():
         table.add_row(name, f"{value:.2f}", f"{np.isfinite(scored.queries[name]).sum():,}")
-    Console().print(table)
+    Console().print(Text(title, "bold"), table, Text(f"rounding of windows: {scored.rounding}"))
 
 
 def main(cfg: Any) -> int:
@@ -376,7 +366,7 @@ def main(cfg: Any) -> int:
     path = Path(cfg.predictions)
     rows, lines = read_rows(path)
     protocol: Protocol = instantiate(cfg.data.protocol)
-    split = find_split(protocol, cfg.get("split"))
+    split = find_split(protocol, cfg.split)
     # The torchmetrics class that conf/metrics/*.yaml names has the same fields, but imports torch.
     node = {**cfg.metrics, "_target_": "vmr_zoo.metrics.settings.MetricSettings"}
     settings: MetricSettings = instantiate(node, _convert_="all")

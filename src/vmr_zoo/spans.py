@@ -38,7 +38,9 @@ def iou(a: Tensor, b: Tensor) -> Tensor:
         (...) in [0, 1]. Two empty spans have no union; their IoU is 0.
     """
     inter, union = _intersection_union(a, b)
-    return torch.where(union > 0, inter / union.where(union > 0, torch.ones_like(union)), torch.zeros_like(union))
+    return torch.where(
+        union > 0, inter / union.where(union > 0, torch.ones_like(union)), torch.zeros_like(union)
+    )
 
 
 def giou(a: Tensor, b: Tensor) -> Tensor:
@@ -60,5 +62,41 @@ def giou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def pairwise(a: Tensor) -> Tensor:
-    """Adds the axes so that `iou(pairwise(a), b)` compares every a with every b: (..., A, 2) to (..., A, 1, 2)."""
+    """Adds an axis, (..., A, 2) to (..., A, 1, 2), to compare every a with every b: (..., 1, B, 2)."""
     return a.unsqueeze(-2)
+
+
+def nms(spans: Tensor, scores: Tensor, threshold: float, keep: int | None = None) -> tuple[Tensor, Tensor]:
+    """Greedy temporal non-maximum suppression, in rows.
+
+    Best first, each span that is still there removes the later ones whose IoU with it exceeds the threshold.
+
+    Args:
+        spans: (B, K, 2) start and end.
+        scores: (B, K) in any order, not negative; padding is an empty span of score 0.
+        threshold: IoU above which the worse of two spans goes.
+        keep: how many spans to return per row, at most K; None for K.
+
+    Returns:
+        spans (B, keep, 2) and scores (B, keep), best first; empty spans of score 0 fill up for removed ones.
+        Equal scores stay in the order given.
+
+    >>> spans = torch.tensor([[[0.0, 4.0], [0.0, 5.0], [6.0, 9.0]]])
+    >>> nms(spans, torch.tensor([[0.5, 0.9, 0.3]]), threshold=0.7)
+    (tensor([[[0., 5.],
+             [6., 9.],
+             [0., 0.]]]), tensor([[0.9000, 0.3000, 0.0000]]))
+    """
+    count = spans.shape[1]
+    keep = count if keep is None else keep
+    scores, order = scores.sort(dim=1, descending=True, stable=True)
+    spans = spans.gather(1, order[..., None].expand_as(spans))
+    kept = torch.ones_like(scores, dtype=torch.bool)
+    for rank in range(count - 1):
+        overlaps = iou(spans[:, rank : rank + 1], spans[:, rank + 1 :]) > threshold
+        kept[:, rank + 1 :] &= ~(overlaps & kept[:, rank : rank + 1])
+    # Survivors to the front, in their order; then as many as were asked for.
+    front = (~kept).to(torch.uint8).sort(dim=1, stable=True).indices[:, :keep]
+    kept = kept.gather(1, front)
+    spans = spans.gather(1, front[..., None].expand(-1, -1, 2)) * kept[..., None]
+    return spans, scores.gather(1, front) * kept

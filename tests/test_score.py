@@ -1,0 +1,255 @@
+import json
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from vmr_zoo import score
+from vmr_zoo.data.annotations import PUBLISHED, Protocol, Query, Split
+from vmr_zoo.errors import VmrError
+from vmr_zoo.metrics import official
+from vmr_zoo.metrics.settings import MetricSettings, Rounding
+
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared"
+EVAL = SHARED / "golden" / "bm_detr_eval.json"
+PREDICTIONS = SHARED / "metrics" / "qvh_val_preds_moment_detr.jsonl"
+OFFICIAL = SHARED / "metrics" / "qvh_val_preds_moment_detr_metrics.json"
+
+HIGHLIGHTS = MetricSettings(highlights=True, rounding=Rounding(4, (0, 150), 2))
+needs_shared = pytest.mark.skipif(not PREDICTIONS.is_file(), reason="no ../shared/metrics")
+
+
+def query(row):
+    """A row of QVHighlights' ground truth as a query."""
+    saliency = zip(row["relevant_clip_ids"], map(tuple, row["saliency_scores"]), strict=True)
+    return Query(
+        str(row["qid"]),
+        row["vid"],
+        "",
+        tuple(map(tuple, row["relevant_windows"])),
+        row["duration"],
+        tuple(saliency),
+    )
+
+
+def rated(query_id, duration=10.0):
+    return Query(
+        query_id, f"video{query_id}", "a sentence", ((2.0, 6.0),), duration, ((1, (4, 2, 0)), (2, (3, 3, 1)))
+    )
+
+
+SPLIT = Split("selection", (rated("1"), rated("2")))
+GOOD = [
+    {
+        "qid": 1,
+        "vid": "video1",
+        "pred_relevant_windows": [[2, 6, 0.9], [0, 4, 0.1]],
+        "pred_saliency_scores": [0, 2, 1, 0, 0],
+    },
+    {
+        "qid": 2,
+        "vid": "video2",
+        "pred_relevant_windows": [[0, 10, 0.9]],
+        "pred_saliency_scores": [0, 1, 2, 0, 0],
+    },
+]
+
+
+def good(position, **changes):
+    """The good submission with one row changed; None takes a key away."""
+    rows = [dict(row) for row in GOOD]
+    rows[position] = {k: v for k, v in (rows[position] | changes).items() if v is not None}
+    return rows
+
+
+def protocol():
+    """Instantiated by configuration, as a published protocol is."""
+    empty = Split("train", ())
+    return Protocol("tiny", empty, SPLIT, {"ood": Split("ood", (rated("7"),))}, PUBLISHED)
+
+
+def configuration(predictions, **overrides):
+    metrics = OmegaConf.load(ROOT / "conf" / "metrics" / f"{overrides.pop('metrics', 'highlights')}.yaml")
+    node = {"predictions": str(predictions), "split": "val", "out": None, "metrics": metrics}
+    return OmegaConf.create(node | {"data": {"protocol": {"_target_": f"{__name__}.protocol"}}} | overrides)
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@needs_shared
+def test_qvhighlights_numbers_are_the_official_ones_to_the_last_byte(tmp_path, capsys):
+    protocol = {"_target_": "vmr_zoo.data.protocols.qvhighlights", "root": str(SHARED / "data")}
+    out = tmp_path / "out.json"
+    assert score.main(configuration(PREDICTIONS, data={"protocol": protocol}, out=str(out))) == 0
+    assert out.read_text() == OFFICIAL.read_text()
+    assert "34.84" in capsys.readouterr().out
+
+
+@needs_shared
+def test_scoring_takes_less_than_half_a_second():
+    truth = (SHARED / "data" / "qvhighlights" / "highlight_val_release.jsonl").read_text().splitlines()
+    split = Split("selection", tuple(query(json.loads(line)) for line in truth))
+    rows, lines = score.read_rows(PREDICTIONS)
+    took = []
+    for _ in range(3):
+        start = time.process_time()
+        _ = score.score_queries(rows, split, HIGHLIGHTS, lines=lines).official
+        took.append(time.process_time() - start)
+    assert min(took) < 0.5
+
+
+@pytest.mark.skipif(not EVAL.is_file(), reason="no ../shared/golden/bm_detr_eval.json")
+@pytest.mark.parametrize("case", ["hl", "charades"])
+def test_bm_detr_evaluator_is_reproduced(case):
+    golden = json.loads(EVAL.read_text())[case]
+    split = Split("test", tuple(query(row) for row in golden["ground_truth"]))
+    scored = score.score_queries(golden["submission"], split, MetricSettings(highlights=case == "hl"))
+    expected = golden["metrics"]
+    got = {"full": official.moment_report(scored.moments["full"], (0.3, 0.4, 0.5, 0.6, 0.7))}
+    if case == "hl":
+        got |= official.highlight_report(scored.highlights)
+    assert got == {name: values for name, values in expected.items() if name != "brief"}
+    assert round(scored.metrics["R1@0.7"], 2) == expected["brief"]["MR-full-R1@0.7"]
+
+
+def test_scoring_a_file_imports_no_torch():
+    code = "import sys, vmr_zoo.score; print([m for m in ('torch', 'lightning') if m in sys.modules])"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "[]"
+
+
+def test_scores_are_kept_by_query_in_the_order_of_the_rows():
+    scored = score.score_queries(GOOD[::-1], SPLIT, HIGHLIGHTS)
+    assert scored.query_ids == ("2", "1")
+    assert scored.queries["R1@0.5"].tolist() == [0, 1]
+    assert scored.queries["HIT@1"].tolist() == [0, 1]
+    assert scored.metrics["R1@0.5"] == 50
+
+
+def test_our_own_rows_are_scored_by_split():
+    ours = [
+        {"split": "selection", "query_id": str(row["qid"]), "video_id": row["vid"], **row} for row in GOOD
+    ]
+    ours = [{k: v for k, v in row.items() if k not in ("qid", "vid")} for row in ours]
+    elsewhere = {"split": "ood", "query_id": "7", "pred_relevant_windows": [[0, 1, 1.0]]}
+    assert score.score_rows([elsewhere, *ours], SPLIT, HIGHLIGHTS) == score.score_rows(
+        GOOD, SPLIT, HIGHLIGHTS
+    )
+
+
+def test_own_names_go_to_the_file_and_say_how_windows_are_rounded(tmp_path, capsys):
+    out = tmp_path / "deep" / "out.json"
+    path = write(tmp_path / "rows.jsonl", good(0, pred_relevant_windows=[[2.00001, 6, 0.9]]))
+    assert score.main(configuration(path, metrics="moments", out=str(out))) == 0
+    written = json.loads(out.read_text())
+    assert written["R1@0.5"] == 50
+    assert written["rounding"] == "as submitted, not: 4 decimals"
+    assert "highlight_mAP" not in written
+    assert "mIoU" in capsys.readouterr().out
+
+
+def test_a_submission_without_saliency_is_scored_for_moments_only():
+    rows = [{k: v for k, v in row.items() if k != "pred_saliency_scores"} for row in GOOD]
+    assert not [
+        k for k in score.score_queries(rows, SPLIT, HIGHLIGHTS).official["brief"] if k.startswith("HL")
+    ]
+
+
+@pytest.mark.parametrize("scores", [[0, 2, 1, 0], [0, 2, 1, 0, 0, 0]])
+def test_saliency_may_end_a_clip_early_or_late(scores):
+    assert score.score_rows(good(0, pred_saliency_scores=scores), SPLIT, HIGHLIGHTS)["HIT@1"] == 50
+
+
+WINDOWS = "pred_relevant_windows"
+SALIENCY = "pred_saliency_scores"
+BAD_ROWS = {
+    "duplicate": ([GOOD[0], *GOOD], "line 2 (query 1)", "line 1 already"),
+    "unknown": ([*GOOD, {"qid": 3, WINDOWS: [[0, 1, 1]]}], "line 3 (query 3)", "split 'selection'"),
+    "no id": (good(1, qid=None), "line 2:", "'query_id' or 'qid'"),
+    "id of a wrong type": (good(1, qid=2.0), "line 2:", "found 2.0"),
+    "another video": (good(1, vid="x"), "line 2 (query 2)", "video 'x'"),
+    "missing": (GOOD[:1], "1 of the 2 queries", "2"),
+    "missing, all in other splits": ([{"split": "ood", **GOOD[0]}], "2 of the 2 queries", "{'ood': 1}"),
+    "no windows key": (good(1, **{WINDOWS: None}), "line 2 (query 2)", WINDOWS),
+    "no windows": (good(1, **{WINDOWS: []}), "line 2 (query 2)", "at least one"),
+    "windows of a wrong type": (good(1, **{WINDOWS: "0 10"}), "line 2 (query 2)", "found '0 10'"),
+    "two elements": (good(1, **{WINDOWS: [[0, 1, 1], [0, 10]]}), "line 2 (query 2)", "window 2"),
+    "text for a number": (good(1, **{WINDOWS: [["0", 10, 1]]}), "line 2 (query 2)", "three numbers"),
+    "a truth value for a number": (
+        good(1, **{WINDOWS: [[0, 10, True]]}),
+        "line 2 (query 2)",
+        "three numbers",
+    ),
+    "reversed": (
+        good(1, **{WINDOWS: [[0, 1, 1], [9, 3, 0.5]]}),
+        "line 2 (query 2)",
+        "start <= end in window 2",
+    ),
+    "NaN": (good(1, **{WINDOWS: [[0, 1, 1], [0, 1, float("nan")]]}), "line 2 (query 2)", "nan in number 2"),
+    "infinite": (good(1, **{WINDOWS: [[0, float("inf"), 1]]}), "line 2 (query 2)", "inf"),
+    "beyond any float": (good(1, **{WINDOWS: [[0, 10**400, 1]]}), "line 2 (query 2)", "too large"),
+    "saliency too short": (good(1, **{SALIENCY: [1, 2, 3]}), "line 2 (query 2)", "expected 5 numbers"),
+    "saliency too long": (good(1, **{SALIENCY: [1] * 7}), "line 2 (query 2)", "found 7"),
+    "saliency in one row only": (good(1, **{SALIENCY: None}), "line 2 (query 2)", "in every row or in none"),
+    "saliency of a wrong type": (
+        good(1, **{SALIENCY: [1, 2, 3, 4, "5"]}),
+        "line 2 (query 2)",
+        "list of numbers",
+    ),
+    "NaN saliency": (
+        good(1, **{SALIENCY: [0, 1, 2, 3, float("nan")]}),
+        "line 2 (query 2)",
+        "nan in number 5",
+    ),
+}
+
+
+@pytest.mark.parametrize(("rows", "where", "what"), BAD_ROWS.values(), ids=BAD_ROWS)
+def test_a_bad_row_is_reported_with_line_and_query(tmp_path, rows, where, what):
+    path = write(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(VmrError) as caught:
+        score.main(configuration(path))
+    for expected in (str(path), where, what):
+        assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        ("", "is empty"),
+        ("\n \n", "is empty"),
+        (f"{json.dumps(GOOD[0])}\n\n{{'qid': 2}}\n", "line 3: expected one JSON object, found invalid JSON"),
+        (json.dumps(GOOD), "line 1: expected one JSON object, found a JSON list"),
+        ("[" * 100_000, "line 1: expected one JSON object, found invalid JSON"),
+        (b"\xff\xfe", "line 1: expected one JSON object, found invalid JSON"),
+    ],
+)
+def test_a_file_that_is_not_json_lines_is_reported(tmp_path, content, what):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(VmrError, match=what):
+        score.main(configuration(path))
+
+
+def test_a_missing_file_and_a_missing_key_are_reported(tmp_path):
+    with pytest.raises(VmrError, match="No predictions file at"):
+        score.main(configuration(tmp_path / "none.jsonl"))
+    with pytest.raises(VmrError, match="predictions=FILE"):
+        score.main(configuration("???"))
+
+
+def test_ground_truth_that_cannot_be_scored_is_reported():
+    withheld = Split("test", (Query("1", "video1", "", (), 10.0),))
+    with pytest.raises(VmrError, match="withheld"):
+        score.score_rows(GOOD[:1], withheld, HIGHLIGHTS)
+    unrated = Split("test", (Query("1", "video1", "", ((2.0, 6.0),), 10.0),), Counter())
+    with pytest.raises(VmrError, match="metrics=moments"):
+        score.score_rows(GOOD[:1], unrated, HIGHLIGHTS)
