@@ -47,6 +47,7 @@ class EmbeddingCache:
         """
         self.folder = Path(folder).expanduser()
         self._shards: dict[Path, Any] = {}
+        self._sentences: dict[int, Array] = {}
         self._rows: dict[bytes, tuple[Any, int, int, int]] = {}
 
     def _refresh(self) -> None:
@@ -101,9 +102,8 @@ class EmbeddingCache:
 
     def sentences(self, keys: Sequence[bytes]) -> Array:
         """Returns the (N, D) float16 sentence embeddings of keys that are there."""
-        columns: dict[int, Array] = {}
         rows = [self._rows[key] for key in keys]
         for shard, *_ in rows:
-            if id(shard) not in columns:
-                columns[id(shard)] = shard.get_tensor("sentences")
-        return np.stack([columns[id(shard)][row] for shard, row, *_ in rows])
+            if id(shard) not in self._sentences:
+                self._sentences[id(shard)] = shard.get_tensor("sentences")
+        return np.stack([self._sentences[id(shard)][row] for shard, row, *_ in rows])

