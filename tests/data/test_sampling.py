@@ -1,3 +1,5 @@
+from itertools import chain
+
 import numpy as np
 import pytest
 
@@ -6,6 +8,10 @@ from vmr_zoo.data.sampling import EpochBatchSampler, group_by_video, uniform
 LENGTHS = np.random.default_rng(0).integers(5, 60, 203)
 VIDEO = np.random.default_rng(1).integers(0, 60, 203)
 ROWS = list(np.arange(203)[:, None])
+
+
+def flat(batches: list[list[int]]) -> list[int]:
+    return list(chain.from_iterable(batches))
 
 
 def rows_of(sampler: EpochBatchSampler, epoch: int = 0) -> list[list[int]]:
@@ -20,7 +26,7 @@ def rows_of(sampler: EpochBatchSampler, epoch: int = 0) -> list[list[int]]:
 def test_every_row_comes_once_per_epoch_in_an_order_fixed_by_seed_and_epoch(bucket_batches):
     sampler = EpochBatchSampler(ROWS, LENGTHS, 16, seed=3, bucket_batches=bucket_batches)
     first, second = rows_of(sampler, 0), rows_of(sampler, 1)
-    assert sorted(sum(first, [])) == sorted(sum(second, [])) == list(range(203))
+    assert sorted(flat(first)) == sorted(flat(second)) == list(range(203))
     assert first != second
     again = EpochBatchSampler(ROWS, LENGTHS, 16, seed=3, bucket_batches=bucket_batches)
     assert rows_of(again, 1) == second
@@ -40,7 +46,7 @@ def test_bucketing_reduces_padding_but_keeps_batches_and_their_order_mixed():
 
 def test_evaluation_keeps_the_order_of_the_file_in_every_epoch():
     sampler = EpochBatchSampler(ROWS, LENGTHS, 50)
-    assert sum(rows_of(sampler, 0), []) == list(range(203))
+    assert flat(rows_of(sampler, 0)) == list(range(203))
     assert rows_of(sampler, 7) == rows_of(sampler, 0)
 
 
@@ -70,19 +76,19 @@ def test_processes_share_an_epoch_in_equal_numbers_of_batches():
         sampler.num_replicas, sampler.rank = 3, rank
         shares.append(rows_of(sampler, 1))
     assert {len(share) for share in shares} == {5}
-    assert set(sum(sum(shares, []), [])) == set(range(203))
+    assert set(chain.from_iterable(chain.from_iterable(shares))) == set(range(203))
     evaluated = []
     for rank in range(3):
         sampler = EpochBatchSampler(ROWS, LENGTHS, 16)
         sampler.num_replicas, sampler.rank = 3, rank
-        evaluated += sum(rows_of(sampler), [])
+        evaluated += flat(rows_of(sampler))
     assert sorted(evaluated) == list(range(203))
 
 
 def test_groups_hold_whole_videos_or_at_most_so_many_rows():
     groups = group_by_video(VIDEO, None, 0)
     assert [VIDEO[group[0]] for group in groups] == list(dict.fromkeys(VIDEO.tolist()))
-    assert all(group.tolist() == np.flatnonzero(VIDEO == VIDEO[group[0]]).tolist() for group in groups)
+    assert all(group.tolist() == np.flatnonzero(VIDEO[group[0]] == VIDEO).tolist() for group in groups)
 
     cut = group_by_video(VIDEO, 2, 0)
     assert max(map(len, cut)) == 2

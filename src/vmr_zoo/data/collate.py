@@ -30,8 +30,8 @@ TRAINING_ONLY = frozenset({"negative_query", "shift"})
 class Ragged:
     """Tensors of different length, padded a batch at a time.
 
-    An array of the wanted type that may be written to is not copied, so what a feature source keeps in memory is not
-    there twice.
+    An array of the wanted type that may be written to is not copied, so what a feature source keeps in memory
+    is not there twice.
     """
 
     def __init__(self, arrays: Iterable[NDArray[Any]], dtype: torch.dtype) -> None:
@@ -110,7 +110,8 @@ class SplitData(Dataset[Batch]):
             features: where its features come from, prepared.
             needs: the optional fields to serve.
             training: what is random; None in evaluation.
-            storage: type in which features are held; float16 halves the memory, batches are float32 all the same.
+            storage: type in which features are held; float16 halves the memory, batches are float32 all the
+                same.
             rated_clip_seconds: length of the clips that the annotators rated (QVHighlights: 2 s).
 
         Raises:
@@ -126,7 +127,8 @@ class SplitData(Dataset[Batch]):
             unlabelled = [query.query_id for query in queries if not query.moments]
             if unlabelled:
                 raise VmrError(
-                    f"Training needs a moment for every query; split '{split.name}' has none for {some(unlabelled)}."
+                    f"Training needs a moment for every query; split '{split.name}' has none for "
+                    f"{some(unlabelled)}."
                 )
 
         number = {video_id: i for i, video_id in enumerate(self.video_ids)}
@@ -164,8 +166,8 @@ class SplitData(Dataset[Batch]):
             odd = torch.nonzero(self.tokens.lengths != self.query.lengths)[:, 0].tolist()
             if odd:
                 raise VmrError(
-                    f"Expected one token id per token vector, but features={features.name} has different numbers "
-                    f"for {some(self.query_ids[row] for row in odd)}."
+                    f"Expected one token id per token vector, but features={features.name} has different "
+                    f"numbers for {some(self.query_ids[row] for row in odd)}."
                 )
         if "sibling_queries" in self.needs:
             self._find_siblings()
@@ -188,8 +190,8 @@ class SplitData(Dataset[Batch]):
         """
         if not isinstance(batch, RowBatch):
             raise VmrError(
-                f"A split is indexed by whole batches of rows, not by {batch!r}. trainer.overfit_batches replaces the "
-                "batch sampler and does that: use trainer.limit_train_batches instead."
+                f"A split is indexed by whole batches of rows, not by {batch!r}. trainer.overfit_batches "
+                "replaces the batch sampler and does that: use trainer.limit_train_batches instead."
             )
         rows = torch.from_numpy(batch.rows)
         order = batch.rows.tolist()
@@ -243,7 +245,8 @@ class SplitData(Dataset[Batch]):
         if "negative_query" in self.needs:
             built["negative_query"], built["negative_query_mask"] = self._negatives(batch)
         if "shift" in self.needs:
-            assert self.training is not None and self.training.shift is not None
+            assert self.training is not None
+            assert self.training.shift is not None
             built["shift_order"], shifted = self.training.shift.draw(
                 moments,
                 moment_mask,
@@ -281,7 +284,8 @@ class SplitData(Dataset[Batch]):
         return moments.gather(1, kept[..., None].expand(-1, -1, 2)), mask.gather(1, kept)
 
     def _negatives(self, batch: RowBatch) -> tuple[Tensor, Tensor]:
-        assert self.training is not None and self.training.negatives is not None
+        assert self.training is not None
+        assert self.training.negatives is not None
         rows = batch.rows
         chosen = self.training.negatives.draw(
             rows,
@@ -309,8 +313,8 @@ class SplitData(Dataset[Batch]):
         ]
         if odd:
             raise VmrError(
-                f"Expected as many clips of patch features as of video features, but features={self.features.name} "
-                f"has different numbers for {some(odd)}."
+                "Expected as many clips of patch features as of video features, but "
+                f"features={self.features.name} has different numbers for {some(odd)}."
             )
         return loaded.pad([place[number] for number in videos], clips)[0]
 
@@ -325,7 +329,7 @@ class SplitData(Dataset[Batch]):
         edges = np.searchsorted(left, np.arange(1, len(self)))
         self.siblings = Ragged(np.split(right, edges), torch.int64)
         self.sentence = torch.stack([item.float().mean(0) for item in self.query.items])
-        # A sibling with several moments counts from its first start to its last end, as in MESM's released code.
+        # A sibling with several moments counts from its first start to its last end (as in MESM's code).
         self.hull = torch.stack(
             [
                 torch.stack((item[:, 0].min(), item[:, 1].max())) if len(item) else item.new_zeros(2)
@@ -334,7 +338,7 @@ class SplitData(Dataset[Batch]):
         )
 
     def _read_ratings(self, queries: Sequence[Query], rated_clip_seconds: float) -> Ragged | None:
-        """Returns (clips, 2) per row, the summed rating and whether there is one; None if nothing was rated."""
+        """Returns (clips, 2) per row, summed rating and whether there is one; None if nothing was rated."""
         if not any(query.saliency for query in queries):
             return None
         rows = []

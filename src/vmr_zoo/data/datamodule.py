@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import lightning
 import numpy as np
@@ -31,12 +32,13 @@ class VMRDataModule(lightning.LightningDataModule):
     """Serves the splits of one protocol, for one method's needs.
 
     Nothing random depends on anything but (seed, epoch, row): not on the number of workers, not on the global
-    generators, not on whether the run was interrupted. Evaluation draws nothing and keeps the order of the published
-    files.
+    generators, not on whether the run was interrupted. Evaluation draws nothing and keeps the order of the
+    published files.
 
     Attributes:
         test_names: the test splits, in the order of the loaders that `test_dataloader` returns.
-        selection_origin: where the selection split comes from; numbers selected on a test split are marked by it.
+        selection_origin: where the selection split comes from; numbers selected on a test split are marked by
+            it.
     """
 
     def __init__(
@@ -70,15 +72,16 @@ class VMRDataModule(lightning.LightningDataModule):
             features: where features come from.
             needs: the optional batch fields that the method reads.
             seed: of batch order, negatives, shifts and subsets of moments.
-            selection: "heldout" (the protocol's selection split), or the name of a test split, as several papers did.
+            selection: "heldout" (the protocol's selection split), or the name of a test split, as several
+                papers did.
             selection_metric: what checkpoints are selected by.
             batch_size: training rows per batch; videos per batch with `by_video`.
             eval_batch_size: the same in evaluation.
             by_video: a batch holds all queries of its videos (MMN, MESM), in evaluation too.
-            rows_per_video: with `by_video`, a training video with more queries is cut into random groups of at most
-                this many.
-            no_repeat_video: a training batch never holds two queries of one video; what collides is left out for that
-                epoch (BM-DETR's released code: about 35 rows of Charades-STA).
+            rows_per_video: with `by_video`, a training video with more queries is cut into random groups of
+                at most this many.
+            no_repeat_video: a training batch never holds two queries of one video; what collides is left out
+                for that epoch (BM-DETR's released code: about 35 rows of Charades-STA).
             bucket_batches: training batches of similar video length are formed among this many; 1: at random.
             max_moments: a training row with more takes a random subset of this size.
             negatives: how negative queries are chosen; None: the defaults of `NegativeSampling`.
@@ -100,16 +103,20 @@ class VMRDataModule(lightning.LightningDataModule):
             raise unknown("data.selection", selection, (HELDOUT, *protocol.tests))
         if by_video and no_repeat_video:
             raise VmrError(
-                "data.by_video puts all queries of a video into one batch, data.no_repeat_video allows one. Choose."
+                "data.by_video puts all queries of a video into one batch, data.no_repeat_video allows only "
+                "one. Turn one of them off."
             )
         for key, value in {
             "batch_size": batch_size,
             "eval_batch_size": eval_batch_size,
             "bucket_batches": bucket_batches,
             "max_moments": max_moments,
+            "rows_per_video": rows_per_video,
         }.items():
-            if value < 1:
+            if value is not None and value < 1:
                 raise VmrError(f"Expected data.{key} >= 1, found {value}.")
+        if rows_per_video is not None and not by_video:
+            raise VmrError("data.rows_per_video cuts the groups that data.by_video=true makes; turn that on.")
         self.name = name
         self.protocol = protocol
         self.features = features
@@ -146,8 +153,8 @@ class VMRDataModule(lightning.LightningDataModule):
             return
         for need in sorted((self.needs & SERVED_BY.keys()) - self.features.served()):
             raise VmrError(
-                f"The method needs '{need}', which {SERVED_BY[need]} serves; features={self.features.name} serves "
-                f"{', '.join(sorted(self.features.served())) or 'none of the optional fields'}. "
+                f"The method needs '{need}', which {SERVED_BY[need]} serves; features={self.features.name} "
+                f"serves {', '.join(sorted(self.features.served())) or 'none of the optional fields'}. "
                 "Choose other features or another method."
             )
         self.features.prepare(self.protocol, self.needs)
@@ -234,8 +241,8 @@ class VMRDataModule(lightning.LightningDataModule):
         """Counts the training queries that have a negative, after each criterion.
 
         Returns:
-            `queries`, `with_same_video`, `and_iou_below`, `and_similarity_below`, `candidates`; empty when negatives
-            come from other videos.
+            `queries`, `with_same_video`, `and_iou_below`, `and_similarity_below`, `candidates`; empty when
+            negatives come from other videos.
         """
         return dict(self._negative_pool().counts)
 
@@ -267,7 +274,7 @@ class VMRDataModule(lightning.LightningDataModule):
             )
         return self._loaded[name]
 
-    def _loader_options(self) -> dict[str, object]:
+    def _loader_options(self) -> dict[str, Any]:
         return {
             "num_workers": self.num_workers,
             "persistent_workers": self.num_workers > 0,

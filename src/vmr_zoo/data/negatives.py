@@ -1,9 +1,10 @@
 """Negative queries: sentences that describe something else than the target moment.
 
-Paper: BM-DETR (Jung et al. 2023), section 3.2. Principle 1: a negative comes from the same video, since it shares
-context and time with the target. Principle 2: it overlaps the target less than an IoU threshold ("e.g. 0.5") and is
-not similar to it in meaning (SentenceBERT). The paper gives neither the SentenceBERT model nor its threshold, nor what
-happens where a video has no such query; the released code has no filter and in effect takes other videos' queries.
+Paper: BM-DETR (Jung et al. 2023), section 3.2. Principle 1: a negative comes from the same video, since it
+shares context and time with the target. Principle 2: it overlaps the target less than an IoU threshold ("e.g.
+0.5") and is not similar to it in meaning (SentenceBERT). The paper gives neither the SentenceBERT model nor
+its threshold, nor what happens where a video has no such query; the released code has no filter and in effect
+takes other videos' queries.
 """
 
 from __future__ import annotations
@@ -39,14 +40,16 @@ class NegativeSampling:
     """Which queries may serve as a row's negative.
 
     Attributes:
-        source: "same_video" (paper) or "other_video" (what the released code does on the released annotations).
-        iou_below: a same-video candidate's IoU with the target must be below this; None: any (figure 3's ablation).
-            With several moments the two closest count.
-        similarity_below: its cosine similarity with the target must be below this; None: any. The paper does not
-            publish its value. On Charades-STA's training split 0.7 is the 95th percentile among same-video pairs with
-            IoU < 0.5, and three fifths of the pairs with IoU >= 0.5, paraphrases mostly, lie above it.
-        when_none: for a row without candidates: "skip" (no negative in the batch; the paper speaks of same-video
-            negatives only) or "other_video" (released code).
+        source: "same_video" (paper) or "other_video" (what the released code does on the released
+            annotations).
+        iou_below: a same-video candidate's IoU with the target must be below this; None: any (figure 3's
+            ablation). With several moments the two closest count.
+        similarity_below: its cosine similarity with the target must be below this; None: any. The paper does
+            not publish its value. On Charades-STA's training split 0.7 is the 95th percentile among
+            same-video pairs with IoU < 0.5, and three fifths of the pairs with IoU >= 0.5, paraphrases
+            mostly, lie above it.
+        when_none: for a row without candidates: "skip" (no negative in the batch; the paper speaks of
+            same-video negatives only) or "other_video" (released code).
         encoder: what similarity is computed with; needed when `similarity_below` is set.
     """
 
@@ -72,7 +75,8 @@ class NegativeSampling:
             What negatives are drawn from.
 
         Raises:
-            VmrError: if similarity is asked for without an encoder, or other videos' queries where there is one video.
+            VmrError: if similarity is asked for without an encoder, or other videos' queries where there is
+                one video.
         """
         video = _numbers([query.video_id for query in queries])
         if "other_video" in (self.source, self.when_none) and len(queries) and video.max() == 0:

@@ -1,7 +1,8 @@
 """Which rows form which batch, and every random number that the data module uses.
 
-Both are functions of (seed, epoch, row) alone: no global generator is read or advanced. So a run does not depend on
-the number of workers, and a resumed run meets the batches that the uninterrupted one would have met.
+Both are functions of (seed, epoch, row) alone: no global generator is read or advanced. So a run does not
+depend on the number of workers, and a resumed run meets the batches that the uninterrupted one would have
+met.
 """
 
 from __future__ import annotations
@@ -63,12 +64,13 @@ def group_by_video(video: NDArray[np.int64], most: int | None, seed: int) -> lis
 class EpochBatchSampler(DistributedSampler[RowBatch]):
     """Yields whole batches, reordered in each epoch by (seed, epoch) only.
 
-    It is the `sampler` of a loader with `batch_size=None`, so that the data set is asked for a batch at a time, and
-    because Lightning 2.6 calls `set_epoch` on a loader's sampler but not on its batch sampler. It is a
-    `DistributedSampler` by type because Lightning wraps any other sampler under DDP in one that hides `set_epoch`.
+    It is the `sampler` of a loader with `batch_size=None`, so that the data set is asked for a batch at a
+    time, and because Lightning 2.6 calls `set_epoch` on a loader's sampler but not on its batch sampler. It
+    is a `DistributedSampler` by type because Lightning wraps any other sampler under DDP in one that hides
+    `set_epoch`.
 
-    Batches of similar length: the shuffled groups are cut into pools of `bucket_batches` batches, each pool is sorted
-    by length, cut into batches, and the batches of all pools are shuffled.
+    Batches of similar length: the shuffled groups are cut into pools of `bucket_batches` batches, each pool
+    is sorted by length, cut into batches, and the batches of all pools are shuffled.
     """
 
     def __init__(
@@ -89,8 +91,9 @@ class EpochBatchSampler(DistributedSampler[RowBatch]):
             batch_size: groups per batch.
             seed: of the order; None keeps the given order in every epoch (evaluation).
             bucket_batches: batches per pool; 1 composes every batch at random.
-            distinct: (n,) the video of each row, if no batch may hold a video twice: of several rows on one video a
-                batch keeps the first, and the others are left out for that epoch (BM-DETR's released code).
+            distinct: (n,) the video of each row, if no batch may hold a video twice: of several rows on one
+                video a batch keeps the first, and the others are left out for that epoch (BM-DETR's released
+                code).
         """
         connected = distributed.is_available() and distributed.is_initialized()
         super().__init__(
@@ -115,7 +118,7 @@ class EpochBatchSampler(DistributedSampler[RowBatch]):
             return len(range(self.rank, batches, self.num_replicas))
         return -(-batches // self.num_replicas)
 
-    def __iter__(self) -> Iterator[RowBatch]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[RowBatch]:
         """Yields this process's batches of the current epoch, from where a resumed run had got to."""
         epoch = None if self.fixed_order else self.epoch
         for rows in self._batches()[self.start :]:
@@ -155,7 +158,7 @@ class EpochBatchSampler(DistributedSampler[RowBatch]):
 
 
 class ResumableLoader(DataLoader[Any]):
-    """A training loader whose state, the epoch and the batches delivered, Lightning stores in its checkpoints.
+    """A training loader that Lightning's checkpoints can resume in the middle of an epoch.
 
     Iteration is lazy: Lightning asks for an iterator before it calls `set_epoch` when a run is resumed.
     """
@@ -181,7 +184,8 @@ class ResumableLoader(DataLoader[Any]):
     def _epoch_sampler(self) -> EpochBatchSampler:
         if not isinstance(self.sampler, EpochBatchSampler):
             raise VmrError(
-                f"The training loader expected its own batch sampler but found {type(self.sampler).__name__}, which "
-                "trainer.overfit_batches puts there. Use trainer.limit_train_batches instead."
+                f"The training loader expected its own batch sampler but found "
+                f"{type(self.sampler).__name__}, which trainer.overfit_batches puts there. Use "
+                "trainer.limit_train_batches instead."
             )
         return self.sampler

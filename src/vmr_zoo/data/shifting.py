@@ -1,7 +1,7 @@
 """Temporal shifting: the moment's clips are moved to another place in the video.
 
-Paper: BM-DETR (Jung et al. 2023), section 3.4: "randomly moves the ground-truth moment to a new temporal location",
-for videos shorter than 60 s. The rest of the video keeps its order.
+Paper: BM-DETR (Jung et al. 2023), section 3.4: "randomly moves the ground-truth moment to a new temporal
+location", for videos shorter than 60 s. The rest of the video keeps its order.
 """
 
 from __future__ import annotations
@@ -20,17 +20,18 @@ SPANS = ("exact", "released")
 class TemporalShift:
     """How moments are moved.
 
-    A row is left as it is (identity permutation, unchanged spans) when its video is too long, when it has several
-    moments (moving one would change the meaning of the others), when its moment covers every clip and there is no
-    background to move it into, or when its moment begins after the last clip.
+    A row is left as it is (identity permutation, unchanged spans) when its video is too long, when it has
+    several moments (moving one would change the meaning of the others), when its moment covers every clip and
+    there is no background to move it into, or when its moment begins after the last clip.
 
     Attributes:
-        max_duration: only videos shorter than this many seconds are shifted (paper: 60); None shifts all (released
-            code, which has no such check).
-        spans: "exact" moves every clip that the moment touches to a new place among the background, and the moment's
-            ends by the same whole number of clips. "released" is what BM-DETR's released code does: it moves clips
-            floor(start) to floor(end) - 1, to any slot but the very last (its old one included), and takes the indices
-            of the first and the last moved clip for the new start and end in seconds, so the width loses one clip.
+        max_duration: only videos shorter than this many seconds are shifted (paper: 60); None shifts all
+            (released code, which has no such check).
+        spans: "exact" moves every clip that the moment touches to a new place among the background, and the
+            moment's ends by the same whole number of clips. "released" is what BM-DETR's released code does:
+            it moves clips floor(start) to floor(end) - 1, to any slot but the very last (its old one
+            included), and takes the indices of the first and the last moved clip for the new start and end in
+            seconds, so the width loses one clip.
     """
 
     max_duration: float | None = 60.0
@@ -60,7 +61,8 @@ class TemporalShift:
             draws: (B,) float64 in [0, 1), which place each row takes.
 
         Returns:
-            Permutation (B, max(clips)) int64, identity beyond the valid clips, and moments (B, N, 2) in seconds.
+            Permutation (B, max(clips)) int64, identity beyond the valid clips, and moments (B, N, 2) in
+            seconds.
         """
         first, last = self.window(moments[:, 0], clips, clip_seconds)
         background = clips - (last - first + 1)
@@ -116,8 +118,8 @@ class TemporalShift:
             duration: (B,) seconds; a moment that the moved last, partial clip pushes past the end is clipped.
 
         Returns:
-            Permutation (B, max(clips)): clip i of the shifted video is clip order[i] of the original; and the new
-            moment (B, 2) in seconds.
+            Permutation (B, max(clips)): clip i of the shifted video is clip order[i] of the original; and the
+            new moment (B, 2) in seconds.
         """
         first, last, slot, count = (x[:, None] for x in (first, last, slot, clips))
         width = last - first + 1
