@@ -127,36 +127,39 @@ def _run_verb(verb: str, args: list[str], full_error: bool) -> int:
 
     register_resolvers()
     code = 0
+    failure: Exception | None = None
 
     def job(cfg: DictConfig) -> None:
         from hydra.core.hydra_config import HydraConfig
         from hydra.types import RunMode
 
-        nonlocal code
-        settle(cfg)
-        if "variant" in cfg:
-            check_variant(cfg.variant)
-        run: Callable[[DictConfig], int] = importlib.import_module(VERBS[verb][0]).main
-        if HydraConfig.get().mode is not RunMode.MULTIRUN:
-            code = run(cfg)
-            return
-        # A failed job must not take the rest of a sweep with it: Hydra runs all jobs and raises at the end, but
-        # says nothing of the second failure, so each is explained here.
-        overrides = list(HydraConfig.get().overrides.task)
+        nonlocal code, failure
+        sweep = HydraConfig.get().mode is RunMode.MULTIRUN
         try:
-            worst = run(cfg)
+            settle(cfg)
+            if "variant" in cfg:
+                check_variant(cfg.variant)
+            run: Callable[[DictConfig], int] = importlib.import_module(VERBS[verb][0]).main
+            code = run(cfg)
         except Exception as error:
+            failure = error
+            # A failed job must not take the rest of a sweep with it: Hydra runs all jobs and raises at the end, but
+            # says nothing of the second failure, so each is explained here.
+            overrides = list(HydraConfig.get().overrides.task)
             message = explain(error, verb, overrides)
-            if full_error or message is None:
+            if sweep and (full_error or message is None):
                 raise
-            _complain(f"{' '.join(overrides)}\n{message}")
-            raise _Reported(USAGE) from error
-        if worst:
-            raise _Reported(worst)
+            if sweep:
+                _complain(f"{' '.join(overrides)}\n{message}")
+                raise _Reported(USAGE) from error
+        if sweep and code:
+            raise _Reported(code)
 
     # Hydra prints its own shorter messages unless this is set; with it, it raises, and `main` explains.
     with _environment(HYDRA_FULL_ERROR="1"), _arguments([f"vmr {verb}", *args]):
         hydra.main(config_path=str(config_dir()), config_name=verb, version_base="1.3")(job)()
+    if failure is not None:
+        raise failure
     return code
 
 

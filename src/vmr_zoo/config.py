@@ -87,7 +87,8 @@ def run_name(method: str, variant: str, overrides: Iterable[str]) -> str:
             in the path; paths, loggers and callbacks do not change a result.
 
     Returns:
-        Such as `bm_detr-paper` or `bm_detr-paper,no_shift,decoder_memory=raw`, safe as one directory name.
+        Such as `bm_detr-paper` or `bm_detr-paper+decoder_memory-raw+no_shift`: one directory name, of characters
+        that `run=DIR` takes without quotes.
     """
     parts = []
     for override in sorted(overrides):
@@ -97,11 +98,11 @@ def run_name(method: str, variant: str, overrides: Iterable[str]) -> str:
         if key in ("experiment", "ablation"):
             parts += [item.strip().split("/")[-1] for item in value.strip("[]").split(",") if item.strip()]
         else:
-            parts.append(f"{key.split('.')[-1]}={value}")
-    name = ",".join([f"{method}-{variant}", *(re.sub(r"[^\w.=+@-]+", "_", part) for part in parts)])
+            parts.append(f"{key.split('.')[-1]}-{value}")
+    name = "+".join([f"{method}-{variant}", *(re.sub(r"[^\w.@-]+", "_", part) for part in parts)])
     if len(name) > _LONGEST_RUN_NAME:
         digest = hashlib.sha256(name.encode()).hexdigest()[:8]
-        name = f"{name[:_LONGEST_RUN_NAME]},{digest}"
+        name = f"{name[:_LONGEST_RUN_NAME]}+{digest}"
     return name
 
 
@@ -109,14 +110,15 @@ def _run_name_here(*, _root_: DictConfig) -> str:
     """Resolves `${run_name:}` from what the Hydra job that is running was asked for."""
     from hydra.core.hydra_config import HydraConfig
 
-    return run_name(_choice("method"), str(_root_.variant), list(HydraConfig.get().overrides.task))
+    return run_name(str(_choice("method")), str(_root_.variant), list(HydraConfig.get().overrides.task))
 
 
-def _choice(group: str) -> str:
-    """Resolves `${choice:GROUP}`: the name of the file chosen in a config group."""
+def _choice(group: str) -> str | None:
+    """Resolves `${choice:GROUP}`: the name of the file chosen in a config group, None for no choice."""
     from hydra.core.hydra_config import HydraConfig
 
-    return str(HydraConfig.get().runtime.choices.get(group))
+    name = HydraConfig.get().runtime.choices.get(group)
+    return None if name in (None, "null") else str(name)
 
 
 def wandb_offline() -> bool:

@@ -1,0 +1,241 @@
+"""`vmr eval`: rebuild a run from its directory alone, predict splits, score them; and what training shares with it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lightning
+import numpy as np
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import Callback, ProgressBar
+from omegaconf import DictConfig, OmegaConf
+
+from vmr_zoo import run_dir
+from vmr_zoo.callbacks import progress
+from vmr_zoo.data.annotations import SELECTION
+from vmr_zoo.data.features import compare_manifests
+from vmr_zoo.data.protocols import find_split, refuse_other_protocol
+from vmr_zoo.errors import VmrError
+from vmr_zoo.run_dir import HEADER
+from vmr_zoo.score import score_rows
+
+if TYPE_CHECKING:
+    from vmr_zoo.data.datamodule import VMRDataModule
+    from vmr_zoo.methods.base import Method
+    from vmr_zoo.types import Batch
+
+SHOWN = ("R1@0.3", "R1@0.5", "R1@0.7", "R5@0.5", "R5@0.7", "mIoU", "mAP", "highlight_mAP", "HIT@1")
+
+
+def main(cfg: DictConfig) -> int:
+    """Scores a trained run.
+
+    Args:
+        cfg: what `conf/eval.yaml` composes.
+
+    Returns:
+        0 once the results are written.
+
+    Raises:
+        VmrError: if the run is incomplete, its features changed, or another protocol is asked for.
+    """
+    run = Path(cfg.run)
+    stored = run_dir.load_config(run, resolve=False)
+    for name, value in cfg.paths.items():
+        if value is not None:
+            stored.paths[name] = value
+    OmegaConf.resolve(stored)
+    if cfg.get("data") is not None:
+        refuse_other_protocol(stored.data.name, cfg.data.name, stored.paths.annotations)
+    header = dict(run_dir.read_json(run / run_dir.METRICS)[HEADER])
+
+    method: Method = instantiate(stored.method)
+    data: VMRDataModule = instantiate(stored.data, needs=method.needs)
+    wanted = _wanted(data, cfg.split)
+    compare_manifests(run_dir.read_json(run / run_dir.MANIFEST), data.features.manifest())
+    _load_weights(method, run / run_dir.WEIGHTS)
+    data.prepare_data()
+
+    bar = progress()
+    with quiet():
+        trainer = instantiate(
+            stored.trainer,
+            callbacks=[bar],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=isinstance(bar, ProgressBar),
+            default_root_dir=str(run),
+        )
+    metrics = {}
+    for split in wanted:
+        rows = predict_rows(trainer, method, data, split)
+        metrics[split] = score(rows, data, split, method)
+        target = run_dir.next_free(run / "eval", split)
+        run_dir.write_rows(target / run_dir.PREDICTIONS, rows)
+        run_dir.write_json(target / run_dir.METRICS, {HEADER: header, split: metrics[split]})
+        run_dir.write_json(target / run_dir.ENVIRONMENT, run_dir.environment(stored.seed))
+    print_metrics(header, metrics)
+    return 0
+
+
+def _wanted(data: VMRDataModule, asked: str | Sequence[str]) -> list[str]:
+    """Returns the names of the splits asked for, each valid."""
+    if asked == "all":
+        return splits_of(data)
+    names = []
+    for name in [asked] if isinstance(asked, str) else asked:
+        split = find_split(data.protocol, name)
+        if split is data.protocol.train:
+            raise VmrError(f"Expected split=selection or a test split, found split={name}. A run is not scored on what it was trained on.")
+        names.append(SELECTION if split is data.protocol.selection else split.name)
+    return names
+
+
+def _load_weights(method: Method, path: Path) -> None:
+    """Loads a safetensors export into a method built from the same configuration."""
+    from safetensors.torch import load_model
+
+    if not path.is_file():
+        raise VmrError(f"{path.parent} has no {path.name}: its run did not finish. Continue it with vmr train … resume=true.")
+    try:
+        load_model(method, str(path))
+    except RuntimeError as error:
+        raise VmrError(f"{path} does not fit the method in {run_dir.CONFIG} beside it: {error}") from error
+
+
+def splits_of(data: VMRDataModule) -> list[str]:
+    """Returns what a run is scored on: every test split, then the selection split."""
+    return list(dict.fromkeys(data.split(name).name for name in (*data.test_names, SELECTION)))
+
+
+class _Rows(Callback):
+    """Collects the rows of predictions.jsonl while Lightning predicts."""
+
+    def __init__(self, data: VMRDataModule, split: str, method: Method) -> None:
+        self.split = split
+        self.queries = {query.query_id: query for query in data.split(split).queries}
+        self.method = method
+        self.rows: list[dict[str, Any]] = []
+
+    def on_predict_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        windows = self.method.metrics.windows(outputs, batch)
+        scores = outputs["scores"].detach().float().cpu().numpy().astype(np.float64)
+        saliency = outputs["saliency"].detach().float().cpu().numpy() if "saliency" in outputs else None
+        clips = batch["video_mask"].sum(1).tolist()
+        # A short list ends in empty spans of score 0, which are no predictions; one row holds at least one window.
+        real = (scores != 0) | (windows[..., 1] > windows[..., 0])
+        real[:, 0] = True
+        for i, query_id in enumerate(batch["query_id"]):
+            query = self.queries[query_id]
+            ranked = np.concatenate((windows[i], scores[i][:, None]), 1)[real[i]]
+            row = {
+                "split": self.split,
+                "query_id": query_id,
+                "video_id": query.video_id,
+                "query": query.text,
+                "duration": query.duration,
+                "moments": [list(moment) for moment in query.moments],
+                "pred_relevant_windows": [[start, end, float(f"{s:.7g}")] for start, end, s in ranked.tolist()],
+            }
+            if saliency is not None:
+                row["pred_saliency_scores"] = [float(f"{x:.6g}") for x in saliency[i, : clips[i]].tolist()]
+            self.rows.append(row)
+
+
+def predict_rows(
+    trainer: lightning.Trainer, method: Method, data: VMRDataModule, split: str
+) -> list[dict[str, Any]]:
+    """Predicts a split.
+
+    Args:
+        trainer: decides device and precision.
+        method: with the weights to use.
+        data: serves the split.
+        split: "selection" or a test split.
+
+    Returns:
+        The rows of predictions.jsonl: the query, its ground truth, and ranked windows in seconds, rounded as the
+        data set asks.
+    """
+    rows = _Rows(data, split, method)
+    trainer.callbacks.append(rows)  # type: ignore[attr-defined]
+    try:
+        with quiet():
+            trainer.predict(method, dataloaders=data.eval_dataloader(split), return_predictions=False)
+    finally:
+        trainer.callbacks.remove(rows)  # type: ignore[attr-defined]
+    return rows.rows
+
+
+def score(rows: Sequence[Mapping[str, Any]], data: VMRDataModule, split: str, method: Method) -> dict[str, float]:
+    """Scores the rows of one split by the code of `vmr score`.
+
+    Args:
+        rows: what `predict_rows` returned.
+        data: holds the ground truth.
+        split: their split.
+        method: whose metrics say what is measured.
+
+    Returns:
+        Percentages by metric name.
+    """
+    return score_rows(rows, data.split(split), method.metrics.settings)
+
+
+def print_metrics(header: Mapping[str, Any], metrics: Mapping[str, Mapping[str, float]]) -> None:
+    """Prints a table of splits by metrics."""
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = [name for name in SHOWN if any(name in values for values in metrics.values())]
+    simulated = f", {header['origin'].upper()} features" if header["origin"] == "simulated" else ""
+    table = Table(
+        title=f"{header['name']} on {header['protocol']} ({header['features']}{simulated}), seed {header['seed']}",
+        caption=f"per cent; checkpoint selected by {header['selection_metric']} on: {header['selection']}",
+    )
+    table.add_column("split")
+    for name in shown:
+        table.add_column(name, justify="right")
+    for split, values in metrics.items():
+        table.add_row(split, *(f"{values[name]:.2f}" if name in values else "" for name in shown))
+    Console().print(table)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silences Lightning where it tells what is meant to be so."""
+    chatter = [logging.getLogger(name) for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric")]
+    levels = [logger.level for logger in chatter]
+    with warnings.catch_warnings():
+        for meant in (
+            ".*does not have many workers.*",  # features lie in memory
+            ".*Experiment logs directory .* exists and is not empty.*",  # it is the run directory
+            ".*Checkpoint directory .* exists and is not empty.*",
+            ".*configure_optimizers. returned .None.*",  # a baseline without parameters
+            ".*number of training batches .* is smaller than the logging interval.*",
+            ".*GPU available but not used.*",
+            ".*`training_step` returned `None`.*",
+            ".*`parameters` is an empty generator.*",
+            ".*isinstance.treespec, LeafSpec.. is deprecated.*",
+        ):
+            warnings.filterwarnings("ignore", message=meant)
+        for logger in chatter:
+            logger.setLevel(logging.WARNING)
+        try:
+            yield
+        finally:
+            for logger, level in zip(chatter, levels, strict=True):
+                logger.setLevel(level)

@@ -1,0 +1,46 @@
+"""PredictAll: the whole video, whatever the query.
+
+Paper: Yuan et al. 2021, "A Closer Look at Temporal Sentence Grounding in Videos: Dataset and Metric", section 3.2,
+https://arxiv.org/abs/2101.09028. It shows what a metric gives away: a long moment overlaps any prediction that is
+long enough.
+
+Differs from the paper: nothing. One prediction per query; the contract asks for at least five, the others are
+empty.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vmr_zoo.methods.base import Method
+from vmr_zoo.metrics.moment import MomentMetrics
+from vmr_zoo.types import Batch, Prediction
+
+K = 5
+
+
+class PredictAll(Method):
+    """Predicts the whole video; has no parameters and nothing to learn."""
+
+    def __init__(self, *, metrics: MomentMetrics) -> None:
+        """Stores the metrics."""
+        super().__init__(loss_weights={}, metrics=metrics)
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Returns no losses."""
+        return {}
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:  # type: ignore[override]
+        """Does nothing."""
+
+    def on_train_epoch_end(self) -> None:
+        """Stops: another epoch would change nothing."""
+        self.trainer.should_stop = True
+
+    def predict(self, batch: Batch) -> Prediction:
+        """Returns the span (0, 1) of score 1, then empty spans."""
+        duration = batch["duration"]
+        spans = torch.zeros(len(duration), K, 2, device=duration.device)
+        spans[:, 0, 1] = 1
+        return {"spans": spans, "scores": spans[..., 1].clone()}

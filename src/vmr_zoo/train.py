@@ -1,0 +1,206 @@
+"""`vmr train`: compose, instantiate, fit, predict every test split, write the run directory.
+
+It knows no method and no data set: Hydra builds both from the configuration.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lightning
+import torch
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import ProgressBar
+from omegaconf import DictConfig
+
+from vmr_zoo import run_dir
+from vmr_zoo.evaluate import predict_rows, print_metrics, quiet, score, splits_of
+from vmr_zoo.run_dir import HEADER
+
+if TYPE_CHECKING:
+    from vmr_zoo.data.datamodule import VMRDataModule
+    from vmr_zoo.methods.base import Method
+
+log = logging.getLogger(__name__)
+
+
+def main(cfg: DictConfig) -> int:
+    """Trains one run.
+
+    Args:
+        cfg: what `conf/train.yaml` composes.
+
+    Returns:
+        0 once metrics.json is written.
+
+    Raises:
+        VmrError: for anything the user can mend, before training starts where possible.
+        SystemExit: after an interruption, 128 plus the signal's number; the run can be resumed.
+    """
+    run = Path(cfg.run)
+    config = run_dir.relocatable(cfg)
+    if run_dir.status(run)["state"] == "finished" and cfg.resume:
+        run_dir.open_new(run, config, resume=True)
+        log.info(f"{run} is finished already.")
+        return 0
+    run_dir.check_free(run, cfg.resume)
+
+    lightning.seed_everything(cfg.seed, workers=True, verbose=False)
+    method: Method = instantiate(cfg.method)
+    data: VMRDataModule = instantiate(cfg.data, needs=method.needs)
+    data.prepare_data()
+
+    resuming = run_dir.open_new(run, config, cfg.resume)
+    log.info(f"{cfg.name} on {cfg.data.name} ({cfg.features.name}), seed {cfg.seed} -> {run}")
+    run_dir.write_json(run / run_dir.ENVIRONMENT, run_dir.environment(cfg.seed))
+    run_dir.write_json(run / run_dir.MANIFEST, data.features.manifest())
+
+    before = run_dir.status(run)["train_seconds"]
+    started = time.monotonic()
+    run_dir.set_status(run, "running", before)
+
+    def stopped(state: str, message: str) -> None:
+        run_dir.set_status(run, state, before + time.monotonic() - started, message)
+
+    with quiet():
+        trainer = _trainer(cfg, run)
+    last = run / run_dir.LAST
+    received: list[int] = []
+    try:
+        with _graceful(received), quiet():
+            trainer.fit(
+                method,
+                datamodule=data,
+                ckpt_path=str(last) if resuming and last.is_file() else None,
+                weights_only=True,
+            )
+    except SystemExit as stop:
+        # Lightning ends both Ctrl-C and SIGTERM by SystemExit, the latter with exit code 0.
+        number = received[0] if received else signal.SIGTERM
+        stopped("interrupted", signal.Signals(number).name)
+        log.error(f"Interrupted. The same command with resume=true continues {run}.")
+        raise SystemExit(128 + number) from stop
+    except BaseException as error:
+        stopped("failed", f"{type(error).__name__}: {error}")
+        raise
+    seconds = before + time.monotonic() - started
+    if not trainer.is_global_zero:
+        return 0
+
+    best = _load_best(trainer, method, last)
+    _export(method, run / run_dir.WEIGHTS)
+    rows, metrics = [], {}
+    for name in splits_of(data):
+        split_rows = predict_rows(trainer, method, data, name)
+        metrics[name] = score(split_rows, data, name, method)
+        rows += split_rows
+    header = {
+        **_identity(cfg, data, method),
+        "epochs": trainer.current_epoch,
+        "best_epoch": best,
+        "train_seconds": round(seconds, 1),
+    }
+    run_dir.write_rows(run / run_dir.PREDICTIONS, rows)
+    run_dir.write_json(run / run_dir.METRICS, {HEADER: header, **metrics})
+    stopped("finished", "")
+    print_metrics(header, metrics)
+    return 0
+
+
+def _trainer(cfg: DictConfig, run: Path) -> lightning.Trainer:
+    """Builds the trainer with its callbacks and loggers."""
+    os.environ.setdefault("WANDB_SILENT", "true")
+    run_dir.keep_earlier(run / "metrics.csv")
+    callbacks = [instantiate(node) for node in cfg.callbacks.values() if node]
+    loggers = [instantiate(node) for node in (cfg.logger or {}).values() if node]
+    trainer: lightning.Trainer = instantiate(
+        cfg.trainer,
+        callbacks=callbacks,
+        logger=loggers or False,
+        default_root_dir=str(run),
+        enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
+    )
+    return trainer
+
+
+def _load_best(trainer: lightning.Trainer, method: Method, last: Path) -> int:
+    """Loads the checkpoint that the selection split chose.
+
+    Returns:
+        The epoch that it ended, counted from 1.
+    """
+    best = getattr(trainer.checkpoint_callback, "best_model_path", "")
+    if not best:
+        # A baseline without parameters takes no step, and Lightning saves no checkpoint before the first one.
+        trainer.save_checkpoint(last)
+        return trainer.current_epoch
+    checkpoint = torch.load(best, map_location="cpu", weights_only=True)
+    method.load_state_dict(checkpoint["state_dict"])
+    return int(checkpoint["epoch"]) + 1
+
+
+def _export(method: Method, path: Path) -> None:
+    """Writes the weights and buffers as safetensors."""
+    from safetensors.torch import save_model
+
+    from vmr_zoo.files import atomic_path
+
+    with atomic_path(path) as temporary:
+        save_model(method, str(temporary))
+
+
+def _identity(cfg: DictConfig, data: VMRDataModule, method: Method) -> dict[str, Any]:
+    """Says what was run: all that decides whether two rows may stand in one table."""
+    from vmr_zoo.methods.base import parameter_count
+
+    return {
+        "name": cfg.name,
+        "method": cfg.choices.method,
+        "variant": cfg.variant,
+        "protocol": data.protocol.name,
+        "features": data.features.name,
+        "origin": data.features.origin,
+        "selection": data.selection_origin,
+        "selection_metric": data.selection_metric,
+        "rounding": method.metrics.settings.rounding.description,
+        "seed": cfg.seed,
+        "parameters": parameter_count(method),
+    }
+
+
+@contextlib.contextmanager
+def _graceful(received: list[int]) -> Iterator[None]:
+    """Lets Ctrl-C end training between two steps, as SIGTERM does; a second Ctrl-C ends it at once.
+
+    Args:
+        received: the signals that came, in order.
+    """
+
+    def on_terminate(number: int, frame: Any) -> None:
+        received.append(number)
+
+    def on_interrupt(number: int, frame: Any) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+        log.info("Stopping after this step; press Ctrl-C again to stop at once.")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    # Lightning calls an earlier SIGTERM handler along with its own.
+    handlers = {signal.SIGTERM: on_terminate, signal.SIGINT: on_interrupt}
+    try:
+        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    except ValueError:  # not the main thread: whoever runs this one handles signals
+        before = {}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,107 @@
+"""A data set of a few videos in memory and a method with dropout, to test the frame without any real part.
+
+`hydra.searchpath=[file://tests/toy/conf]` makes `data=toy`, `features=toy` and `method=toy` choices.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import nn
+
+from vmr_zoo.data.annotations import Protocol, Query, Split
+from vmr_zoo.data.features import FeatureSet, QuerySource, VideoSource
+from vmr_zoo.methods.base import Method
+
+CONF = Path(__file__).parent / "conf"
+SEARCH = f"hydra.searchpath=[file://{CONF}]"
+CLIPS, DIM = 12, 8
+
+
+def protocol(name: str = "toy", videos: int = 12) -> Protocol:
+    """A moment of three clips somewhere in each video; the sentence names where it starts."""
+
+    def split(split_name: str, first: int, count: int) -> Split:
+        rows = []
+        for video in range(first, first + count):
+            for sentence in range(2):
+                start = float((5 * video + 3 * sentence) % (CLIPS - 3))
+                rows.append(
+                    Query(f"q{video}_{sentence}", f"v{video}", f"at {start:g}", ((start, start + 3),), float(CLIPS))
+                )
+        return Split(split_name, tuple(rows))
+
+    tests = {"iid": split("iid", 200, 3), "ood": split("ood", 300, 2)}
+    return Protocol(name, split("train", 0, videos), split("selection", 100, 3), tests, "published")
+
+
+class Video(VideoSource):
+    dim = DIM
+
+    def __init__(self, scale: float = 1.0) -> None:
+        self.scale = scale
+
+    def manifest(self) -> dict[str, object]:
+        return {"order": ["toy"], "scale": self.scale}
+
+    def load(self, video_id: str) -> np.ndarray:
+        rng = np.random.default_rng(int(video_id[1:]))
+        clips = rng.normal(size=(CLIPS, DIM)).astype(np.float32) * 0.1
+        clips[:, 0] = np.arange(CLIPS) / CLIPS
+        return clips * np.float32(self.scale)
+
+
+class Sentence(QuerySource):
+    dim = DIM
+
+    def manifest(self) -> dict[str, object]:
+        return {"encoder": "toy"}
+
+    def load(self, query: Query) -> np.ndarray:
+        tokens = np.zeros((2, DIM), dtype=np.float32)
+        tokens[:, 0] = float(query.text.split()[-1]) / CLIPS
+        return tokens
+
+
+def features(name: str, video_dim: int, query_dim: int, scale: float) -> FeatureSet:
+    return FeatureSet(name, "simulated", video_dim, query_dim, 1.0, Video(scale), Sentence())
+
+
+class ToyMethod(Method):
+    """Predicts start and end from the mean token; dropout makes it depend on the state of the generator."""
+
+    def __init__(self, *, metrics, loss_weights, optimizer, scheduler, break_at: int = -1) -> None:  # type: ignore[no-untyped-def]
+        super().__init__(loss_weights=loss_weights, metrics=metrics, optimizer=optimizer, scheduler=scheduler)
+        self.net = nn.Sequential(nn.Linear(DIM, 16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 2))
+        self.break_at = break_at
+
+    def _spans(self, batch):  # type: ignore[no-untyped-def]
+        start, width = self.net(batch["query"].mean(1)).sigmoid().unbind(-1)
+        return torch.stack((start, (start + width).clamp(max=1)), -1)
+
+    def losses(self, batch):  # type: ignore[no-untyped-def]
+        error = self._spans(batch) - batch["spans"][:, 0]
+        broken = self.training and self.trainer.global_step == self.break_at
+        return {"span": error.abs().mean(), "odd": error.pow(2).mean() * (float("nan") if broken else 1.0)}
+
+    def predict(self, batch):  # type: ignore[no-untyped-def]
+        spans = self._spans(batch)[:, None].repeat(1, 5, 1)
+        spans[:, 1:] = 0
+        scores = torch.tensor([0.7, 0, 0, 0, 0]).repeat(len(spans), 1)
+        return {"spans": spans, "scores": scores}
+
+
+class At(Callback):
+    """Does something at one step: sends a signal to this process, or raises KeyboardInterrupt."""
+
+    def __init__(self, step: int, signal: int) -> None:
+        self.step, self.signal = step, signal
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:  # type: ignore[no-untyped-def]
+        if trainer.global_step == self.step:
+            import os
+
+            os.kill(os.getpid(), self.signal)
