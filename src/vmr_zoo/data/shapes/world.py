@@ -1,0 +1,389 @@
+"""The world of shapes: what is in a video, what happens in it, and where everything is at every moment.
+
+A scene holds three or four coloured shapes. Each does one thing at a time; several act at once. Everything is
+drawn from a random generator seeded by (seed, group, index), so a video does not depend on how many others
+there are or on who renders it.
+
+The *time prior* is what biased benchmarks share: in every group but "late" an event is likely to start in the
+first third of the video. "late" mirrors that placement (an event at [s, e] moves to [D - e, D - s]) and
+changes nothing else: same actions, same lengths, same speeds.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vmr_zoo.errors import VmrError
+
+COLOURS: dict[str, tuple[int, int, int]] = {
+    "red": (225, 30, 35),
+    "orange": (245, 130, 20),
+    "yellow": (240, 225, 30),
+    "green": (30, 170, 50),
+    "cyan": (20, 205, 220),
+    "blue": (35, 70, 225),
+    "purple": (130, 40, 205),
+    "pink": (245, 70, 180),
+}
+"""RGB by colour; saturated, which no background is."""
+
+ROUND = frozenset({"circle", "ring"})
+"""Shapes whose turning nobody could see."""
+
+SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "bar")
+
+ACTIONS = ("left", "right", "up", "down", "spin", "grow", "shrink", "blink", "shake", "appear", "vanish")
+
+NOVEL_PAIRS: frozenset[tuple[str, str]] = frozenset(
+    {
+        ("circle", "up"),
+        ("square", "blink"),
+        ("triangle", "grow"),
+        ("star", "left"),
+        ("cross", "shake"),
+        ("ring", "shrink"),
+        ("bar", "spin"),
+        ("red", "shrink"),
+        ("orange", "down"),
+        ("yellow", "shake"),
+        ("green", "right"),
+        ("cyan", "blink"),
+        ("blue", "grow"),
+        ("purple", "spin"),
+        ("pink", "up"),
+    }
+)
+"""(shape or colour, action) pairs that happen in the group "pairs" only: the novel compositions."""
+
+GROUPS = ("train", "selection", "test", "late", "pairs")
+"""Groups of videos. "test" serves iid, novel_word and complex; "late" ood_time; "pairs" novel_composition."""
+
+ASPECT = 4 / 3
+"""Width of the frame, in units of its height."""
+
+X, Y, LOG_SIZE, ANGLE, ALPHA = range(5)
+"""Columns of an object's state: centre (heights), log radius (heights), radians, opacity."""
+
+SMALLEST, LARGEST = 0.09, 0.25
+GAP_SECONDS = 1.0
+ALWAYS_POSSIBLE = {"blink": 0.7, "shake": 0.7, "vanish": 0.35}
+"""Weights of actions that need no room; the others have 1, so that all end up about equally frequent."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorldSettings:
+    """Everything that decides what the generated data look like; its hash names the cache directory.
+
+    Attributes:
+        seed: of the world; the narrator and training have seeds of their own.
+        train_videos: videos of the train split. Other videos do not change with it.
+        test_videos: videos of each of the groups selection, test, late and pairs.
+        shortest: seconds of the shortest video.
+        longest: seconds of the longest video.
+        fps: frames per second.
+        height: pixels; the width is 4/3 of it.
+        time_bias: share of events placed by the time prior instead of uniformly, 0 to 1.
+        complex_share: share of multi-clause sentences in train, selection, iid and ood_time.
+    """
+
+    seed: int = 0
+    train_videos: int = 400
+    test_videos: int = 68
+    shortest: int = 20
+    longest: int = 56
+    fps: int = 8
+    height: int = 96
+    time_bias: float = 0.7
+    complex_share: float = 0.15
+
+    def __post_init__(self) -> None:
+        """Refuses settings that no video could follow."""
+        if self.train_videos < 1 or self.test_videos < 1:
+            raise VmrError(
+                f"Expected at least 1 video per group, found train_videos={self.train_videos}, "
+                f"test_videos={self.test_videos}. Raise data.protocol.world.train_videos or test_videos."
+            )
+        if not 10 <= self.shortest <= self.longest:
+            raise VmrError(
+                f"Expected 10 <= shortest <= longest seconds, found {self.shortest} and {self.longest}. "
+                "Change data.protocol.world.shortest or longest."
+            )
+        if self.height % 48 or self.fps < 4:
+            raise VmrError(
+                f"Expected a height divisible by 48 and at least 4 frames per second, found {self.height} "
+                f"and {self.fps}. Change data.protocol.world.height or fps."
+            )
+
+    @property
+    def width(self) -> int:
+        """Pixels."""
+        return self.height * 4 // 3
+
+    def size(self, group: str) -> int:
+        """Returns the number of videos of a group."""
+        return self.train_videos if group == "train" else self.test_videos
+
+
+@dataclass(frozen=True, slots=True)
+class Thing:
+    """One coloured shape; `state` is (5,) at time 0, columns X, Y, LOG_SIZE, ANGLE, ALPHA."""
+
+    colour: str
+    shape: str
+    state: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One thing acts from `start` to `end` seconds; `change` is what that adds to its state, linearly."""
+
+    thing: int
+    action: str
+    start: float
+    end: float
+    change: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0, 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Background:
+    """What lies behind from `start` seconds on: a pattern of two muted colours that drifts."""
+
+    start: float
+    pattern: str
+    colours: tuple[tuple[int, int, int], tuple[int, int, int]]
+    drift: tuple[float, float]
+    scale: float
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """A whole video, before a pixel is drawn.
+
+    Attributes:
+        video_id: "<group>_<index>".
+        duration: whole seconds.
+        things: what is seen, in drawing order.
+        events: what happens, ordered by start.
+        backgrounds: ordered by start; the first starts at 0.
+        seed: of the jitter that shaking draws.
+    """
+
+    video_id: str
+    duration: int
+    things: tuple[Thing, ...]
+    events: tuple[Event, ...]
+    backgrounds: tuple[Background, ...]
+    seed: tuple[int, ...] = field(default=(0,))
+
+    def colour(self, event: Event) -> str:
+        """Returns the colour of the thing that acts."""
+        return self.things[event.thing].colour
+
+    def shape(self, event: Event) -> str:
+        """Returns the shape of the thing that acts."""
+        return self.things[event.thing].shape
+
+
+def held_out(colour: str, shape: str, action: str) -> bool:
+    """Tells whether an action of a coloured shape is a novel composition."""
+    return (colour, action) in NOVEL_PAIRS or (shape, action) in NOVEL_PAIRS
+
+
+def sample_scene(settings: WorldSettings, group: str, index: int) -> Scene:
+    """Draws one scene.
+
+    Args:
+        settings: the world's.
+        group: one of `GROUPS`.
+        index: which video of the group.
+
+    Returns:
+        The scene, the same for the same arguments.
+    """
+    seed = (settings.seed, GROUPS.index(group), index)
+    rng = np.random.default_rng(seed)
+    while True:
+        duration = int(rng.integers(settings.shortest, settings.longest + 1))
+        looks = _looks(rng)
+        intervals = _intervals(rng, duration, len(looks), settings.time_bias, mirrored=group == "late")
+        things, events = _actions(rng, looks, intervals, group)
+        novel = [e for e in events if held_out(*looks[e.thing], e.action)]
+        if len(events) >= 4 and (group != "pairs" or len(novel) >= 2):
+            break
+    order = sorted(events, key=lambda event: (event.start, event.thing))
+    return Scene(
+        f"{group}_{index:05d}", duration, tuple(things), tuple(order), _backgrounds(rng, duration), (*seed, 1)
+    )
+
+
+def states(scene: Scene, times: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Computes where everything is.
+
+    Args:
+        scene: the scene.
+        times: (F,) seconds, increasing.
+
+    Returns:
+        (F, number of things, 5), columns X, Y, LOG_SIZE, ANGLE, ALPHA.
+    """
+    jitter = np.random.default_rng(scene.seed)
+    result = np.tile(np.array([thing.state for thing in scene.things]), (len(times), 1, 1))
+    for event in scene.events:
+        progress = np.clip((times - event.start) / (event.end - event.start), 0, 1)
+        result[:, event.thing] += progress[:, None] * np.array(event.change)
+        offsets = jitter.uniform(0.035, 0.06, (len(times), 2)) * jitter.choice((-1, 1), (len(times), 2))
+        inside = (times >= event.start) & (times < event.end)
+        if event.action == "shake":
+            result[:, event.thing, X : Y + 1] += np.where(inside[:, None], offsets, 0)
+        elif event.action == "blink":
+            off = inside & ((times - event.start) % 1.0 >= 0.5)
+            result[:, event.thing, ALPHA] = np.where(off, 0, result[:, event.thing, ALPHA])
+    return result
+
+
+def _looks(rng: np.random.Generator) -> list[tuple[str, str]]:
+    """Draws three or four different (colour, shape) pairs; shapes are often shared, colours now and then."""
+    count = int(rng.integers(3, 5))
+    colours = list(rng.permutation(list(COLOURS))[:count])
+    shapes = list(rng.permutation(SHAPES)[:count])
+    if rng.random() < 0.6:
+        shapes[1] = shapes[0]
+    if rng.random() < 0.2:
+        colours[2] = colours[0]
+    return [(str(c), str(s)) for c, s in zip(colours, shapes, strict=True)]
+
+
+def _intervals(
+    rng: np.random.Generator, duration: int, things: int, bias: float, *, mirrored: bool
+) -> list[list[tuple[float, float]]]:
+    """Draws when each thing acts, by the time prior; its own intervals leave `GAP_SECONDS` between them."""
+    wanted = int(np.clip(round(duration / 6 + rng.normal(0, 0.7)), 4, 8))
+    taken: list[list[tuple[float, float]]] = [[] for _ in range(things)]
+    for _ in range(12 * wanted):
+        length = float(np.clip(duration * math.exp(rng.normal(math.log(0.2), 0.45)), 2.5, 16.0))
+        early = 0.6 * rng.beta(1.2, 3.0)
+        start = early if rng.random() < bias else rng.random()
+        start = start * (duration - length)
+        if mirrored:
+            start = duration - length - start
+        start, end = (
+            round(start * 8) / 8,
+            round((start + length) * 8) / 8,
+        )  # eighths: exact in binary and in JSON
+        thing = int(rng.integers(things))
+        if all(end + GAP_SECONDS <= s or e + GAP_SECONDS <= start for s, e in taken[thing]):
+            taken[thing].append((start, end))
+            wanted -= 1
+            if not wanted:
+                break
+    return [sorted(one) for one in taken]
+
+
+def _actions(
+    rng: np.random.Generator,
+    looks: list[tuple[str, str]],
+    intervals: list[list[tuple[float, float]]],
+    group: str,
+) -> tuple[list[Thing], list[Event]]:
+    """Gives every interval an action that its thing can do in the state it is in by then."""
+    things: list[Thing] = []
+    events: list[Event] = []
+    for number, ((colour, shape), own) in enumerate(zip(looks, intervals, strict=True)):
+        hidden = (
+            bool(own) and rng.random() < 0.12 and (group == "pairs" or not held_out(colour, shape, "appear"))
+        )
+        state = np.array(
+            [
+                rng.uniform(0.2, ASPECT - 0.2),
+                rng.uniform(0.2, 0.8),
+                math.log(rng.choice((rng.uniform(0.09, 0.13), rng.uniform(0.17, 0.23)))),
+                rng.uniform(0, 2 * math.pi) if rng.random() < 0.3 else 0.0,
+                0.0 if hidden else 1.0,
+            ]
+        )
+        things.append(Thing(colour, shape, tuple(map(float, state))))
+        for start, end in own:
+            options = _feasible(state, shape)
+            if group != "pairs":
+                options = [action for action in options if not held_out(colour, shape, action)]
+            novel = [action for action in options if held_out(colour, shape, action)]
+            same = [e.action for e in events if e.thing != number and e.action in options]
+            if novel and rng.random() < 0.8:
+                options = novel
+            elif same and rng.random() < 0.4:
+                options = same
+            weights = np.array([ALWAYS_POSSIBLE.get(action, 1.0) for action in options])
+            action = str(rng.choice(options, p=weights / weights.sum()))
+            change = _change(rng, state, action, end - start)
+            state = state + change
+            events.append(Event(number, action, start, end, tuple(map(float, change))))
+    return things, events
+
+
+def _feasible(state: NDArray[np.float64], shape: str) -> list[str]:
+    """Lists what a thing in this state can do so that it is seen."""
+    if state[ALPHA] < 0.5:
+        return ["appear"]
+    size = math.exp(state[LOG_SIZE])
+    room = {
+        "left": state[X] - size,
+        "right": ASPECT - size - state[X],
+        "up": state[Y] - size,
+        "down": 1 - size - state[Y],
+    }
+    options = [action for action, free in room.items() if free > 0.35]
+    options += ["blink", "shake", "vanish"]
+    if shape not in ROUND:
+        options.append("spin")
+    options.append("grow" if size < 0.15 else "shrink")
+    return options
+
+
+def _change(
+    rng: np.random.Generator, state: NDArray[np.float64], action: str, seconds: float
+) -> NDArray[np.float64]:
+    """Draws what an action adds to the state by its end."""
+    change = np.zeros(5)
+    size = math.exp(state[LOG_SIZE])
+    if action in ("left", "right"):
+        free = state[X] - size if action == "left" else ASPECT - size - state[X]
+        change[X] = rng.uniform(0.75, 1.0) * free * (-1 if action == "left" else 1)
+    elif action in ("up", "down"):
+        free = state[Y] - size if action == "up" else 1 - size - state[Y]
+        change[Y] = rng.uniform(0.75, 1.0) * free * (-1 if action == "up" else 1)
+    elif action == "spin":
+        change[ANGLE] = rng.choice((-1, 1)) * rng.uniform(0.25, 0.5) * 2 * math.pi * seconds
+    elif action == "grow":
+        change[LOG_SIZE] = math.log(rng.uniform(0.2, LARGEST)) - state[LOG_SIZE]
+    elif action == "shrink":
+        change[LOG_SIZE] = math.log(rng.uniform(SMALLEST, 0.11)) - state[LOG_SIZE]
+    elif action == "appear":
+        change[ALPHA] = 1.0
+    elif action == "vanish":
+        change[ALPHA] = -1.0
+    return change
+
+
+def _backgrounds(rng: np.random.Generator, duration: int) -> tuple[Background, ...]:
+    """Draws two or three backgrounds; where they change has nothing to do with the events."""
+    count = int(rng.integers(2, 4))
+    starts = [0.0, *sorted(rng.uniform(3, duration - 3, count - 1).tolist())]
+    result = []
+    for start in starts:
+        base = rng.uniform(60, 190)
+        grey = [base + rng.uniform(-14, 14, 3), base + rng.choice((-1, 1)) * 30 + rng.uniform(-14, 14, 3)]
+        first, second = (tuple(int(v) for v in np.clip(g, 20, 235)) for g in grey)
+        result.append(
+            Background(
+                float(start),
+                str(rng.choice(("plain", "gradient", "stripes", "checks", "dots"))),
+                ((first[0], first[1], first[2]), (second[0], second[1], second[2])),
+                (float(rng.uniform(-0.03, 0.03)), float(rng.uniform(-0.03, 0.03))),
+                float(rng.uniform(0.15, 0.4)),
+            )
+        )
+    return tuple(result)
