@@ -7,8 +7,13 @@ from torch import Tensor
 
 
 def _draw(allowed: Tensor) -> Tensor:
-    """Draws one True position of each row of (B, Lv) uniformly; arbitrary where a row has none."""
-    return torch.rand(allowed.shape, device=allowed.device).masked_fill(~allowed, -1).argmax(1)
+    """Draws one True position of each row of (B, Lv) uniformly; arbitrary where a row has none.
+
+    One random number per row decides, so that padding does not change what is drawn.
+    """
+    count = allowed.sum(1, keepdim=True)
+    nth = (torch.rand(len(allowed), 1, device=allowed.device) * count).long().clamp(max=count - 1)
+    return (allowed & (allowed.cumsum(1) == nth + 1)).int().argmax(1)
 
 
 def sample_pairs(

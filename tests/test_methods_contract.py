@@ -1,0 +1,166 @@
+"""What every method has to hold; methods are found by their files in conf/method."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from batches import NARRATION_DIM, PATCH_DIM, QUERY_DIM, VIDEO_DIM, make_batch, row, stretch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vmr_zoo.config import register_resolvers
+from vmr_zoo.methods.base import Method
+from vmr_zoo.types import NEEDS
+
+CONF = Path(__file__).parents[1] / "conf"
+METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
+SMALL = {
+    "dim": 16,
+    "heads": 2,
+    "feedforward_dim": 24,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "queries": 6,
+    "pooling_dim": 8,
+}
+
+
+def build(name: str, variant: str = "paper", seed: int = 0) -> Method:
+    register_resolvers()
+    cfg = OmegaConf.create(
+        {
+            "variant": variant,
+            "seed": 0,
+            "features": {
+                "video_dim": VIDEO_DIM,
+                "query_dim": QUERY_DIM,
+                "narration_dim": NARRATION_DIM,
+                "patch_dim": PATCH_DIM,
+            },
+            "metrics": OmegaConf.load(CONF / "metrics" / "moments.yaml"),
+            "method": OmegaConf.load(CONF / "method" / f"{name}.yaml"),
+        }
+    )
+    for key, value in SMALL.items():
+        if key in cfg.method:
+            cfg.method[key] = value
+    torch.manual_seed(seed)
+    return instantiate(cfg.method)
+
+
+@pytest.fixture(params=METHODS)
+def method(request: pytest.FixtureRequest) -> Method:
+    built = build(request.param)
+    if not learns(built):  # what it knows, it collects in the course of an epoch
+        built.training_step(make_batch(built.needs), 0)
+        built.on_validation_epoch_start()
+    return built.eval()
+
+
+def losses(method: Method, batch: dict) -> dict[str, Tensor]:
+    torch.manual_seed(3)  # what a loss samples
+    return method.losses(batch)
+
+
+def learns(method: Method) -> bool:
+    return any(p.requires_grad for p in method.parameters())
+
+
+def test_needs_are_known_names(method: Method) -> None:
+    assert method.needs <= NEEDS
+
+
+def test_prediction_keeps_the_contract(method: Method) -> None:
+    batch = make_batch(method.needs)
+    prediction = method.predict(batch)
+    spans, scores = prediction["spans"], prediction["scores"]
+    assert spans.shape == (*scores.shape, 2)
+    assert len(spans) == 4
+    assert spans.shape[1] >= 5
+    assert (spans >= 0).all()
+    assert (spans <= 1).all()
+    assert (spans[..., 0] <= spans[..., 1]).all()
+    assert (scores.diff(dim=1) <= 0).all()
+    if "saliency" in prediction:
+        assert prediction["saliency"].shape == batch["video_mask"].shape
+
+
+def test_the_batch_is_left_as_it_was(method: Method) -> None:
+    batch = make_batch(method.needs)
+    before = copy.deepcopy(batch)
+    method.predict(batch)
+    method.losses(batch)
+    assert batch.keys() == before.keys()
+    for key, value in before.items():
+        assert torch.equal(batch[key], value) if isinstance(value, Tensor) else batch[key] == value
+
+
+def test_noise_in_more_padding_changes_nothing(method: Method) -> None:
+    batch = make_batch(method.needs)
+    longer = stretch(batch, extra=5)
+    before, after = method.predict(batch), method.predict(longer)
+    torch.testing.assert_close(after["spans"], before["spans"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(after["scores"], before["scores"], atol=1e-5, rtol=0)
+    if "saliency" in before:
+        mask = batch["video_mask"]
+        after_saliency = after["saliency"][:, : mask.shape[1]][mask]
+        torch.testing.assert_close(after_saliency, before["saliency"][mask], atol=1e-5, rtol=0)
+    for name, value in losses(method, batch).items():
+        torch.testing.assert_close(
+            losses(method, longer)[name], value, atol=1e-5, rtol=1e-5, msg=lambda m, name=name: f"{name}: {m}"
+        )
+
+
+def test_a_row_alone_is_predicted_as_in_a_batch(method: Method) -> None:
+    batch = make_batch(method.needs)
+    together = method.predict(batch)
+    for index in range(4):
+        alone = method.predict(row(batch, index))
+        torch.testing.assert_close(alone["spans"][0], together["spans"][index], atol=1e-5, rtol=0)
+        torch.testing.assert_close(alone["scores"][0], together["scores"][index], atol=1e-5, rtol=0)
+
+
+def test_every_parameter_learns(method: Method) -> None:
+    if not learns(method):
+        pytest.skip("has no parameters")
+    found = losses(method, make_batch(method.needs))
+    assert {name.split("/")[0] for name in found} >= {k for k, w in method.loss_weights.items() if w is not None}
+    method.total_loss(found).backward()
+    idle = [name for name, p in method.named_parameters() if p.requires_grad and p.grad is None]
+    assert idle == []
+    assert all(p.grad.isfinite().all() for p in method.parameters() if p.grad is not None)
+    moving = [name for name, p in method.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0]
+    assert len(moving) > 0.9 * len(list(method.parameters()))
+
+
+def test_a_step_lowers_the_loss_on_its_own_batch(method: Method) -> None:
+    if not learns(method):
+        pytest.skip("has no parameters")
+    batch = make_batch(method.needs)
+    optimizer = torch.optim.AdamW(method.parameter_groups(), lr=1e-3)
+    values = []
+    for _ in range(8):
+        total = method.total_loss(losses(method, batch))
+        values.append(total.item())
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+    assert values[-1] < values[0]
+
+
+def test_weights_survive_saving(method: Method, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    if not learns(method):
+        pytest.skip("has no parameters")
+    name = request.node.callspec.params["method"]
+    batch = make_batch(method.needs)
+    save_file(method.state_dict(), tmp_path / "model.safetensors")
+    other = build(name, seed=1).eval()
+    assert not torch.equal(other.predict(batch)["scores"], method.predict(batch)["scores"])
+    other.load_state_dict(load_file(tmp_path / "model.safetensors"))
+    assert torch.equal(other.predict(batch)["spans"], method.predict(batch)["spans"])
+    assert torch.equal(other.predict(batch)["scores"], method.predict(batch)["scores"])
