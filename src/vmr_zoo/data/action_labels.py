@@ -288,7 +288,8 @@ class ActionLabelClips(VideoSource):
         actions = channel.labels.of(video_id)
         random = channel.generator(video_id)
         length = math.ceil(actions.duration / self.clip_seconds)
-        running, classes = channel.running(actions, np.arange(length + 1) * self.clip_seconds, random)
+        edges = np.minimum(np.arange(length + 1) * self.clip_seconds, actions.duration)
+        running, classes = channel.running(actions, edges, random)
         clips, perceived = channel.perceive(running, classes, random)
         counts = np.zeros((length, len(channel.labels.names)), np.float32)
         np.add.at(counts, (clips, perceived), 1.0)
@@ -351,14 +352,13 @@ class ActionLabelNarrations(NarrationSource):
         actions = channel.labels.of(video_id)
         random = channel.generator(video_id)
         length = math.ceil(actions.duration / self.every_seconds)
-        edges = np.arange(length + 1) * self.every_seconds
+        edges = np.minimum(np.arange(length + 1) * self.every_seconds, actions.duration)
         running, classes = channel.running(actions, edges, random)
         clips, perceived = channel.perceive(running, classes, random)
         order = random.permutation(len(clips))
         said = np.full(length, len(self.sentences) - 1)
         said[clips[order]] = perceived[order]  # the last of several, which is any of them
-        times = np.stack((edges[:-1], np.minimum(edges[1:], actions.duration)), 1)
-        return said, times.astype(np.float32)
+        return said, np.stack((edges[:-1], edges[1:]), 1).astype(np.float32)
 
     def load(self, video_id: str) -> tuple[Array, Array]:
         """Returns (Ln, dim) float32 sentence embeddings and (Ln, 2) float32 start and end in seconds."""

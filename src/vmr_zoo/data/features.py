@@ -719,11 +719,18 @@ class FeatureSet:
                 raise VmrError(
                     f"features={self.name} declares {key}={declared}, but its source yields {found}."
                 )
-        if getattr(self.video, "overlong", None) == "mean_pool" and self.clip_seconds is not None:
-            raise VmrError(
-                f"features={self.name} averages long videos (overlong=mean_pool), so that a clip's length "
-                f"depends on the video; set features.clip_seconds=null instead of {self.clip_seconds}."
-            )
+        if isinstance(self.video, VideoFiles) and self.video.max_clips is not None:
+            pooled = self.video.overlong == "mean_pool"
+            if pooled and self.clip_seconds is not None:
+                raise VmrError(
+                    f"features={self.name} averages long videos (overlong=mean_pool), so a clip's length "
+                    f"depends on the video; set features.clip_seconds=null instead of {self.clip_seconds}."
+                )
+            if not pooled and self.clip_seconds is None:
+                raise VmrError(
+                    f"features={self.name} cuts long videos to {self.video.max_clips} clips, after which "
+                    "duration / clips is no clip's length; set features.clip_seconds, or overlong=mean_pool."
+                )
 
     def served(self) -> frozenset[str]:
         """Returns which of the needs "narration", "patches", "query_tokens" these features serve."""
@@ -819,7 +826,7 @@ class FeatureSet:
         """
         if self.clip_seconds is None:
             return []
-        most = getattr(self.video, "max_clips", None)
+        most = self.video.max_clips if isinstance(self.video, VideoFiles) else None
         off = {}
         for video_id, length in lengths.items():
             expected = durations[video_id] / self.clip_seconds

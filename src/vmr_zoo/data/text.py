@@ -157,7 +157,10 @@ class SentenceEncoder:
         """
         if not texts:
             return np.zeros((0, self.dim), np.float32)
-        return l2_normalise(self._cache.sentences(self.embed(texts)).astype(np.float32))
+        vectors = self._cache.sentences(self.embed(texts)).astype(np.float32)
+        return vectors / np.linalg.norm(
+            vectors, axis=1, keepdims=True
+        )  # rounding to float16 changed the length
 
     def embed(self, texts: Iterable[str]) -> list[bytes]:
         """Computes and stores whatever is not cached yet.
