@@ -1,0 +1,188 @@
+"""`vmr import`: turn a checkpoint of the authors' released code into a run directory that `vmr eval` accepts."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import pickle
+import re
+import zipfile
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hydra
+import torch
+from omegaconf import DictConfig, open_dict
+from torch import Tensor
+
+from vmr_zoo import run_dir
+from vmr_zoo.config import compose
+from vmr_zoo.errors import VmrError
+from vmr_zoo.files import atomic_path
+from vmr_zoo.methods.base import Method, parameter_count
+from vmr_zoo.parity import build
+from vmr_zoo.released.case import Released
+
+if TYPE_CHECKING:
+    from vmr_zoo.data.datamodule import VMRDataModule
+
+log = logging.getLogger(__name__)
+
+_OWN_KEYS = ("checkpoint=", "out=", "released=", "hydra.", "variant=")
+
+
+class _Options(dict[str, Any]):
+    """Stands for `easydict.EasyDict`, which some authors pickle: a dict whose keys are also attributes."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self[name] = value
+
+
+# Pickle asks for the class by its own name.
+_Options.__module__, _Options.__qualname__, _Options.__name__ = "easydict", "EasyDict", "EasyDict"
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Reads an authors' checkpoint without running any code in it.
+
+    Args:
+        path: a file written by `torch.save`, a dict with `model` (the weights) and `opt` (the options, a dict, an
+            `argparse.Namespace` or an `EasyDict`).
+
+    Returns:
+        Weights by the authors' names, without a leading "module."; and options.
+
+    Raises:
+        VmrError: if it cannot be read, holds objects other than those, or lacks one of the two.
+    """
+    if not path.is_file():
+        raise VmrError(f"Expected the authors' checkpoint at {path}, found no such file. Name it: checkpoint=FILE.")
+    safe: list[Any] = [argparse.Namespace, OrderedDict, _Options]
+    try:
+        with torch.serialization.safe_globals(safe):
+            stored = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f"an object of {found[1]}" if found else "something else"
+        raise VmrError(
+            f"Expected tensors, plain values and argparse.Namespace or EasyDict options in {path}, found {what}. "
+            "It is not loaded, since unpickling it could run any code."
+        ) from error
+    except (RuntimeError, EOFError, zipfile.BadZipFile, ValueError) as error:
+        raise VmrError(f"{path} is no checkpoint that torch.load can read: {error}") from error
+    if not isinstance(stored, Mapping) or "model" not in stored or "opt" not in stored:
+        held = ", ".join(map(str, stored)) if isinstance(stored, Mapping) else type(stored).__name__
+        raise VmrError(f"Expected 'model' and 'opt' in {path}, found {held}. Is it the released code's checkpoint?")
+    options = stored["opt"]
+    options = dict(vars(options)) if isinstance(options, argparse.Namespace) else dict(options)
+    weights = {name.removeprefix("module."): weight for name, weight in stored["model"].items()}
+    return weights, options
+
+
+def configuration(released: Released, options: Mapping[str, Any], overrides: Sequence[str]) -> DictConfig:
+    """Composes the configuration of the run that the checkpoint stands for.
+
+    Args:
+        released: the method's released code.
+        options: the authors' options.
+        overrides: of `vmr import`; data, if not among them, is what the options name.
+
+    Returns:
+        What `vmr train` would have composed, in `variant: released`.
+    """
+    kept = [text for text in overrides if not text.lstrip("+~").startswith(_OWN_KEYS)]
+    if not any(text.startswith("data=") for text in kept):
+        kept.append(f"data={released.data(options)}")
+    return compose("train", [*kept, "variant=released"])
+
+
+def convert(checkpoint: Path, out: Path, released: Released, overrides: Sequence[str]) -> Method:
+    """Writes a run directory for a checkpoint.
+
+    Args:
+        checkpoint: the authors' file.
+        out: the directory to make; must be empty or absent.
+        released: the method's released code.
+        overrides: of the command line.
+
+    Returns:
+        The method with the imported weights.
+
+    Raises:
+        VmrError: if the checkpoint does not fit, or the directory is taken.
+    """
+    from safetensors.torch import save_model
+
+    weights, options = read(checkpoint)
+    cfg = configuration(released, options, overrides)
+    with open_dict(cfg):
+        cfg.run, cfg.name = str(out), f"{cfg.choices.method}-imported"
+    served = (cfg.features.video_dim, cfg.features.query_dim)
+    method = build(cfg, released, dict(options), weights)
+    wanted = (cfg.method.video_dim, cfg.method.query_dim)
+    if served != wanted:
+        raise VmrError(
+            f"The checkpoint reads video and query features of {wanted[0]} and {wanted[1]} dimensions; "
+            f"features={cfg.features.name} has {served[0]} and {served[1]}. Name those that it was trained on: "
+            "features=…"
+        )
+    data: VMRDataModule = hydra.utils.instantiate(cfg.data, needs=method.needs)
+    header = {
+        "name": cfg.name,
+        "method": cfg.choices.method,
+        "variant": "released",
+        "protocol": data.protocol.name,
+        "features": data.features.name,
+        "origin": data.features.origin,
+        "selection": "by the authors",
+        "selection_metric": "not recorded",
+        "rounding": method.metrics.settings.rounding.description,
+        "seed": cfg.seed,
+        "parameters": parameter_count(method),
+        "imported_from": checkpoint.name,
+    }
+    run_dir.open_new(out, run_dir.relocatable(cfg), resume=False)
+    with atomic_path(out / run_dir.WEIGHTS) as temporary:
+        save_model(method, str(temporary))
+    run_dir.write_json(out / run_dir.MANIFEST, data.features.manifest())
+    run_dir.write_json(out / run_dir.METRICS, {run_dir.HEADER: header})
+    run_dir.write_json(out / "released_options.json", {key: _plain(value) for key, value in options.items()})
+    return method
+
+
+def _plain(value: Any) -> Any:
+    """Keeps what JSON can hold, and the text of anything else."""
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def main(cfg: DictConfig) -> int:
+    """Runs `vmr import method=… checkpoint=FILE out=DIR`.
+
+    Args:
+        cfg: composed from conf/import.yaml.
+
+    Returns:
+        0 once the run directory is written.
+
+    Raises:
+        VmrError: if the method has no released code, or the checkpoint does not fit.
+    """
+    from hydra.core.hydra_config import HydraConfig
+
+    if cfg.get("released") is None:
+        raise VmrError("This method has no released code to import from; those that have: conf/released/.")
+    overrides = list(HydraConfig.get().overrides.task)
+    if not any(text.startswith("method=") for text in overrides):
+        overrides.append(f"method={HydraConfig.get().runtime.choices.method}")
+    out = Path(cfg.out)
+    method = convert(Path(cfg.checkpoint), out, hydra.utils.instantiate(cfg.released), overrides)
+    log.info(f"{parameter_count(method)} parameters of {Path(cfg.checkpoint).name} -> {out}")
+    log.info(f"Score it: vmr eval run={out}")
+    return 0
+
