@@ -1,19 +1,23 @@
 """Losses of a span predictor with elastic boundaries (TEA Eq. 15-16, EMB).
 
-An annotated endpoint is uncertain. So each is widened to a set, everything between the annotation and the best
-proposal that overlaps it enough, and the predictor is asked to put its probability anywhere in the set.
+An annotated endpoint is uncertain. So each is widened to a set, everything between the annotation and the
+best proposal that overlaps it enough, and the predictor is asked to put its probability anywhere in the set.
 
 Indices count snippets; "first" and "last" are inclusive.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vmr_zoo.blocks.proposal_branch import Proposals
 from vmr_zoo.errors import unknown
 from vmr_zoo.spans import iou
 
@@ -30,7 +34,9 @@ def overlap_threshold(progress: float) -> float:
     Returns:
         0.5 + 0.5 (1 - sigmoid((progress - 0.5) / 0.05)).
     """
-    return 0.5 + 0.5 * (1.0 - torch.sigmoid(torch.tensor((progress - 0.5) / 0.05, dtype=torch.float64)).item())
+    return 0.5 + 0.5 * (
+        1.0 - torch.sigmoid(torch.tensor((progress - 0.5) / 0.05, dtype=torch.float64)).item()
+    )
 
 
 def span_to_indices(span: Tensor, mask: Tensor) -> Tensor:
@@ -54,9 +60,7 @@ def span_to_indices(span: Tensor, mask: Tensor) -> Tensor:
     return torch.stack((best // size, best % size), -1)
 
 
-def choose_proposal(
-    scores: Tensor, bounds: Tensor, mask: Tensor, moment: Tensor, threshold: float
-) -> Tensor:
+def choose_proposal(scores: Tensor, bounds: Tensor, mask: Tensor, moment: Tensor, threshold: float) -> Tensor:
     """Picks the best-scored proposal that overlaps the annotation enough.
 
     Args:
@@ -84,14 +88,12 @@ def endpoint_sets(moment: Tensor, chosen: Tensor, size: int, end_set: EndSet) ->
         moment: (B, 2) annotated first and last index.
         chosen: (B, 2) the proposal's.
         size: L.
-        end_set: "inclusive", between both last indices; "one_more", the proposal's is taken one too late (a slip
-            of EMB's code, whose proposal ends are half-open).
+        end_set: "inclusive", between both last indices; "one_more", the proposal's is taken one too late (a
+            slip of EMB's code, whose proposal ends are half-open).
 
     Returns:
         Start set and end set, (B, L) bool each.
     """
-    if end_set not in ("inclusive", "one_more"):
-        raise unknown("end_set", end_set, ["inclusive", "one_more"])
     if end_set == "one_more":
         chosen = chosen + chosen.new_tensor([0, 1])
     index = torch.arange(size, device=moment.device)
@@ -135,11 +137,11 @@ def highlight_labels(
     Returns:
         (B, L) bool.
     """
-    if highlight_end not in ("max", "min"):
-        raise unknown("highlight_end", highlight_end, ["max", "min"])
     first = torch.minimum(moment[:, 0], chosen[:, 0])
     other = chosen[:, 1] + (end_set == "one_more")
-    last = torch.maximum(moment[:, 1], other) if highlight_end == "max" else torch.minimum(moment[:, 1], other)
+    last = (
+        torch.maximum(moment[:, 1], other) if highlight_end == "max" else torch.minimum(moment[:, 1], other)
+    )
     margin = (extension * (last - first + 1)).round().long()
     index = torch.arange(mask.shape[1], device=mask.device)
     return (index >= (first - margin)[:, None]) & (index <= (last + margin)[:, None]) & mask
@@ -170,7 +172,7 @@ def proposal_times(bounds: Tensor, frame_mask: Tensor) -> Tensor:
 
 
 def ranking_targets(spans: Tensor, moment: Tensor, low: float, high: float) -> Tensor:
-    """How well each proposal should score: its IoU with the annotation, scaled from [low, high] to [0, 1] (EMB).
+    """How well each proposal should score: its IoU with the annotation, [low, high] scaled to [0, 1] (EMB).
 
     Args:
         spans: (B, P, 2) in the unit of `moment`.
@@ -197,3 +199,89 @@ def ranking_loss(logits: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
     """
     entropy = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     return (entropy * mask).sum() / mask.sum()
+
+
+class PathLogits(NamedTuple):
+    """One predictor's endpoint logits and its weight in the sum of probabilities (TEA Eq. 14).
+
+    Attributes:
+        weight: 1 for the video's own path, alpha for the paragraph's.
+        start: (B, L), about minus infinity on padding.
+        end: (B, L).
+    """
+
+    weight: float
+    start: Tensor
+    end: Tensor
+
+
+@dataclass(frozen=True)
+class ElasticBoundary:
+    """The losses of a span predictor whose endpoints may lie anywhere in a set (TEA Eq. 15-16, EMB).
+
+    Attributes:
+        end_set: see `endpoint_sets`.
+        highlight_end: see `highlight_labels`.
+        extension: see `highlight_labels`.
+        positive_weight: see `highlight_loss`.
+        rank_low: see `ranking_targets`.
+        rank_high: see `ranking_targets`.
+    """
+
+    end_set: EndSet
+    highlight_end: HighlightEnd
+    extension: float
+    positive_weight: float
+    rank_low: float
+    rank_high: float
+
+    def __post_init__(self) -> None:
+        """Refuses unknown values of a switch."""
+        if self.end_set not in ("inclusive", "one_more"):
+            raise unknown("end_set", self.end_set, ["inclusive", "one_more"])
+        if self.highlight_end not in ("max", "min"):
+            raise unknown("highlight_end", self.highlight_end, ["max", "min"])
+
+    def __call__(
+        self,
+        paths: Sequence[PathLogits],
+        highlight: Tensor,
+        mask: Tensor,
+        span: Tensor,
+        proposals: Proposals | None,
+        threshold: float,
+    ) -> dict[str, Tensor]:
+        """Computes the losses.
+
+        Args:
+            paths: every predictor's endpoint logits; their weighted probabilities are summed, not
+                renormalised.
+            highlight: (B, L), h before the sigmoid.
+            mask: (B, L) bool.
+            span: (B, 2) the annotation as fractions of the duration.
+            proposals: None leaves out "ranking" and keeps the annotation as the only candidate.
+            threshold: theta, see `overlap_threshold`.
+
+        Returns:
+            "endpoint" (L_vmr, Eq. 15, the batch's mean), "highlight" (L_h, Eq. 16), "ranking" (EMB's L_rank).
+        """
+        losses = {}
+        chosen = moment = span_to_indices(span, mask)
+        if proposals is not None:
+            chosen = choose_proposal(proposals.logits, proposals.bounds, proposals.mask, moment, threshold)
+            times = proposal_times(proposals.bounds, mask)
+            targets = ranking_targets(times, span, self.rank_low, self.rank_high)
+            losses["ranking"] = ranking_loss(proposals.logits, targets, proposals.mask)
+        starts, ends = endpoint_sets(moment, chosen, mask.shape[1], self.end_set)
+        losses["endpoint"] = -(
+            self._log_mass([(path.weight, path.start) for path in paths], starts)
+            + self._log_mass([(path.weight, path.end) for path in paths], ends)
+        ).mean()
+        labels = highlight_labels(moment, chosen, mask, self.highlight_end, self.end_set, self.extension)
+        losses["highlight"] = highlight_loss(highlight, labels, mask, self.positive_weight)
+        return losses
+
+    @staticmethod
+    def _log_mass(paths: list[tuple[float, Tensor]], members: Tensor) -> Tensor:
+        parts = [set_log_probability(logits, members) + math.log(weight) for weight, logits in paths]
+        return torch.stack(parts).logsumexp(0)
