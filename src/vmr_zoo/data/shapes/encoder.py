@@ -10,6 +10,9 @@ each pixel is; grey belongs to none), and a luma image. Of every hue's mask the 
 - motion: change of mass, centroid and log radius from sample to sample, and how far each c_k itself moved,
   which is what turning changes.
 
+Summed over all hues, the products of form and motion say which form does what; luma adds brightness, texture
+and change.
+
 It reads any video that PyAV decodes; that its hues suit the world of shapes is a matter of that world.
 """
 
@@ -33,9 +36,10 @@ VERSION = "1"
 Array = NDArray[np.float32]
 
 _ORDERS = (2, 3, 4, 5)
-_PER_HUE = 20
+_PER_HUE = 17
+_FORMS = 6
+_MOTIONS = 11
 _LUMA_GRID = (3, 4)
-_LUMA = 4 + _LUMA_GRID[0] * _LUMA_GRID[1]
 _CHUNK = 32
 """Frames at a time: bounds the memory of one worker to some 30 MB."""
 
@@ -69,7 +73,7 @@ class GridEncoder:
     @property
     def dim(self) -> int:
         """Size of a clip vector."""
-        return self.hues * _PER_HUE + _LUMA
+        return self.hues * _PER_HUE + _FORMS * (1 + _MOTIONS) + 4 + math.prod(_LUMA_GRID)
 
     @property
     def patch_dim(self) -> int:
@@ -122,44 +126,43 @@ class GridEncoder:
     def _clips(self, masks: Array, luma: Array) -> Array:
         """Computes clip features of T clips from masks (1 + T samples, pixels, hues) and luma (…, 48, 64)."""
         mass, centroid, radius, form, kurtosis = _moments(masks)
-        there = mass / (mass + 0.002)  # fades out what a few stray pixels would make of an absent hue
+        there = mass**2 / (mass**2 + 0.003**2)  # fades out what stray pixels would make of an absent hue
         both = np.minimum(there[1:], there[:-1])
-        step = np.diff(centroid, axis=0) * both
-        log_radius = np.log(radius + 0.02)
-        log_mass = np.log(mass + 0.002)
-        turned = np.abs(np.diff(form, axis=0)) * both[..., None]
-        still = [
-            20 * mass[1:],
-            there[1:],
-            centroid.real[1:] * there[1:],
-            centroid.imag[1:] * there[1:],
-            4 * radius[1:] * there[1:],
-            *np.moveaxis(4 * np.abs(form[1:]) * there[1:, :, None], -1, 0),
-            2 * (kurtosis[1:] - 1.3) * there[1:],
-        ]
-        moving = [
-            10 * step.real,
-            10 * step.imag,
-            5 * np.diff(log_radius, axis=0) * both,
-            2 * np.diff(log_mass, axis=0),
-            np.abs(np.diff(log_mass, axis=0)),
-            10 * np.abs(step),
-        ]
-        quantities = np.stack([*still, *moving, *np.moveaxis(2 * turned, -1, 0)], -1)
-        clips = self._mean(quantities).reshape(-1, self.hues * _PER_HUE)
-        change = np.abs(np.diff(luma, axis=0))
-        rows, columns = _LUMA_GRID
-        overall = np.stack(
-            (
-                luma[1:].mean((1, 2)),
-                2 * luma[1:].std((1, 2)),
-                5 * change.mean((1, 2)),
-                5 * np.abs(np.diff(luma[1:], axis=2)).mean((1, 2)),
-            ),
-            -1,
+        forms = [4 * np.abs(form[..., k]) * there for k in range(len(_ORDERS))]
+        still = self._mean(
+            np.stack(
+                [
+                    20 * mass,
+                    there,
+                    centroid.real * there,
+                    centroid.imag * there,
+                    4 * radius * there,
+                    *forms,
+                    2 * (kurtosis - 1.3) * there,
+                ],
+                -1,
+            )[1:]
         )
-        layout = 5 * _cells(change[..., None], rows, columns)[..., 0]
-        return np.concatenate((clips, self._mean(overall), self._mean(layout)), -1).astype(np.float32)
+        step = 10 * np.diff(centroid, axis=0) * both
+        growth = 5 * np.diff(np.log(radius + 0.02), axis=0) * both
+        flow = 2 * np.diff(np.log(mass + 0.002), axis=0)
+        turning = 2 * np.abs(np.diff(form, axis=0)).sum(-1) * both
+        signed = self._mean(np.stack([step.real, step.imag, growth, flow], -1))
+        unsigned = self._mean(np.stack([np.abs(flow), np.abs(step), turning], -1))
+        by_hue = np.concatenate((still, signed, unsigned), -1)
+        # Which form does what, whatever its hue.
+        presence = np.concatenate((still[..., 1:2], still[..., 5:]), -1)
+        motion = np.concatenate((np.maximum(signed, 0), np.maximum(-signed, 0), unsigned), -1)
+        by_form = np.einsum("thp,thm->tpm", presence, motion)
+        everything = [by_hue, presence.sum(1), by_form, *self._luma(luma)]
+        return np.concatenate([part.reshape(len(part), -1) for part in everything], -1).astype(np.float32)
+
+    def _luma(self, luma: Array) -> list[Array]:
+        """Computes brightness, contrast, change and texture (T, 4), and change by place (T, cells)."""
+        change = 5 * np.abs(np.diff(luma, axis=0))
+        texture = 5 * np.abs(np.diff(luma[1:], axis=2))
+        overall = [luma[1:].mean((1, 2)), 2 * luma[1:].std((1, 2)), change.mean((1, 2)), texture.mean((1, 2))]
+        return [self._mean(np.stack(overall, -1)), self._mean(_cells(change[..., None], *_LUMA_GRID))]
 
     def _patches(self, masks: Array, luma: Array) -> Array:
         """Computes patch features of T clips, (T, rows * columns, patch_dim)."""

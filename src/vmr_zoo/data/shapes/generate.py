@@ -172,7 +172,7 @@ def in_parallel(
     Raises:
         VmrError: if a process was killed, which usually means too little memory.
     """
-    count = min(processes or len(os.sched_getaffinity(0)), len(items))
+    count = min(processes or _cores(), len(items))
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -206,6 +206,11 @@ def digest(settings: dict[str, Any]) -> str:
 def _write_jsonl(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Writes JSON Lines, whole or not at all."""
     atomic_write(path, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows))
+
+
+def _cores() -> int:
+    """Returns the cores that this process may use, where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _render(job: tuple[Scene, Path, int, int]) -> None:

@@ -31,7 +31,7 @@ def _spokes(radii: tuple[float, ...], points: int) -> NDArray[np.float64]:
     return radius[:, None] * np.stack((np.cos(angle), np.sin(angle)), 1)
 
 
-_ARM = 0.34
+_ARM = 0.27
 OUTLINES: dict[str, NDArray[np.float64]] = {
     "circle": _circle(1.0),
     "ring": np.concatenate((_circle(1.05), _circle(0.62)[::-1])),
