@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from omegaconf import open_dict
+
+from batches import NARRATION_DIM, QUERY_DIM, VIDEO_DIM, make_batch, row, stretch
+from vmr_zoo.config import compose
+from vmr_zoo.methods.emb import EMB
+from vmr_zoo.methods.tea import TEA
+
+OFF = ["method.merge=null", "method.alpha=0"]
+
+
+def build(name: str, *overrides: str, seed: int = 0) -> EMB:
+    cfg = compose(
+        "train", ["data=charades_cd", "features=action_labels", f"method={name}", "method.dim=16", *overrides]
+    )
+    with open_dict(cfg):
+        cfg.features.video_dim, cfg.features.query_dim = VIDEO_DIM, QUERY_DIM
+        cfg.features.narration_dim = NARRATION_DIM
+    torch.manual_seed(seed)
+    return instantiate(cfg.method).eval()
+
+
+@pytest.mark.parametrize("variant", ["paper", "released"])
+def test_without_narrations_it_is_emb(variant):
+    batch = make_batch()
+    tea, emb = build("tea", f"variant={variant}", *OFF), build("emb", f"variant={variant}", seed=1)
+    assert tea.needs == emb.needs == frozenset()
+    emb.load_state_dict(tea.state_dict())
+    for key, value in emb.predict(batch).items():
+        assert torch.equal(value, tea.predict(batch)[key])
+    for key, value in emb.losses(batch, 0.5).items():
+        assert torch.equal(value, tea.losses(batch, 0.5)[key])
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [[], ["method/merge=add"], ["method/merge=attention"], ["method.alpha=0"], ["method.merge=null"]],
+    ids=["default", "add", "attention", "only merging", "only paragraph"],
+)
+@pytest.mark.parametrize("threshold", [0.99, 0.0])
+def test_narrations_matter_padding_does_not(overrides, threshold):
+    method = build("tea", *overrides)
+    batch = make_batch(method.needs)
+    plain, padded = method.losses(batch, threshold), method.losses(stretch(batch, extra=9), threshold)
+    other = {**batch, "narration": batch["narration"].flip(2)}
+    for name, value in plain.items():
+        torch.testing.assert_close(padded[name], value, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(method.losses(other, threshold)["endpoint"], plain["endpoint"], atol=1e-4)
+    together = method.predict(batch)
+    for index in range(4):
+        alone = method.predict(row(batch, index))
+        torch.testing.assert_close(alone["spans"][0], together["spans"][index], atol=1e-5, rtol=0)
+    method.total_loss(plain).backward()
+    assert [name for name, p in method.named_parameters() if p.grad is None] == []
+
+
+def test_both_branches_add_up_by_alpha():
+    method = build("tea", "method.alpha=0.25")
+    assert isinstance(method, TEA)
+    output = method(make_batch(method.needs))
+    start, end = method.curves(output)
+    for curve in (start, end):
+        torch.testing.assert_close(curve.sum(1), torch.full((4,), 1.25))
+        assert (curve[~output.mask] == 0).all()
+    # Eq. 15 on the sum itself, with the annotation as the only candidate.
+    members = torch.zeros_like(output.mask)
+    members[:, 0] = True
+    mass = method.boundary._log_mass([(p.weight, p.start) for p in output.paths], members)
+    torch.testing.assert_close(mass.exp(), start[:, 0])
+
+
+def test_a_missing_narration_width_is_named():
+    cfg = compose("train", ["data=charades_cd", "features=i3d", "method=tea"])
+    with pytest.raises(Exception, match=r"narration_dim is not set"):
+        instantiate(cfg.method)
