@@ -12,7 +12,7 @@ from typing import Any
 import lightning
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor, RichProgressBar
+from lightning.pytorch.callbacks import Callback, Checkpoint, LearningRateMonitor, RichProgressBar
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
@@ -24,8 +24,8 @@ log = logging.getLogger(__name__)
 class SeedSteps(Callback):
     """Seeds every generator before each training step, from the run's seed, the epoch and the step.
 
-    Dropout then depends on these alone and not on what ran before, so that a run resumed at any step equals one
-    that was never interrupted, bit for bit on CPU, with no generator state to store.
+    Dropout then depends on these alone and not on what ran before, so that a run resumed at any step equals
+    one that was never interrupted, bit for bit on CPU, with no generator state to store.
     """
 
     def __init__(self, seed: int) -> None:
@@ -43,26 +43,34 @@ class SeedSteps(Callback):
         torch.manual_seed(int(state[0]))
 
 
-class SaveOnInterrupt(Callback):
-    """Saves a checkpoint when training is asked to stop (SIGTERM, Ctrl-C), between two steps."""
+class Resumable(Checkpoint):
+    """Saves the checkpoint that `resume=true` continues from: after each epoch, and when asked to stop.
+
+    ModelCheckpoint's `save_last` does not serve: it saves only when the epoch was the best so far. As a
+    `Checkpoint` this one runs after ModelCheckpoint, if listed after it, and so knows the best epoch.
+    """
 
     def __init__(self, path: str) -> None:
-        """Stores where `resume=true` looks for the checkpoint."""
+        """Stores where the checkpoint goes."""
         self.path = path
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Saves, at the end of an epoch."""
+        trainer.save_checkpoint(self.path, weights_only=False)
 
     def on_exception(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
     ) -> None:
-        """Saves; any other exception may have left the weights without a meaning."""
+        """Saves between two steps (SIGTERM, Ctrl-C); any other exception may have come amidst one."""
         if isinstance(exception, SIGTERMException):
-            trainer.save_checkpoint(self.path)
+            trainer.save_checkpoint(self.path, weights_only=False)
 
 
 class NonFiniteLoss(Callback):
     """Stops training when a loss is NaN or infinite, naming the parts.
 
-    On CPU each step is checked before its gradient is taken. On a GPU a check would make every step wait for the
-    device, so the values are kept there and read every `every` steps and before validation.
+    On CPU each step is checked before its gradient is taken. On a GPU a check would make every step wait for
+    the device, so the values are kept there and read every `every` steps and before validation.
     """
 
     def __init__(self, every: int = 50) -> None:
@@ -74,7 +82,9 @@ class NonFiniteLoss(Callback):
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, loss: Tensor
     ) -> None:
         """Keeps the loss and its parts, and checks them when it is time."""
-        self._kept.append((trainer.global_step, {"loss": loss.detach(), **getattr(pl_module, "last_losses", {})}))
+        self._kept.append(
+            (trainer.global_step, {"loss": loss.detach(), **getattr(pl_module, "last_losses", {})})
+        )
         if loss.device.type == "cpu" or len(self._kept) >= self.every:
             self._check()
 
@@ -98,8 +108,8 @@ class NonFiniteLoss(Callback):
                 listed = ", ".join(f"{name}={value:g}" for name, value in values.items())
                 raise VmrError(
                     f"The loss became {total} at step {step}, from {' and '.join(bad) or 'the weighted sum'} "
-                    f"({listed}). Expected finite numbers. Look for NaN in the features with `vmr doctor`, or lower "
-                    "method.optimizer.lr."
+                    f"({listed}). Expected finite numbers. Look for NaN in the features with `vmr doctor`, "
+                    "or lower method.optimizer.lr."
                 )
 
 

@@ -39,8 +39,8 @@ _vmr() {
     COMPREPLY=($(compgen -W "VERBS completion" -- "$word")); return
   fi
   local rest=${COMP_LINE#*${words[1]}}
-  local choices=$(COMP_LINE="vmr${rest}" COMP_POINT=$COMP_POINT command vmr "${words[1]}" -sc query=bash 2>/dev/null)
-  COMPREPLY=($(compgen -o nospace -o default -W "$choices" -- "$word"))
+  local choices=$(COMP_LINE="vmr${rest}" COMP_POINT=$COMP_POINT command vmr "${words[1]}" -sc query=bash
+  2>/dev/null) COMPREPLY=($(compgen -o nospace -o default -W "$choices" -- "$word"))
 }
 COMP_WORDBREAKS=${COMP_WORDBREAKS//=}
 complete -o nospace -o default -F _vmr vmr
@@ -143,8 +143,8 @@ def _run_verb(verb: str, args: list[str], full_error: bool) -> int:
             code = run(cfg)
         except Exception as error:
             failure = error
-            # A failed job must not take the rest of a sweep with it: Hydra runs all jobs and raises at the end, but
-            # says nothing of the second failure, so each is explained here.
+            # A failed job must not take the rest of a sweep with it: Hydra runs all jobs and raises at the
+            # end, but says nothing of the second failure, so each is explained here.
             overrides = list(HydraConfig.get().overrides.task)
             message = explain(error, verb, overrides)
             if sweep and (full_error or message is None):
@@ -233,7 +233,7 @@ def explain(error: BaseException, verb: str, overrides: Sequence[str]) -> str | 
         return f"Cannot read '{error.override}': expected key=value. {error.message.splitlines()[0]}"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
         group, _, name = error.missing_cfg_file.rpartition("/")
-        return str(unknown(group, name, error.options))
+        return str(unknown(group, name, [option for option in error.options if option != "default"]))
     if isinstance(error, ConfigCompositionException):
         return _unknown_key(str(error), verb, overrides)
     if isinstance(error, InstantiationException):
@@ -248,7 +248,9 @@ def explain(error: BaseException, verb: str, overrides: Sequence[str]) -> str | 
 
 def _unknown_key(message: str, verb: str, overrides: Sequence[str]) -> str:
     """Names the keys nearest to the one that Hydra could not override."""
-    found = re.search(r"[Cc]ould not (?:override|append to config|delete from config)[^'`]*['`]([^'`]+)['`]", message)
+    found = re.search(
+        r"[Cc]ould not (?:override|append to config|delete from config)[^'`]*['`]([^'`]+)['`]", message
+    )
     if not found:
         return message.strip().splitlines()[0]
     key = found.group(1).split("@")[0]
@@ -291,18 +293,24 @@ def _flatten(node: Any, omega: Any, mapping: Any, prefix: str = "") -> list[str]
     return names
 
 
-def _failed_construction(error: BaseException) -> str | None:
-    """Explains arguments that a constructor does not take; any other failure keeps its traceback."""
-    for cause in _causes(error):
-        found = re.search(r"(\S+)\.?__init__\(\) (got an unexpected keyword argument .*|missing .*)", str(cause))
+def _failed_construction(error: BaseException) -> str:
+    """Explains what a constructor did not accept: its arguments stand in the configuration."""
+    causes = list(_causes(error))
+    for cause in causes:
+        found = re.search(
+            r"(\S+)\.?__init__\(\) (got an unexpected keyword argument .*|missing .*)", str(cause)
+        )
         if isinstance(cause, TypeError) and found:
             return (
-                f"{found.group(1).rstrip('.')} {found.group(2)}. The configuration and the constructor disagree: "
-                "check the overlay files (experiment, ablation) and + overrides for a misspelt key."
+                f"{found.group(1).rstrip('.')} {found.group(2)}. The configuration and the constructor "
+                "disagree: check the overlay files (experiment, ablation) and + overrides for a misspelt key."
             )
-    if re.search(r"Error locating target", str(error)):
-        return str(error).strip().splitlines()[0] + " Set HYDRA_FULL_ERROR=1 for the traceback."
-    return None
+    where = re.search(r"full_key: (\S+)", str(error))
+    what = str(causes[-1]).strip().splitlines()[0]
+    return (
+        f"Cannot build {where.group(1) if where else 'an object'} from the configuration: {what} "
+        "(HYDRA_FULL_ERROR=1 shows the traceback)"
+    )
 
 
 if __name__ == "__main__":

@@ -19,7 +19,16 @@ from vmr_zoo.errors import VmrError, unknown
 VARIANTS = ("paper", "released")
 
 _NOT_IN_RUN_NAME = {"data", "features", "method", "variant", "seed", "run", "resume", "logger", "callbacks"}
-_NOT_IN_RUN_NAME_PREFIXES = ("paths.", "logger.", "callbacks.", "hydra.", "hydra/", "choices.", "trainer.accelerator", "trainer.enable_")
+_NOT_IN_RUN_NAME_PREFIXES = (
+    "paths.",
+    "logger.",
+    "callbacks.",
+    "hydra.",
+    "hydra/",
+    "choices.",
+    "trainer.accelerator",
+    "trainer.enable_",
+)
 _LONGEST_RUN_NAME = 120
 
 
@@ -83,12 +92,12 @@ def run_name(method: str, variant: str, overrides: Iterable[str]) -> str:
     Args:
         method: the chosen file in `conf/method`.
         variant: "paper" or "released".
-        overrides: what the command line changed. Data, features, method, variant and seed have their own place
-            in the path; paths, loggers and callbacks do not change a result.
+        overrides: what the command line changed. Data, features, method, variant and seed have their own
+            place in the path; paths, loggers and callbacks do not change a result.
 
     Returns:
-        Such as `bm_detr-paper` or `bm_detr-paper+decoder_memory-raw+no_shift`: one directory name, of characters
-        that `run=DIR` takes without quotes.
+        Such as `bm_detr-paper` or `bm_detr-paper+decoder_memory-raw+no_shift`: one directory name, of
+        characters that `run=DIR` takes without quotes.
     """
     parts = []
     for override in sorted(overrides):

@@ -1,4 +1,4 @@
-"""`vmr eval`: rebuild a run from its directory alone, predict splits, score them; and what training shares with it."""
+"""`vmr eval`: rebuild a run from its directory alone, predict and score splits, which training shares."""
 
 from __future__ import annotations
 
@@ -91,7 +91,10 @@ def _wanted(data: VMRDataModule, asked: str | Sequence[str]) -> list[str]:
     for name in [asked] if isinstance(asked, str) else asked:
         split = find_split(data.protocol, name)
         if split is data.protocol.train:
-            raise VmrError(f"Expected split=selection or a test split, found split={name}. A run is not scored on what it was trained on.")
+            raise VmrError(
+                f"Expected split=selection or a test split, found split={name}. "
+                "A run is not scored on what it was trained on."
+            )
         names.append(SELECTION if split is data.protocol.selection else split.name)
     return names
 
@@ -101,7 +104,10 @@ def _load_weights(method: Method, path: Path) -> None:
     from safetensors.torch import load_model
 
     if not path.is_file():
-        raise VmrError(f"{path.parent} has no {path.name}: its run did not finish. Continue it with vmr train … resume=true.")
+        raise VmrError(
+            f"{path.parent} has no {path.name}: its run did not finish. "
+            "Continue it with vmr train … resume=true."
+        )
     try:
         load_model(method, str(path))
     except RuntimeError as error:
@@ -135,7 +141,8 @@ class _Rows(Callback):
         scores = outputs["scores"].detach().float().cpu().numpy().astype(np.float64)
         saliency = outputs["saliency"].detach().float().cpu().numpy() if "saliency" in outputs else None
         clips = batch["video_mask"].sum(1).tolist()
-        # A short list ends in empty spans of score 0, which are no predictions; one row holds at least one window.
+        # A short list ends in empty spans of score 0, which are no predictions; one row holds at least one
+        # window.
         real = (scores != 0) | (windows[..., 1] > windows[..., 0])
         real[:, 0] = True
         for i, query_id in enumerate(batch["query_id"]):
@@ -148,7 +155,9 @@ class _Rows(Callback):
                 "query": query.text,
                 "duration": query.duration,
                 "moments": [list(moment) for moment in query.moments],
-                "pred_relevant_windows": [[start, end, float(f"{s:.7g}")] for start, end, s in ranked.tolist()],
+                "pred_relevant_windows": [
+                    [start, end, float(f"{s:.7g}")] for start, end, s in ranked.tolist()
+                ],
             }
             if saliency is not None:
                 row["pred_saliency_scores"] = [float(f"{x:.6g}") for x in saliency[i, : clips[i]].tolist()]
@@ -167,8 +176,8 @@ def predict_rows(
         split: "selection" or a test split.
 
     Returns:
-        The rows of predictions.jsonl: the query, its ground truth, and ranked windows in seconds, rounded as the
-        data set asks.
+        The rows of predictions.jsonl: the query, its ground truth, and ranked windows in seconds, rounded as
+        the data set asks.
     """
     rows = _Rows(data, split, method)
     trainer.callbacks.append(rows)  # type: ignore[attr-defined]
@@ -180,7 +189,9 @@ def predict_rows(
     return rows.rows
 
 
-def score(rows: Sequence[Mapping[str, Any]], data: VMRDataModule, split: str, method: Method) -> dict[str, float]:
+def score(
+    rows: Sequence[Mapping[str, Any]], data: VMRDataModule, split: str, method: Method
+) -> dict[str, float]:
     """Scores the rows of one split by the code of `vmr score`.
 
     Args:
@@ -202,8 +213,9 @@ def print_metrics(header: Mapping[str, Any], metrics: Mapping[str, Mapping[str, 
 
     shown = [name for name in SHOWN if any(name in values for values in metrics.values())]
     simulated = f", {header['origin'].upper()} features" if header["origin"] == "simulated" else ""
+    what = f"{header['name']} on {header['protocol']} ({header['features']}{simulated})"
     table = Table(
-        title=f"{header['name']} on {header['protocol']} ({header['features']}{simulated}), seed {header['seed']}",
+        title=f"{what}, seed {header['seed']}",
         caption=f"per cent; checkpoint selected by {header['selection_metric']} on: {header['selection']}",
     )
     table.add_column("split")
@@ -217,7 +229,9 @@ def print_metrics(header: Mapping[str, Any], metrics: Mapping[str, Mapping[str, 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Silences Lightning where it tells what is meant to be so."""
-    chatter = [logging.getLogger(name) for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric")]
+    chatter = [
+        logging.getLogger(name) for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric")
+    ]
     levels = [logger.level for logger in chatter]
     with warnings.catch_warnings():
         for meant in (

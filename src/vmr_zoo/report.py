@@ -59,7 +59,10 @@ class Leaderboard:
         """Returns heads and rows with a column for each split and metric."""
         keys = [(split, metric) for split in self.splits for metric in self.metrics]
         heads = ["run", *(" ".join(key) for key in keys), *_REST]
-        return [heads, *([row.name, *(row.cells.get(key, "") for key in keys), *row.rest] for row in self.rows)]
+        return [
+            heads,
+            *([row.name, *(row.cells.get(key, "") for key in keys), *row.rest] for row in self.rows),
+        ]
 
 
 def main(cfg: DictConfig) -> int:
@@ -76,7 +79,7 @@ def main(cfg: DictConfig) -> int:
     """
     if cfg.format not in FORMATS:
         raise unknown("format", cfg.format, FORMATS)
-    boards = leaderboards(collect(Path(cfg.runs)), list(cfg.metrics))
+    boards = leaderboards(collect(Path(cfg.runs)), list(cfg.columns))
     if cfg.format == "table" and cfg.out is None:
         _print(boards)
         return 0
@@ -104,7 +107,9 @@ def collect(root: Path) -> list[dict[str, Any]]:
     files = sorted(path for path in root.rglob(METRICS) if path.parent.parent.name != "eval")
     runs = [content for content in map(read_json, files) if isinstance(content, dict) and HEADER in content]
     if not runs:
-        raise VmrError(f"No finished run below '{root}'. Expected {METRICS} files that `vmr train` wrote; say runs=DIR.")
+        raise VmrError(
+            f"No finished run below '{root}'. Expected {METRICS} files that `vmr train` wrote; say runs=DIR."
+        )
     return runs
 
 
@@ -129,11 +134,18 @@ def leaderboards(runs: Sequence[dict[str, Any]], metrics: Sequence[str]) -> list
     for run in runs:
         header = run[HEADER]
         tables[tuple(str(header[key]) for key in _SAME_TABLE)][header["name"]].append(run)
-    return [_leaderboard(dict(zip(_SAME_TABLE, key, strict=True)), rows, metrics) for key, rows in sorted(tables.items())]
+    return [
+        _leaderboard(dict(zip(_SAME_TABLE, key, strict=True)), rows, metrics)
+        for key, rows in sorted(tables.items())
+    ]
 
 
-def _leaderboard(shared: dict[str, str], rows: dict[str, list[dict[str, Any]]], metrics: Sequence[str]) -> Leaderboard:
-    splits = list(dict.fromkeys(split for runs in rows.values() for run in runs for split in run if split != HEADER))
+def _leaderboard(
+    shared: dict[str, str], rows: dict[str, list[dict[str, Any]]], metrics: Sequence[str]
+) -> Leaderboard:
+    splits = list(
+        dict.fromkeys(split for runs in rows.values() for run in runs for split in run if split != HEADER)
+    )
     splits.sort(key=lambda split: split == "selection")
     averaged = []
     for name, runs in sorted(rows.items()):

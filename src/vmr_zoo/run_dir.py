@@ -1,7 +1,7 @@
 """The run directory: the only thing that a run leaves, and all that evaluation and reports read.
 
-Every file is written under a temporary name and renamed, so that an interrupted run leaves whole files or none.
-Nothing here removes an earlier result.
+Every file is written under a temporary name and renamed, so that an interrupted run leaves whole files or
+none. Nothing here removes an earlier result.
 
     config.yaml         the composed configuration, resolved save for `${paths.…}`
     status.json         running, interrupted, failed or finished; the seconds trained so far
@@ -41,7 +41,16 @@ ENVIRONMENT = "environment.json"
 LAST = Path("checkpoints") / "last.ckpt"
 HEADER = "header"
 
-_MAY_DIFFER_ON_RESUME = ("resume", "logger", "callbacks", "paths", "run", "name", "trainer.accelerator", "trainer.devices")
+_MAY_DIFFER_ON_RESUME = (
+    "resume",
+    "logger",
+    "callbacks",
+    "paths",
+    "run",
+    "name",
+    "trainer.accelerator",
+    "trainer.devices",
+)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -63,7 +72,9 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise VmrError(f"{path.parent} has no {path.name}: it is no run directory, or its run did not finish.") from None
+        raise VmrError(
+            f"{path.parent} has no {path.name}: it is no run directory, or its run did not finish."
+        ) from None
     except ValueError as error:
         raise VmrError(f"{path} is not valid JSON: {error}.") from error
 
@@ -88,13 +99,14 @@ def check_free(path: Path, resume: bool) -> None:
     there = sorted(item.name for item in path.iterdir()) if path.is_dir() else []
     if there and not resume:
         raise VmrError(
-            f"The run directory {path} is not empty (it holds {some(there, 5)}), and no result is ever overwritten. "
-            "Continue it with resume=true, or choose another with run=DIR, paths.runs=DIR or seed=N."
+            f"The run directory {path} is not empty (it holds {some(there, 5)}), and no result is ever "
+            "overwritten. Continue it with resume=true, or choose another with run=DIR, paths.runs=DIR or "
+            "seed=N."
         )
 
 
 def open_new(path: Path, config: Mapping[str, Any], resume: bool) -> bool:
-    """Prepares a directory for a run.
+    """Prepares a directory for a run; `check_free` has been asked before.
 
     Args:
         path: where the run goes.
@@ -105,10 +117,9 @@ def open_new(path: Path, config: Mapping[str, Any], resume: bool) -> bool:
         True if an earlier run is to be continued, False if this is a new one.
 
     Raises:
-        VmrError: if the directory holds something and `resume` is off, or the earlier run had other settings.
+        VmrError: if the earlier run had other settings.
     """
-    check_free(path, resume)
-    if (path / CONFIG).is_file():
+    if resume and (path / CONFIG).is_file():
         earlier = OmegaConf.to_container(load_config(path, resolve=False))
         changed = _differences(earlier, config)
         if changed:
@@ -261,7 +272,12 @@ def _git() -> dict[str, Any] | None:
             ["git", "rev-parse", "HEAD"], cwd=checkout, capture_output=True, text=True, check=True, timeout=10
         ).stdout.strip()
         changes = subprocess.run(
-            ["git", "status", "--porcelain"], cwd=checkout, capture_output=True, text=True, check=True, timeout=10
+            ["git", "status", "--porcelain"],
+            cwd=checkout,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
         ).stdout
     except (OSError, subprocess.SubprocessError) as error:
         return {"revision": None, "error": str(error)}

@@ -21,6 +21,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from omegaconf import DictConfig
 
 from vmr_zoo import run_dir
+from vmr_zoo.errors import VmrError
 from vmr_zoo.evaluate import predict_rows, print_metrics, quiet, score, splits_of
 from vmr_zoo.run_dir import HEADER
 
@@ -44,6 +45,8 @@ def main(cfg: DictConfig) -> int:
         VmrError: for anything the user can mend, before training starts where possible.
         SystemExit: after an interruption, 128 plus the signal's number; the run can be resumed.
     """
+    if not isinstance(cfg.seed, int) or cfg.seed < 0:
+        raise VmrError(f"Expected seed to be a whole number, 0 or more; found {cfg.seed!r}. Say seed=0.")
     run = Path(cfg.run)
     config = run_dir.relocatable(cfg)
     if run_dir.status(run)["state"] == "finished" and cfg.resume:
@@ -56,12 +59,15 @@ def main(cfg: DictConfig) -> int:
     method: Method = instantiate(cfg.method)
     data: VMRDataModule = instantiate(cfg.data, needs=method.needs)
     data.prepare_data()
+    with quiet():
+        trainer = _trainer(cfg, run)
 
     resuming = run_dir.open_new(run, config, cfg.resume)
     log.info(f"{cfg.name} on {cfg.data.name} ({cfg.features.name}), seed {cfg.seed} -> {run}")
     run_dir.write_json(run / run_dir.ENVIRONMENT, run_dir.environment(cfg.seed))
     run_dir.write_json(run / run_dir.MANIFEST, data.features.manifest())
 
+    run_dir.keep_earlier(run / "metrics.csv")  # the logger starts its file anew
     before = run_dir.status(run)["train_seconds"]
     started = time.monotonic()
     run_dir.set_status(run, "running", before)
@@ -69,8 +75,6 @@ def main(cfg: DictConfig) -> int:
     def stopped(state: str, message: str) -> None:
         run_dir.set_status(run, state, before + time.monotonic() - started, message)
 
-    with quiet():
-        trainer = _trainer(cfg, run)
     last = run / run_dir.LAST
     received: list[int] = []
     try:
@@ -94,7 +98,7 @@ def main(cfg: DictConfig) -> int:
     if not trainer.is_global_zero:
         return 0
 
-    best = _load_best(trainer, method, last)
+    best = _load_best(trainer, method)
     _export(method, run / run_dir.WEIGHTS)
     rows, metrics = [], {}
     for name in splits_of(data):
@@ -117,7 +121,6 @@ def main(cfg: DictConfig) -> int:
 def _trainer(cfg: DictConfig, run: Path) -> lightning.Trainer:
     """Builds the trainer with its callbacks and loggers."""
     os.environ.setdefault("WANDB_SILENT", "true")
-    run_dir.keep_earlier(run / "metrics.csv")
     callbacks = [instantiate(node) for node in cfg.callbacks.values() if node]
     loggers = [instantiate(node) for node in (cfg.logger or {}).values() if node]
     trainer: lightning.Trainer = instantiate(
@@ -130,7 +133,7 @@ def _trainer(cfg: DictConfig, run: Path) -> lightning.Trainer:
     return trainer
 
 
-def _load_best(trainer: lightning.Trainer, method: Method, last: Path) -> int:
+def _load_best(trainer: lightning.Trainer, method: Method) -> int:
     """Loads the checkpoint that the selection split chose.
 
     Returns:
@@ -138,8 +141,7 @@ def _load_best(trainer: lightning.Trainer, method: Method, last: Path) -> int:
     """
     best = getattr(trainer.checkpoint_callback, "best_model_path", "")
     if not best:
-        # A baseline without parameters takes no step, and Lightning saves no checkpoint before the first one.
-        trainer.save_checkpoint(last)
+        # A baseline without parameters takes no step, before which Lightning chooses no checkpoint.
         return trainer.current_epoch
     checkpoint = torch.load(best, map_location="cpu", weights_only=True)
     method.load_state_dict(checkpoint["state_dict"])

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import nn
 
 from vmr_zoo.data.annotations import Protocol, Query, Split
 from vmr_zoo.data.features import FeatureSet, QuerySource, VideoSource
+from vmr_zoo.errors import VmrError
 from vmr_zoo.methods.base import Method
 
 CONF = Path(__file__).parent / "conf"
@@ -22,15 +24,16 @@ CLIPS, DIM = 12, 8
 
 
 def protocol(name: str = "toy", videos: int = 12) -> Protocol:
-    """A moment of three clips somewhere in each video; the sentence names where it starts."""
+    """A moment of two or three clips somewhere in each video; the sentence names where it starts."""
 
     def split(split_name: str, first: int, count: int) -> Split:
         rows = []
         for video in range(first, first + count):
             for sentence in range(2):
                 start = float((5 * video + 3 * sentence) % (CLIPS - 3))
+                moment = (start, start + 2 + video % 2)
                 rows.append(
-                    Query(f"q{video}_{sentence}", f"v{video}", f"at {start:g}", ((start, start + 3),), float(CLIPS))
+                    Query(f"q{video}_{sentence}", f"v{video}", f"at {start:g}", (moment,), float(CLIPS))
                 )
         return Split(split_name, tuple(rows))
 
@@ -95,13 +98,13 @@ class ToyMethod(Method):
 
 
 class At(Callback):
-    """Does something at one step: sends a signal to this process, or raises KeyboardInterrupt."""
+    """At one step, sends a signal to this process, or crashes for signal 0."""
 
     def __init__(self, step: int, signal: int) -> None:
         self.step, self.signal = step, signal
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:  # type: ignore[no-untyped-def]
+        if trainer.global_step == self.step and not self.signal:
+            raise VmrError("crashed")
         if trainer.global_step == self.step:
-            import os
-
             os.kill(os.getpid(), self.signal)

@@ -1,13 +1,13 @@
 """Bias-based: moments drawn from where the training moments lie, whatever the video and the query.
 
-Paper: Yuan et al. 2021, "A Closer Look at Temporal Sentence Grounding in Videos: Dataset and Metric", section 3.2,
-https://arxiv.org/abs/2101.09028: a Gaussian kernel density estimate of the normalised (start, end) of the training
-moments, from which locations are drawn.
+Paper: Yuan et al. 2021, "A Closer Look at Temporal Sentence Grounding in Videos: Dataset and Metric",
+section 3.2, https://arxiv.org/abs/2101.09028: a Gaussian kernel density estimate of the normalised (start,
+end) of the training moments, from which locations are drawn.
 
-Where the paper is silent: predictions are ranked in the order drawn, so that the first is a fair draw (on the iid
-split of Charades-CD it then reaches about the 17 in R1@0.5 that the paper prints; ranked by density it reaches 23);
-draws are clipped to the video; the bandwidth is Scott's rule, SciPy's default. A query's draws depend on the
-seed and its id alone.
+Where the paper is silent: predictions are ranked in the order drawn, so that the first is a fair draw (on
+the iid split of Charades-CD it then reaches about the 17 in R1@0.5 that the paper prints; ranked by density
+it reaches 23); draws are clipped to the video; the bandwidth is Scott's rule, SciPy's default. A query's
+draws depend on the seed and its id alone.
 """
 
 from __future__ import annotations
@@ -66,10 +66,11 @@ class BiasKDE(Method):
         Raises:
             VmrError: if they are fewer than three or all on a line, of which there is no density on a plane.
         """
-        if np.linalg.matrix_rank(np.cov(moments.double().cpu().numpy().T)) < 2:
+        points = moments.double().cpu().numpy().T
+        if len(moments) < 3 or np.linalg.eigvalsh(np.cov(points))[0] < 1e-9:
             raise VmrError(
-                f"Expected training moments of which starts and ends vary independently, found {len(moments)} that "
-                "do not. bias_kde needs a larger training split."
+                "Expected training moments whose starts and ends vary independently, found "
+                f"{len(moments)} that do not. bias_kde needs a larger training split."
             )
         self.moments = moments.float()
         self.__dict__.pop("_density", None)
@@ -91,11 +92,13 @@ class BiasKDE(Method):
     @cached_property
     def _density(self) -> gaussian_kde:
         if not len(self.moments):
-            raise VmrError("bias_kde has seen no training moments. Train it first: vmr train method=bias_kde …")
+            raise VmrError(
+                "bias_kde has seen no training moments. Train it first: vmr train method=bias_kde …"
+            )
         return gaussian_kde(self.moments.double().cpu().numpy().T)
 
     def predict(self, batch: Batch) -> Prediction:
-        """Draws `samples` moments per query, in the order drawn; the score falls by rank and means no more."""
+        """Draws `samples` moments per query, in the order drawn; the score says no more than the rank."""
         spans = np.zeros((len(batch["query_id"]), self.samples, 2), dtype=np.float32)
         scores = np.zeros(spans.shape[:2], dtype=np.float32)
         for row, query_id in enumerate(batch["query_id"]):

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from vmr_zoo.config import by_variant, compose, config_dir, register_resolvers, run_name
+from vmr_zoo.errors import VmrError
+from vmr_zoo.methods.base import Method
+
+CONF = config_dir()
+
+
+def options(group: str) -> list[str]:
+    folder = CONF / group
+    return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
+
+
+DATA = [name for name in options("data") if name != "default"]
+METHODS = [name for name in options("method") if "/" not in name]
+
+
+@pytest.mark.parametrize("data", DATA)
+@pytest.mark.parametrize("verb", ["train", "score", "doctor", "import"])
+def test_every_data_set_composes_under_every_verb_that_reads_it(verb, data):
+    cfg = compose(verb, [f"data={data}", *(["+run=x"] if verb == "import" else [])])
+    assert cfg.data.name == data
+    assert cfg.features.video_dim > 0
+    assert cfg.features.query_dim > 0
+
+
+@pytest.mark.parametrize("variant", ["paper", "released"])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_builds_in_both_variants(method, variant):
+    cfg = compose(
+        "train", ["data=charades_cd", "features=action_labels", f"method={method}", f"variant={variant}"]
+    )
+    OmegaConf.resolve(cfg)
+    assert isinstance(instantiate(cfg.method), Method)
+    assert cfg.choices.method == method
+
+
+@pytest.mark.parametrize("experiment", options("experiment"))
+def test_every_experiment_composes_and_builds(experiment):
+    cfg = compose("train", [f"experiment={experiment}"])
+    OmegaConf.resolve(cfg)
+    assert isinstance(instantiate(cfg.method), Method)
+    # Hydra accepts any argument of a constructor only when it is called; a misspelt key of the trainer shows
+    # here.
+    instantiate(cfg.trainer, logger=False, enable_progress_bar=False, accelerator="cpu")
+
+
+@pytest.mark.parametrize("ablation", options("ablation"))
+def test_every_ablation_builds_and_changes_something(ablation):
+    method = ablation.split("/")[0]
+    base = ["data=charades_cd", "features=action_labels", f"method={method}"]
+    plain = OmegaConf.to_container(compose("train", base), resolve=True)
+    cfg = compose("train", [*base, f"ablation={ablation}"])
+    changed = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(instantiate(cfg.method), Method)
+    ignored = {"choices", "name", "run", "callbacks", "logger"}
+    assert any(plain.get(key) != changed[key] for key in changed.keys() - ignored)
+
+
+def test_ablations_stack_and_the_command_line_wins():
+    names = [name for name in options("ablation") if name.startswith("bm_detr/")][:2]
+    cfg = compose(
+        "train", ["data=charades_cd", "method=bm_detr", f"ablation=[{','.join(names)}]", "method.dim=64"]
+    )
+    assert cfg.method.dim == 64
+
+
+def test_the_data_set_picks_features_and_the_command_line_wins():
+    assert "VideoFiles" in str(compose("train", ["data=qvhighlights", "method=predict_all"]).features)
+    cfg = compose("train", ["data=charades_cd", "features=action_labels", "method=predict_all"])
+    assert cfg.features.name == "action_labels"
+
+
+def test_by_variant_takes_the_first_value_for_the_paper():
+    register_resolvers()
+    cfg = OmegaConf.create(
+        {"variant": "paper", "switch": "${by_variant:weighted,raw}", "off": "${by_variant:null,1.0}"}
+    )
+    assert cfg.switch == "weighted"
+    assert cfg.off is None
+    cfg.variant = "released"
+    assert cfg.switch == "raw"
+    assert cfg.off == 1.0
+    with pytest.raises(VmrError, match="Did you mean paper"):
+        by_variant(1, 2, _root_=OmegaConf.create({"variant": "papre"}))
+
+
+def test_run_name_keeps_what_changes_a_result_and_nothing_else():
+    same = [
+        "data=x",
+        "method=y",
+        "seed=3",
+        "paths.runs=/a/b",
+        "logger=csv",
+        "resume=true",
+        "hydra.verbose=true",
+    ]
+    assert run_name("m", "paper", same) == "m-paper"
+    assert run_name("m", "paper", ["ablation=[m/no_shift,m/no_loss]"]) == "m-paper+no_shift+no_loss"
+    assert (
+        run_name("m", "paper", ["method.memory=raw", "trainer.max_epochs=3"])
+        == "m-paper+memory-raw+max_epochs-3"
+    )
+    long = [f"method.argument_{i}={i}" for i in range(40)]
+    assert run_name("m", "paper", long) != run_name("m", "paper", [*long[:-1], "method.argument_39=x"])
+    assert "/" not in run_name("m", "paper", ["method.file=a/b c"])
+
+
+def test_optimizers_are_partial(monkeypatch):
+    cfg = compose("train", ["data=charades_cd", "features=action_labels", "method=moment_detr"])
+    method = instantiate(cfg.method)
+    assert isinstance(method.configure_optimizers(), torch.optim.Optimizer)

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from omegaconf import OmegaConf
+
+from vmr_zoo import run_dir
+from vmr_zoo.errors import VmrError
+
+
+def test_a_stored_configuration_follows_its_paths(tmp_path):
+    cfg = OmegaConf.create(
+        {
+            "paths": {"annotations": "/old/data", "features": "/old/data/features", "unset": None},
+            "data": {
+                "root": "${paths.annotations}/charades",
+                "files": ["${paths.features}"],
+                "name": "/older/data",
+            },
+            "run": str(tmp_path),
+        }
+    )
+    run_dir.open_new(tmp_path, run_dir.relocatable(cfg), resume=False)
+    stored = run_dir.load_config(tmp_path, resolve=False)
+    stored.paths.annotations, stored.paths.features = "/new", "/new2"
+    assert stored.data.root == "/new/charades"
+    assert stored.data.files == ["/new2"]
+    assert stored.data.name == "/older/data"
+    assert run_dir.load_config(tmp_path).data.root == "/old/data/charades"
+
+
+def test_nan_is_stored_as_null_at_any_depth(tmp_path):
+    run_dir.write_json(tmp_path / "x.json", {"a": [1.0, float("nan")], "b": {"c": float("inf")}})
+    assert json.loads((tmp_path / "x.json").read_text()) == {"a": [1.0, None], "b": {"c": None}}
+
+
+def test_an_unwritable_value_leaves_no_file(tmp_path):
+    with pytest.raises(TypeError):
+        run_dir.write_rows(tmp_path / "rows.jsonl", [{"a": 1}, {"a": object()}])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_environment_says_what_a_reader_needs_to_repeat_the_run():
+    found = run_dir.environment(seed=3)
+    assert found["seed"] == 3
+    assert found["packages"]["torch"]
+    assert found["torch_threads"] >= 1
+    assert found["git"] is None or len(found["git"]["revision"]) == 40
+
+
+def test_next_free_never_returns_what_exists(tmp_path):
+    for name in ("iid-001", "iid-002", "iid-004"):
+        (tmp_path / name).mkdir()
+    assert run_dir.next_free(tmp_path, "iid").name == "iid-003"
+
+
+def test_a_directory_that_is_no_run_says_so(tmp_path):
+    with pytest.raises(VmrError, match=r"no config\.yaml"):
+        run_dir.load_config(tmp_path)
+    (tmp_path / "metrics.json").write_text("{")
+    with pytest.raises(VmrError, match="not valid JSON"):
+        run_dir.read_json(tmp_path / "metrics.json")

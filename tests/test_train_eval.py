@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import load_file
+
+from toy import protocol
+from vmr_zoo.metrics.settings import MetricSettings
+from vmr_zoo.run_dir import HEADER
+from vmr_zoo.score import score_rows
+
+FILES = {
+    "config.yaml", "metrics.json", "predictions.jsonl", "model.safetensors", "manifest.json",
+    "environment.json", "status.json", "metrics.csv", "checkpoints",
+}  # fmt: skip
+
+
+def rows(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
+
+
+def metrics(run: Path) -> dict:
+    return json.loads((run / "metrics.json").read_text())
+
+
+def state(run: Path) -> str:
+    return json.loads((run / "status.json").read_text())["state"]
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    first, second = load_file(a / "model.safetensors"), load_file(b / "model.safetensors")
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_run_leaves_everything_needed_and_nothing_half_written(train_toy):
+    code, run = train_toy()
+    assert code == 0
+    assert {path.name for path in run.iterdir()} == FILES
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    header = metrics(run)[HEADER]
+    assert header["method"] == "toy"
+    assert header["origin"] == "simulated"
+    assert header["selection"] == "published"
+    assert header["epochs"] == 2
+    assert header["parameters"] == 8 * 16 + 16 + 16 * 2 + 2
+    assert state(run) == "finished"
+
+
+def test_metrics_are_computed_from_the_predictions_file(train_toy):
+    _, run = train_toy()
+    stored = metrics(run)
+    assert set(stored) == {HEADER, "iid", "ood", "selection"}
+    for name, split in protocol().splits.items():
+        if name != "train":
+            scored = score_rows(rows(run), split, MetricSettings())
+            assert scored == pytest.approx({k: v for k, v in stored[name].items() if v is not None}, abs=0)
+
+
+def test_equal_seeds_give_equal_runs_and_other_seeds_do_not(train_toy):
+    (_, a), (_, b), (_, c) = train_toy(name="a"), train_toy(name="b"), train_toy("seed=1", name="c")
+    assert same_weights(a, b)
+    assert rows(a) == rows(b)
+    assert not same_weights(a, c)
+
+
+@pytest.mark.parametrize(
+    ("number", "step", "code", "state_after"),
+    [
+        *((signal.SIGTERM, step, 143, "interrupted") for step in (1, 3, 4, 5)),
+        (signal.SIGINT, 4, 130, "interrupted"),
+        (0, 3, 2, "failed"),
+        (0, 7, 2, "failed"),
+    ],
+)
+def test_a_stopped_run_resumes_bit_for_bit(train_toy, number, step, code, state_after):
+    """Three steps per epoch: a signal or a crash at the start of an epoch, within it and at its end."""
+    _, whole = train_toy("trainer.max_epochs=4", name="whole")
+    stop = [f"+callbacks.stop.{key}={value}" for key, value in {"step": step, "signal": int(number)}.items()]
+    stopped, run = train_toy("trainer.max_epochs=4", "+callbacks.stop._target_=toy.At", *stop, name="cut")
+    assert stopped == code
+    assert state(run) == state_after
+    assert not (run / "metrics.json").exists()
+    assert train_toy("trainer.max_epochs=4", "resume=true", name="cut")[0] == 0
+    assert same_weights(whole, run)
+    assert rows(whole) == rows(run)
+    first, second = (torch.load(path / "checkpoints/last.ckpt", weights_only=True) for path in (whole, run))
+    assert first["lr_schedulers"] == second["lr_schedulers"]
+    assert first["epoch"] == second["epoch"] == 3
+    assert all(torch.equal(first["state_dict"][name], value) for name, value in second["state_dict"].items())
+
+
+def test_best_weights_are_the_ones_exported(train_toy):
+    _, run = train_toy("trainer.max_epochs=5")
+    best = torch.load(run / "checkpoints/best.ckpt", weights_only=True)
+    exported = load_file(run / "model.safetensors")
+    assert all(torch.equal(exported[name], value) for name, value in best["state_dict"].items())
+    assert metrics(run)[HEADER]["best_epoch"] == best["epoch"] + 1
+    curve = (run / "metrics.csv").read_text().splitlines()
+    column = curve[0].split(",").index("selection/mIoU")
+    reached = [float(line.split(",")[column]) for line in curve[1:] if line.split(",")[column]]
+    assert metrics(run)["selection"]["mIoU"] == pytest.approx(max(reached), abs=1e-3)
+
+
+def test_no_result_is_overwritten(train_toy, capsys):
+    _, run = train_toy()
+    before = (run / "metrics.json").read_bytes(), (run / "metrics.json").stat().st_mtime_ns
+    assert train_toy()[0] == 2
+    assert "resume=true" in capsys.readouterr().err
+    assert train_toy("resume=true")[0] == 0, "a finished run has nothing to resume"
+    assert ((run / "metrics.json").read_bytes(), (run / "metrics.json").stat().st_mtime_ns) == before
+    assert train_toy("resume=true", "method.optimizer.lr=0.5")[0] == 2
+    assert "method.optimizer.lr was 0.02, now 0.5" in capsys.readouterr().err
+
+
+def test_a_loss_that_is_no_number_stops_with_its_parts_named(train_toy, capsys):
+    code, run = train_toy("method.break_at=4")
+    assert code == 2
+    message = capsys.readouterr().err
+    assert "step 4" in message
+    assert "from odd (span=" in message
+    assert "odd=nan" in message
+    assert state(run) == "failed"
+    assert all(
+        torch.isfinite(v).all() for v in torch.load(run / "checkpoints/last.ckpt")["state_dict"].values()
+    )
+
+
+def test_eval_rebuilds_from_the_directory_alone(train_toy, vmr, tmp_path, monkeypatch):
+    _, run = train_toy(name="first")
+    moved = run.rename(tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)
+    assert vmr("eval", f"run={moved}", "split=ood") == 0
+    assert vmr("eval", f"run={moved}", "split=[ood,val]") == 0
+    assert {path.name for path in (moved / "eval").iterdir()} == {"ood-001", "ood-002", "selection-001"}
+    assert metrics(moved / "eval/ood-002")["ood"] == metrics(moved)["ood"]
+    assert rows(moved / "eval/ood-001") == [row for row in rows(moved) if row["split"] == "ood"]
+
+
+def test_eval_refuses_what_would_mislead(train_toy, vmr, capsys):
+    _, run = train_toy()
+    for args, part in (
+        (["data=charades_cd"], "trained for the protocol 'toy'"),
+        (["split=odd"], "Did you mean ood"),
+        (["split=train"], "not scored on what it was trained on"),
+    ):
+        assert vmr("eval", f"run={run}", *args) == 2
+        assert part in capsys.readouterr().err
+    config = OmegaConf.load(run / "config.yaml")
+    config.data.features.scale = 2.0
+    OmegaConf.save(config, run / "config.yaml")
+    assert vmr("eval", f"run={run}", "split=ood") == 2
+    assert "scale: trained on 1.0, now 2.0" in capsys.readouterr().err
+
+
+def test_report_averages_seeds_and_keeps_apart_what_must_not_be_compared(train_toy, vmr, tmp_path, capsys):
+    for seed in (0, 1):
+        train_toy(f"seed={seed}", name=f"runs/toy{seed}")
+    train_toy(name="runs/all", method="predict_all")
+    train_toy("data.selection=ood", name="runs/selected_on_test")
+    capsys.readouterr()
+    out = tmp_path / "board.md"
+    assert vmr("report", f"runs={tmp_path}/runs", "columns=[mIoU]", "format=markdown", f"out={out}") == 0
+    first, second = out.read_text().split("###")[1:]
+    fair, unfair = (second, first) if "test split 'ood'" in first else (first, second)
+    assert "test split 'ood'" in unfair
+    assert "SIMULATED" in fair
+    values = [metrics(tmp_path / f"runs/toy{seed}")["iid"]["mIoU"] for seed in (0, 1)]
+    mean, std = sum(values) / 2, abs(values[0] - values[1]) / 2**0.5
+    assert f"{mean:.2f} ± {std:.2f}" in fair
+    assert fair.count("\n| toy-paper") == 1
+    assert fair.count("\n| predict_all-paper") == 1
+    assert vmr("report", f"runs={tmp_path}/runs", "columns=[mIuO]") == 2
+    assert "mIoU" in capsys.readouterr().err
