@@ -20,7 +20,8 @@ def attend(
         key: (B, Lk, H * E).
         value: (B, Lk, H * Ev).
         heads: H.
-        key_mask: (B, Lk), True = valid; None when every key is.
+        key_mask: (B, Lk), or (B, H, Lq, Lk) where it depends on head and query; True = valid; None when every
+            key is.
         dropout: probability with which an attention weight is dropped; pass 0 outside training.
 
     Returns:
@@ -30,12 +31,12 @@ def attend(
     if key_mask is None:
         out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
         return out.transpose(1, 2).flatten(2)
-    any_valid = key_mask.any(-1, keepdim=True)
+    mask = key_mask if key_mask.dim() == 4 else key_mask[:, None, None, :]
+    any_valid = mask.any(-1, keepdim=True)
     # An all-masked row lets every key through and is zeroed afterwards: a softmax over nothing would put NaN
     # into the gradients of the whole batch.
-    mask = (key_mask | ~any_valid)[:, None, None, :]
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
-    out = out * any_valid[:, None, :, None]
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask | ~any_valid, dropout_p=dropout)
+    out = out * any_valid
     return out.transpose(1, 2).flatten(2)
 
 
@@ -69,7 +70,7 @@ class MultiHeadAttention(nn.Module):
             query: (B, Lq, D).
             key: (B, Lk, D).
             value: (B, Lk, D).
-            key_mask: (B, Lk), True = valid.
+            key_mask: (B, Lk) or (B, H, Lq, Lk), True = valid.
 
         Returns:
             (B, Lq, D).

@@ -29,21 +29,6 @@ _LOSSES = {
     "loss_contrastive_align": "semantic",
     "loss_prob_guidance": "frame_probability",
 }
-_DECODER = {
-    "sa_qcontent_proj": "self_query_content",
-    "sa_qpos_proj": "self_query_position",
-    "sa_kcontent_proj": "self_key_content",
-    "sa_kpos_proj": "self_key_position",
-    "sa_v_proj": "self_value",
-    "self_attn.out_proj": "self_out",
-    "ca_qcontent_proj": "cross_query_content",
-    "ca_qpos_proj": "cross_query_position",
-    "ca_qpos_sine_proj": "cross_query_sine",
-    "ca_kcontent_proj": "cross_key_content",
-    "ca_kpos_proj": "cross_key_position",
-    "ca_v_proj": "cross_value",
-    "cross_attn.out_proj": "cross_out",
-}
 
 
 class Shift(Protocol):
@@ -70,15 +55,8 @@ class BMDETRReleased(Released):
 
     names = WeightNames(
         rules=[
-            (
-                rf"transformer\.decoder\.layers\.(\d+)\.({'|'.join(map(str, _DECODER))})\.(.*)",
-                lambda m: f"decoder.layers.{m[1]}.{_DECODER[m[2]]}.{m[3]}",
-            ),
             (r"transformer\.encoder\.query_scale\.(.*)", r"encoder.encoder.position_scale.\1"),
-            (r"transformer\.decoder\.query_scale\.(.*)", r"decoder.sine_scale.\1"),
-            (r"transformer\.decoder\.ref_point_head\.(.*)", r"decoder.position_head.\1"),
-            (r"transformer\.decoder\.ref_anchor_head\.(.*)", r"decoder.width_head.\1"),
-            (r"query_embed\.weight", r"decoder.anchors.weight"),
+            *detr.ANCHOR_DECODER_NAMES,
             (r"FPM\.0\.weight", r"matcher.w1.weight"),
             (r"FPM\.2\.weight", r"matcher.w2.weight"),
             (r"(vid|txt)_att_pooling\.(.*)", lambda m: f"{_SIDE[m[1]]}_pooling.{_POOLING[m[2]]}"),
@@ -281,9 +259,7 @@ def _part(output: Output, rows: Rows, copy: int) -> tuple[Output, Rows]:
     part = Output(
         output.logits[:, cut],
         output.spans[:, cut],
-        encoded._replace(
-            memory=encoded.memory[cut], mask=encoded.mask[cut], position=encoded.position[cut]
-        ),
+        encoded._replace(memory=encoded.memory[cut], mask=encoded.mask[cut], position=encoded.position[cut]),
         output.memory[cut],
         frames._make(None if field is None else field[cut] for field in frames),
         output.saliency[cut],
@@ -293,5 +269,3 @@ def _part(output: Output, rows: Rows, copy: int) -> tuple[Output, Rows]:
     )
     batch: Batch = {key: value[cut] for key, value in rows.batch.items()}  # type: ignore[assignment,index]
     return part, Rows(batch, rows.inside[cut], rows.margin_inside[cut], copies=1)
-
-

@@ -14,6 +14,7 @@ from torch import Tensor
 from vmr_zoo.errors import VmrError
 from vmr_zoo.metrics.settings import Rounding
 from vmr_zoo.released.case import Number
+from vmr_zoo.released.weights import Replacement
 from vmr_zoo.spans import to_start_end
 
 
@@ -24,7 +25,7 @@ def _projection(match: re.Match[str]) -> str:
     return f"encoder.project_{kind}.{place}.{match[4]}"
 
 
-SHARED_NAMES = [
+SHARED_NAMES: list[tuple[str, Replacement]] = [
     (r"input_(txt|vid)_proj\.(\d+)\.(LayerNorm|net\.1)\.(weight|bias)", _projection),
     (r"transformer\.encoder\.layers\.(\d+)\.self_attn\.(.*)", r"encoder.encoder.layers.\1.attention.\2"),
     (
@@ -40,6 +41,32 @@ SHARED_NAMES = [
     (r"class_embed\.(.*)", r"heads.classes.\1"),
     (r"saliency_proj\.(.*)", r"saliency.\1"),
 ]
+_DECODER = {
+    "sa_qcontent_proj": "self_query_content",
+    "sa_qpos_proj": "self_query_position",
+    "sa_kcontent_proj": "self_key_content",
+    "sa_kpos_proj": "self_key_position",
+    "sa_v_proj": "self_value",
+    "self_attn.out_proj": "self_out",
+    "ca_qcontent_proj": "cross_query_content",
+    "ca_qpos_proj": "cross_query_position",
+    "ca_qpos_sine_proj": "cross_query_sine",
+    "ca_kcontent_proj": "cross_key_content",
+    "ca_kpos_proj": "cross_key_position",
+    "ca_v_proj": "cross_value",
+    "cross_attn.out_proj": "cross_out",
+}
+ANCHOR_DECODER_NAMES: list[tuple[str, Replacement]] = [
+    (
+        rf"transformer\.decoder\.layers\.(\d+)\.({'|'.join(map(re.escape, _DECODER))})\.(.*)",
+        lambda m: f"decoder.layers.{m[1]}.{_DECODER[m[2]]}.{m[3]}",
+    ),
+    (r"transformer\.decoder\.query_scale\.(.*)", r"decoder.sine_scale.\1"),
+    (r"transformer\.decoder\.ref_point_head\.(.*)", r"decoder.position_head.\1"),
+    (r"transformer\.decoder\.ref_anchor_head\.(.*)", r"decoder.width_head.\1"),
+    (r"query_embed\.weight", r"decoder.anchors.weight"),
+]
+"""The decoder that starts from learnable spans."""
 UNUSED = [r"txt_position_embed\..*"]
 
 SHARED_SETTINGS = {
@@ -85,7 +112,9 @@ def settings(options: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, 
     """
     missing = sorted(names.keys() - options.keys())
     if missing:
-        raise VmrError(f"The authors' options lack {', '.join(missing)}. Is this a checkpoint of this method?")
+        raise VmrError(
+            f"The authors' options lack {', '.join(missing)}. Is this a checkpoint of this method?"
+        )
     for option, only in _ONLY.items():
         if options.get(option, only) != only:
             raise VmrError(
@@ -126,20 +155,29 @@ def post_windows(
     Returns:
         (B, M, 3) start in seconds, end in seconds, score.
     """
+    rounding = Rounding(decimals=4, clamp=(0, max_clips * clip_seconds), multiple_of=clip_seconds)
+    return rounded_windows(logits, spans, seconds, rounding)
+
+
+def rounded_windows(
+    logits: Tensor, spans: Tensor, seconds: Tensor, rounding: Rounding
+) -> NDArray[np.float64]:
+    """As `post_windows`, with any rounding of the times."""
     scores = logits.softmax(-1)[..., 0]
     order = scores.argsort(dim=1, descending=True, stable=True)
     ends = to_start_end(spans) * seconds[:, None, None]
     ends = ends.gather(1, order.unsqueeze(-1).expand(-1, -1, 2))
-    rounding = Rounding(decimals=4, clamp=(0, max_clips * clip_seconds), multiple_of=clip_seconds)
     windows = rounding.apply(ends.double().numpy())
     ranked = scores.gather(1, order).double().round(decimals=4).numpy()
     return np.concatenate((windows, ranked[..., None]), -1)
 
 
-def compare_windows(post: NDArray[np.float64]) -> dict[str, Number]:
-    """Compares post-processed windows: times exactly, scores (rounded to four decimals) to one such step."""
-    tolerance = torch.tensor([1e-6, 1e-6, 1.5e-4], dtype=torch.float64)
-    return {"output/post_windows": Number(torch.from_numpy(post), tolerance)}
+def compare_windows(
+    post: NDArray[np.float64], key: str = "output/post_windows", seconds: float = 1e-6
+) -> dict[str, Number]:
+    """Compares windows: times to `seconds`, scores (rounded to four decimals) to one such step."""
+    tolerance = torch.tensor([seconds, seconds, 1.5e-4], dtype=torch.float64)
+    return {key: Number(torch.from_numpy(post), tolerance)}
 
 
 def normalise(
