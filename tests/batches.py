@@ -10,7 +10,7 @@ from torch import Tensor
 from vmr_zoo.types import Batch
 
 VIDEO_DIM, QUERY_DIM, NARRATION_DIM, PATCH_DIM = 12, 10, 8, 6
-CLIPS, TOKENS, MOMENTS = (9, 5, 12, 7), (4, 6, 3, 5), (1, 2, 1, 3)
+CLIPS, TOKENS, MOMENTS = (9, 5, 9, 7), (4, 6, 3, 5), (1, 2, 1, 3)
 
 
 def mask_of(lengths: Collection[int], width: int | None = None) -> Tensor:
@@ -24,7 +24,7 @@ def _padded(mask: Tensor, *shape: int) -> Tensor:
 
 
 def make_batch(needs: Collection[str] = (), seed: int = 0, moments: Collection[int] = MOMENTS) -> Batch:
-    """Four rows of different lengths; row 1 has no negative query and is not shifted, rows 0 and 2 share a video."""
+    """Four rows of different lengths; row 1 has no negative and no shift, rows 0 and 2 share a video."""
     generator_state = torch.get_rng_state()
     torch.manual_seed(seed)
     video_mask, query_mask, span_mask = mask_of(CLIPS), mask_of(TOKENS), mask_of(moments)
@@ -73,6 +73,9 @@ def make_batch(needs: Collection[str] = (), seed: int = 0, moments: Collection[i
     if "saliency" in needs:
         batch["saliency_mask"] = video_mask & (torch.rand(video_mask.shape) < 0.6)
         batch["saliency"] = torch.randint(0, 12, video_mask.shape) * batch["saliency_mask"].float()
+    for key in ("video", "patches", "narration", "narration_mask", "narration_spans"):
+        if key in batch:  # what belongs to the video
+            batch[key][2] = batch[key][0]  # type: ignore[literal-required]
     torch.set_rng_state(generator_state)
     return batch
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
-from batches import NARRATION_DIM, PATCH_DIM, QUERY_DIM, VIDEO_DIM, make_batch, row, stretch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from batches import NARRATION_DIM, PATCH_DIM, QUERY_DIM, VIDEO_DIM, make_batch, row, stretch
 from vmr_zoo.config import register_resolvers
 from vmr_zoo.methods.base import Method
 from vmr_zoo.types import NEEDS
@@ -30,7 +31,9 @@ SMALL = {
 }
 
 
-def build(name: str, variant: str = "paper", seed: int = 0) -> Method:
+def build(
+    name: str, variant: str = "paper", seed: int = 0, changes: Mapping[str, object] | None = None
+) -> Method:
     register_resolvers()
     cfg = OmegaConf.create(
         {
@@ -49,6 +52,7 @@ def build(name: str, variant: str = "paper", seed: int = 0) -> Method:
     for key, value in SMALL.items():
         if key in cfg.method:
             cfg.method[key] = value
+    cfg.method.merge_with(dict(changes or {}))
     torch.manual_seed(seed)
     return instantiate(cfg.method)
 
@@ -129,7 +133,9 @@ def test_every_parameter_learns(method: Method) -> None:
     if not learns(method):
         pytest.skip("has no parameters")
     found = losses(method, make_batch(method.needs))
-    assert {name.split("/")[0] for name in found} >= {k for k, w in method.loss_weights.items() if w is not None}
+    assert {name.split("/")[0] for name in found} >= {
+        k for k, w in method.loss_weights.items() if w is not None
+    }
     method.total_loss(found).backward()
     idle = [name for name, p in method.named_parameters() if p.requires_grad and p.grad is None]
     assert idle == []

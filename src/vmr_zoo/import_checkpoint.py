@@ -1,4 +1,4 @@
-"""`vmr import`: turn a checkpoint of the authors' released code into a run directory that `vmr eval` accepts."""
+"""`vmr import`: turn a checkpoint of the authors' code into a run directory that `vmr eval` accepts."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_OWN_KEYS = ("checkpoint=", "out=", "released=", "hydra.", "variant=")
+_OWN_KEYS = ("checkpoint=", "out=", "released=", "variant=")
 
 
 class _Options(dict[str, Any]):
@@ -48,8 +48,8 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Reads an authors' checkpoint without running any code in it.
 
     Args:
-        path: a file written by `torch.save`, a dict with `model` (the weights) and `opt` (the options, a dict, an
-            `argparse.Namespace` or an `EasyDict`).
+        path: a file written by `torch.save`, a dict with `model` (the weights) and `opt` (the options, a
+            dict, an `argparse.Namespace` or an `EasyDict`).
 
     Returns:
         Weights by the authors' names, without a leading "module."; and options.
@@ -58,7 +58,9 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         VmrError: if it cannot be read, holds objects other than those, or lacks one of the two.
     """
     if not path.is_file():
-        raise VmrError(f"Expected the authors' checkpoint at {path}, found no such file. Name it: checkpoint=FILE.")
+        raise VmrError(
+            f"Expected the authors' checkpoint at {path}, found no such file. Name it: checkpoint=FILE."
+        )
     safe: list[Any] = [argparse.Namespace, OrderedDict, _Options]
     try:
         with torch.serialization.safe_globals(safe):
@@ -67,14 +69,16 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = f"an object of {found[1]}" if found else "something else"
         raise VmrError(
-            f"Expected tensors, plain values and argparse.Namespace or EasyDict options in {path}, found {what}. "
-            "It is not loaded, since unpickling it could run any code."
+            f"Expected tensors, plain values and argparse.Namespace or EasyDict options in {path}, "
+            f"found {what}. It is not loaded, since unpickling it could run any code."
         ) from error
     except (RuntimeError, EOFError, zipfile.BadZipFile, ValueError) as error:
         raise VmrError(f"{path} is no checkpoint that torch.load can read: {error}") from error
     if not isinstance(stored, Mapping) or "model" not in stored or "opt" not in stored:
         held = ", ".join(map(str, stored)) if isinstance(stored, Mapping) else type(stored).__name__
-        raise VmrError(f"Expected 'model' and 'opt' in {path}, found {held}. Is it the released code's checkpoint?")
+        raise VmrError(
+            f"Expected 'model' and 'opt' in {path}, found {held}. Is it the released code's checkpoint?"
+        )
     options = stored["opt"]
     options = dict(vars(options)) if isinstance(options, argparse.Namespace) else dict(options)
     weights = {name.removeprefix("module."): weight for name, weight in stored["model"].items()}
@@ -115,6 +119,7 @@ def convert(checkpoint: Path, out: Path, released: Released, overrides: Sequence
     """
     from safetensors.torch import save_model
 
+    run_dir.check_free(out, resume=False)
     weights, options = read(checkpoint)
     cfg = configuration(released, options, overrides)
     with open_dict(cfg):
@@ -125,8 +130,8 @@ def convert(checkpoint: Path, out: Path, released: Released, overrides: Sequence
     if served != wanted:
         raise VmrError(
             f"The checkpoint reads video and query features of {wanted[0]} and {wanted[1]} dimensions; "
-            f"features={cfg.features.name} has {served[0]} and {served[1]}. Name those that it was trained on: "
-            "features=…"
+            f"features={cfg.features.name} has {served[0]} and {served[1]}. Name those that it was "
+            "trained on: features=…"
         )
     data: VMRDataModule = hydra.utils.instantiate(cfg.data, needs=method.needs)
     header = {
@@ -136,8 +141,8 @@ def convert(checkpoint: Path, out: Path, released: Released, overrides: Sequence
         "protocol": data.protocol.name,
         "features": data.features.name,
         "origin": data.features.origin,
-        "selection": "by the authors",
-        "selection_metric": "not recorded",
+        "selection": "not recorded",
+        "selection_metric": "the authors",
         "rounding": method.metrics.settings.rounding.description,
         "seed": cfg.seed,
         "parameters": parameter_count(method),
@@ -177,12 +182,13 @@ def main(cfg: DictConfig) -> int:
 
     if cfg.get("released") is None:
         raise VmrError("This method has no released code to import from; those that have: conf/released/.")
-    overrides = list(HydraConfig.get().overrides.task)
+    job = HydraConfig.get()
+    search = [text for text in job.overrides.hydra if text.startswith("hydra.searchpath=")]
+    overrides = [*search, *job.overrides.task]
     if not any(text.startswith("method=") for text in overrides):
-        overrides.append(f"method={HydraConfig.get().runtime.choices.method}")
+        overrides.append(f"method={job.runtime.choices['method']}")
     out = Path(cfg.out)
     method = convert(Path(cfg.checkpoint), out, hydra.utils.instantiate(cfg.released), overrides)
     log.info(f"{parameter_count(method)} parameters of {Path(cfg.checkpoint).name} -> {out}")
     log.info(f"Score it: vmr eval run={out}")
     return 0
-

@@ -77,8 +77,8 @@ def check(released: Released, method: Method, case: Case) -> list[Verdict]:
         case: the case.
 
     Returns:
-        One verdict per array, in the order of the file; arrays that are given (weights, inputs, random draws) are left
-        out unless they can be recomputed from others. What was neither recomputed nor given fails.
+        One verdict per array, in the order of the file; arrays that are given (weights, inputs, random draws)
+        are left out unless they can be recomputed from others. What was neither recomputed nor given fails.
     """
     numbers = released.recompute(method, case)
     given = {key for key in case.read if key.startswith(GIVEN) and key not in numbers} | {"config"}

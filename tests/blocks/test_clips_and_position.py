@@ -12,7 +12,11 @@ def inside(moments: list[list[float]], duration: float, clip: float, clips: int,
     spans = torch.tensor([moments]) / duration
     mask = torch.arange(padded)[None] < clips
     marked = clips_inside(
-        spans, torch.ones(1, len(moments), dtype=torch.bool), torch.tensor([duration]), torch.tensor([clip]), mask
+        spans,
+        torch.ones(1, len(moments), dtype=torch.bool),
+        torch.tensor([duration]),
+        torch.tensor([clip]),
+        mask,
     )
     return marked[0].nonzero().flatten().tolist()
 
@@ -30,7 +34,9 @@ def test_tef_follows_the_valid_clips() -> None:
     mask = torch.tensor([[True] * 4, [True, True, False, False]])
     video = append_tef(torch.zeros(2, 4, 3), mask)
     assert video.shape == (2, 4, 5)
-    torch.testing.assert_close(video[0, :, 3:], torch.tensor([[0, 0.25], [0.25, 0.5], [0.5, 0.75], [0.75, 1]]))
+    torch.testing.assert_close(
+        video[0, :, 3:], torch.tensor([[0, 0.25], [0.25, 0.5], [0.5, 0.75], [0.75, 1]])
+    )
     torch.testing.assert_close(video[1, :, 3:], torch.tensor([[0, 0.5], [0.5, 1], [0, 0], [0, 0]]))
 
 

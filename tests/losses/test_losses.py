@@ -42,7 +42,7 @@ def test_margin_pairs_are_a_relevant_and_an_irrelevant_clip() -> None:
     seen = set()
     for _ in range(60):
         positive, negative, usable = sample_pairs(inside, mask, ratings, ratings > 0)
-        # Row 0: equal ratings, two random pairs. Row 1: nothing outside, only the rated pair. Row 2: two random.
+        # Rows 0 and 2: equal ratings, two random pairs. Row 1: nothing outside, only the rated pair.
         assert usable.tolist() == [[True, True], [True, False], [True, True]]
         assert (positive[1, 0], negative[1, 0]) == (1, 2)
         assert inside[0][positive[0]].all()
@@ -73,7 +73,10 @@ def test_pair_contrast_with_and_without_the_positive() -> None:
     exponent = similarity.exp()
     literal = -(exponent.diagonal() / (exponent.sum(1) - exponent.diagonal())).log().mean()
     torch.testing.assert_close(
-        pair_contrast(left, right, temperature=0.07, positive_in_denominator=False), literal, atol=1e-4, rtol=0
+        pair_contrast(left, right, temperature=0.07, positive_in_denominator=False),
+        literal,
+        atol=1e-4,
+        rtol=0,
     )
     alone = pair_contrast(left[:1], right[:1], temperature=0.07, positive_in_denominator=False)
     assert alone == 0

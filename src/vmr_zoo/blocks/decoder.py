@@ -1,8 +1,8 @@
 """Two set-prediction decoders with one interface, and the heads that read their states.
 
-`QueryDecoder` starts from learned query positions (DETR), `AnchorDecoder` from learned spans (DAB-DETR, Liu et
-al. 2022, on a line). Both return a state per layer and slot, and the reference spans that each layer started
-from (None where there are none).
+`QueryDecoder` starts from learned query positions (DETR), `AnchorDecoder` from learned spans (DAB-DETR, Liu
+et al. 2022, on a line). Both return a state per layer and slot, and the reference spans that each layer
+started from (None where there are none).
 """
 
 from __future__ import annotations
@@ -212,8 +212,8 @@ class AnchorDecoderLayer(nn.Module):
 class AnchorDecoder(nn.Module):
     """DAB-DETR's decoder with learnable spans (centre, width) as slots.
 
-    Each layer embeds its reference spans, scales that embedding by an MLP of the content (from the second layer
-    on) and by sigmoid(MLP(content)) / width, so that a slot attends as widely as it is wide.
+    Each layer embeds its reference spans, scales that embedding by an MLP of the content (from the second
+    layer on) and by sigmoid(MLP(content)) / width, so that a slot attends as widely as it is wide.
     """
 
     def __init__(
@@ -253,14 +253,14 @@ class AnchorDecoder(nn.Module):
         )
         self.norm = nn.LayerNorm(dim)
         self.position_head = MLP(dim, dim, dim, 2)
-        self.sine_scale = MLP(dim, dim, dim, 2) if layers > 1 else None
+        self.sine_scale = MLP(dim, dim, dim, 2)
         self.width_head = MLP(dim, dim, 1, 2)
         xavier_matrices(self)
         self.anchors = nn.Embedding(queries, 2)  # in logit space, N(0, 1)
         self.refine = MLP(dim, dim, 2, 3) if refine and layers > 1 else None
         if self.refine is not None:
-            nn.init.zeros_(self.refine.layers[-1].weight)
-            nn.init.zeros_(self.refine.layers[-1].bias)
+            for parameter in self.refine.layers[-1].parameters():
+                nn.init.zeros_(parameter)
 
     def forward(
         self, memory: Tensor, mask: Tensor, position: Tensor, content: Tensor | None = None
@@ -274,8 +274,8 @@ class AnchorDecoder(nn.Module):
             content: (B, M, D) what the slots start from; None is zeros.
 
         Returns:
-            The normalised states (layers, B, M, D), and the reference spans (layers, B, M, 2), centre and width,
-            that each layer started from.
+            The normalised states (layers, B, M, D), and the reference spans (layers, B, M, 2), centre and
+            width, that each layer started from.
         """
         batch = memory.shape[0]
         reference = self.anchors.weight.sigmoid().expand(batch, -1, -1)
@@ -285,7 +285,7 @@ class AnchorDecoder(nn.Module):
             detached = reference if i == 0 or self.refine is None else reference.detach()
             sine = sine_coordinates(detached.flip(-1) if self.width_first else detached, self.dim)
             query_position = self.position_head(sine)
-            if i > 0 and self.sine_scale is not None:
+            if i > 0:
                 sine = sine * self.sine_scale(x)
             sine = sine * (self.width_head(x).sigmoid() / detached[..., 1:])
             x = layer(x, query_position, sine, memory, mask, position)

@@ -57,8 +57,8 @@ class Encoder(nn.Module):
             layers: how many layers.
             activation: makes the activation of each layer.
             dropout: everywhere but at the inputs.
-            scale_positions: multiply the positions of each layer by an MLP of the features that enter it, one MLP
-                shared by all layers (DAB-DETR).
+            scale_positions: multiply the positions of each layer by an MLP of the features that enter it, one
+                MLP shared by all layers (DAB-DETR).
         """
         super().__init__()
         self.layers = nn.ModuleList(

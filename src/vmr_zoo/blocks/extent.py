@@ -14,8 +14,8 @@ class Extent:
     """Converts between fractions of the duration (the contract) and a set predictor's own unit.
 
     `duration`: the two are the same. `clips`: the released code of the Moment-DETR family divides targets by
-    (clips read) * (seconds per clip), but multiplies predictions by the duration, or by what `max_clips` clips last
-    if that is less.
+    (clips read) * (seconds per clip), but multiplies predictions by the duration, or by what `max_clips`
+    clips last if that is less.
     """
 
     def __init__(self, unit: str, max_clips: int) -> None:
@@ -40,7 +40,7 @@ class Extent:
         return spans * (batch["duration"] / read)[:, None, None]
 
     def scale(self, batch: Batch) -> Tensor | None:
-        """Returns what a prediction is multiplied by to get fractions of the duration, (B,), or None for 1."""
+        """Returns the factor (B,) from a prediction to fractions of the duration, None for 1."""
         if self.unit == "duration":
             return None
         return (self.max_clips * batch["clip_seconds"] / batch["duration"]).clamp(max=1)

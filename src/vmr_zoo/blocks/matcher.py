@@ -12,18 +12,18 @@ from torch import Tensor
 def assign(cost: Tensor, target_mask: Tensor) -> tuple[Tensor, Tensor]:
     """Assigns a slot to each target so that the summed cost of every row is smallest.
 
-    With one target per row that is the cheapest slot, found on the device. With several the costs go to the host
-    once for the whole batch, and only rows that hold several targets reach the solver.
+    With one target per row that is the cheapest slot, found on the device. With several the costs go to the
+    host once for the whole batch, and only rows that hold several targets reach the solver.
 
     Args:
-        cost: (B, M, N) of giving slot m to target n; NaN counts as 0, so that a diverged model reaches the check
-            that names the loss at fault.
+        cost: (B, M, N) of giving slot m to target n; NaN counts as 0, so that a diverged model reaches the
+            check that names the loss at fault.
         target_mask: (B, N), True = valid.
 
     Returns:
         slots: (B, N) int64, the slot of each target, 0 where there is none.
-        matched: (B, N) bool, True where a target has a slot: `target_mask`, less the targets that found no slot
-            because a row has more targets than slots. No slot is matched twice.
+        matched: (B, N) bool, True where a target has a slot: `target_mask`, less the targets that found no
+            slot because a row has more targets than slots. No slot is matched twice.
     """
     cost = torch.nan_to_num(cost)
     cheapest = cost.argmin(1)

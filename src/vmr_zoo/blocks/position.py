@@ -46,7 +46,7 @@ def sine_position(mask: Tensor, dim: int, temperature: float = 10000.0) -> Tenso
 
 
 def sine_coordinates(coordinates: Tensor, dim: int, temperature: float = 10000.0) -> Tensor:
-    """Embeds each of several coordinates in [0, 1] with its own share of the channels (DAB-DETR, section 4.2).
+    """Embeds each of several coordinates in [0, 1] with its own share of the channels (DAB-DETR, sec. 4.2).
 
     Args:
         coordinates: (..., C).

@@ -1,8 +1,9 @@
-"""Small feed-forward parts: input projection, MLP, the Transformer's position-wise network, and initialisation."""
+"""Small feed-forward parts: input projection, MLP, position-wise network, and their initialisation."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -10,7 +11,7 @@ Activation = Callable[[], nn.Module]
 
 
 class InputProjection(nn.Sequential):
-    """Brings features to the model's width: `layers` times [LayerNorm, dropout, Linear], ReLU between them."""
+    """Brings features to the model's width: `layers` times [LayerNorm, dropout, Linear], ReLU between."""
 
     def __init__(self, in_dim: int, dim: int, layers: int = 2, dropout: float = 0.5) -> None:
         """Builds the stack.
@@ -37,7 +38,7 @@ class MLP(nn.Module):
         """Builds the maps, in_dim to out_dim through hidden_dim."""
         super().__init__()
         widths = [in_dim] + [hidden_dim] * (layers - 1) + [out_dim]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (..., in_dim) to (..., out_dim)."""

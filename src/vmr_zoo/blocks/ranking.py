@@ -19,8 +19,8 @@ def rank(logits: Tensor, spans: Tensor, scale: Tensor | None = None) -> tuple[Te
         scale: (B,) what to multiply the spans with to get fractions of the duration; None is 1.
 
     Returns:
-        spans (B, K, 2), start and end clamped to [0, 1], best first, and scores (B, K) descending. K is M, or 5 if
-        M is less; missing answers are empty spans of score 0.
+        spans (B, K, 2), start and end clamped to [0, 1], best first, and scores (B, K) descending. K is M, or
+        5 if M is less; missing answers are empty spans of score 0.
     """
     scores, order = logits.softmax(-1)[..., 0].sort(dim=1, descending=True, stable=True)
     ends = to_start_end(spans.gather(1, order.unsqueeze(-1).expand(-1, -1, 2)))

@@ -15,8 +15,8 @@ def pair_contrast(
         left: (B, D) unit vectors.
         right: (B, D) unit vectors.
         temperature: tau.
-        positive_in_denominator: True is InfoNCE (van den Oord et al. 2018); False leaves the row's own pair out of
-            the denominator, so that the loss may fall below zero.
+        positive_in_denominator: True is InfoNCE (van den Oord et al. 2018); False leaves the row's own pair
+            out of the denominator, so that the loss may fall below zero.
 
     Returns:
         Mean over the rows, a scalar. A batch of one row has nothing to contrast with and gives 0.

@@ -14,8 +14,8 @@ def frame_probability_loss(probability: Tensor, inside: Tensor, video_mask: Tens
         video_mask: (B, Lv), True = valid.
 
     Returns:
-        Mean over the rows of 1 - (mean probability inside) + (mean probability outside). A row without any clip
-        on one of the sides counts 0 for that side.
+        Mean over the rows of 1 - (mean probability inside) + (mean probability outside). A row without any
+        clip on one of the sides counts 0 for that side.
     """
     outside = ~inside & video_mask
     high = (probability * inside).sum(1) / inside.sum(1).clamp(min=1)

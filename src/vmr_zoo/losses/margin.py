@@ -31,8 +31,8 @@ def sample_pairs(
         saliency_mask: (B, Lv), True = rated.
 
     Returns:
-        positive (B, 2) and negative (B, 2) clip indices, and usable (B, 2) bool, False where there is no such pair
-        (every clip lies inside, or none does).
+        positive (B, 2) and negative (B, 2) clip indices, and usable (B, 2) bool, False where there is no such
+        pair (every clip lies inside, or none does).
     """
     outside = ~inside & video_mask
     positive = torch.stack((_draw(inside), _draw(inside)), 1)

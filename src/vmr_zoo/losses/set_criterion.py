@@ -56,10 +56,11 @@ class SetCriterion(nn.Module):
             target_mask: (B, N), True = valid.
 
         Returns:
-            Scalars: "span_l1", mean over the matched pairs and both coordinates; "span_giou", mean of 1 - gIoU over
-            the matched pairs; "label", two-way cross-entropy with down-weighted background, mean over B * M (not
-            over the weights); "class_error", the percentage of matched slots that are called background, without
-            gradient.
+            Scalars: "span_l1", mean over the matched pairs and both coordinates; "span_giou", mean of 1 -
+                gIoU over
+            the matched pairs; "label", two-way cross-entropy with down-weighted background, mean over B * M
+            (not over the weights); "class_error", the percentage of matched slots that are called background,
+            without gradient.
         """
         slots, matched = self.match(logits, spans, targets, target_mask)
         chosen = spans.gather(1, slots.unsqueeze(-1).expand(-1, -1, 2))
@@ -69,7 +70,8 @@ class SetCriterion(nn.Module):
         lost = ((1 - overlap) * matched).sum() / count
 
         foreground = torch.zeros_like(logits[..., 0], dtype=torch.bool)
-        # Unmatched targets point at slot 0 too: combine with "or", since the order of plain scatters is undefined.
+        # Unmatched targets point at slot 0 too: combine with "or", since the order of plain scatters is
+        # undefined.
         foreground = foreground.int().scatter_reduce(1, slots, matched.int(), "amax").bool()
         weight = torch.where(foreground, 1.0, self.background_weight)
         entropy = F.cross_entropy(logits.transpose(1, 2), (~foreground).long(), reduction="none")

@@ -24,11 +24,13 @@ class Method(lightning.LightningModule):
     A subclass sets `needs`, builds its network in `__init__`, and implements `losses` and `predict`.
 
     Attributes:
-        needs: the optional batch fields that the method reads, names out of `vmr_zoo.types.NEEDS`; an instance
-            may set its own, when a switch drops one.
-        loss_weights: weight by loss name; None turns a loss off. Its keys are those of `losses`, less the `/auxN`
-            that intermediate decoder layers append (they share their parent's weight), plus losses turned off.
-        last_losses: the losses of the latest training step, detached, for whoever explains a loss that is no number.
+        needs: the optional batch fields that the method reads, names out of `vmr_zoo.types.NEEDS`; an
+            instance may set its own, when a switch drops one.
+        loss_weights: weight by loss name; None turns a loss off. Its keys are those of `losses`, less the
+            `/auxN` that intermediate decoder layers append (they share their parent's weight), plus losses
+            turned off.
+        last_losses: the losses of the latest training step, detached, for whoever explains a loss that is no
+            number.
     """
 
     needs: frozenset[str] = frozenset()
@@ -106,8 +108,8 @@ class Method(lightning.LightningModule):
         ]
         if idle:
             raise VmrError(
-                f"method.loss_weights weighs {', '.join(idle)}, which {type(self).__name__} does not compute as it is "
-                f"configured. It computes {', '.join(sorted(parents))}. Set the others to null."
+                f"method.loss_weights weighs {', '.join(idle)}, which {type(self).__name__} does not compute "
+                f"as it is configured. It computes {', '.join(sorted(parents))}. Set the others to null."
             )
         if not terms:
             raise VmrError(f"Every loss of {type(self).__name__} is turned off: {self.loss_weights}.")

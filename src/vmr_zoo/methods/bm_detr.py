@@ -1,22 +1,26 @@
 """BM-DETR: a background-aware moment detection transformer.
 
 Paper: Jung et al., "Overcoming Weak Visual-Textual Alignment for Video Moment Retrieval", arXiv 2306.02728.
-Stands on Moment-DETR. Adds, in the names of its Table 7: BMD, frames weighted by how well they match the query and
-not a negative query on the same video (Eq. 1-8); FS, semantic alignment of pooled video and query (Eq. 9-11, 17); LS,
-learnable spans (section 3.3.4); TS, a second copy of each video with the moment moved elsewhere (section 3.4).
+Stands on Moment-DETR. Adds, in the names of its Table 7: BMD, frames weighted by how well they match the
+query and not a negative query on the same video (Eq. 1-8); FS, semantic alignment of pooled video and query
+(Eq. 9-11, 17); LS, learnable spans (section 3.3.4); TS, a second copy of each video with the moment moved
+elsewhere (section 3.4).
 
 Where paper and released code (minjoong507/BM-DETR) differ, an argument decides (paper | released):
 - `decoder_memory`: the decoder reads frame features weighted by Eq. 8 (`weighted`) | unweighted ones (`raw`).
-- `frame_softmax`: Eq. 7 over the valid clips (`masked`) | over the padded length (`padded`, whose result depends on
-  what else is in the batch).
-- `pooling`: Eq. 9-11 as written (`linear`) | a hidden layer in the scorer and two more Linear maps (`projected`).
+- `frame_softmax`: Eq. 7 over the valid clips (`masked`) | over the padded length (`padded`, whose result
+  depends on what else is in the batch).
+- `pooling`: Eq. 9-11 as written (`linear`) | a hidden layer in the scorer and two more Linear maps
+  (`projected`).
 - `positive_in_denominator`: Eq. 17 leaves the row's own pair out of the denominator | InfoNCE keeps it.
-- `shift_tef`: the shifted copy's clips are numbered anew | clips keep the endpoint feature of their old place.
+- `shift_tef`: the shifted copy's clips are numbered anew | clips keep the endpoint feature of their old
+  place.
 - `span_unit`: spans are fractions of the duration | of the clips read.
 - `criterion.cost_class`: Eq. 12 counts the class probability once | 8 times.
 - `loss_weights.class_error`: absent | a constant without gradient, part of the reported total.
 Which negatives and shifts there are is the data module's affair (`data.negatives`, `data.shift`).
-The equations' literal Eq. 8 shrinks features by the number of clips; `frame_weight: softmax_times_length` undoes it.
+The equations' literal Eq. 8 shrinks features by the number of clips; `frame_weight: softmax_times_length`
+undoes it.
 """
 
 from __future__ import annotations
@@ -183,11 +187,13 @@ class BMDETR(Method):
             background: BMD, Eq. 1-8; without it the memory stays as the encoder left it.
             negatives: train with negative queries; without them the joint probability is P(f | Q+) (Table 9).
             learnable_spans: LS; without it Moment-DETR's encoder positions and decoder.
-            refine: move the learnable spans after every decoder layer, as DAB-DETR does and the released code does not.
+            refine: move the learnable spans after every decoder layer, as DAB-DETR does and the released code
+                does not.
             shifting: TS.
             decoder_memory: "weighted" or "raw", see above.
             frame_softmax: "masked" or "padded", see above.
-            frame_weight: "softmax" (Eq. 8), or "softmax_times_length", with which the mean weight of a clip is 1.
+            frame_weight: "softmax" (Eq. 8), or "softmax_times_length", with which the mean weight of a clip
+                is 1.
             pooling: "linear" or "projected", see above.
             pooling_dim: E, width of the pooled vectors under `pooling="projected"`.
             positive_in_denominator: see above.
@@ -368,7 +374,7 @@ class BMDETR(Method):
         return Output(logits, spans, encoded, memory, frames, saliency, pooled, states, references)
 
     def rows(self, batch: Batch) -> Rows:
-        """Lays out the rows of a training step: the batch and, with `shifting`, its shifted copy (section 3.4).
+        """Lays out the rows of a training step: the batch and its shifted copy (section 3.4) if `shifting`.
 
         The copy keeps query, negative query and ratings; its clips, and with them the ratings, are permuted.
         """
@@ -429,8 +435,8 @@ class BMDETR(Method):
         """Computes the losses of an output on given margin pairs; see `losses.margin.margin_loss`.
 
         Returns:
-            "span_l1" and "span_giou" (Eq. 14), "label" and "class_error" (class loss), and those of "margin" (Eq. 15),
-            "frame_probability" (Eq. 16) and "semantic" (Eq. 17) that are switched on.
+            "span_l1" and "span_giou" (Eq. 14), "label" and "class_error" (class loss), and those of "margin"
+            (Eq. 15), "frame_probability" (Eq. 16) and "semantic" (Eq. 17) that are switched on.
         """
         batch = rows.batch
         targets = to_centre_width(self.extent.targets(batch["spans"], batch))

@@ -1,10 +1,12 @@
 """Moment-DETR: set prediction of moments by a Transformer over video and query.
 
-Paper: Lei, Berg, Bansal, "Detecting Moments and Highlights in Videos via Natural Language Queries", NeurIPS 2021,
+Paper: Lei, Berg, Bansal, "Detecting Moments and Highlights in Videos via Natural Language Queries", NeurIPS
+    2021,
 https://arxiv.org/abs/2107.09609. Baseline of BM-DETR and QD-DETR.
 
 Differs from the released code (jayleicn/moment_detr) in one switch:
-- `span_unit`: targets are fractions of the duration (`duration`) instead of the clips read (`clips`, released).
+- `span_unit`: targets are fractions of the duration (`duration`) instead of the clips read (`clips`,
+  released).
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from torch import Tensor
 from vmr_zoo.blocks.position import append_tef
 from vmr_zoo.errors import VmrError
 from vmr_zoo.methods.base import Method
-from vmr_zoo.methods.bm_detr import BMDETR, Output, Rows
+from vmr_zoo.methods.bm_detr import BMDETR, Frames, Output, Rows
 from vmr_zoo.released import detr
 from vmr_zoo.released.case import Case, Number, Released, gradients, pairs, windows
 from vmr_zoo.released.weights import WeightNames
@@ -28,6 +28,14 @@ _LOSSES = {
     "loss_saliency": "margin",
     "loss_contrastive_align": "semantic",
     "loss_prob_guidance": "frame_probability",
+}
+
+_SIDE = {"vid": "video", "txt": "query"}
+_POOLING = {
+    "feat2att.weight": "score.0.weight",
+    "to_alpha.weight": "score.2.weight",
+    "fc.weight": "out.weight",
+    "fc.bias": "out.bias",
 }
 
 
@@ -215,8 +223,10 @@ class BMDETRReleased(Released):
 
     def _outputs(self, copy: str, output: Output, rows: Rows) -> dict[str, Number]:
         """Lists the outputs of one pass under their keys."""
-        assert output.frames is not None and output.saliency is not None
-        assert output.pooled is not None and output.references is not None
+        assert output.frames is not None
+        assert output.saliency is not None
+        assert output.pooled is not None
+        assert output.references is not None
         count = output.logits.shape[1]
         clips = rows.batch["video_mask"][:count]
         both = output.encoded.mask.unsqueeze(-1)
@@ -240,28 +250,27 @@ class BMDETRReleased(Released):
         return {f"output/{copy}{name}": number for name, number in numbers.items()}
 
 
-_SIDE = {"vid": "video", "txt": "query"}
-_POOLING = {
-    "feat2att.weight": "score.0.weight",
-    "to_alpha.weight": "score.2.weight",
-    "fc.weight": "out.weight",
-    "fc.bias": "out.bias",
-}
-
-
 def _part(output: Output, rows: Rows, copy: int) -> tuple[Output, Rows]:
     """Cuts one copy out of the rows of a training step."""
     count = len(rows.inside) // rows.copies
     cut = slice(copy * count, (copy + 1) * count)
     encoded, frames = output.encoded, output.frames
-    assert frames is not None and output.saliency is not None and output.pooled is not None
+    assert frames is not None
+    assert output.saliency is not None
+    assert output.pooled is not None
     assert output.references is not None
     part = Output(
         output.logits[:, cut],
         output.spans[:, cut],
         encoded._replace(memory=encoded.memory[cut], mask=encoded.mask[cut], position=encoded.position[cut]),
         output.memory[cut],
-        frames._make(None if field is None else field[cut] for field in frames),
+        Frames(
+            frames.positive[cut],
+            None if frames.negative is None else frames.negative[cut],
+            frames.joint[cut],
+            frames.attention[cut],
+            frames.weighted[cut],
+        ),
         output.saliency[cut],
         (output.pooled[0][cut], output.pooled[1][cut]),
         output.states[:, cut],

@@ -1,4 +1,4 @@
-"""Golden cases: inputs, weights and every number that the authors' code computed from them, in one .npz file."""
+"""Golden cases: inputs, weights and every number that the authors' code made of them, in one .npz file."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ class Case:
             self.options: dict[str, Any] = json.loads(str(self._arrays["config"]))
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise VmrError(
-                f"Expected a golden case (.npz without pickled objects, with an array 'config' that holds JSON) in "
-                f"{path}, but: {error}"
+                f"Expected a golden case (.npz without pickled objects, with JSON in an array 'config') "
+                f"in {path}, but: {error}"
             ) from error
         self.keys = list(self._arrays)
         self.read = {"config"}
@@ -130,8 +130,8 @@ class Released(ABC):
 
         Args:
             method: with the case's weights and settings, in `variant: released`.
-            case: the case; what is read from it through `case[...]` counts as given, everything else has to be among
-                the results.
+            case: the case; what is read from it through `case[...]` counts as given, everything else has to
+                be among the results.
 
         Returns:
             Recomputed arrays by the case's own keys. Keys that the case does not store are ignored.

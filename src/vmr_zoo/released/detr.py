@@ -108,7 +108,8 @@ def settings(options: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, 
         Values by dotted key of `method`.
 
     Raises:
-        VmrError: if an option is missing, or has a value that no released script uses and we do not implement.
+        VmrError: if an option is missing, or has a value that no released script uses and we do not
+            implement.
     """
     missing = sorted(names.keys() - options.keys())
     if missing:
@@ -118,8 +119,8 @@ def settings(options: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, 
     for option, only in _ONLY.items():
         if options.get(option, only) != only:
             raise VmrError(
-                f"The authors' option {option} is {options[option]}; vmr_zoo implements {only} only, which is what "
-                "every released script uses."
+                f"The authors' option {option} is {options[option]}; vmr_zoo implements {only} only, which "
+                "is what every released script uses."
             )
     return {key: options[option] for option, key in names.items()}
 

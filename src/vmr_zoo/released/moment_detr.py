@@ -45,15 +45,15 @@ class MomentDETRReleased(Released):
     )
 
     def __init__(self, normalise: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]) -> None:
-        """Takes the data side's normalisation of one feature source, to be checked against the case's inputs."""
+        """Takes the data side's normalisation of one feature source, to be checked on the case's inputs."""
         self.normalise = normalise
 
     def settings(self, options: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict[str, Any]:
         """See `Released.settings`."""
         if options.get("contrastive_align_loss"):
             raise VmrError(
-                "The authors' option contrastive_align_loss is on; no released script of Moment-DETR sets it, and "
-                "vmr_zoo's moment_detr has no such loss."
+                "The authors' option contrastive_align_loss is on; no released script sets it, "
+                "and vmr_zoo's moment_detr has no such loss."
             )
         return detr.settings(options, detr.SHARED_SETTINGS) | {
             "video_dim": detr.video_dim(weights),

@@ -21,7 +21,8 @@ class WeightNames:
     Attributes:
         rules: (regular expression, replacement), tried in order; the first that matches the whole name holds.
         unused: regular expressions of weights that the authors' network has but never uses.
-        rows: weights of which we keep the first rows only, by our name: the authors compute the others and drop them.
+        rows: weights of which we keep the first rows only, by our name: the authors compute the others and
+            drop them.
     """
 
     rules: Sequence[tuple[str, Replacement]]
@@ -47,8 +48,8 @@ class WeightNames:
             if match:
                 return match.expand(replacement) if isinstance(replacement, str) else replacement(match)
         raise VmrError(
-            f"The checkpoint holds the weight '{name}', which is not part of the authors' network as vmr_zoo knows "
-            "it. Is it a checkpoint of this method, and of the released code?"
+            f"The checkpoint holds the weight '{name}', which is not part of the authors' network as "
+            "vmr_zoo knows it. Is it a checkpoint of this method, and of the released code?"
         )
 
     def keep(self, name: str, weight: Tensor) -> Tensor:
@@ -70,7 +71,12 @@ class WeightNames:
             target = self.ours(name)
             if target is not None:
                 translated[target] = self.keep(target, weight)
-        wanted = dict(module.named_parameters()) | dict(module.named_buffers())
+        kept = module.state_dict().keys()  # not what the configuration alone decides
+        wanted = {
+            name: weight
+            for name, weight in (*module.named_parameters(), *module.named_buffers())
+            if name in kept
+        }
         _refuse("lacks", wanted.keys() - translated.keys())
         _refuse("has, as we name them, the surplus", translated.keys() - wanted.keys())
         misshapen = [
