@@ -24,7 +24,7 @@ METHODS = [name for name in options("method") if "/" not in name]
 @pytest.mark.parametrize("data", DATA)
 @pytest.mark.parametrize("verb", ["train", "score", "doctor", "import"])
 def test_every_data_set_composes_under_every_verb_that_reads_it(verb, data):
-    cfg = compose(verb, [f"data={data}", *(["+run=x"] if verb == "import" else [])])
+    cfg = compose(verb, [f"data={data}"])
     assert cfg.data.name == data
     assert cfg.features.video_dim > 0
     assert cfg.features.query_dim > 0

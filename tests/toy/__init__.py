@@ -23,7 +23,7 @@ SEARCH = f"hydra.searchpath=[file://{CONF}]"
 CLIPS, DIM = 12, 8
 
 
-def protocol(name: str = "toy", videos: int = 12) -> Protocol:
+def protocol(selection: str = "heldout", name: str = "toy", videos: int = 12) -> Protocol:
     """A moment of two or three clips somewhere in each video; the sentence names where it starts."""
 
     def split(split_name: str, first: int, count: int) -> Split:
@@ -38,7 +38,10 @@ def protocol(name: str = "toy", videos: int = 12) -> Protocol:
         return Split(split_name, tuple(rows))
 
     tests = {"iid": split("iid", 200, 3), "ood": split("ood", 300, 2)}
-    return Protocol(name, split("train", 0, videos), split("selection", 100, 3), tests, "published")
+    selected, origin = split("selection", 100, 3), "published"
+    if selection in tests:
+        selected, origin = Split("selection", tests[selection].queries), f"test split '{selection}'"
+    return Protocol(name, split("train", 0, videos), selected, tests, origin)
 
 
 class Video(VideoSource):

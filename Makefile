@@ -1,0 +1,55 @@
+# make demo   the main job on the embedded data: generate it, train four methods, print the leaderboard
+# make test   the tests without the slow ones
+# Both make .venv and install by themselves; a second call finds that done.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+# The demo's budget: the same epochs for every method, sized for 2 cores and no GPU.
+DEMO_RUNS := runs/demo
+DEMO_EPOCHS ?= 8
+DEMO_METHODS := predict_all,bias_kde,moment_detr,bm_detr
+
+# Settings of the machine that would install elsewhere, or less.
+unexport PIP_USER PIP_TARGET PIP_PREFIX PIP_ROOT PIP_NO_DEPS PIP_REQUIRE_VIRTUALENV PIP_CONSTRAINT PIP_DRY_RUN
+unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
+
+.PHONY: install demo test test-all lint format clean
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "vmr_zoo needs Python 3.11 or newer; found: $$($(PYTHON) --version 2>&1). Say make PYTHON=python3.12 …"; exit 2; }
+	@echo "Installing into $(VENV): some minutes and about 6 GB the first time."
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+# resume=true: what a first call finished is not trained again, what it left unfinished is continued.
+demo: $(INSTALLED)
+	$(BIN)/vmr train -m method=$(DEMO_METHODS) data=shapes paths.runs=$(DEMO_RUNS) \
+		trainer.max_epochs=$(DEMO_EPOCHS) resume=true
+	$(BIN)/vmr report runs=$(DEMO_RUNS)
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-all: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Never touches runs/ or the cache.
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
