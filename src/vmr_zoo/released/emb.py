@@ -171,13 +171,10 @@ class AdamW(torch.optim.Optimizer):
         return loss
 
 
+# What the weights' shapes do not tell; an option that a checkpoint does not name has the recipe's value.
 _SETTINGS = {
-    "video_feature_dim": "video_dim",
-    "word_dim": "query_dim",
-    "dim": "dim",
     "drop_rate": "dropout",
     "num_heads": "branch.heads",
-    "kernel_size_content_guide": "branch.guide_kernel",
     "proposal_downscale": "proposals.block",
     "min_iou": "boundary.rank_low",
     "max_iou": "boundary.rank_high",
@@ -217,10 +214,20 @@ class EMBReleased(Released):
                     f"The authors' option {option} is {options[option]}; vmr_zoo implements {only} only, "
                     "which is what EMB's released code always uses."
                 )
-        missing = sorted(_SETTINGS.keys() - options.keys())
-        if missing:
-            raise VmrError(f"The authors' options lack {', '.join(missing)}. Is this a checkpoint of EMB?")
-        return {key: options[option] for option, key in _SETTINGS.items()}
+        shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
+        try:
+            dim, video_dim, _ = shapes["video_affine.linear.conv1d.weight"]
+            _, query_dim, _ = shapes["embedding_net.linear.conv1d.weight"]
+            _, _, kernel, _ = shapes["encoder.f2f.layers.0.guide.conv_layers.0.weight"]
+        except (KeyError, ValueError) as error:
+            raise VmrError(f"These are not the weights of EMB's released network: {error}.") from error
+        sizes = {
+            "dim": dim,
+            "video_dim": video_dim,
+            "query_dim": query_dim,
+            "branch.guide_kernel": kernel,
+        }
+        return sizes | {key: options[option] for option, key in _SETTINGS.items() if option in options}
 
     def data(self, options: Mapping[str, Any]) -> str:
         """See `Released.data`."""
