@@ -33,17 +33,6 @@ log = logging.getLogger(__name__)
 _OWN_KEYS = ("checkpoint=", "out=", "released=", "variant=")
 
 
-class _Options(dict[str, Any]):
-    """Stands for `easydict.EasyDict`, which some authors pickle: a dict whose keys are also attributes."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        self[name] = value
-
-
-# Pickle asks for the class by its own name.
-_Options.__module__, _Options.__qualname__, _Options.__name__ = "easydict", "EasyDict", "EasyDict"
-
-
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Reads an authors' checkpoint without running any code in it.
 
@@ -61,7 +50,8 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise VmrError(
             f"Expected the authors' checkpoint at {path}, found no such file. Name it: checkpoint=FILE."
         )
-    safe: list[Any] = [argparse.Namespace, OrderedDict, _Options]
+    # An EasyDict is a dict whose keys are attributes too: the keys are all that is wanted.
+    safe: list[Any] = [argparse.Namespace, OrderedDict, (OrderedDict, "easydict.EasyDict")]
     try:
         with torch.serialization.safe_globals(safe):
             stored = torch.load(path, map_location="cpu", weights_only=True)

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from hydra.utils import instantiate
 import toy
 from vmr_zoo import run_dir
 from vmr_zoo.config import compose
+from vmr_zoo.import_checkpoint import configuration, read
 from vmr_zoo.released.detr import SHARED_SETTINGS
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -69,8 +71,6 @@ def test_a_checkpoint_becomes_a_run_that_evaluates(vmr, method, tmp_path):
 
 
 def test_the_data_set_comes_from_the_options(tmp_path):
-    from vmr_zoo.import_checkpoint import configuration
-
     released = instantiate(compose("parity", ["method=bm_detr", "case=x"]).released)
     cfg = configuration(released, {"dset_name": "hl"}, ["method=bm_detr", "checkpoint=a", "out=b"])
     assert cfg.data.name == "qvhighlights"
@@ -86,17 +86,21 @@ def test_features_of_another_width_are_refused(vmr, capsys, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_an_easydict_is_read_as_a_dict(monkeypatch, tmp_path):
-    from vmr_zoo.import_checkpoint import _Options, read
+class EasyDict(dict):
+    """As the package of that name defines it, as far as pickle sees."""
 
-    module = type(sys)("easydict")
-    module.EasyDict = _Options
+
+def test_an_easydict_is_read_as_a_dict(monkeypatch, tmp_path):
+    module = ModuleType("easydict")
+    monkeypatch.setattr(EasyDict, "__module__", "easydict")
+    module.EasyDict = EasyDict
     monkeypatch.setitem(sys.modules, "easydict", module)
-    torch.save({"model": {"w": torch.ones(2)}, "opt": _Options(hidden_dim=3)}, tmp_path / "easy.ckpt")
+    options = EasyDict(hidden_dim=3)
+    options.__dict__.update(options)
+    torch.save({"model": {"module.w": torch.ones(2)}, "opt": options}, tmp_path / "easy.ckpt")
     monkeypatch.delitem(sys.modules, "easydict")
-    assert b"easydict" in (tmp_path / "easy.ckpt").read_bytes()
-    weights_read, options = read(tmp_path / "easy.ckpt")
-    assert options == {"hidden_dim": 3}
+    weights_read, read_options = read(tmp_path / "easy.ckpt")
+    assert read_options == {"hidden_dim": 3}
     assert weights_read["w"].tolist() == [1, 1]
 
 
