@@ -13,7 +13,7 @@ from pathlib import Path
 
 from vmr_zoo.data.annotations import Protocol, Query, Split
 from vmr_zoo.data.shapes.encoder import GridEncoder
-from vmr_zoo.data.shapes.generate import SPLITS, generate
+from vmr_zoo.data.shapes.generate import SPLITS, generate_world
 from vmr_zoo.data.shapes.narrator import Narrator
 from vmr_zoo.data.shapes.world import WorldSettings
 
@@ -31,7 +31,7 @@ def protocol(world: WorldSettings, cache: str | Path, processes: int | None = No
     Returns:
         Splits train, selection, and the tests iid, ood_time, novel_word, novel_composition, complex.
     """
-    folder = generate(world, cache, processes)
+    folder = generate_world(world, cache, processes)
     splits = {name: _read(name, folder / "annotations" / f"{name}.jsonl") for name in SPLITS}
     train, selection = splits.pop("train"), splits.pop("selection")
     return Protocol("shapes", train, selection, splits, "generated")

@@ -15,7 +15,7 @@ from vmr_zoo.data.cache import Array
 from vmr_zoo.data.features import FeatureError, Problem, VideoSource
 from vmr_zoo.data.narrations import Narration, NarrationFile, manifest_path, read_narrations, write_narrations
 from vmr_zoo.data.shapes.encoder import GridEncoder
-from vmr_zoo.data.shapes.generate import digest, extract, generate, scenes, world_folder
+from vmr_zoo.data.shapes.generate import digest, extract, generate_world, scenes, world_folder
 from vmr_zoo.data.shapes.narrator import Narrator
 from vmr_zoo.data.shapes.world import WorldSettings
 from vmr_zoo.data.text import SentenceEncoder
@@ -53,7 +53,7 @@ class RenderedVideos(VideoSource):
 
     @cached_property
     def _packed(self) -> tuple[Array, dict[str, tuple[int, int]]]:
-        folder = generate(self.world, self.cache, self.processes)
+        folder = generate_world(self.world, self.cache, self.processes)
         folder = extract(self.world, folder, self.encoder, self.processes)
         rows = np.load(folder / f"{self.part}.npy", mmap_mode="r", allow_pickle=False)
         return rows, json.loads((folder / "index.json").read_text())

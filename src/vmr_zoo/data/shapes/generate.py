@@ -71,7 +71,7 @@ def scenes(settings: WorldSettings) -> Iterator[tuple[str, Scene]]:
             yield group, sample_scene(settings, group, index)
 
 
-def generate(settings: WorldSettings, cache: str | Path, processes: int | None = None) -> Path:
+def generate_world(settings: WorldSettings, cache: str | Path, processes: int | None = None) -> Path:
     """Renders the videos and writes the annotations, unless that is done.
 
     Args:
@@ -86,22 +86,14 @@ def generate(settings: WorldSettings, cache: str | Path, processes: int | None =
     if (folder / "manifest.json").exists():
         return folder
     (folder / "videos").mkdir(parents=True, exist_ok=True)
-    drawn = list(scenes(settings))
     jobs = [
         (scene, path, settings.fps, settings.height)
-        for _, scene in drawn
+        for _, scene in scenes(settings)
         if not (path := video_path(folder, scene.video_id)).exists()
     ]
     for _ in in_parallel(_render, jobs, "Rendering videos", processes):
         pass
-    rows: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
-    for group, scene in drawn:
-        for split in (split for split, source in SPLITS.items() if source == group):
-            # Splits about the same videos get equal generators: novel_word repeats iid's questions in new
-            # words.
-            rng = np.random.default_rng((*scene.seed[:3], 2))
-            questions = ask(scene, split, rng, settings.complex_share)
-            rows[split] += [_row(scene, split, number, question) for number, question in enumerate(questions)]
+    rows = annotate(settings)
     for split, listed in rows.items():
         _write_jsonl(folder / "annotations" / f"{split}.jsonl", listed)
     sizes = {
@@ -112,6 +104,26 @@ def generate(settings: WorldSettings, cache: str | Path, processes: int | None =
     return folder
 
 
+def annotate(settings: WorldSettings) -> dict[str, list[dict[str, Any]]]:
+    """Writes every sentence of a world.
+
+    Args:
+        settings: the world's.
+
+    Returns:
+        Rows by split: "query_id", "video_id", "query", "duration" and "moments" in seconds, and the meaning:
+        "clauses" (action, colour, shape) and their "relations", see `sentences.Question`.
+    """
+    rows: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
+    for group, scene in scenes(settings):
+        for split in (split for split, source in SPLITS.items() if source == group):
+            # Equal generators for splits about the same videos: novel_word repeats iid's questions.
+            rng = np.random.default_rng((*scene.seed[:3], 2))
+            questions = ask(scene, split, rng, settings.complex_share)
+            rows[split] += [_row(scene, split, number, question) for number, question in enumerate(questions)]
+    return rows
+
+
 def extract(
     settings: WorldSettings, folder: Path, encoder: GridEncoder, processes: int | None = None
 ) -> Path:
@@ -119,7 +131,7 @@ def extract(
 
     Args:
         settings: the world's.
-        folder: the world's, as `generate` returned it.
+        folder: the world's, as `generate_world` returned it.
         encoder: what turns pixels into features.
         processes: how many encode at a time; None: one per available core.
 

@@ -70,7 +70,7 @@ class Narrator:
             texts = [_sentence(clause) for clause in self._noticed(scene, start, end, rng)]
             if not texts:
                 thing = scene.things[int(rng.integers(len(scene.things)))]
-                texts = [f"There is a {thing.colour} {thing.shape}."]
+                texts = [f"There is {_article(thing.colour)} {thing.colour} {thing.shape}."]
             rows += [(start, end, text) for text in texts]
         return rows
 
@@ -127,5 +127,9 @@ def _imagine(scene: Scene, happening: list[Event], rng: np.random.Generator) -> 
 
 
 def _sentence(clause: Clause) -> str:
-    article = "An" if clause.colour == "orange" else "A"
-    return f"{article} {clause.colour} {clause.shape} is {VERBS[clause.action][0][1]}."
+    verb = VERBS[clause.action][0][1]
+    return f"{_article(clause.colour).capitalize()} {clause.colour} {clause.shape} is {verb}."
+
+
+def _article(colour: str | None) -> str:
+    return "an" if colour == "orange" else "a"

@@ -185,17 +185,18 @@ def ask(scene: Scene, split: str, rng: np.random.Generator, complex_share: float
             continue
         clause = _refer(scene, event, meaning, whole=is_held_out)
         several = split == "complex" or (split not in SINGLE_CLAUSE and meaning.random() < complex_share)
+        moments = tuple((e.start, e.end) for e in matching(scene, clause)) if clause else ()
+        if moments in asked:
+            continue
+        if clause:
+            asked.add(moments)
         if several:
             question = _several_clauses(scene, event, words)
-        elif clause is not None:
+            if question is not None:
+                questions.append(question)
+        elif clause:
             novel = _part(clause, words) if split == "novel_word" else None
-            moments = tuple((e.start, e.end) for e in matching(scene, clause))
-            question = Question(_finish(write_clause(clause, words, novel)), moments, (clause,))
-        else:
-            question = None
-        if question is not None and question.moments not in asked:
-            asked.add(question.moments)
-            questions.append(question)
+            questions.append(Question(_finish(write_clause(clause, words, novel)), moments, (clause,)))
     return questions
 
 

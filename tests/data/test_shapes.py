@@ -1,0 +1,357 @@
+import hashlib
+import json
+from dataclasses import replace
+
+import av
+import numpy as np
+import pytest
+
+from vmr_zoo.data.shapes import GridEncoder, Narrator, WorldSettings, protocol
+from vmr_zoo.data.shapes.features import RenderedNarrations, RenderedVideos
+from vmr_zoo.data.shapes.generate import (
+    SPLITS,
+    VERSION,
+    annotate,
+    extract,
+    generate_world,
+    scenes,
+    video_path,
+)
+from vmr_zoo.data.shapes.render import write
+from vmr_zoo.data.shapes.sentences import Clause, matching
+from vmr_zoo.data.shapes.world import GROUPS, Background, Event, Scene, Thing, held_out, sample_scene
+from vmr_zoo.data.text import SentenceEncoder
+from vmr_zoo.errors import VmrError
+
+TINY = WorldSettings(train_videos=4, test_videos=2, shortest=20, longest=24)
+FULL = WorldSettings()
+"""The default size; nothing in these tests renders it."""
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def tiny(cache):
+    return generate_world(TINY, cache, processes=2)
+
+
+def words(rows):
+    return {word for row in rows for word in row["query"].lower().strip(".").split()}
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return annotate(FULL)
+
+
+# ---------------------------------------------------------------- what is asked
+
+
+def test_default_world_is_large_enough_and_what_version_says(rows):
+    assert len({row["video_id"] for split in rows.values() for row in split}) >= 600
+    assert sum(map(len, rows.values())) >= 2500
+    # A change of world or grammar changes the data under everybody's numbers: raise VERSION, then this.
+    digest = hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
+    assert (VERSION, digest[:16]) == ("1", "e679e040b5b0f620")
+
+
+def test_query_ids_are_unique_and_moments_lie_in_the_video(rows):
+    listed = [row for split in rows.values() for row in split]
+    assert len({row["query_id"] for row in listed}) == len(listed)
+    assert all(0 <= s < e <= row["duration"] for row in listed for s, e in row["moments"])
+
+
+def test_ground_truth_is_everything_that_a_simple_sentence_describes(rows):
+    """Asks the scenes anew, by the colours, shapes and actions that the row says it is about."""
+    worlds = {scene.video_id: scene for _, scene in scenes(FULL)}
+    checked = 0
+    for row in rows["train"] + rows["novel_word"] + rows["novel_composition"]:
+        if len(row["clauses"]) == 1:
+            (clause,) = row["clauses"]
+            scene = worlds[row["video_id"]]
+            found = [
+                [event.start, event.end]
+                for event in scene.events
+                if event.action == clause["action"]
+                and clause["colour"] in (None, scene.things[event.thing].colour)
+                and clause["shape"] in (None, scene.things[event.thing].shape)
+            ]
+            assert row["moments"] == found
+            checked += 1
+    assert checked > 2000
+
+
+def test_complex_sentences_have_one_moment_and_often_need_their_second_clause(rows):
+    worlds = {scene.video_id: scene for _, scene in scenes(FULL)}
+    deciding = 0
+    for row in rows["complex"]:
+        assert len(row["moments"]) == 1
+        assert len(row["clauses"]) == len(row["relations"]) + 1 >= 2
+        deciding += len(matching(worlds[row["video_id"]], Clause(**row["clauses"][0]))) > 1
+    assert deciding > 0.15 * len(rows["complex"])
+
+
+def test_novel_words_are_novel_and_only_there(rows):
+    known = words(rows["train"])
+    assert all(words([row]) - known for row in rows["novel_word"])
+    for split in SPLITS.keys() - {"novel_word"}:
+        assert words(rows[split]) <= known
+
+
+def test_novel_words_repeat_the_questions_of_iid(rows):
+    def meaning(row):
+        return row["video_id"], json.dumps(row["clauses"]), json.dumps(row["moments"])
+
+    simple = {meaning(row) for row in rows["iid"] if len(row["clauses"]) == 1}
+    assert simple <= {meaning(row) for row in rows["novel_word"]}
+
+
+def test_novel_compositions_happen_in_their_own_videos_only(rows):
+    for group, scene in scenes(FULL):
+        novel = [e for e in scene.events if held_out(scene.colour(e), scene.shape(e), e.action)]
+        assert bool(novel) == (group == "pairs")
+    assert len(rows["novel_composition"]) > 150
+    assert all(
+        held_out(c["colour"], c["shape"], c["action"])
+        for row in rows["novel_composition"]
+        for c in row["clauses"]
+    )
+
+
+def test_time_prior_helps_on_iid_and_misleads_on_ood_time(rows):
+    """The best constant answer of train hits far more often on iid than on ood_time."""
+    spans = {
+        s: [np.array(r["moments"]) / r["duration"] for r in rows[s]] for s in ("train", "iid", "ood_time")
+    }
+
+    def hits(answer, split):
+        def iou(m):
+            inter = np.minimum(answer[1], m[:, 1]) - np.maximum(answer[0], m[:, 0])
+            return (inter / (np.maximum(answer[1], m[:, 1]) - np.minimum(answer[0], m[:, 0]))).max()
+
+        return np.mean([iou(moments) >= 0.5 for moments in spans[split]])
+
+    answers = [(s, s + w) for s in np.arange(0, 0.8, 0.05) for w in np.arange(0.1, 0.5, 0.05)]
+    best = max(answers, key=lambda answer: hits(answer, "train"))
+    assert hits(best, "iid") > 0.2
+    assert hits(best, "ood_time") < 0.6 * hits(best, "iid")
+    lengths = {split: np.mean([m[0, 1] - m[0, 0] for m in moments]) for split, moments in spans.items()}
+    assert lengths["ood_time"] == pytest.approx(lengths["iid"], abs=0.02)  # only the position moved
+
+
+def test_more_training_videos_leave_the_others_alone():
+    larger = replace(TINY, train_videos=TINY.train_videos + 3)
+    few, many = ({s.video_id: s for _, s in scenes(settings)} for settings in (TINY, larger))
+    assert len(many) == len(few) + 3
+    assert all(many[video_id] == scene for video_id, scene in few.items())
+
+
+# ---------------------------------------------------------------- videos
+
+
+def test_same_seed_same_bytes_whoever_renders(tiny, tmp_path):
+    again = generate_world(TINY, tmp_path, processes=1)
+    files = sorted(path.relative_to(tiny) for path in tiny.rglob("*") if path.suffix in (".mp4", ".jsonl"))
+    assert len(files) == TINY.train_videos + 4 * TINY.test_videos + len(SPLITS)
+    for file in files:
+        assert (tiny / file).read_bytes() == (again / file).read_bytes(), file
+
+
+def test_videos_are_h264_of_the_stated_length(tiny):
+    for _, scene in scenes(TINY):
+        with av.open(str(video_path(tiny, scene.video_id))) as container:
+            stream = container.streams.video[0]
+            assert stream.codec_context.name == "h264"
+            assert (stream.width, stream.height) == (TINY.width, TINY.height)
+            assert float(stream.duration * stream.time_base) == pytest.approx(scene.duration)
+
+
+def test_interrupted_rendering_resumes_and_half_a_file_is_none(tmp_path, monkeypatch):
+    calls = []
+
+    def fails_at_third(scene, path, fps, height):
+        calls.append(scene.video_id)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        write(scene, path, fps, height)
+
+    monkeypatch.setattr("vmr_zoo.data.shapes.render.write", fails_at_third)
+    with pytest.raises(KeyboardInterrupt):
+        generate_world(TINY, tmp_path, processes=1)
+    (folder,) = (tmp_path / "shapes").iterdir()
+    assert not (folder / "manifest.json").exists()
+    rendered = len(list((folder / "videos").iterdir()))
+    assert rendered == 2
+    generate_world(TINY, tmp_path, processes=1)
+    assert len(calls) == 3 + (TINY.train_videos + 4 * TINY.test_videos) - rendered
+    assert (folder / "manifest.json").exists()
+
+
+# ---------------------------------------------------------------- features
+
+
+def scene_of(*events, shape="star", colour="green", size=0.15):
+    thing = Thing(colour, shape, (0.66, 0.5, float(np.log(size)), 0.3, 1.0))
+    grey = Background(0.0, "stripes", ((90, 95, 100), (120, 115, 118)), (0.01, 0.0), 0.3)
+    return Scene("train_00000", 9, (thing,), events, (grey,))
+
+
+def by_hue(scene, tmp_path, encoder=None):
+    """(seconds, quantities) of the hue that the thing fills most."""
+    encoder = encoder or GridEncoder()
+    path = tmp_path / "video.mp4"
+    write(scene, path, 8, 96)
+    clips, patches = encoder.encode(path)
+    hues = clips[:, : 17 * encoder.hues].reshape(len(clips), encoder.hues, 17)
+    return hues[:, hues[:, :, 0].sum(0).argmax()], clips, patches
+
+
+@pytest.mark.parametrize(
+    ("action", "change", "column", "sign"),
+    [
+        ("right", (0.4, 0, 0, 0, 0), 10, 1),
+        ("left", (-0.4, 0, 0, 0, 0), 10, -1),
+        ("down", (0, 0.3, 0, 0, 0), 11, 1),
+        ("up", (0, -0.3, 0, 0, 0), 11, -1),
+        ("grow", (0, 0, 0.6, 0, 0), 12, 1),
+        ("shrink", (0, 0, -0.5, 0, 0), 12, -1),
+        ("appear", (0, 0, 0, 0, 1), 13, 1),
+        ("vanish", (0, 0, 0, 0, -1), 13, -1),
+        ("blink", (0, 0, 0, 0, 0), 14, 1),
+        ("shake", (0, 0, 0, 0, 0), 15, 1),
+        ("spin", (0, 0, 0, 6.0, 0), 16, 1),
+    ],
+)
+def test_encoder_sees_an_action_when_it_happens(action, change, column, sign, tmp_path):
+    scene = scene_of(Event(0, action, 3.0, 6.0, change))
+    if action == "appear":
+        scene = replace(scene, things=(replace(scene.things[0], state=(*scene.things[0].state[:4], 0.0)),))
+    hue, _, _ = by_hue(scene, tmp_path)
+    during, outside = sign * hue[3:6, column], np.abs(hue[[1, 8], column])
+    assert during.mean() > 3 * outside.max() + 0.02
+
+
+def test_encoder_tells_shapes_apart_whatever_their_angle_and_size(tmp_path):
+    """The nearest mean form of the training shapes names the shape at other sizes."""
+    names = ("circle", "ring", "square", "triangle", "star", "cross", "bar")
+
+    def form(shape, size):
+        return by_hue(scene_of(shape=shape, size=size), tmp_path)[0][:, 5:10].mean(0)
+
+    known = np.stack([form(shape, 0.14) for shape in names])
+    for number, shape in enumerate(names):
+        assert np.abs(known - form(shape, 0.22)).sum(1).argmin() == number, shape
+
+
+def test_features_have_the_declared_sizes_and_place_things(tmp_path):
+    encoder = GridEncoder(rows=3, columns=4)
+    _, clips, patches = by_hue(scene_of(), tmp_path, encoder)
+    assert clips.shape == (9, encoder.dim)
+    assert patches.shape == (9, 12, encoder.patch_dim)
+    coloured = patches[:, :, : encoder.hues].sum(-1)
+    assert np.isin(coloured.argmax(1), (5, 6)).all()  # the middle of a 3 x 4 grid
+    assert coloured[:, [0, 3, 8, 11]].max() < 0.01  # striped grey corners have no hue
+
+
+def test_features_are_sampled_by_time_not_by_frame(tmp_path):
+    """Twice the frame rate shows the same things at the same times."""
+    scene = scene_of(Event(0, "right", 3.0, 6.0, (0.4, 0, 0, 0, 0)))
+    slow, fast = tmp_path / "slow.mp4", tmp_path / "fast.mp4"
+    write(scene, slow, 8, 96)
+    write(scene, fast, 16, 96)
+    assert np.abs(GridEncoder().encode(slow)[0] - GridEncoder().encode(fast)[0]).mean() < 0.02
+
+
+def test_extraction_is_deterministic_and_served_by_id(tiny, cache, tmp_path):
+    encoder = GridEncoder()
+    first = extract(TINY, tiny, encoder, processes=2)
+    clips, patches = encoder.encode(video_path(tiny, "late_00001"))
+    video = RenderedVideos(TINY, cache, encoder)
+    cells = RenderedVideos(TINY, cache, encoder, part="patches")
+    assert np.array_equal(video.load("late_00001"), clips)
+    assert np.array_equal(cells.load("late_00001"), patches.astype(np.float16).astype(np.float32))
+    assert json.loads((first / "index.json").read_text()).keys() == {s.video_id for _, s in scenes(TINY)}
+    with pytest.raises(VmrError, match="no video 'AO8RW'"):
+        video.load("AO8RW")
+
+
+def test_undecodable_video_is_named(tmp_path):
+    path = tmp_path / "broken.mp4"
+    path.write_bytes(b"not a video")
+    with pytest.raises(VmrError, match=r"broken\.mp4 cannot be decoded"):
+        GridEncoder().encode(path)
+
+
+# ---------------------------------------------------------------- narrations
+
+
+def test_narrator_errs_at_the_declared_rates():
+    """Counts, over 100 scenes, what is left out, altered and invented, against the scenes themselves."""
+    drawn = [sample_scene(FULL, "train", i) for i in range(100)]
+
+    def said(**rates):
+        narrator = Narrator(**{"miss": 0.0, "confuse": 0.0, "hallucinate": 0.0, **rates})
+        return [[row for row in narrator.narrate(scene) if "There is" not in row[2]] for scene in drawn]
+
+    truth = [set(rows) for rows in said()]
+    total = sum(map(len, truth))
+    windows = sum(-(-scene.duration // 2) for scene in drawn)
+    assert total > 1000
+    missed = sum(len(t) - len(s) for t, s in zip(truth, said(miss=0.3), strict=True))
+    assert missed / total == pytest.approx(0.3, abs=0.03)
+    confused = sum(len(t.difference(s)) for t, s in zip(truth, said(confuse=0.3), strict=True))
+    assert confused / total == pytest.approx(0.3, abs=0.03)
+    invented = sum(len(set(s) - t) for t, s in zip(truth, said(hallucinate=0.3), strict=True))
+    assert invented / windows == pytest.approx(0.3, abs=0.03)
+
+
+def test_narrator_without_errors_tells_what_happens():
+    scene = scene_of(Event(0, "spin", 2.0, 6.0, (0, 0, 0, 5.0, 0)), shape="bar", colour="orange")
+    told = Narrator(miss=0.0, confuse=0.0, hallucinate=0.0).narrate(scene)
+    assert [(s, e) for s, e, text in told if text == "An orange bar is spinning."] == [(2.0, 4.0), (4.0, 6.0)]
+    assert {text for s, _, text in told if not 2 <= s < 6} == {"There is an orange bar."}
+
+
+def test_narrations_are_embedded_from_their_file_and_their_seed_is_their_own(tiny, cache):
+    encoder = SentenceEncoder(cache)
+    first = RenderedNarrations(TINY, cache, Narrator(), encoder)
+    other = RenderedNarrations(TINY, cache, Narrator(seed=1), encoder)
+    train = protocol(TINY, cache)
+    first.prepare(train)
+    vectors, times = first.load("test_00000")
+    assert vectors.shape == (len(times), first.dim)
+    assert (times[:, 0] < times[:, 1]).all()
+    assert times[-1, 1] == train.tests["iid"].queries[0].duration
+    assert other.file != first.file
+    assert other.manifest()["narrator"]["miss"] == 0.2
+
+
+# ---------------------------------------------------------------- settings
+
+
+def test_settings_that_make_no_world_are_refused():
+    with pytest.raises(VmrError, match="train_videos=0"):
+        WorldSettings(train_videos=0)
+    with pytest.raises(VmrError, match=r"features\.narrator\.miss"):
+        Narrator(miss=1.2)
+    with pytest.raises(VmrError, match="rows that divide 48"):
+        GridEncoder(rows=7)
+
+
+def test_protocol_has_every_split_from_its_own_group(tiny, cache):
+    shapes = protocol(TINY, cache)
+    assert list(shapes.splits) == [
+        "train",
+        "selection",
+        "iid",
+        "ood_time",
+        "novel_word",
+        "novel_composition",
+        "complex",
+    ]
+    for name, split in shapes.splits.items():
+        assert {video_id.split("_")[0] for video_id in split.video_ids} == {SPLITS[name]}
+        assert SPLITS[name] in GROUPS
