@@ -34,13 +34,14 @@ USAGE = 2
 
 _COMPLETION = """\
 _vmr() {
-  local words=($COMP_LINE) word=${COMP_WORDS[$COMP_CWORD]}
+  local words=($COMP_LINE) word=${COMP_WORDS[$COMP_CWORD]} rest choices
   if [ "$COMP_CWORD" -le 1 ]; then
-    COMPREPLY=($(compgen -W "VERBS completion" -- "$word")); return
+    COMPREPLY=($(compgen -W "VERBS completion" -- "$word"))
+    return
   fi
-  local rest=${COMP_LINE#*${words[1]}}
-  local choices=$(COMP_LINE="vmr${rest}" COMP_POINT=$COMP_POINT command vmr "${words[1]}" -sc query=bash
-  2>/dev/null) COMPREPLY=($(compgen -o nospace -o default -W "$choices" -- "$word"))
+  rest="vmr${COMP_LINE#*${words[1]}}"
+  choices=$(COMP_LINE=$rest COMP_POINT=$COMP_POINT command vmr "${words[1]}" -sc query=bash 2>/dev/null)
+  COMPREPLY=($(compgen -o nospace -o default -W "$choices" -- "$word"))
 }
 COMP_WORDBREAKS=${COMP_WORDBREAKS//=}
 complete -o nospace -o default -F _vmr vmr
