@@ -21,6 +21,7 @@ from vmr_zoo.data.annotations import SELECTION
 from vmr_zoo.data.features import compare_manifests
 from vmr_zoo.data.protocols import find_split, refuse_other_protocol
 from vmr_zoo.errors import VmrError
+from vmr_zoo.report import wide_console
 from vmr_zoo.run_dir import HEADER
 from vmr_zoo.score import score_rows
 
@@ -208,7 +209,6 @@ def score(
 
 def print_metrics(header: Mapping[str, Any], metrics: Mapping[str, Mapping[str, float]]) -> None:
     """Prints a table of splits by metrics."""
-    from rich.console import Console
     from rich.table import Table
 
     shown = [name for name in SHOWN if any(name in values for values in metrics.values())]
@@ -223,7 +223,7 @@ def print_metrics(header: Mapping[str, Any], metrics: Mapping[str, Mapping[str, 
         table.add_column(name, justify="right")
     for split, values in metrics.items():
         table.add_row(split, *(f"{values[name]:.2f}" if name in values else "" for name in shown))
-    Console().print(table)
+    wide_console().print(table)
 
 
 @contextlib.contextmanager

@@ -9,13 +9,16 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
 from vmr_zoo.errors import VmrError, unknown
 from vmr_zoo.files import atomic_write
 from vmr_zoo.run_dir import HEADER, METRICS, read_json
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 FORMATS = ("table", "markdown", "csv")
 
@@ -174,14 +177,19 @@ def _mean_std(values: Sequence[float]) -> str:
     return f"{statistics.fmean(values):.2f} ± {statistics.stdev(values):.2f}"
 
 
-def _print(boards: Sequence[Leaderboard]) -> None:
-    """Prints each table, its metrics one below the other, so that many splits fit a terminal."""
+def wide_console() -> Console:
+    """Returns a console that cuts nothing off where there is no terminal with an edge."""
     from rich.console import Console
-    from rich.table import Table
 
     console = Console()
-    if not console.is_terminal:
-        console = Console(width=1000)  # a file has no edge
+    return console if console.is_terminal else Console(width=1000)
+
+
+def _print(boards: Sequence[Leaderboard]) -> None:
+    """Prints each table, its metrics one below the other, so that many splits fit a terminal."""
+    from rich.table import Table
+
+    console = wide_console()
     for board in boards:
         table = Table()
         table.add_column("metric")
