@@ -41,8 +41,9 @@ class Batch(TypedDict, total=False):
             (mean of its token features), sibling_mask (B, S), sibling_spans (B, S, 2).
         "shift": shift_order (B, Lv) int64, a permutation of the valid clips that moves the moment to another
             place (identity where the row is not shifted), and shifted_spans (B, N, 2). Training only.
-        "patches": patches (B, Lv, P, Dp).
+        "patches": patches (B, Lv, P, Dp). Training only.
         "query_tokens": query_tokens (B, Lq) int64 tokenizer ids.
+        "noun_mask": noun_mask (B, Lq) bool, True = the token belongs to a noun chunk.
         "saliency": saliency (B, Lv) float32, the annotators' ratings summed (0 where unrated), and
             saliency_mask (B, Lv), True = rated. Data without ratings rate every clip inside a moment 1.
     """
@@ -70,6 +71,7 @@ class Batch(TypedDict, total=False):
     shifted_spans: Tensor
     patches: Tensor
     query_tokens: Tensor
+    noun_mask: Tensor
     saliency: Tensor
     saliency_mask: Tensor
 
@@ -91,6 +93,15 @@ class Prediction(TypedDict, total=False):
 
 
 NEEDS = frozenset(
-    {"narration", "negative_query", "sibling_queries", "shift", "patches", "query_tokens", "saliency"}
+    {
+        "narration",
+        "negative_query",
+        "sibling_queries",
+        "shift",
+        "patches",
+        "query_tokens",
+        "noun_mask",
+        "saliency",
+    }
 )
 """Every name that a method's `needs` may hold."""

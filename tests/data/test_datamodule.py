@@ -51,12 +51,16 @@ class Patches(Videos):
 class Words(QuerySource):
     dim = 5
     has_token_ids = True
+    has_noun_masks = True
 
     def load(self, query):
         return noise(query.query_id, shape=(2 + len(query.text) % 4, self.dim))
 
     def token_ids(self, query):
         return np.arange(1, 3 + len(query.text) % 4)
+
+    def noun_mask(self, query):
+        return self.token_ids(query) % 2 == 0
 
     def manifest(self):
         return {}
@@ -158,6 +162,7 @@ def test_every_field_of_the_contract_holds_what_the_sources_and_annotations_say(
                 "query": words,
                 "patches": Patches().load(query.video_id),
                 "query_tokens": Words().token_ids(query),
+                "noun_mask": Words().noun_mask(query),
                 "narration": Narrations().load(query.video_id)[0],
                 "narration_spans": Narrations().load(query.video_id)[1] / query.duration,
             }.items():

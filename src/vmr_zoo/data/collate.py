@@ -23,7 +23,7 @@ from vmr_zoo.data.shifting import TemporalShift
 from vmr_zoo.errors import VmrError, some
 from vmr_zoo.types import Batch
 
-TRAINING_ONLY = frozenset({"negative_query", "shift"})
+TRAINING_ONLY = frozenset({"negative_query", "shift", "patches"})
 """Needs that are served in training only."""
 
 
@@ -169,6 +169,8 @@ class SplitData(Dataset[Batch]):
                     f"Expected one token id per token vector, but features={features.name} has different "
                     f"numbers for {some(self.query_ids[row] for row in odd)}."
                 )
+        if "noun_mask" in self.needs:
+            self.nouns = Ragged((features.query.noun_mask(query) for query in queries), torch.bool)
         if "sibling_queries" in self.needs:
             self._find_siblings()
         if "saliency" in self.needs:
@@ -229,6 +231,8 @@ class SplitData(Dataset[Batch]):
             built["patches"] = self._patches(per_video, video_mask.shape[1])
         if "query_tokens" in self.needs:
             built["query_tokens"] = self.tokens.pad(order)[0]
+        if "noun_mask" in self.needs:
+            built["noun_mask"] = self.nouns.pad(order)[0]
         if "sibling_queries" in self.needs:
             siblings, mask = self.siblings.pad(order)
             built["sibling_query"] = self.sentence[siblings] * mask[..., None]

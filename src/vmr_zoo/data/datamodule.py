@@ -25,6 +25,7 @@ SERVED_BY = {
     "narration": "a feature set with narrations (features.narration)",
     "patches": "a feature set with patch features (features.patches)",
     "query_tokens": "a query source with token ids (features/query=minilm or =glove)",
+    "noun_mask": "a query source with noun chunks (features/query=minilm)",
 }
 
 

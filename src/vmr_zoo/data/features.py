@@ -397,9 +397,16 @@ class QuerySource(_Source):
     has_token_ids: bool = False
     """Whether `token_ids` works; then the need "query_tokens" is served."""
 
+    has_noun_masks: bool = False
+    """Whether `noun_mask` works; then the need "noun_mask" is served."""
+
     @abstractmethod
     def load(self, query: Query) -> Array:
         """Returns (L, dim) float32."""
+
+    def noun_mask(self, query: Query) -> Array:
+        """Returns (L,) bool, which rows of `load` belong to a noun chunk."""
+        raise VmrError(f"{type(self).__name__} has no noun chunks. Choose features/query=minilm.")
 
     def token_ids(self, query: Query) -> Array:
         """Returns (L,) int64 tokenizer ids, one per row of `load`."""
@@ -690,6 +697,7 @@ class FeatureSet:
         patches: the patch features, if there are any; as many clips as `video`.
         narration_dim: size of a narration vector; None without narrations.
         patch_dim: size of a patch vector; None without patches.
+        patch_count: patches in a clip; None without patches.
     """
 
     name: str
@@ -703,6 +711,7 @@ class FeatureSet:
     patches: VideoSource | None = None
     narration_dim: int | None = None
     patch_dim: int | None = None
+    patch_count: int | None = None
 
     def __post_init__(self) -> None:
         if self.origin not in ORIGINS:
@@ -733,9 +742,10 @@ class FeatureSet:
                 )
 
     def served(self) -> frozenset[str]:
-        """Returns which of the needs "narration", "patches", "query_tokens" these features serve."""
+        """Returns which of "narration", "patches", "query_tokens", "noun_mask" these features serve."""
         served = {"narration": self.narration is not None, "patches": self.patches is not None}
         served["query_tokens"] = self.query.has_token_ids
+        served["noun_mask"] = self.query.has_noun_masks
         return frozenset(need for need, there in served.items() if there)
 
     def clip_length(self, duration: float, clips: int) -> float:

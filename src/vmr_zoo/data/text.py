@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 from vmr_zoo.data.annotations import Protocol, Query
 from vmr_zoo.data.cache import Array, EmbeddingCache, content_hash
 from vmr_zoo.data.features import QuerySource, l2_normalise
+from vmr_zoo.data.noun_chunks import NounChunks
 from vmr_zoo.errors import VmrError
 
 _SHARD = 4096
@@ -249,15 +250,24 @@ class EncodedQueries(QuerySource):
     computed = True
     has_token_ids = True
 
-    def __init__(self, encoder: SentenceEncoder, max_tokens: int | None = 32, normalise: bool = True) -> None:
+    def __init__(
+        self,
+        encoder: SentenceEncoder,
+        max_tokens: int | None = 32,
+        normalise: bool = True,
+        nouns: NounChunks | None = None,
+    ) -> None:
         """Stores the encoder.
 
         Args:
             encoder: what embeds the sentences.
             max_tokens: only the first ones are kept; None: all.
             normalise: whether to L2-normalise each token vector.
+            nouns: what finds noun chunks; None: nobody asks for them.
         """
         self.encoder = encoder
+        self.nouns = nouns
+        self.has_noun_masks = nouns is not None
         self.dim = encoder.dim
         self.max_tokens = max_tokens
         self.normalise = normalise
@@ -275,6 +285,14 @@ class EncodedQueries(QuerySource):
         """Returns (L,) int64 tokenizer ids, one per row of `load`."""
         return self.encoder.tokenise([query.text])[0].ids[: self.max_tokens]
 
+    def noun_mask(self, query: Query) -> Array:
+        """Returns (L,) bool, which rows of `load` belong to a noun chunk."""
+        if self.nouns is None:
+            return super().noun_mask(query)
+        offsets = self.encoder.tokenise([query.text])[0].offsets[: self.max_tokens]
+        return self.nouns.mask(query.text, offsets)
+
     def manifest(self) -> dict[str, Any]:
         """Returns the encoder and the treatment of its tokens."""
-        return {**self.encoder.manifest(), "max_tokens": self.max_tokens, "normalise": self.normalise}
+        manifest = {**self.encoder.manifest(), "max_tokens": self.max_tokens, "normalise": self.normalise}
+        return manifest if self.nouns is None else {**manifest, "nouns": self.nouns.manifest()}
