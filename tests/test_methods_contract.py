@@ -28,6 +28,8 @@ SMALL = {
     "decoder_layers": 2,
     "queries": 6,
     "pooling_dim": 8,
+    "map_dim": 8,
+    "joint_dim": 8,
 }
 
 
@@ -63,6 +65,9 @@ def method(request: pytest.FixtureRequest) -> Method:
     if not learns(built):  # what it knows, it collects in the course of an epoch
         built.training_step(make_batch(built.needs), 0)
         built.on_validation_epoch_start()
+    if any(isinstance(module, torch.nn.BatchNorm2d) for module in built.modules()):
+        for _ in range(10):  # its running statistics are those of no data at first
+            built.train().losses(make_batch(built.needs))
     return built.eval()
 
 

@@ -5,6 +5,8 @@ A span is any pair on the last axis; units do not matter as long as both sides s
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -66,16 +68,24 @@ def pairwise(a: Tensor) -> Tensor:
     return a.unsqueeze(-2)
 
 
-def nms(spans: Tensor, scores: Tensor, threshold: float, keep: int | None = None) -> tuple[Tensor, Tensor]:
+def nms(
+    spans: Tensor,
+    scores: Tensor,
+    threshold: float,
+    keep: int | None = None,
+    overlap: Callable[[Tensor, Tensor], Tensor] = iou,
+) -> tuple[Tensor, Tensor]:
     """Greedy temporal non-maximum suppression, in rows.
 
-    Best first, each span that is still there removes the later ones whose IoU with it exceeds the threshold.
+    Best first, each span that is still there removes the later ones whose IoU with it exceeds the
+    threshold. It stops once `keep` spans are found, so that a few out of thousands are cheap.
 
     Args:
         spans: (B, K, 2) start and end.
         scores: (B, K) in any order, not negative; padding is an empty span of score 0.
         threshold: IoU above which the worse of two spans goes.
         keep: how many spans to return per row, at most K; None for K.
+        overlap: computes the IoU, if another rounding than that of `iou` is wanted.
 
     Returns:
         spans (B, keep, 2) and scores (B, keep), best first; empty spans of score 0 fill up for removed ones.
@@ -91,12 +101,15 @@ def nms(spans: Tensor, scores: Tensor, threshold: float, keep: int | None = None
     keep = count if keep is None else keep
     scores, order = scores.sort(dim=1, descending=True, stable=True)
     spans = spans.gather(1, order[..., None].expand_as(spans))
-    kept = torch.ones_like(scores, dtype=torch.bool)
-    for rank in range(count - 1):
-        overlaps = iou(spans[:, rank : rank + 1], spans[:, rank + 1 :]) > threshold
-        kept[:, rank + 1 :] &= ~(overlaps & kept[:, rank : rank + 1])
-    # Survivors to the front, in their order; then as many as were asked for.
-    front = (~kept).to(torch.uint8).sort(dim=1, stable=True).indices[:, :keep]
-    kept = kept.gather(1, front)
-    spans = spans.gather(1, front[..., None].expand(-1, -1, 2)) * kept[..., None]
-    return spans, scores.gather(1, front) * kept
+    place = torch.arange(count, device=spans.device)
+    left = torch.ones_like(scores, dtype=torch.bool)
+    kept_spans, kept_scores = [], []
+    for _ in range(keep):
+        # The first one left, or the last place if none is.
+        best = torch.where(left, place, count - 1).amin(1, keepdim=True)
+        found = left.gather(1, best)
+        span = spans.gather(1, best[..., None].expand(-1, -1, 2))
+        kept_spans.append(span * found[..., None])
+        kept_scores.append(scores.gather(1, best) * found)
+        left = left & (place != best) & ~((overlap(span, spans) > threshold) & found)
+    return torch.cat(kept_spans, 1), torch.cat(kept_scores, 1)

