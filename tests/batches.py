@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vmr_zoo.types import Batch
 
-VIDEO_DIM, QUERY_DIM, NARRATION_DIM, PATCH_DIM = 12, 10, 8, 6
+VIDEO_DIM, QUERY_DIM, NARRATION_DIM, PATCH_DIM, PATCHES = 12, 10, 8, 6, 4
 CLIPS, TOKENS, MOMENTS = (9, 5, 9, 7), (4, 6, 3, 5), (1, 2, 1, 3)
 
 
@@ -67,9 +67,11 @@ def make_batch(needs: Collection[str] = (), seed: int = 0, moments: Collection[i
         batch["shifted_spans"] = ((spans + 0.1) * span_mask.unsqueeze(-1)).clamp(max=1)
         batch["shifted_spans"][1] = spans[1]
     if "patches" in needs:
-        batch["patches"] = _padded(video_mask, 4, PATCH_DIM)
+        batch["patches"] = _padded(video_mask, PATCHES, PATCH_DIM)
     if "query_tokens" in needs:
         batch["query_tokens"] = torch.randint(1, 20, query_mask.shape) * query_mask
+    if "noun_mask" in needs:
+        batch["noun_mask"] = mask_of((2, 0, 1, 3), query_mask.shape[1])  # row 1 has no noun
     if "saliency" in needs:
         batch["saliency_mask"] = video_mask & (torch.rand(video_mask.shape) < 0.6)
         batch["saliency"] = torch.randint(0, 12, video_mask.shape) * batch["saliency_mask"].float()
@@ -92,6 +94,7 @@ AXIS_1 = {
     "shifted_spans": "span_mask",
     "patches": "video_mask",
     "query_tokens": "query_mask",
+    "noun_mask": "query_mask",
     "saliency": "video_mask",
 }
 """Which mask tells a field's valid places along its second axis."""

@@ -18,7 +18,9 @@ def test_a_chunk_is_a_noun_and_what_describes_it(text, chunks):
 
 
 def test_tokens_follow_the_characters_of_the_chunks():
-    offsets = np.array([[0, 1], [2, 5], [5, 8], [9, 13], [14, 19]])  # "per" and "son" are two pieces of one word
+    offsets = np.array(
+        [[0, 1], [2, 5], [5, 8], [9, 13], [14, 19]]
+    )  # "per" and "son" are two pieces of one word
     mask = NounChunks().mask("A person runs away", offsets[:4])
     assert mask.tolist() == [True, True, True, False]
 

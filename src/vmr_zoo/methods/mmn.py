@@ -196,9 +196,10 @@ class MMN(Method):
         normed = self.text_norm(vectors)
         return Sentences(normed, self.iou_sentence(normed), self.contrastive_sentence(normed))
 
-    def forward(self, batch: Batch) -> tuple[Moments, Sentences]:
-        """Runs the network."""
-        return self.moments(batch), self.sentences(self.text(batch, batch["query_mask"].unsqueeze(0))[0])
+    def forward(self, batch: Batch, visible: Tensor | None = None) -> tuple[Moments, Sentences]:
+        """Runs the network on whole queries, or on the tokens that are `visible` (S, Lq)."""
+        visible = batch["query_mask"] if visible is None else visible
+        return self.moments(batch), self.sentences(self.text(batch, visible.unsqueeze(0))[0])
 
     def iou_logits(self, moments: Moments, sentences: Sentences) -> Tensor:
         """Scores each sentence's own candidates before the sigmoid, (S, K)."""
@@ -235,8 +236,13 @@ class MMN(Method):
 
     def predict(self, batch: Batch) -> Prediction:
         """Ranks the candidates by their fused score."""
+        moments, sentences = self(batch)
+        return self.rank(batch, moments, sentences)
+
+    def rank(self, batch: Batch, moments: Moments, sentences: Sentences) -> Prediction:
+        """Ranks the candidates of an output; see `predict`."""
         spans, scores = self.cells.rank(
-            self.fused(*self(batch)),
+            self.fused(moments, sentences),
             batch["duration"],
             threshold=self.nms_iou,
             answers=self.answers,
@@ -246,7 +252,8 @@ class MMN(Method):
 
     def score_map(self, batch: Batch) -> Tensor:
         """Returns the fused scores as a map, (S, N, N), 0 where no candidate is."""
-        return self.cells.spread(self.fused(*self(batch)))
+        moments, sentences = self(batch)
+        return self.cells.spread(self.fused(moments, sentences))
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Gives the text encoder its own learning rate."""
