@@ -51,7 +51,7 @@ def test_without_its_parts_it_is_moment_detr() -> None:
 
 
 def test_frames_follow_equations_6_to_8() -> None:
-    method = bm_detr(shifting=False)
+    method = bm_detr(shifting=False, frame_weight="softmax")
     output = run(method)
     mask = make_batch()["video_mask"]
     frames = output.frames
@@ -80,7 +80,7 @@ def test_the_decoder_reads_weighted_or_raw_memory() -> None:
 
 def test_times_length_keeps_the_scale_of_the_features() -> None:
     literal, scaled = (
-        run(bm_detr(shifting=False)),
+        run(bm_detr(shifting=False, frame_weight="softmax")),
         run(bm_detr(shifting=False, frame_weight="softmax_times_length")),
     )
     clips = make_batch()["video_mask"].sum(1)
