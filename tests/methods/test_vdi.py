@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from omegaconf import open_dict
+
+from batches import PATCH_DIM, PATCHES, QUERY_DIM, VIDEO_DIM, make_batch
+from vmr_zoo.config import compose
+from vmr_zoo.errors import VmrError
+from vmr_zoo.losses.injection import correlation_consistency
+from vmr_zoo.methods.mmn import MMN
+from vmr_zoo.methods.vdi import SpatialDynamic
+
+OFF = [
+    "method.visual_context=null",
+    "method.spatial_dynamic=null",
+    "method.loss_weights.visual_context=null",
+    "method.loss_weights.spatial_dynamic=null",
+]
+NEEDS = {"query_tokens", "noun_mask", "patches"}
+SMALL = [
+    "method.map_dim=8",
+    "method.joint_dim=8",
+    "method.segments=4",
+    "method.clips=4",
+    "method.diagonals=[3]",
+    "method.text.trained_layers=1",
+]
+
+
+def build(name: str, *overrides: str, seed: int = 0) -> MMN:
+    cfg = compose("train", ["data=shapes", f"method={name}", *overrides, *SMALL])
+    with open_dict(cfg):
+        cfg.features.update(
+            video_dim=VIDEO_DIM, query_dim=QUERY_DIM, patch_dim=PATCH_DIM, patch_count=PATCHES
+        )
+        if cfg.method.get("visual_context"):
+            cfg.method.visual_context.feedforward_dim = 16
+        if cfg.method.get("spatial_dynamic"):
+            cfg.method.spatial_dynamic.feedforward_dim = 16
+    torch.manual_seed(seed)
+    return instantiate(cfg.method).eval()
+
+
+@pytest.mark.parametrize("variant", ["paper", "released"])
+def test_without_injections_it_is_mmn(variant):
+    batch = make_batch({"query_tokens"})
+    vdi = build("vdi", *OFF, f"variant={variant}")
+    mmn = build("mmn", "method/text=minilm", "method.dim=null", f"variant={variant}", seed=1)
+    assert vdi.needs == mmn.needs == {"query_tokens"}
+    mmn.load_state_dict(vdi.state_dict())
+    assert vdi.loss_weights | mmn.loss_weights == vdi.loss_weights
+    for training in (False, True):
+        losses = []
+        for method in (vdi, mmn):
+            torch.manual_seed(2)  # dropout in the text encoder
+            losses.append(method.train(training).losses(batch))
+        assert losses[0].keys() == losses[1].keys()
+        assert all(torch.equal(value, losses[1][key]) for key, value in losses[0].items())
+    vdi.eval(), mmn.eval()
+    for key, value in vdi.predict(batch).items():
+        assert torch.equal(value, mmn.predict(batch)[key])
+
+
+def test_answering_reads_neither_patches_nor_nouns():
+    vdi = build("vdi")
+    assert vdi.needs == NEEDS
+    batch = make_batch(NEEDS)
+    answer = vdi.predict(batch)
+    for key in ("patches", "noun_mask"):
+        del batch[key]
+    assert torch.equal(vdi.predict(batch)["scores"], answer["scores"])
+
+
+def test_heatmaps_are_equation_3():
+    vdi = build("vdi")
+    batch = make_batch(NEEDS)
+    part = vdi.spatial_dynamic
+    maps = vdi.heatmaps(batch)
+    assert maps.shape == (3, 32, PATCHES)
+    for video, row in enumerate((0, 1, 3)):
+        length = int(batch["video_mask"][row].sum())
+        for place in (0, 13, 31):
+            frame = int((place + 0.5) * length / 32)
+            whole, patches = batch["video"][row, frame], batch["patches"][row, frame]
+            expected = part.patch(patches) @ part.whole(whole) / math.sqrt(part.dim)
+            torch.testing.assert_close(maps[video, place], expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("sequence", ["transformer", "lstm"])
+def test_dynamics_know_the_order_of_the_frames(sequence):
+    torch.manual_seed(0)
+    part = SpatialDynamic(
+        video_dim=3,
+        patch_dim=2,
+        patch_count=4,
+        dim=8,
+        frames=6,
+        sequence=sequence,
+        heads=2,
+        feedforward_dim=8,
+        dropout=0.0,
+    )
+    maps = torch.randn(2, 6, 4)
+    assert part.dynamics(maps).shape == (2, 8)
+    assert not torch.allclose(part.dynamics(maps), part.dynamics(maps.flip(1)), atol=1e-3)
+
+
+def test_consistency_of_correlations_by_hand():
+    left = torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 3.0]])
+    right = torch.tensor([[1.0], [-1.0], [1.0]])
+    pairs = torch.tensor([[0, 1, 0], [1, 0, 1], [0, 1, 0]], dtype=torch.bool)
+    expected = ((0 + 1) ** 2 + (math.sqrt(0.5) + 1) ** 2) / 2
+    assert correlation_consistency(left, right, pairs).item() == pytest.approx(expected, rel=1e-5)
+    assert correlation_consistency(left, right, torch.zeros_like(pairs)).item() == 0
+
+
+def test_queries_without_nouns_take_no_part_in_the_injections():
+    vdi = build("vdi")
+    batch = make_batch(NEEDS)
+    losses = vdi.losses(batch)
+    changed = dict(batch)
+    changed["query_tokens"] = batch["query_tokens"].clone()
+    changed["query_tokens"][1] = 25 * batch["query_mask"][1]  # row 1 has no noun
+    other = vdi.losses(changed)
+    for name in ("visual_context", "spatial_dynamic"):
+        torch.testing.assert_close(other[name], losses[name], atol=1e-6, rtol=1e-4)
+        assert losses[name] > 0
+    assert not torch.allclose(other["iou"], losses["iou"], atol=1e-6)
+    nouns = {**batch, "noun_mask": torch.zeros_like(batch["noun_mask"])}
+    assert vdi.losses(nouns)["visual_context"] == vdi.losses(nouns)["spatial_dynamic"] == 0
+
+
+@pytest.mark.parametrize("probe", ["static", "full", "none"])
+def test_injection_reaches_the_text_encoder_by_the_dynamic_query(probe):
+    vdi = build("vdi", f"method.visual_context.probe={probe}", "method.visual_context.detach_context=true")
+    losses = vdi.losses(make_batch(NEEDS))
+    for name in ("visual_context", "spatial_dynamic"):
+        vdi.zero_grad()
+        losses[name].backward(retain_graph=True)
+        assert sum(p.grad.abs().sum() for p in vdi.text.parameters() if p.grad is not None) > 0
+
+
+def test_retrieving_by_parts_of_the_query():
+    batch = make_batch(NEEDS)
+    full, static, dynamic = (
+        build("vdi", f"method.retrieve_by={name}") for name in ("full", "static", "dynamic")
+    )
+    scores = [method.predict(batch)["scores"] for method in (full, static, dynamic)]
+    assert not torch.allclose(scores[0], scores[1], atol=1e-5)
+    assert not torch.allclose(scores[1], scores[2], atol=1e-5)
+    everything = {**batch, "noun_mask": batch["query_mask"]}
+    torch.testing.assert_close(static.predict(everything)["scores"], scores[0])
+    for name, value in full.losses(batch).items():  # what is learnt stays the same
+        torch.testing.assert_close(static.losses(batch)[name], value)
+
+
+def test_the_text_encoder_learns_at_a_tenth_of_the_rate_and_later():
+    vdi = build("vdi", "method.optimizer.lr=0.02")
+    rest, text = vdi.configure_optimizers().param_groups
+    assert (rest["lr"], text["lr"]) == (0.02, pytest.approx(0.002))
+    trained = {id(p) for p in vdi.text.parameters() if p.requires_grad}
+    assert {id(p) for p in text["params"]} == trained
+    assert not trained & {id(p) for p in rest["params"]}
+    vdi.on_train_epoch_start()
+    assert not any(p.requires_grad for p in vdi.text.parameters())
+    vdi.frozen_text_epochs = 0
+    vdi.on_train_epoch_start()
+    assert {id(p) for p in vdi.text.parameters() if p.requires_grad} == trained
+
+
+def test_injecting_into_frozen_features_is_refused():
+    cfg = compose("train", ["data=shapes", "method=vdi"])
+    cfg.method.text = {"_target_": "vmr_zoo.blocks.text_encoder.GivenTokens", "dim": 8}
+    with pytest.raises(Exception, match="trains nothing") as error:
+        instantiate(cfg.method)
+    assert isinstance(error.value.__cause__, VmrError)
