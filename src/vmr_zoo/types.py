@@ -80,8 +80,10 @@ class Prediction(TypedDict, total=False):
     """What a method answers.
 
     Always present:
-        spans: (B, K, 2) start and end as fractions of `duration`, best first, NMS done; 0 <= start <= end <= 1.
-        scores: (B, K) in descending order. A short list is padded with empty spans of score 0. K is at least 5.
+        spans: (B, K, 2) start and end as fractions of `duration`, best first, NMS done;
+            0 <= start <= end <= 1.
+        scores: (B, K) in descending order. A short list is padded with empty spans of score 0. K is at
+            least 5.
 
     Optional:
         saliency: (B, Lv) one score per clip, meaningful where `video_mask` is True.
