@@ -40,6 +40,13 @@ _PER_HUE = 17
 _FORMS = 6
 _MOTIONS = 11
 _LUMA_GRID = (3, 4)
+_STILL = np.array([0.02, 0.4, 0.16, 0.1, 0.07, 0.2, 0.25, 0.4, 0.5, 0.35])
+_SIGNED = np.array([0.005, 0.004, 0.008, 0.04])
+_UNSIGNED = np.array([0.15, 0.013, 0.45])
+"""Units in which quantities deviate by about 1 over the world of shapes: rounded, and fixed once."""
+_PRESENT = np.array([1.0, 0.75, 0.7, 0.7, 1.7, 0.3])
+"""Units in which a form counts about 1: any; bar; triangle; square, cross, bar; star; kurtosis."""
+_LIMIT = 5.0
 _CHUNK = 32
 """Frames at a time: bounds the memory of one worker to some 30 MB."""
 
@@ -128,40 +135,42 @@ class GridEncoder:
         mass, centroid, radius, form, kurtosis = _moments(masks)
         there = mass**2 / (mass**2 + 0.003**2)  # fades out what stray pixels would make of an absent hue
         both = np.minimum(there[1:], there[:-1])
-        forms = [4 * np.abs(form[..., k]) * there for k in range(len(_ORDERS))]
+        forms = [np.abs(form[..., k]) * there for k in range(len(_ORDERS))]
         still = self._mean(
             np.stack(
                 [
-                    20 * mass,
+                    mass,
                     there,
                     centroid.real * there,
                     centroid.imag * there,
-                    4 * radius * there,
+                    radius * there,
                     *forms,
-                    2 * (kurtosis - 1.3) * there,
+                    (kurtosis - 1.3) * there,
                 ],
                 -1,
             )[1:]
         )
-        step = 10 * np.diff(centroid, axis=0) * both
-        growth = 5 * np.diff(np.log(radius + 0.02), axis=0) * both
-        flow = 2 * np.diff(np.log(mass + 0.002), axis=0)
-        turning = 2 * np.abs(np.diff(form, axis=0)).sum(-1) * both
-        signed = self._mean(np.stack([step.real, step.imag, growth, flow], -1))
-        unsigned = self._mean(np.stack([np.abs(flow), np.abs(step), turning], -1))
-        by_hue = np.concatenate((still, signed, unsigned), -1)
+        step = np.diff(centroid, axis=0) * both
+        growth = np.diff(np.log(radius + 0.02), axis=0) * both
+        flow = np.diff(np.log(mass + 0.002), axis=0)
+        turning = np.abs(np.diff(form, axis=0)).sum(-1) * both
+        signed = self._mean(np.stack([step.real, step.imag, growth, flow], -1)) / _SIGNED
+        unsigned = self._mean(np.stack([np.abs(flow), np.abs(step), turning], -1)) / _UNSIGNED
+        by_hue = np.concatenate((still / _STILL, signed, unsigned), -1)
         # Which form does what, whatever its hue.
-        presence = np.concatenate((still[..., 1:2], still[..., 5:]), -1)
+        presence = np.concatenate((still[..., 1:2], still[..., 5:]), -1) / _PRESENT
         motion = np.concatenate((np.maximum(signed, 0), np.maximum(-signed, 0), unsigned), -1)
-        by_form = np.einsum("thp,thm->tpm", presence, motion)
-        everything = [by_hue, presence.sum(1), by_form, *self._luma(luma)]
-        return np.concatenate([part.reshape(len(part), -1) for part in everything], -1).astype(np.float32)
+        by_form = np.einsum("thp,thm->tpm", presence, motion) / 4
+        everything = [by_hue, presence.sum(1) / 2, by_form, *self._luma(luma)]
+        clips = np.concatenate([part.reshape(len(part), -1) for part in everything], -1)
+        return np.clip(clips, -_LIMIT, _LIMIT).astype(np.float32)
 
     def _luma(self, luma: Array) -> list[Array]:
         """Computes brightness, contrast, change and texture (T, 4), and change by place (T, cells)."""
-        change = 5 * np.abs(np.diff(luma, axis=0))
-        texture = 5 * np.abs(np.diff(luma[1:], axis=2))
-        overall = [luma[1:].mean((1, 2)), 2 * luma[1:].std((1, 2)), change.mean((1, 2)), texture.mean((1, 2))]
+        change = 20 * np.abs(np.diff(luma, axis=0))
+        texture = 20 * np.abs(np.diff(luma[1:], axis=2))
+        brightness, contrast = 8 * (luma[1:].mean((1, 2)) - 0.5), 40 * (luma[1:].std((1, 2)) - 0.07)
+        overall = [brightness, contrast, change.mean((1, 2)), texture.mean((1, 2))]
         return [self._mean(np.stack(overall, -1)), self._mean(_cells(change[..., None], *_LUMA_GRID))]
 
     def _patches(self, masks: Array, luma: Array) -> Array:
@@ -177,9 +186,9 @@ class GridEncoder:
         colour = _cells(images, *grid)
         texture = _cells(np.stack(textures, -1), *grid)
         texture[..., 1] = np.sqrt(np.maximum(texture[..., 1] - texture[..., 0] ** 2, 0))
-        texture[..., 2:] *= 4
-        everything = np.concatenate((colour[1:], 2 * np.abs(np.diff(colour, axis=0)), texture), -1)
-        return self._mean(everything).astype(np.float32)
+        texture[..., 1:] *= 10
+        everything = np.concatenate((4 * colour[1:], 10 * np.abs(np.diff(colour, axis=0)), texture), -1)
+        return np.clip(self._mean(everything), -_LIMIT, _LIMIT).astype(np.float32)
 
     def _mean(self, samples: Array) -> Array:
         """Averages over the samples of each clip: (T * samples, …) to (T, …)."""

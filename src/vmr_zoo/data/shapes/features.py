@@ -21,16 +21,9 @@ from vmr_zoo.data.shapes.world import WorldSettings
 from vmr_zoo.data.text import SentenceEncoder
 from vmr_zoo.errors import unknown
 
-LIMIT = 5.0
-"""Deviations beyond which a standardised feature is cut: the grid encoder's numbers have long tails."""
-
 
 class RenderedVideos(VideoSource):
-    """Grid features of the rendered videos, read from one memory-mapped array.
-
-    The encoder's numbers have units of their own (masses, moments, speeds; their deviations span four orders
-    of magnitude), so each is standardised by its mean and deviation over the train videos.
-    """
+    """Grid features of the rendered videos, read from one memory-mapped array."""
 
     def __init__(
         self,
@@ -65,20 +58,12 @@ class RenderedVideos(VideoSource):
         rows = np.load(folder / f"{self.part}.npy", mmap_mode="r", allow_pickle=False)
         return rows, json.loads((folder / "index.json").read_text())
 
-    @cached_property
-    def _scale(self) -> tuple[Array, Array]:
-        """Mean and deviation of each feature over the clips of the train videos, (dim,) each."""
-        rows, index = self._packed
-        train = np.concatenate([rows[slice(*at)] for name, at in index.items() if name.startswith("train_")])
-        values = train.reshape(-1, self.dim).astype(np.float32)
-        return values.mean(0), values.std(0) + 1e-6
-
     def prepare(self, protocol: Protocol) -> None:
         """Renders and encodes what is not in the cache."""
-        _ = self._scale
+        _ = self._packed
 
     def load(self, video_id: str) -> Array:
-        """Returns (T, dim) float32 standardised features, or (T, P, dim) for patches.
+        """Returns (T, dim) float32, or (T, P, dim) for patches.
 
         Raises:
             FeatureError: if the world has no such video.
@@ -91,8 +76,7 @@ class RenderedVideos(VideoSource):
                 "with the same settings (data.protocol.world).",
             )
         first, last = index[video_id]
-        mean, deviation = self._scale
-        return np.clip((rows[first:last].astype(np.float32) - mean) / deviation, -LIMIT, LIMIT)
+        return np.array(rows[first:last], dtype=np.float32)
 
     def missing(self, video_ids: Sequence[str]) -> list[Problem]:
         """Finds videos that the world does not have."""
@@ -101,12 +85,8 @@ class RenderedVideos(VideoSource):
         return [Problem("video shapes", "missing", lacking, detail)] if lacking else []
 
     def manifest(self) -> dict[str, Any]:
-        """Returns the encoder's settings and what was done to its numbers."""
-        world = world_folder(self.world, self.cache).name
-        return {
-            **self.encoder.manifest(),
-            "standardised": f"over the train videos of world {world}, cut at {LIMIT:g} deviations",
-        }
+        """Returns the encoder's settings."""
+        return self.encoder.manifest()
 
 
 class RenderedNarrations(NarrationFile):

@@ -117,10 +117,14 @@ def annotate(settings: WorldSettings) -> dict[str, list[dict[str, Any]]]:
     rows: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
     for group, scene in scenes(settings):
         for split in (split for split, source in SPLITS.items() if source == group):
-            # Equal generators for splits about the same videos: novel_word repeats iid's questions.
-            rng = np.random.default_rng((*scene.seed[:3], 2))
-            questions = ask(scene, split, rng, settings.complex_share)
-            rows[split] += [_row(scene, split, number, question) for number, question in enumerate(questions)]
+            texts: set[str] = set()
+            for wording in range(settings.wordings if split == "train" else 1):
+                # Equal generators for splits about the same videos: novel_word repeats iid's questions.
+                rng = np.random.default_rng((*scene.seed[:3], 2 + wording))
+                for question in ask(scene, split, rng, settings.complex_share):
+                    if question.text not in texts:
+                        texts.add(question.text)
+                        rows[split].append(_row(scene, split, len(texts), question))
     return rows
 
 

@@ -53,9 +53,9 @@ NOVEL: dict[str, tuple[str, ...]] = {
 VERBS: dict[str, tuple[tuple[str, str], ...]] = {
     "left": (("moves left", "moving left"), ("slides to the left", "sliding to the left")),
     "right": (("moves right", "moving right"), ("slides to the right", "sliding to the right")),
-    "up": (("moves up", "moving up"), ("rises", "rising"), ("goes upwards", "going upwards")),
-    "down": (("moves down", "moving down"), ("falls", "falling"), ("sinks", "sinking")),
-    "spin": (("spins", "spinning"), ("turns around", "turning around"), ("rotates", "rotating")),
+    "up": (("moves up", "moving up"), ("rises", "rising")),
+    "down": (("moves down", "moving down"), ("falls", "falling")),
+    "spin": (("spins", "spinning"), ("rotates", "rotating")),
     "grow": (("grows", "growing"), ("gets bigger", "getting bigger")),
     "shrink": (("shrinks", "shrinking"), ("gets smaller", "getting smaller")),
     "blink": (("blinks", "blinking"), ("flashes", "flashing")),

@@ -88,17 +88,19 @@ class WorldSettings:
         height: pixels; the width is 4/3 of it.
         time_bias: share of events placed by the time prior instead of uniformly, 0 to 1.
         complex_share: share of multi-clause sentences in train, selection, iid and ood_time.
+        wordings: sentences per event in train, each with a reference and words of its own.
     """
 
     seed: int = 0
-    train_videos: int = 400
+    train_videos: int = 640
     test_videos: int = 68
-    shortest: int = 20
-    longest: int = 56
+    shortest: int = 16
+    longest: int = 40
     fps: int = 8
     height: int = 96
-    time_bias: float = 0.7
+    time_bias: float = 0.55
     complex_share: float = 0.15
+    wordings: int = 2
 
     def __post_init__(self) -> None:
         """Refuses settings that no video could follow."""
@@ -106,6 +108,10 @@ class WorldSettings:
             raise VmrError(
                 f"Expected at least 1 video per group, found train_videos={self.train_videos}, "
                 f"test_videos={self.test_videos}. Raise data.protocol.world.train_videos or test_videos."
+            )
+        if self.wordings < 1:
+            raise VmrError(
+                f"Expected at least 1 wording, found {self.wordings}. Raise data.protocol.world.wordings."
             )
         if not 10 <= self.shortest <= self.longest:
             raise VmrError(
@@ -261,10 +267,10 @@ def _intervals(
     rng: np.random.Generator, duration: int, things: int, bias: float, *, mirrored: bool
 ) -> list[list[tuple[float, float]]]:
     """Draws when each thing acts, by the time prior; its own intervals leave `GAP_SECONDS` between them."""
-    wanted = int(np.clip(round(duration / 6 + rng.normal(0, 0.7)), 4, 8))
+    wanted = int(np.clip(round(duration / 7 + 1.5 + rng.normal(0, 0.7)), 4, 8))
     taken: list[list[tuple[float, float]]] = [[] for _ in range(things)]
     for _ in range(12 * wanted):
-        length = float(np.clip(duration * math.exp(rng.normal(math.log(0.2), 0.45)), 2.5, 16.0))
+        length = float(np.clip(duration * math.exp(rng.normal(math.log(0.22), 0.4)), 2.5, 12.0))
         early = 0.6 * rng.beta(1.2, 3.0)
         start = early if rng.random() < bias else rng.random()
         start = start * (duration - length)
