@@ -269,7 +269,6 @@ def _several_clauses(scene: Scene, main: Event, rng: np.random.Generator) -> Que
                     tuple(r for r, _, _ in combination),
                 )
                 (deciding if len(candidates) > 1 else confirming).append(question)
-                break
     first = _refer(scene, main, rng)
     if first is not None and len(matching(scene, first)) == 1:
         for clause, event in others:

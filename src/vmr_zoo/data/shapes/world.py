@@ -256,7 +256,7 @@ def _looks(rng: np.random.Generator) -> list[tuple[str, str]]:
     count = int(rng.integers(3, 5))
     colours = list(rng.permutation(list(COLOURS))[:count])
     shapes = list(rng.permutation(SHAPES)[:count])
-    if rng.random() < 0.6:
+    if rng.random() < 0.75:
         shapes[1] = shapes[0]
     if rng.random() < 0.2:
         colours[2] = colours[0]
@@ -318,10 +318,11 @@ def _actions(
                 options = [action for action in options if not held_out(colour, shape, action)]
             novel = [action for action in options if held_out(colour, shape, action)]
             same = [e.action for e in events if e.thing != number and e.action in options]
+            alike = [e.action for e in events if looks[e.thing][1] == shape and e.action in same]
             if novel and rng.random() < 0.8:
                 options = novel
-            elif same and rng.random() < 0.4:
-                options = same
+            elif same and rng.random() < 0.55:
+                options = alike or same
             weights = np.array([ALWAYS_POSSIBLE.get(action, 1.0) for action in options])
             action = str(rng.choice(options, p=weights / weights.sum()))
             change = _change(rng, state, action, end - start)
