@@ -1,13 +1,11 @@
 """Bias-based: moments drawn from where the training moments lie, whatever the video and the query.
 
 Paper: Yuan et al. 2021, "A Closer Look at Temporal Sentence Grounding in Videos: Dataset and Metric",
-section 3.2, https://arxiv.org/abs/2101.09028: a Gaussian kernel density estimate of the normalised (start,
-end) of the training moments, from which locations are drawn.
+https://arxiv.org/abs/2101.09028: a Gaussian kernel density estimate of the normalised (start, end) of the
+training moments, from which locations are drawn. The paper was not at hand; this follows that description.
 
-Where the paper is silent: predictions are ranked in the order drawn, so that the first is a fair draw (on
-the iid split of Charades-CD it then reaches about the 17 in R1@0.5 that the paper prints; ranked by density
-it reaches 23); draws are clipped to the video; the bandwidth is Scott's rule, SciPy's default. A query's
-draws depend on the seed and its id alone.
+Our choices: predictions are ranked in the order drawn, so that the first is a fair draw; draws are clipped to
+the video; the bandwidth is Scott's rule, SciPy's default. A query's draws depend on the seed and its id.
 """
 
 from __future__ import annotations

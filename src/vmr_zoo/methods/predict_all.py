@@ -1,7 +1,7 @@
 """PredictAll: the whole video, whatever the query.
 
 Paper: Yuan et al. 2021, "A Closer Look at Temporal Sentence Grounding in Videos: Dataset and Metric",
-section 3.2, https://arxiv.org/abs/2101.09028. It shows what a metric gives away: a long moment overlaps any
+https://arxiv.org/abs/2101.09028. It shows what a metric gives away: a long moment overlaps any
 prediction that is long enough.
 
 Differs from the paper: nothing. One prediction per query; the contract asks for at least five, the others are
