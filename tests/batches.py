@@ -70,6 +70,8 @@ def make_batch(needs: Collection[str] = (), seed: int = 0, moments: Collection[i
         batch["patches"] = _padded(video_mask, PATCHES, PATCH_DIM)
     if "query_tokens" in needs:
         batch["query_tokens"] = torch.randint(1, 20, query_mask.shape) * query_mask
+    if "query_words" in needs:
+        batch["query_words"] = torch.randint(1, 20, query_mask.shape) * query_mask
     if "noun_mask" in needs:
         batch["noun_mask"] = mask_of((2, 0, 1, 3), query_mask.shape[1])  # row 1 has no noun
     if "saliency" in needs:
@@ -94,6 +96,7 @@ AXIS_1 = {
     "shifted_spans": "span_mask",
     "patches": "video_mask",
     "query_tokens": "query_mask",
+    "query_words": "query_mask",
     "noun_mask": "query_mask",
     "saliency": "video_mask",
 }

@@ -43,6 +43,8 @@ class Batch(TypedDict, total=False):
             place (identity where the row is not shifted), and shifted_spans (B, N, 2). Training only.
         "patches": patches (B, Lv, P, Dp). Training only.
         "query_tokens": query_tokens (B, Lq) int64 tokenizer ids.
+        "query_words": query_words (B, Lq) int64, each token's place among the training split's tokens by
+            frequency, the most frequent is 1; padding is 0. Training only.
         "noun_mask": noun_mask (B, Lq) bool, True = the token belongs to a noun chunk.
         "saliency": saliency (B, Lv) float32, the annotators' ratings summed (0 where unrated), and
             saliency_mask (B, Lv), True = rated. Data without ratings rate every clip inside a moment 1.
@@ -71,6 +73,7 @@ class Batch(TypedDict, total=False):
     shifted_spans: Tensor
     patches: Tensor
     query_tokens: Tensor
+    query_words: Tensor
     noun_mask: Tensor
     saliency: Tensor
     saliency_mask: Tensor
@@ -102,6 +105,7 @@ NEEDS = frozenset(
         "shift",
         "patches",
         "query_tokens",
+        "query_words",
         "noun_mask",
         "saliency",
     }

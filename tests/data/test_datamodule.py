@@ -1,4 +1,5 @@
 import zlib
+from collections import Counter
 
 import lightning
 import numpy as np
@@ -13,7 +14,7 @@ from vmr_zoo.data.sampling import RowBatch
 from vmr_zoo.errors import VmrError
 from vmr_zoo.types import NEEDS
 
-TRAINING_ONLY = {"negative_query", "negative_query_mask", "shift_order", "shifted_spans"}
+TRAINING_ONLY = {"query_words", "negative_query", "negative_query_mask", "shift_order", "shifted_spans"}
 
 
 def noise(*key: int | str, shape: tuple[int, ...]) -> np.ndarray:
@@ -147,6 +148,8 @@ def everything() -> VMRDataModule:
 def test_every_field_of_the_contract_holds_what_the_sources_and_annotations_say(everything):
     queries = {query.query_id: query for query in protocol().train.queries}
     seen = 0
+    counts = Counter(token for query in queries.values() for token in Words().token_ids(query).tolist())
+    place = {token: i + 1 for i, token in enumerate(sorted(counts, key=lambda t: (-counts[t], t)))}
     for batch in epoch_of(everything):
         rows, clips = batch["video_mask"].shape
         for i, query_id in enumerate(batch["query_id"]):
@@ -162,6 +165,7 @@ def test_every_field_of_the_contract_holds_what_the_sources_and_annotations_say(
                 "query": words,
                 "patches": Patches().load(query.video_id),
                 "query_tokens": Words().token_ids(query),
+                "query_words": [place[token] for token in Words().token_ids(query).tolist()],
                 "noun_mask": Words().noun_mask(query),
                 "narration": Narrations().load(query.video_id)[0],
                 "narration_spans": Narrations().load(query.video_id)[1] / query.duration,
@@ -197,7 +201,7 @@ def test_every_field_of_the_contract_holds_what_the_sources_and_annotations_say(
         )
         for name, value in batch.items():
             if torch.is_tensor(value):
-                integer = name in ("video_index", "query_tokens", "shift_order")
+                integer = name in ("video_index", "query_tokens", "query_words", "shift_order")
                 kind = torch.bool if name.endswith("_mask") else torch.int64 if integer else torch.float32
                 assert value.dtype == kind, name
                 assert len(value) == rows

@@ -23,7 +23,7 @@ from vmr_zoo.data.shifting import TemporalShift
 from vmr_zoo.errors import VmrError, some
 from vmr_zoo.types import Batch
 
-TRAINING_ONLY = frozenset({"negative_query", "shift", "patches"})
+TRAINING_ONLY = frozenset({"negative_query", "shift", "patches", "query_words"})
 """Needs that are served in training only."""
 
 
@@ -161,14 +161,8 @@ class SplitData(Dataset[Batch]):
         )
         if "narration" in self.needs:
             self._load_narrations(features, storage)
-        if "query_tokens" in self.needs:
-            self.tokens = Ragged((features.query.token_ids(query) for query in queries), torch.int64)
-            odd = torch.nonzero(self.tokens.lengths != self.query.lengths)[:, 0].tolist()
-            if odd:
-                raise VmrError(
-                    f"Expected one token id per token vector, but features={features.name} has different "
-                    f"numbers for {some(self.query_ids[row] for row in odd)}."
-                )
+        if self.needs & {"query_tokens", "query_words"}:
+            self._read_tokens(queries)
         if "noun_mask" in self.needs:
             self.nouns = Ragged((features.query.noun_mask(query) for query in queries), torch.bool)
         if "sibling_queries" in self.needs:
@@ -231,6 +225,8 @@ class SplitData(Dataset[Batch]):
             built["patches"] = self._patches(per_video, video_mask.shape[1])
         if "query_tokens" in self.needs:
             built["query_tokens"] = self.tokens.pad(order)[0]
+        if "query_words" in self.needs:
+            built["query_words"] = self.words.pad(order)[0]
         if "noun_mask" in self.needs:
             built["noun_mask"] = self.nouns.pad(order)[0]
         if "sibling_queries" in self.needs:
@@ -328,6 +324,18 @@ class SplitData(Dataset[Batch]):
         self.narration = Ragged((vectors for vectors, _ in loaded), storage)
         self.narration_seconds = Ragged((times for _, times in loaded), torch.float64)
 
+    def _read_tokens(self, queries: Sequence[Query]) -> None:
+        ids = [self.features.query.token_ids(query) for query in queries]
+        self.tokens = Ragged(ids, torch.int64)
+        odd = torch.nonzero(self.tokens.lengths != self.query.lengths)[:, 0].tolist()
+        if odd:
+            raise VmrError(
+                f"Expected one token id per token vector, but features={self.features.name} has different "
+                f"numbers for {some(self.query_ids[row] for row in odd)}."
+            )
+        if "query_words" in self.needs:
+            self.words = Ragged(frequency_ranks(ids), torch.int64)
+
     def _find_siblings(self) -> None:
         left, right = same_video_pairs(self.video_index.numpy())
         edges = np.searchsorted(left, np.arange(1, len(self)))
@@ -358,6 +366,21 @@ class SplitData(Dataset[Batch]):
             known = (source < len(table))[:, None]
             rows.append(np.where(known, table[np.minimum(source, len(table) - 1)], 0).astype(np.float32))
         return Ragged(rows, torch.float32)
+
+
+def frequency_ranks(ids: Sequence[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
+    """Replaces every token id by its place among all of them by frequency.
+
+    Args:
+        ids: (L_i,) each.
+
+    Returns:
+        As many arrays of the same lengths; the most frequent id is 1, a tie goes to the smaller id.
+    """
+    values, places, counts = np.unique(np.concatenate(ids), return_inverse=True, return_counts=True)
+    rank = np.empty(len(values), np.int64)
+    rank[np.lexsort((values, -counts))] = np.arange(1, len(values) + 1)
+    return np.split(rank[places], np.cumsum([len(one) for one in ids])[:-1])
 
 
 def _inside(

@@ -257,6 +257,13 @@ class VMRDataModule(lightning.LightningDataModule):
         if name not in self._loaded:
             training = None
             if name == TRAIN:
+                # Refused here, not in prepare_data: evaluation does without.
+                if "query_words" in self.needs and not self.features.query.has_token_ids:
+                    raise VmrError(
+                        f"The method learns to reconstruct words, but features={self.features.name} has none "
+                        "of its token ids. Choose features/query=minilm or =glove, or turn that loss off "
+                        "(method.loss_weights.word_reconstruction=null)."
+                    )
                 training = TrainingChoices(
                     seed=self.seed,
                     max_moments=self.max_moments,

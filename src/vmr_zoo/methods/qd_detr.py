@@ -18,8 +18,10 @@ the result.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from vmr_zoo.blocks.clips import clips_inside
@@ -52,6 +54,7 @@ class Read(NamedTuple):
         position: (B, Lv, D) of the clips.
         query: (B, Lq, D).
         query_mask: (B, Lq), True = valid.
+        token: (B, D) one more vector about the query's moment (MESM's generated token); None without.
     """
 
     video: Tensor
@@ -59,10 +62,20 @@ class Read(NamedTuple):
     position: Tensor
     query: Tensor
     query_mask: Tensor
+    token: Tensor | None = None
 
     def about(self, rows: Tensor) -> Read:
         """The same videos, each with the query of another row; `rows` (B,) says which."""
-        return self._replace(query=self.query[rows], query_mask=self.query_mask[rows])
+        token = None if self.token is None else self.token[rows]
+        return self._replace(query=self.query[rows], query_mask=self.query_mask[rows], token=token)
+
+    @property
+    def text(self) -> tuple[Tensor, Tensor]:
+        """The token, if there is one, followed by the words: (B, 1 + Lq, D) and their mask."""
+        if self.token is None:
+            return self.query, self.query_mask
+        mask = torch.cat((torch.ones_like(self.query_mask[:, :1]), self.query_mask), 1)
+        return torch.cat((self.token.unsqueeze(1), self.query), 1), mask
 
 
 class Fused(NamedTuple):
@@ -213,15 +226,16 @@ class QDDETR(Method):
 
         self.project_video = InputProjection(video_dim + 2, dim, projection_layers, input_dropout)
         self.project_query = InputProjection(query_dim, dim, projection_layers, input_dropout)
-        self.aligner = CrossEncoder(
+        self.cross_encoder = partial(
+            CrossEncoder,
             dim,
             heads,
             feedforward_dim,
-            aligner_layers,
             activation=activation,
             dropout=dropout,
             padding_mask=padding_mask,
         )
+        self.aligner = self.cross_encoder(aligner_layers)
         self.encoder = SaliencyEncoder(
             Encoder(dim, heads, feedforward_dim, encoder_layers, activation=activation, dropout=dropout),
             dim,
@@ -253,7 +267,7 @@ class QDDETR(Method):
 
     def fuse(self, read: Read) -> Fused:
         """Lets every clip attend to the words."""
-        video = self.aligner(read.video, read.video_mask, read.position, read.query, read.query_mask)
+        video = self.aligner(read.video, read.video_mask, read.position, *read.text)
         return Fused(video, read.video_mask, read.position, video.shape[1])
 
     def encode(self, read: Read) -> Encoded:

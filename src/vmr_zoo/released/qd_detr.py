@@ -184,7 +184,9 @@ class QDDETRReleased(Released):
             total = method.total_loss(losses)
             results |= outputs(method, output, batch, group, "saliency_scores_neg")
             results |= named_losses(losses, total, group)
-            results |= answers(method, batch, group, _ROUNDING)
+            method.eval()
+            with torch.no_grad():
+                results |= answers(method(batch), batch, group, _ROUNDING)
             if group:
                 results[f"loss{group}/grad_norm_before_clip"] = Number(
                     gradient_norm(method, total), NORM, 1e-5
@@ -338,19 +340,16 @@ def named_losses(losses: Mapping[str, Tensor], total: Tensor, group: str) -> dic
 
 
 def answers(
-    method: QDDETR, batch: Batch, group: str, rounding: Rounding, seconds: float = 1e-6
+    output: Output, batch: Batch, group: str, rounding: Rounding, seconds: float = 1e-6
 ) -> dict[str, Number]:
-    """Answers in evaluation mode, as the released inference does.
+    """Ranks and rounds moments as the released inference does.
 
     Args:
-        method: the network.
+        output: in evaluation mode.
         batch: the batch.
         group: "" or "_fixmask".
         rounding: of the times.
         seconds: their tolerance.
     """
-    method.eval()
-    with torch.no_grad():
-        output = method(batch)
     windows = detr.rounded_windows(output.logits[-1], output.spans[-1], batch["duration"], rounding)
     return detr.compare_windows(windows, f"output{group}/post_windows", seconds)
