@@ -335,7 +335,7 @@ def test_narrations_are_embedded_from_their_file_and_their_seed_is_their_own(tin
 def test_settings_that_make_no_world_are_refused():
     with pytest.raises(VmrError, match="train_videos=0"):
         WorldSettings(train_videos=0)
-    with pytest.raises(VmrError, match=r"features\.narrator\.miss"):
+    with pytest.raises(VmrError, match=r"features\.narration\.narrator\.miss"):
         Narrator(miss=1.2)
     with pytest.raises(VmrError, match="rows that divide 48"):
         GridEncoder(rows=7)

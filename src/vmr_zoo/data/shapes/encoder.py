@@ -74,7 +74,7 @@ class GridEncoder:
         if 48 % self.rows or 64 % self.columns or self.samples < 2 or self.hues < 3 or self.clip_seconds <= 0:
             raise VmrError(
                 "Expected rows that divide 48, columns that divide 64, at least 2 samples, 3 hues and clips "
-                f"longer than 0 s, found {self}. Change features.encoder."
+                f"longer than 0 s, found {self}. Change features.video.encoder."
             )
 
     @property

@@ -47,10 +47,13 @@ class Narrator:
         for name in ("miss", "confuse", "hallucinate"):
             rate = getattr(self, name)
             if not 0 <= rate <= 1:
-                raise VmrError(f"Expected a rate from 0 to 1, found {rate}. Change features.narrator.{name}.")
+                raise VmrError(
+                    f"Expected a rate from 0 to 1, found {rate}. Change features.narration.narrator.{name}."
+                )
         if self.window <= 0:
             raise VmrError(
-                f"Expected a window longer than 0 s, found {self.window}. Change features.narrator.window."
+                f"Expected a window longer than 0 s, found {self.window}. "
+                "Change features.narration.narrator.window."
             )
 
     def narrate(self, scene: Scene) -> list[tuple[float, float, str]]:
