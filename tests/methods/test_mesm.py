@@ -10,10 +10,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 
 from batches import QUERY_DIM, VIDEO_DIM, make_batch, mask_of, stretch
-from vmr_zoo.config import compose, register_resolvers
+from vmr_zoo.config import compose
 from vmr_zoo.errors import VmrError
 from vmr_zoo.losses.reconstruction import word_reconstruction
 from vmr_zoo.losses.segment_contrast import SegmentContrast
@@ -22,10 +22,8 @@ from vmr_zoo.parity import build, check
 from vmr_zoo.released.case import Case
 from vmr_zoo.spans import giou, iou
 
-CONF = Path(__file__).parents[2] / "conf"
 GOLDEN = Path(__file__).parents[2].parent / "shared" / "golden"
 golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="the golden cases in ../shared/golden are absent")
-SMALL = {"dim": 16, "heads": 2, "feedforward_dim": 24, "vocabulary": 15}
 OFF = {
     "frame_word_layers": None,
     "generator_layers": None,
@@ -40,17 +38,12 @@ OFF = {
 
 
 def make(name: str, changes: dict | None = None, variant: str = "paper"):
-    register_resolvers()
-    cfg = OmegaConf.create(
-        {
-            "variant": variant,
-            "features": {"video_dim": VIDEO_DIM, "query_dim": QUERY_DIM},
-            "metrics": OmegaConf.load(CONF / "metrics" / "moments.yaml"),
-            "method": OmegaConf.load(CONF / "method" / f"{name}.yaml"),
-        }
+    cfg = compose(
+        "train", ["data=charades_cd", "features=action_labels", f"method={name}", f"variant={variant}"]
     )
-    for key, value in (SMALL | (changes or {})).items():
-        if key.split(".")[0] in cfg.method:
+    sizes = {"video_dim": VIDEO_DIM, "query_dim": QUERY_DIM, "dim": 16, "heads": 2, "feedforward_dim": 24}
+    with open_dict(cfg):
+        for key, value in (sizes | (changes or {})).items():
             OmegaConf.update(cfg.method, key, value)
     torch.manual_seed(0)
     return instantiate(cfg.method).eval()
@@ -136,7 +129,7 @@ def test_a_third_of_the_words_is_masked_whatever_the_padding() -> None:
 
 
 def test_reconstruction_learns_from_masked_words_and_shares_the_attention_of_the_enhancer() -> None:
-    method = make("mesm")
+    method = make("mesm", {"vocabulary": 15})
     batch = make_batch(method.needs)
     read, masking = method.read(batch), method.masking(batch)
     assert (masking.labels <= 15).all()
