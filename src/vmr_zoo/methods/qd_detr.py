@@ -45,6 +45,20 @@ from vmr_zoo.types import Batch, Prediction
 SALIENCY_LOSSES = ("negative_pair", "rank_contrast", "margin")
 
 
+class Narration(NamedTuple):
+    """Descriptions of the video at the model's width.
+
+    Attributes:
+        sentences: (B, Ln, D).
+        mask: (B, Ln), True = valid.
+        position: (B, Ln, D) of their times.
+    """
+
+    sentences: Tensor
+    mask: Tensor
+    position: Tensor
+
+
 class Read(NamedTuple):
     """The inputs at the model's width.
 
@@ -55,6 +69,7 @@ class Read(NamedTuple):
         query: (B, Lq, D).
         query_mask: (B, Lq), True = valid.
         token: (B, D) one more vector about the query's moment (MESM's generated token); None without.
+        narration: what else is known about the video (LMR); None without.
     """
 
     video: Tensor
@@ -63,6 +78,7 @@ class Read(NamedTuple):
     query: Tensor
     query_mask: Tensor
     token: Tensor | None = None
+    narration: Narration | None = None
 
     def about(self, rows: Tensor) -> Read:
         """The same videos, each with the query of another row; `rows` (B,) says which."""
