@@ -37,14 +37,14 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Reads an authors' checkpoint without running any code in it.
 
     Args:
-        path: a file written by `torch.save`, a dict with `model` (the weights) and `opt` (the options, a
-            dict, an `argparse.Namespace` or an `EasyDict`).
+        path: a file written by `torch.save`, a dict with `model` (the weights) and, from most authors,
+            `opt` (the options, a dict, an `argparse.Namespace` or an `EasyDict`).
 
     Returns:
         Weights by the authors' names, without a leading "module."; and options.
 
     Raises:
-        VmrError: if it cannot be read, holds objects other than those, or lacks one of the two.
+        VmrError: if it cannot be read, holds objects other than those, or lacks the weights.
     """
     if not path.is_file():
         raise VmrError(
@@ -64,12 +64,12 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ) from error
     except (RuntimeError, EOFError, zipfile.BadZipFile, ValueError) as error:
         raise VmrError(f"{path} is no checkpoint that torch.load can read: {error}") from error
-    if not isinstance(stored, Mapping) or "model" not in stored or "opt" not in stored:
+    if not isinstance(stored, Mapping) or "model" not in stored:
         held = ", ".join(map(str, stored)) if isinstance(stored, Mapping) else type(stored).__name__
         raise VmrError(
             f"Expected 'model' and 'opt' in {path}, found {held}. Is it the released code's checkpoint?"
         )
-    options = stored["opt"]
+    options = stored.get("opt", {})  # MMN's checkpoints have none
     options = dict(vars(options)) if isinstance(options, argparse.Namespace) else dict(options)
     weights = {name.removeprefix("module."): weight for name, weight in stored["model"].items()}
     return weights, options
@@ -116,7 +116,8 @@ def convert(checkpoint: Path, out: Path, released: Released, overrides: Sequence
         cfg.run, cfg.name = str(out), f"{cfg.choices.method}-imported"
     served = (cfg.features.video_dim, cfg.features.query_dim)
     method = build(cfg, released, dict(options), weights)
-    wanted = (cfg.method.video_dim, cfg.method.query_dim)
+    # A method with a text encoder of its own reads no query features.
+    wanted = (cfg.method.video_dim, cfg.method.get("query_dim", served[1]))
     if served != wanted:
         raise VmrError(
             f"The checkpoint reads video and query features of {wanted[0]} and {wanted[1]} dimensions; "

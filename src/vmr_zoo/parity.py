@@ -100,7 +100,7 @@ def build(cfg: DictConfig, released: Released, options: dict[str, Any], weights:
     with open_dict(cfg):
         cfg.variant = "released"
         for key, value in released.settings(options, weights).items():
-            OmegaConf.update(cfg.method, key, value)
+            OmegaConf.update(cfg.method, key, value, merge=False)
     method: Method = hydra.utils.instantiate(cfg.method)
     released.names.load(method, weights)
     return method

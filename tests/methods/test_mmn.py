@@ -1,17 +1,90 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from hydra.utils import instantiate
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, DistilBertConfig, DistilBertModel
 
 from batches import make_batch, row
 from test_methods_contract import build
 from vmr_zoo.blocks.text_encoder import GivenTokens, TransformerText, clip_text
+from vmr_zoo.config import compose
 from vmr_zoo.errors import VmrError
 from vmr_zoo.losses.mutual_contrastive import MutualContrast, truth_overlap
+from vmr_zoo.parity import build as build_released
+from vmr_zoo.parity import check
+from vmr_zoo.released.case import Case
+from vmr_zoo.released.mmn import MMNReleased
 from vmr_zoo.spans import iou
+
+GOLDEN = Path(__file__).parents[2] / ".." / "shared" / "golden"
+golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="needs the golden cases in ../shared/golden")
+
+
+def recompute(file: Path) -> dict[str, bool]:
+    cfg = compose("parity", ["method=mmn", f"case={file}"])
+    released, case = instantiate(cfg.released), Case(file)
+    torch.manual_seed(0)
+    method = build_released(cfg, released, case.options, case.group("param"))
+    return {verdict.key: verdict.passed for verdict in check(released, method, case)}
+
+
+@golden
+@pytest.mark.parametrize("name", ["mmn_a.npz", "mmn_b.npz"])
+def test_every_stored_number_is_reproduced(name):
+    verdicts = recompute(GOLDEN / name)
+    groups = ("output/", "target/iou", "loss/", "grad", "after_step/")
+    with np.load(GOLDEN / name) as stored:
+        wanted = {key for key in stored.files if key.startswith(groups)}
+    assert wanted <= verdicts.keys()
+    assert all(verdicts.values()), [key for key, passed in verdicts.items() if not passed]
+
+
+@golden
+@pytest.mark.parametrize(
+    "key",
+    [
+        "param/proposal_conv.bn.1.bias",
+        "input/raw_feats_1",
+        "input/token_feats",
+        "target/positive_index",
+        "output/train/conv_out_0",
+        "output/train/bn/proposal_conv.bn.0.running_var",
+        "output/eval/nms_cells",
+        "output/eval/metric/Best_R1",
+        "loss/sent",
+        "grad/featpool.conv.weight",
+    ],
+)
+def test_a_wrong_number_fails(key, tmp_path):
+    with np.load(GOLDEN / "mmn_b.npz") as stored:
+        wrong = dict(stored)
+    wrong[key].reshape(-1)[:1] += 1 if wrong[key].dtype.kind == "i" else 0.05
+    np.savez(tmp_path / "wrong.npz", **wrong)
+    assert not all(recompute(tmp_path / "wrong.npz").values())
+
+
+def test_a_checkpoint_brings_its_text_encoder():
+    weights = {f"text_encoder.bert.{name}": p for name, p in tiny().model.named_parameters()}
+    weights |= {
+        "featpool.conv.weight": torch.zeros(6, 5, 1),
+        "proposal_conv.convs.0.weight": torch.zeros(4, 6, 3, 3),
+        "proposal_conv.convs.1.weight": torch.zeros(4, 4, 3, 3),
+        "text_encoder.fc_out1.weight": torch.zeros(7, 8),
+    }
+    found = MMNReleased().settings({}, weights)
+    assert found["text"]["_target_"].endswith("distilbert")
+    assert [found[k] for k in ("video_dim", "dim", "map_dim", "map_kernel", "map_layers", "joint_dim")] == [
+        5, 6, 4, 3, 2, 7,
+    ]  # fmt: skip
+    ours = {MMNReleased.names.ours(name) for name in weights if "bert" in name}
+    assert ours == {f"text.{name}" for name, _ in tiny().named_parameters()}
+    with pytest.raises(VmrError, match="not MMN's"):
+        MMNReleased().settings({}, {"w": torch.zeros(1)})
 
 
 def test_each_video_is_computed_once():

@@ -46,6 +46,7 @@ _OPTIONS = {
 
 _DATA = {"charades": "charades_sta", "activitynet": "activitynet", "tacos": "tacos"}
 _BERT = "text_encoder.bert."
+_DISTILBERT = {"_target_": "vmr_zoo.blocks.text_encoder.distilbert"}
 _BIAS = r"proposal_conv\.convs\.\d+\.bias"
 
 
@@ -62,7 +63,8 @@ class MMNReleased(Released):
             (r"text_encoder\.fc_out1\.(.*)", r"iou_sentence.\1"),
             (r"text_encoder\.fc_out2\.(.*)", r"contrastive_sentence.\1"),
             (re.escape(_BERT) + r"(.*)", r"text.model.\1"),
-        ]
+        ],
+        unused=[re.escape(_BERT) + r"embeddings\.position_ids"],
     )
 
     def settings(self, options: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -84,7 +86,7 @@ class MMNReleased(Released):
         except (KeyError, IndexError) as error:
             raise VmrError(f"The checkpoint lacks the weight {error}: it is not MMN's.") from error
         if any(name.startswith(_BERT) for name in weights):
-            found["text"] = {"_target_": "vmr_zoo.blocks.text_encoder.distilbert", "folder": None}
+            found["text"] = {**_DISTILBERT, "folder": None}
         else:
             found["text.dim"] = text_dim
         found |= {key: options[option] for option, key in _OPTIONS.items() if option in options}
