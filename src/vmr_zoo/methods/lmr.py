@@ -1,18 +1,20 @@
-"""LMR: clip descriptions by a multi-modal language model beside the video; a decoder that starts from the query.
+"""LMR: clip descriptions by a language model beside the video; a decoder that starts from the query.
 
 Paper: Liu, Miao, Cao, Zhu, Liu, Nasim, Mian, "Context-Enhanced Video Moment Retrieval with Large Language
 Models", arXiv 2405.12540. Stands on QD-DETR: without narrations and language queries, and with QD-DETR's
 saliency losses and sizes, it is QD-DETR.
 
 No code was released. What the paper leaves open and is chosen here:
-- Narrations have an input projection of their own, like the words; F^t and F^l come from one frozen encoder.
-- A narration's position is the sine position of its end, on the clips' scale; the sequence of Eq. 5 carries no
-  mark of which part is text.
-- The decoder reads the N_v video tokens of F^m (section III-C), not the N_v + N_t that H is indexed to (III-D);
-  only they are scored (Eq. 5).
+- Narrations have an input projection of their own, like the words; F^t and F^l come from one frozen
+  encoder.
+- A narration's position is the sine position of its end, on the clips' scale; the sequence of Eq. 5 carries
+  no mark of which part is text.
+- The decoder reads the N_v video tokens of F^m (section III-C), not the N_v + N_t that H is indexed to
+  (III-D); only they are scored (Eq. 5).
 - A moment query's content is the mean of the projected words, repeated k times; its "trainable positional
   parameters" are QD-DETR's learnable spans, refined layer by layer.
-- Eq. 6 has the centre in its L1 term and the width in its IoU term; here both terms have both, as in QD-DETR.
+- Eq. 6 has the centre in its L1 term and the width in its IoU term; here both terms have both, as in
+  QD-DETR.
 - Eq. 8 sums over the clips and means over the rows, as QD-DETR does; its other two saliency losses, which the
   paper does not mention, stay off. Eq. 9 swaps its two weights, which are both 1.
 - Without visual features (Table V) the narrations stand for the video.
