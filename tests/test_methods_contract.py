@@ -17,7 +17,7 @@ from torch import Tensor
 from batches import NARRATION_DIM, PATCH_DIM, PATCHES, QUERY_DIM, VIDEO_DIM, make_batch, row, stretch
 from vmr_zoo.config import compose
 from vmr_zoo.methods.base import Method
-from vmr_zoo.types import NEEDS
+from vmr_zoo.types import DETAILS, NEEDS, Batch, Prediction
 
 CONF = Path(__file__).parents[1] / "conf"
 METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
@@ -143,6 +143,43 @@ def test_a_row_alone_is_predicted_as_in_a_batch(method: Method) -> None:
         alone = method.predict(row(batch, index))
         torch.testing.assert_close(alone["spans"][0], together["spans"][index], atol=1e-5, rtol=0)
         torch.testing.assert_close(alone["scores"][0], together["scores"][index], atol=1e-5, rtol=0)
+
+
+def test_details_are_an_addition_and_know_no_padding(method: Method) -> None:
+    batch = make_batch(method.needs)
+    longer = stretch(batch, extra=5)
+    plain = method.predict(batch)
+    assert "details" not in plain
+    asked, padded = method.predict(batch, details=True), method.predict(longer, details=True)
+    assert torch.equal(asked["spans"], plain["spans"])
+    assert torch.equal(asked["scores"], plain["scores"])
+    assert asked["details"].keys() == padded["details"].keys()
+    for name, detail in asked["details"].items():
+        assert detail.isfinite().all(), name
+        assert padded["details"][name].isfinite().all(), name
+        for index in range(4):
+            alone = row(batch, index)
+            one = valid(method.predict(alone, details=True), name, alone, 0)
+            for found in (valid(asked, name, batch, index), valid(padded, name, longer, index)):
+                torch.testing.assert_close(found, one, atol=1e-5, rtol=0)
+
+
+def valid(prediction: Prediction, name: str, batch: Batch, index: int) -> Tensor:
+    """One row of a detail without its padding; its axes have to be as long as `DETAILS` says."""
+    detail = prediction["details"][name]
+    kept = {
+        "clip": batch["video_mask"][index],
+        "word": batch["query_mask"][index],
+        "moment": torch.ones(prediction["scores"].shape[1], dtype=torch.bool),
+    }
+    assert len(detail) == len(batch["query_id"])
+    one = detail[index]
+    assert one.dim() == len(DETAILS[name])
+    for place, axis in enumerate(DETAILS[name]):
+        if axis in kept:
+            assert one.shape[place] == len(kept[axis])
+            one = one[(slice(None),) * place + (slice(int(kept[axis].sum())),)]
+    return one
 
 
 def test_every_parameter_learns(method: Method) -> None:

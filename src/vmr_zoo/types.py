@@ -11,7 +11,8 @@ set-prediction code (`vmr_zoo.spans` converts).
 
 from __future__ import annotations
 
-from typing import TypedDict
+from collections.abc import Mapping
+from typing import Literal, TypedDict
 
 from torch import Tensor
 
@@ -90,11 +91,14 @@ class Prediction(TypedDict, total=False):
 
     Optional:
         saliency: (B, Lv) one score per clip, meaningful where `video_mask` is True.
+        details: what the papers plot, (B, …) by name, present only if `predict` was asked for it; names out
+            of `DETAILS`. What needs a field that is not in the batch is left out.
     """
 
     spans: Tensor
     scores: Tensor
     saliency: Tensor
+    details: dict[str, Tensor]
 
 
 NEEDS = frozenset(
@@ -111,3 +115,24 @@ NEEDS = frozenset(
     }
 )
 """Every name that a method's `needs` may hold."""
+
+Axis = Literal["clip", "word", "moment", "cell", "frame", "patch"]
+
+DETAILS: Mapping[str, tuple[Axis, ...]] = {
+    "decoder_attention": ("moment", "clip"),
+    "decoder_word_attention": ("moment", "word"),
+    "end_probability": ("clip",),
+    "frame_attention": ("clip",),
+    "frame_probability": ("clip",),
+    "frame_word_attention": ("clip", "word"),
+    "heatmap": ("frame", "patch"),
+    "highlight": ("clip",),
+    "score_map": ("cell", "cell"),
+    "start_probability": ("clip",),
+    "word_probability": ("word",),
+}
+"""Every name that `details` may hold, and its axes after the first; docs/contract.md says what each means.
+
+An axis of clips (or of snippets, where a method pools the clips of long videos) is padded as `video_mask`,
+one of words as `query_mask`, one of moments as `spans`; the others have one length for all rows.
+"""

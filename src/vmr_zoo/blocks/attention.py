@@ -8,7 +8,14 @@ from torch import Tensor, nn
 
 
 def attend(
-    query: Tensor, key: Tensor, value: Tensor, *, heads: int, key_mask: Tensor | None, dropout: float = 0.0
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    heads: int,
+    key_mask: Tensor | None,
+    dropout: float = 0.0,
+    record: list[Tensor] | None = None,
 ) -> Tensor:
     """Scaled dot-product attention over already projected inputs.
 
@@ -23,21 +30,40 @@ def attend(
         key_mask: (B, Lk), or (B, H, Lq, Lk) where it depends on head and query; True = valid; None when every
             key is.
         dropout: probability with which an attention weight is dropped; pass 0 outside training.
+        record: gets the attention weights appended, (B, Lq, Lk), the mean over the heads, before dropout;
+            None spares their computation, which the fused kernel does without.
 
     Returns:
         (B, Lq, H * Ev). A row without any valid key gives zeros, never NaN.
     """
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
+    if record is not None:
+        record.append(_mean_weights(q, k, key_mask))
     if key_mask is None:
         out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
         return out.transpose(1, 2).flatten(2)
-    mask = key_mask if key_mask.dim() == 4 else key_mask[:, None, None, :]
+    mask = _by_head(key_mask)
     any_valid = mask.any(-1, keepdim=True)
     # An all-masked row lets every key through and is zeroed afterwards: a softmax over nothing would put NaN
     # into the gradients of the whole batch.
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask | ~any_valid, dropout_p=dropout)
     out = out * any_valid
     return out.transpose(1, 2).flatten(2)
+
+
+def _by_head(key_mask: Tensor) -> Tensor:
+    """Gives a mask (B, Lk) the axes of heads and queries."""
+    return key_mask if key_mask.dim() == 4 else key_mask[:, None, None, :]
+
+
+def _mean_weights(query: Tensor, key: Tensor, key_mask: Tensor | None) -> Tensor:
+    """Computes softmax(q k / sqrt(E)), (B, Lq, Lk), from (B, H, Lq, E) and (B, H, Lk, E); see `attend`."""
+    scores = query @ key.transpose(2, 3) / query.shape[-1] ** 0.5
+    if key_mask is None:
+        return scores.softmax(-1).mean(1)
+    mask = _by_head(key_mask)
+    scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    return (scores.softmax(-1) * mask).mean(1)
 
 
 class MultiHeadAttention(nn.Module):
@@ -63,7 +89,14 @@ class MultiHeadAttention(nn.Module):
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.zeros_(self.out_proj.bias)
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_mask: Tensor | None = None,
+        record: list[Tensor] | None = None,
+    ) -> Tensor:
         """Attends from `query` to `key`.
 
         Args:
@@ -71,6 +104,7 @@ class MultiHeadAttention(nn.Module):
             key: (B, Lk, D).
             value: (B, Lk, D).
             key_mask: (B, Lk) or (B, H, Lq, Lk), True = valid.
+            record: see `attend`.
 
         Returns:
             (B, Lq, D).
@@ -84,4 +118,5 @@ class MultiHeadAttention(nn.Module):
             k = F.linear(key, weights[d : 2 * d], biases[d : 2 * d])
         v = F.linear(value, weights[2 * d :], biases[2 * d :])
         dropout = self.dropout if self.training else 0.0
-        return self.out_proj(attend(q, k, v, heads=self.heads, key_mask=key_mask, dropout=dropout))
+        out = attend(q, k, v, heads=self.heads, key_mask=key_mask, dropout=dropout, record=record)
+        return self.out_proj(out)

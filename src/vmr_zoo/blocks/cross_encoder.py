@@ -77,11 +77,18 @@ class CrossLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, x: Tensor, position: Tensor | None, located: Tensor, keys: Tensor, mask: Tensor, tail: int
+        self,
+        x: Tensor,
+        position: Tensor | None,
+        located: Tensor,
+        keys: Tensor,
+        mask: Tensor,
+        tail: int,
+        record: list[Tensor] | None = None,
     ) -> Tensor:
         """Updates x (B, Lq, D) from `keys` (B, Lk, D); `located` are the keys with their positions."""
         queries = x if position is None else x + position
-        x = x + self.dropout(self.attention(queries, located, keys, mask))
+        x = x + self.dropout(self.attention(queries, located, keys, mask, record))
         return self.tails[tail](x, self.activation)
 
 
@@ -129,6 +136,7 @@ class CrossEncoder(nn.Module):
         key_mask: Tensor,
         key_position: Tensor | None = None,
         tail: int = 0,
+        record: list[Tensor] | None = None,
     ) -> Tensor:
         """Lets x attend to the keys.
 
@@ -140,6 +148,7 @@ class CrossEncoder(nn.Module):
             key_mask: (B, Lk), True = valid; or (B, H, Lq, Lk), which is used as it is.
             key_position: (B, Lk, D), added to the keys; None is zero.
             tail: which set of norms and position-wise networks to use.
+            record: gets each layer's attention weights appended, (B, Lq, Lk); see `attend`.
 
         Returns:
             (B, Lq, D); meaningless on padding.
@@ -148,5 +157,5 @@ class CrossEncoder(nn.Module):
         if key_mask.dim() == 2:
             key_mask = attention_mask(mask, key_mask, self.heads, self.padding_mask)
         for layer in self.layers:
-            x = layer(x, position, located, keys, key_mask, tail)
+            x = layer(x, position, located, keys, key_mask, tail, record)
         return x

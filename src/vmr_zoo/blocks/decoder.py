@@ -43,7 +43,13 @@ class QueryDecoderLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, x: Tensor, query_position: Tensor, memory: Tensor, located_memory: Tensor, memory_mask: Tensor
+        self,
+        x: Tensor,
+        query_position: Tensor,
+        memory: Tensor,
+        located_memory: Tensor,
+        memory_mask: Tensor,
+        record: list[Tensor] | None = None,
     ) -> Tensor:
         """Updates the slots.
 
@@ -53,13 +59,14 @@ class QueryDecoderLayer(nn.Module):
             memory: (B, L, D).
             located_memory: (B, L, D) memory plus positions, the keys.
             memory_mask: (B, L), True = valid.
+            record: gets the cross-attention weights appended, (B, M, L); see `attend`.
 
         Returns:
             (B, M, D).
         """
         located = x + query_position
         x = self.norm1(x + self.dropout(self.self_attention(located, located, x)))
-        attended = self.cross_attention(x + query_position, located_memory, memory, memory_mask)
+        attended = self.cross_attention(x + query_position, located_memory, memory, memory_mask, record)
         x = self.norm2(x + self.dropout(attended))
         return self.norm3(x + self.dropout(self.ffn(x)))
 
@@ -99,7 +106,12 @@ class QueryDecoder(nn.Module):
         self.query_position = nn.Embedding(queries, dim)  # after: it keeps its own N(0, 1)
 
     def forward(
-        self, memory: Tensor, mask: Tensor, position: Tensor, content: Tensor | None = None
+        self,
+        memory: Tensor,
+        mask: Tensor,
+        position: Tensor,
+        content: Tensor | None = None,
+        record: list[Tensor] | None = None,
     ) -> tuple[Tensor, None]:
         """Decodes the slots.
 
@@ -108,6 +120,7 @@ class QueryDecoder(nn.Module):
             mask: (B, L), True = valid.
             position: (B, L, D), added to the keys.
             content: (B, M, D) what the slots start from; None is zeros.
+            record: gets each layer's cross-attention weights appended, (B, M, L); see `attend`.
 
         Returns:
             The normalised states (layers, B, M, D), and None: there are no reference spans.
@@ -117,7 +130,7 @@ class QueryDecoder(nn.Module):
         located = memory + position
         states = []
         for layer in self.layers:
-            x = layer(x, query_position, memory, located, mask)
+            x = layer(x, query_position, memory, located, mask, record)
             states.append(self.norm(x))
         return torch.stack(states), None
 
@@ -173,6 +186,7 @@ class AnchorDecoderLayer(nn.Module):
         memory: Tensor,
         mask: Tensor,
         position: Tensor,
+        record: list[Tensor] | None = None,
     ) -> Tensor:
         """Updates the slots.
 
@@ -183,6 +197,7 @@ class AnchorDecoderLayer(nn.Module):
             memory: (B, L, D).
             mask: (B, L), True = valid.
             position: (B, L, D) of the memory.
+            record: gets the cross-attention weights appended, (B, M, L); see `attend`.
 
         Returns:
             (B, M, D).
@@ -204,6 +219,7 @@ class AnchorDecoderLayer(nn.Module):
             heads=self.heads,
             key_mask=mask,
             dropout=dropout,
+            record=record,
         )
         x = self.norm2(x + self.dropout(self.cross_out(out)))
         return self.norm3(x + self.dropout(self.ffn(x)))
@@ -263,7 +279,12 @@ class AnchorDecoder(nn.Module):
                 nn.init.zeros_(parameter)
 
     def forward(
-        self, memory: Tensor, mask: Tensor, position: Tensor, content: Tensor | None = None
+        self,
+        memory: Tensor,
+        mask: Tensor,
+        position: Tensor,
+        content: Tensor | None = None,
+        record: list[Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Decodes the slots.
 
@@ -272,6 +293,7 @@ class AnchorDecoder(nn.Module):
             mask: (B, L), True = valid.
             position: (B, L, D) of the memory.
             content: (B, M, D) what the slots start from; None is zeros.
+            record: gets each layer's cross-attention weights appended, (B, M, L); see `attend`.
 
         Returns:
             The normalised states (layers, B, M, D), and the reference spans (layers, B, M, 2), centre and
@@ -288,7 +310,7 @@ class AnchorDecoder(nn.Module):
             if i > 0:
                 sine = sine * self.sine_scale(x)
             sine = sine * (self.width_head(x).sigmoid() / detached[..., 1:])
-            x = layer(x, query_position, sine, memory, mask, position)
+            x = layer(x, query_position, sine, memory, mask, position, record)
             states.append(self.norm(x))
             if i < len(self.layers) - 1:
                 if self.refine is not None:

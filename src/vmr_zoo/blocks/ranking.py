@@ -22,10 +22,31 @@ def rank(logits: Tensor, spans: Tensor, scale: Tensor | None = None) -> tuple[Te
         spans (B, K, 2), start and end clamped to [0, 1], best first, and scores (B, K) descending. K is M, or
         5 if M is less; missing answers are empty spans of score 0.
     """
-    scores, order = logits.softmax(-1)[..., 0].sort(dim=1, descending=True, stable=True)
+    scores, order = _order(logits)
     ends = to_start_end(spans.gather(1, order.unsqueeze(-1).expand(-1, -1, 2)))
     if scale is not None:
         ends = ends * scale[:, None, None]
     ends = ends.clamp(0, 1)
     missing = max(0, _MIN_ANSWERS - scores.shape[1])
     return F.pad(ends, (0, 0, 0, missing)), F.pad(scores, (0, missing))
+
+
+def like_ranked(values: Tensor, logits: Tensor) -> Tensor:
+    """Puts values of the slots into the order in which `rank` answers.
+
+    Args:
+        values: (B, M, L).
+        logits: (B, M, 2), what `rank` was given.
+
+    Returns:
+        (B, K, L), zeros at missing answers.
+    """
+    order = _order(logits)[1]
+    missing = max(0, _MIN_ANSWERS - values.shape[1])
+    return F.pad(values.gather(1, order.unsqueeze(-1).expand_as(values)), (0, 0, 0, missing))
+
+
+def _order(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the foreground probabilities of (B, M, 2) logits, descending, and which slot each is of."""
+    scores, order = logits.softmax(-1)[..., 0].sort(dim=1, descending=True, stable=True)
+    return scores, order

@@ -29,6 +29,7 @@ class Method(lightning.LightningModule):
         loss_weights: weight by loss name; None turns a loss off. Its keys are those of `losses`, less the
             `/auxN` that intermediate decoder layers append (they share their parent's weight), plus losses
             turned off.
+        details: whether `predict_step` asks `predict` for details; whoever predicts sets it.
         last_losses: the losses of the latest training step, detached, for whoever explains a loss that is no
             number.
     """
@@ -56,6 +57,7 @@ class Method(lightning.LightningModule):
         self.metrics = metrics
         self._optimizer = optimizer
         self._scheduler = scheduler
+        self.details = False
         self.last_losses: dict[str, Tensor] = {}
 
     @abstractmethod
@@ -63,8 +65,13 @@ class Method(lightning.LightningModule):
         """Returns unweighted scalar losses by name; leaves the batch unmodified."""
 
     @abstractmethod
-    def predict(self, batch: Batch) -> Prediction:
-        """Returns ranked moments for each row; leaves the batch unmodified."""
+    def predict(self, batch: Batch, *, details: bool = False) -> Prediction:
+        """Returns ranked moments for each row; leaves the batch unmodified.
+
+        Args:
+            batch: see `Batch`.
+            details: also return what there is to plot; it changes neither spans nor scores.
+        """
 
     def weight(self, name: str) -> float | None:
         """Returns the weight of a loss; None means that it is turned off.
@@ -142,7 +149,8 @@ class Method(lightning.LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         """Predicts one batch of a test split and keeps the ids beside the answer."""
-        return {**self.predict(batch), "query_id": batch["query_id"], "video_id": batch["video_id"]}
+        prediction = self.predict(batch, details=True) if self.details else self.predict(batch)
+        return {**prediction, "query_id": batch["query_id"], "video_id": batch["video_id"]}
 
     def configure_optimizers(self) -> Any:
         """Builds the optimizer and, if there is one, the per-epoch scheduler."""

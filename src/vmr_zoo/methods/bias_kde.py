@@ -95,8 +95,11 @@ class BiasKDE(Method):
             )
         return gaussian_kde(self.moments.double().cpu().numpy().T)
 
-    def predict(self, batch: Batch) -> Prediction:
-        """Draws `samples` moments per query, in the order drawn; the score says no more than the rank."""
+    def predict(self, batch: Batch, *, details: bool = False) -> Prediction:
+        """Draws `samples` moments per query, in the order drawn; the score says no more than the rank.
+
+        There are no details.
+        """
         spans = np.zeros((len(batch["query_id"]), self.samples, 2), dtype=np.float32)
         scores = np.zeros(spans.shape[:2], dtype=np.float32)
         for row, query_id in enumerate(batch["query_id"]):
@@ -107,7 +110,13 @@ class BiasKDE(Method):
             spans[row, : len(kept)] = kept
             scores[row, : len(kept)] = 1 - np.arange(len(kept)) / self.samples
         device = batch["video_mask"].device
-        return {"spans": torch.from_numpy(spans).to(device), "scores": torch.from_numpy(scores).to(device)}
+        prediction: Prediction = {
+            "spans": torch.from_numpy(spans).to(device),
+            "scores": torch.from_numpy(scores).to(device),
+        }
+        if details:
+            prediction["details"] = {}
+        return prediction
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
         """Makes room for as many moments as the checkpoint holds."""

@@ -40,7 +40,7 @@ from vmr_zoo.blocks.joint_encoder import Encoded, JointEncoder
 from vmr_zoo.blocks.pooling import AttentivePooling
 from vmr_zoo.blocks.position import append_tef
 from vmr_zoo.blocks.projection import Activation
-from vmr_zoo.blocks.ranking import rank
+from vmr_zoo.blocks.ranking import like_ranked, rank
 from vmr_zoo.errors import VmrError, unknown
 from vmr_zoo.losses.contrastive import pair_contrast
 from vmr_zoo.losses.frame_probability import frame_probability_loss
@@ -356,8 +356,7 @@ class BMDETR(Method):
         video_memory = encoded.video if frames is None else frames.weighted
         memory = torch.cat((video_memory, encoded.query), 1)  # X'+
 
-        read = memory if self.decoder_memory == "weighted" else encoded.memory
-        states, references = self.decoder(read, encoded.mask, encoded.position)
+        states, references = self.decode(memory, encoded)
         logits, spans = self.heads(states, references)
 
         pooled = None
@@ -372,6 +371,13 @@ class BMDETR(Method):
             )
         saliency = None if self.saliency is None else self.saliency(video_memory).squeeze(-1)
         return Output(logits, spans, encoded, memory, frames, saliency, pooled, states, references)
+
+    def decode(
+        self, memory: Tensor, encoded: Encoded, record: list[Tensor] | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Decodes X'+ (`memory`) or X+ (`encoded`), as `decoder_memory` says; see the decoders."""
+        read = memory if self.decoder_memory == "weighted" else encoded.memory
+        return self.decoder(read, encoded.mask, encoded.position, record=record)
 
     def rows(self, batch: Batch) -> Rows:
         """Lays out the rows of a training step: the batch and its shifted copy (section 3.4) if `shifting`.
@@ -469,12 +475,35 @@ class BMDETR(Method):
             losses["semantic"] = torch.stack(contrasts).mean()
         return losses
 
-    def predict(self, batch: Batch) -> Prediction:
-        """Ranks the moments by their foreground probability, without negatives or shifting (section 4.1)."""
+    def predict(self, batch: Batch, *, details: bool = False) -> Prediction:
+        """Ranks the moments by their foreground probability, without negatives or shifting (section 4.1).
+
+        Args:
+            batch: see `Batch`.
+            details: also return `frame_probability` and `frame_attention`, if there is a matcher,
+                `decoder_attention` and `decoder_word_attention`.
+        """
         video = append_tef(batch["video"], batch["video_mask"])
         output = self(video, batch["video_mask"], batch["query"], batch["query_mask"])
         spans, scores = rank(output.logits[-1], output.spans[-1], self.extent.scale(batch))
         prediction: Prediction = {"spans": spans, "scores": scores}
         if output.saliency is not None:
             prediction["saliency"] = output.saliency
+        if details:
+            prediction["details"] = self._details(output)
         return prediction
+
+    def _details(self, output: Output) -> dict[str, Tensor]:
+        """Collects p (Eq. 6, without a negative query P(f | Q+)), o (Eq. 7, Figure 4) and attention."""
+        record: list[Tensor] = []
+        self.decode(output.memory, output.encoded, record)
+        attention = like_ranked(record[-1], output.logits[-1])
+        clips = output.encoded.clips
+        details = {
+            "decoder_attention": attention[..., :clips],
+            "decoder_word_attention": attention[..., clips:],
+        }
+        if output.frames is not None:
+            details["frame_probability"] = output.frames.joint
+            details["frame_attention"] = output.frames.attention
+        return details

@@ -214,12 +214,26 @@ class EMB(Method):
         assert isinstance(end, Tensor)
         return start, end
 
-    def predict(self, batch: Batch) -> Prediction:
-        """Ranks the joint distribution of both endpoints; the proposals take no part."""
+    def predict(self, batch: Batch, *, details: bool = False) -> Prediction:
+        """Ranks the joint distribution of both endpoints; the proposals take no part.
+
+        Args:
+            batch: see `Batch`.
+            details: also return `start_probability`, `end_probability` and `highlight` of each snippet.
+        """
         output = self(batch)
-        spans, scores = rank_spans(*self.curves(output), output.mask, self.answers, self.nms_iou)
-        saliency = output.located.logits.highlight.sigmoid().gather(1, output.clip_snippet)
-        return {"spans": spans, "scores": scores, "saliency": saliency * batch["video_mask"]}
+        start, end = self.curves(output)
+        spans, scores = rank_spans(start, end, output.mask, self.answers, self.nms_iou)
+        highlight = output.located.logits.highlight.sigmoid()
+        saliency = highlight.gather(1, output.clip_snippet) * batch["video_mask"]
+        prediction: Prediction = {"spans": spans, "scores": scores, "saliency": saliency}
+        if details:
+            prediction["details"] = {
+                "start_probability": start,
+                "end_probability": end,
+                "highlight": highlight,
+            }
+        return prediction
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Exempts biases and the guided convolutions' normalisation from weight decay (EMB's code)."""

@@ -32,7 +32,7 @@ from vmr_zoo.blocks.projection import Activation, InputProjection
 from vmr_zoo.errors import VmrError
 from vmr_zoo.losses.set_criterion import SetCriterion
 from vmr_zoo.methods.base import OptimizerFactory, SchedulerFactory
-from vmr_zoo.methods.qd_detr import QDDETR, Fused, Narration, Read
+from vmr_zoo.methods.qd_detr import QDDETR, Fused, Narration, Output, Read
 from vmr_zoo.metrics.moment import MomentMetrics
 from vmr_zoo.types import Batch, Prediction
 
@@ -185,9 +185,9 @@ class LMR(QDDETR):
             return super().read(batch)._replace(narration=narration)
         return Read(*narration, self.project_query(batch["query"]), batch["query_mask"])
 
-    def fuse(self, read: Read) -> Fused:
+    def fuse(self, read: Read, record: list[Tensor] | None = None) -> Fused:
         """Fuses video and narrations with the query (Eq. 4) and puts them one after the other."""
-        video = super().fuse(read)
+        video = super().fuse(read, record)
         if read.narration is None:
             return video
         sentences, mask, position = read.narration
@@ -208,9 +208,13 @@ class LMR(QDDETR):
         words = words / read.query_mask.sum(1, keepdim=True).clamp(min=1)
         return words.unsqueeze(1).expand(-1, self.decoder.anchors.num_embeddings, -1)
 
-    def predict(self, batch: Batch) -> Prediction:
+    def predict(self, batch: Batch, *, details: bool = False) -> Prediction:
         """Ranks moments as QD-DETR does; there is no score per clip without clips."""
-        prediction = super().predict(batch)
+        prediction = super().predict(batch, details=details)
         if not self.visual:
             prediction.pop("saliency", None)
         return prediction
+
+    def details_of(self, output: Output, batch: Batch) -> dict[str, Tensor]:
+        """Returns QD-DETR's details, Figure 5's attention among them; without clips there are none."""
+        return super().details_of(output, batch) if self.visual else {}

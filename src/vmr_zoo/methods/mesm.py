@@ -280,11 +280,13 @@ class MESM(QDDETR):
         token = self.generator(sentence, one, None, keys, mask).squeeze(1)
         return F.normalize(token, dim=-1) if self.normalise_token else token
 
-    def fuse(self, read: Read) -> Fused:
+    def fuse(self, read: Read, record: list[Tensor] | None = None) -> Fused:
         """Enhances the frames (Eq. 1) and aligns them with the enhanced query."""
         if self.enhancer is None:
-            return super().fuse(read)
-        enhanced = self.enhancer(read.video, read.video_mask, read.position, read.query, read.query_mask)
+            return super().fuse(read, record)
+        enhanced = self.enhancer(
+            read.video, read.video_mask, read.position, read.query, read.query_mask, record=record
+        )
         return super().fuse(read._replace(video=enhanced))._replace(enhanced=enhanced)
 
     def inside(self, batch: Batch) -> Tensor:
@@ -301,9 +303,13 @@ class MESM(QDDETR):
 
     def masking(self, batch: Batch) -> Masking:
         """Draws the words to reconstruct."""
+        return self._masking(batch, draw_words(batch["query_mask"]))
+
+    def _masking(self, batch: Batch, masked: Tensor) -> Masking:
+        """Says what reconstruction reads and expects when the words `masked` (B, Lq) are hidden."""
         labels = torch.where(batch["query_words"] > self.vocabulary, 0, batch["query_words"])
         strange = (labels == 0) & batch["query_mask"] & self.unknown_word
-        return Masking(labels, strange, draw_words(batch["query_mask"]))
+        return Masking(labels, strange, masked)
 
     def reconstruct(self, batch: Batch, read: Read, masking: Masking) -> tuple[Tensor, Tensor]:
         """Reconstructs the words of each query from the video, with the layers that enhance the frames.
@@ -331,6 +337,27 @@ class MESM(QDDETR):
             self.project_query(words), read.query_mask, None, read.video, frames, read.position, tail=-1
         )
         return found, self.word_head(found)
+
+    def word_probability(self, batch: Batch, read: Read) -> Tensor:
+        """Masks one word at a time; returns the probability that it is reconstructed, (B, Lq), 0 on padding.
+
+        A word outside the vocabulary is reconstructed if the class of unknown words is.
+        """
+        mask = batch["query_mask"]
+        place = torch.arange(mask.shape[1], device=mask.device)
+        found = []
+        for word in range(mask.shape[1]):
+            masking = self._masking(batch, mask & (place == word))
+            _, logits = self.reconstruct(batch, read, masking)
+            found.append(logits[:, word].softmax(-1).gather(1, masking.labels[:, word : word + 1]))
+        return torch.cat(found, 1) * mask
+
+    def details_of(self, output: Output, batch: Batch) -> dict[str, Tensor]:
+        """Adds `word_probability` to QD-DETR's details where the batch has `query_words`."""
+        details = super().details_of(output, batch)
+        if self.word_head is not None and "query_words" in batch:
+            details["word_probability"] = self.word_probability(batch, output.read)
+        return details
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """QD-DETR's losses that are switched on, and those of Eq. 2, 5 and 6."""

@@ -234,26 +234,30 @@ class MMN(Method):
             return weight * self.late_factor
         return weight
 
-    def predict(self, batch: Batch) -> Prediction:
-        """Ranks the candidates by their fused score."""
-        moments, sentences = self(batch)
-        return self.rank(batch, moments, sentences)
+    def predict(self, batch: Batch, *, details: bool = False) -> Prediction:
+        """Ranks the candidates by their fused score.
 
-    def rank(self, batch: Batch, moments: Moments, sentences: Sentences) -> Prediction:
+        Args:
+            batch: see `Batch`.
+            details: also return `score_map`, the fused scores.
+        """
+        moments, sentences = self(batch)
+        return self.rank(batch, moments, sentences, details)
+
+    def rank(self, batch: Batch, moments: Moments, sentences: Sentences, details: bool) -> Prediction:
         """Ranks the candidates of an output; see `predict`."""
+        fused = self.fused(moments, sentences)
         spans, scores = self.cells.rank(
-            self.fused(moments, sentences),
+            fused,
             batch["duration"],
             threshold=self.nms_iou,
             answers=self.answers,
             unit=self.nms_unit,
         )
-        return {"spans": spans, "scores": scores}
-
-    def score_map(self, batch: Batch) -> Tensor:
-        """Returns the fused scores as a map, (S, N, N), 0 where no candidate is."""
-        moments, sentences = self(batch)
-        return self.cells.spread(self.fused(moments, sentences))
+        prediction: Prediction = {"spans": spans, "scores": scores}
+        if details:
+            prediction["details"] = {"score_map": self.cells.spread(fused)}
+        return prediction
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Gives the text encoder its own learning rate."""

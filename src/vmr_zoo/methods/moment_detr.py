@@ -23,7 +23,7 @@ from vmr_zoo.blocks.extent import Extent
 from vmr_zoo.blocks.joint_encoder import Encoded, JointEncoder
 from vmr_zoo.blocks.position import append_tef
 from vmr_zoo.blocks.projection import Activation
-from vmr_zoo.blocks.ranking import rank
+from vmr_zoo.blocks.ranking import like_ranked, rank
 from vmr_zoo.losses.margin import margin_loss, sample_pairs
 from vmr_zoo.losses.set_criterion import SetCriterion
 from vmr_zoo.methods.base import Method, OptimizerFactory, SchedulerFactory
@@ -154,8 +154,23 @@ class MomentDETR(Method):
         losses["margin"] = margin_loss(output.saliency, positive, negative, usable, self.margin)
         return losses
 
-    def predict(self, batch: Batch) -> Prediction:
-        """Ranks the last layer's moments by their foreground probability."""
+    def predict(self, batch: Batch, *, details: bool = False) -> Prediction:
+        """Ranks the last layer's moments by their foreground probability.
+
+        Args:
+            batch: see `Batch`.
+            details: also return `decoder_attention` and `decoder_word_attention`.
+        """
         output = self(batch)
         spans, scores = rank(output.logits[-1], output.spans[-1], self.extent.scale(batch))
-        return {"spans": spans, "scores": scores, "saliency": output.saliency}
+        prediction: Prediction = {"spans": spans, "scores": scores, "saliency": output.saliency}
+        if details:
+            record: list[Tensor] = []
+            encoded = output.encoded
+            self.decoder(encoded.memory, encoded.mask, encoded.position, record=record)
+            attention = like_ranked(record[-1], output.logits[-1])
+            prediction["details"] = {
+                "decoder_attention": attention[..., : encoded.clips],
+                "decoder_word_attention": attention[..., encoded.clips :],
+            }
+        return prediction

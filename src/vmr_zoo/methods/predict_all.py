@@ -38,9 +38,12 @@ class PredictAll(Method):
         """Stops: another epoch would change nothing."""
         self.trainer.should_stop = True
 
-    def predict(self, batch: Batch) -> Prediction:
-        """Returns the span (0, 1) of score 1, then empty spans."""
+    def predict(self, batch: Batch, *, details: bool = False) -> Prediction:
+        """Returns the span (0, 1) of score 1, then empty spans; there are no details."""
         duration = batch["duration"]
         spans = torch.zeros(len(duration), K, 2, device=duration.device)
         spans[:, 0, 1] = 1
-        return {"spans": spans, "scores": spans[..., 1].clone()}
+        prediction: Prediction = {"spans": spans, "scores": spans[..., 1].clone()}
+        if details:
+            prediction["details"] = {}
+        return prediction

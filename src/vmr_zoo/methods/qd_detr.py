@@ -32,7 +32,7 @@ from vmr_zoo.blocks.extent import Extent
 from vmr_zoo.blocks.other_video import negative_rows
 from vmr_zoo.blocks.position import append_tef, sine_position
 from vmr_zoo.blocks.projection import Activation, InputProjection
-from vmr_zoo.blocks.ranking import rank
+from vmr_zoo.blocks.ranking import like_ranked, rank
 from vmr_zoo.blocks.saliency_encoder import SaliencyEncoder, Scored
 from vmr_zoo.losses.margin import margin_loss, sample_pairs
 from vmr_zoo.losses.saliency import negative_pair_loss, rank_contrast
@@ -281,9 +281,15 @@ class QDDETR(Method):
             batch["query_mask"],
         )
 
-    def fuse(self, read: Read) -> Fused:
-        """Lets every clip attend to the words."""
-        video = self.aligner(read.video, read.video_mask, read.position, *read.text)
+    def fuse(self, read: Read, record: list[Tensor] | None = None) -> Fused:
+        """Lets every clip attend to the words.
+
+        Args:
+            read: the projected inputs.
+            record: gets the attention weights of each layer in which the clips first meet the words appended,
+                (B, Lv, Lq), or (B, Lv, 1 + Lq) if they meet a token too; see `blocks.attention.attend`.
+        """
+        video = self.aligner(read.video, read.video_mask, read.position, *read.text, record=record)
         return Fused(video, read.video_mask, read.position, video.shape[1])
 
     def encode(self, read: Read) -> Encoded:
@@ -295,7 +301,9 @@ class QDDETR(Method):
         """What the decoder's slots start from, (B, M, D); None is zeros."""
         return None
 
-    def decode(self, read: Read, encoded: Encoded) -> tuple[Tensor, Tensor]:
+    def decode(
+        self, read: Read, encoded: Encoded, record: list[Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Decodes the elements that stand for the video; see `AnchorDecoder`."""
         fused = encoded.fused
         first = slice(0, fused.clips)
@@ -304,6 +312,7 @@ class QDDETR(Method):
             fused.mask[:, first],
             fused.position[:, first],
             self.content(read),
+            record,
         )
 
     def forward(self, batch: Batch, negatives: Tensor | None = None) -> Output:
@@ -387,11 +396,30 @@ class QDDETR(Method):
             losses["margin"] = margin_loss(positive.saliency, *pairs, self.margin)
         return losses
 
-    def predict(self, batch: Batch) -> Prediction:
-        """Ranks the last layer's moments by their foreground probability."""
+    def predict(self, batch: Batch, *, details: bool = False) -> Prediction:
+        """Ranks the last layer's moments by their foreground probability.
+
+        Args:
+            batch: see `Batch`.
+            details: also return what `details_of` does.
+        """
         output = self(batch)
         spans, scores = rank(output.logits[-1], output.spans[-1], self.extent.scale(batch))
         prediction: Prediction = {"spans": spans, "scores": scores}
         if output.positive.scored.saliency is not None:
             prediction["saliency"] = output.positive.saliency
+        if details:
+            prediction["details"] = self.details_of(output, batch)
         return prediction
+
+    def details_of(self, output: Output, batch: Batch) -> dict[str, Tensor]:
+        """Returns `decoder_attention` and `frame_word_attention` of an output, both of the last layer."""
+        decoder: list[Tensor] = []
+        fusion: list[Tensor] = []
+        self.decode(output.read, output.positive, decoder)
+        self.fuse(output.read, fusion)
+        words = output.read.query.shape[1]
+        return {
+            "decoder_attention": like_ranked(decoder[-1], output.logits[-1]),
+            "frame_word_attention": fusion[-1][..., -words:],  # a token comes before the words
+        }

@@ -367,7 +367,15 @@ class VDI(MMN):
         row = first.unsqueeze(1)
         return self.spatial_dynamic.heatmaps(batch["video"][row, frame], batch["patches"][row, frame])
 
-    def predict(self, batch: Batch) -> Prediction:
-        """Ranks the candidates by their fused score with what is looked for."""
+    def predict(self, batch: Batch, *, details: bool = False) -> Prediction:
+        """Ranks the candidates by their fused score with what is looked for.
+
+        Args:
+            batch: see `Batch`.
+            details: also return `score_map` and, where the batch has `patches`, `heatmap`, M of Eq. 3.
+        """
         moments, sentences = self(batch, self.reading(batch, self.retrieve_by))
-        return self.rank(batch, moments, sentences)
+        prediction = self.rank(batch, moments, sentences, details)
+        if details and self.spatial_dynamic is not None and "patches" in batch:
+            prediction["details"]["heatmap"] = self.heatmaps(batch)[moments.video]
+        return prediction
