@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vmr_zoo import run_dir
 from vmr_zoo.config import compose
-from vmr_zoo.errors import VmrError
+from vmr_zoo.errors import VmrError, some
 from vmr_zoo.files import atomic_path
 from vmr_zoo.methods.base import Method, parameter_count
 from vmr_zoo.parity import build
@@ -31,17 +31,21 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _OWN_KEYS = ("checkpoint=", "out=", "released=", "variant=")
+_WEIGHTS = ("model", "state_dict")
+_OPTIONS = "configs.json"
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Reads an authors' checkpoint without running any code in it.
 
     Args:
-        path: a file written by `torch.save`, a dict with `model` (the weights) and, from most authors,
-            `opt` (the options, a dict, an `argparse.Namespace` or an `EasyDict`).
+        path: a file written by `torch.save`: a dict with the weights under `model` (EMB: `state_dict`) and,
+            from the Moment-DETR family, the options under `opt` (a dict, an `argparse.Namespace` or an
+            `EasyDict`); or the weights alone.
 
     Returns:
-        Weights by the authors' names, without a leading "module."; and options.
+        Weights by the authors' names, without a leading "module."; and options, if not in the file, then
+        those of `configs.json` beside it (EMB), else none (MMN).
 
     Raises:
         VmrError: if it cannot be read, holds objects other than those, or lacks the weights.
@@ -64,15 +68,32 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ) from error
     except (RuntimeError, EOFError, zipfile.BadZipFile, ValueError) as error:
         raise VmrError(f"{path} is no checkpoint that torch.load can read: {error}") from error
-    if not isinstance(stored, Mapping) or "model" not in stored:
-        held = ", ".join(map(str, stored)) if isinstance(stored, Mapping) else type(stored).__name__
+    weights = _weights_in(stored)
+    if weights is None:
+        held = some(map(str, stored)) if isinstance(stored, Mapping) else type(stored).__name__
         raise VmrError(
-            f"Expected 'model' and 'opt' in {path}, found {held}. Is it the released code's checkpoint?"
+            f"Expected {' or '.join(map(repr, _WEIGHTS))}, tensors by name, in {path}, found {held}. Is it "
+            "the released code's checkpoint?"
         )
-    options = stored.get("opt", {})  # MMN's checkpoints have none
-    options = dict(vars(options)) if isinstance(options, argparse.Namespace) else dict(options)
-    weights = {name.removeprefix("module."): weight for name, weight in stored["model"].items()}
-    return weights, options
+    options = stored.get("opt")
+    if options is None:
+        beside = path.parent / _OPTIONS
+        options = run_dir.read_json(beside) if beside.is_file() else {}
+    if isinstance(options, argparse.Namespace):
+        options = vars(options)
+    if not isinstance(options, Mapping):
+        raise VmrError(f"Expected the authors' options by name with {path}, found {type(options).__name__}.")
+    return {name.removeprefix("module."): weight for name, weight in weights.items()}, dict(options)
+
+
+def _weights_in(stored: Any) -> Mapping[str, Tensor] | None:
+    """Finds tensors by name: under one of the authors' keys, or alone."""
+    if not isinstance(stored, Mapping):
+        return None
+    inner = next((stored[key] for key in _WEIGHTS if key in stored), stored)
+    if not isinstance(inner, Mapping) or not inner:
+        return None
+    return inner if all(isinstance(weight, Tensor) for weight in inner.values()) else None
 
 
 def configuration(released: Released, options: Mapping[str, Any], overrides: Sequence[str]) -> DictConfig:
@@ -81,13 +102,14 @@ def configuration(released: Released, options: Mapping[str, Any], overrides: Seq
     Args:
         released: the method's released code.
         options: the authors' options.
-        overrides: of `vmr import`; data, if not among them, is what the options name.
+        overrides: of `vmr import`; data, if neither they nor an experiment among them say, is what the
+            options name.
 
     Returns:
         What `vmr train` would have composed, in `variant: released`.
     """
     kept = [text for text in overrides if not text.lstrip("+~").startswith(_OWN_KEYS)]
-    if not any(text.startswith("data=") for text in kept):
+    if not any(text.startswith(("data=", "experiment=")) for text in kept):
         kept.append(f"data={released.data(options)}")
     return compose("train", [*kept, "variant=released"])
 
@@ -116,6 +138,11 @@ def convert(checkpoint: Path, out: Path, released: Released, overrides: Sequence
         cfg.run, cfg.name = str(out), f"{cfg.choices.method}-imported"
     served = (cfg.features.video_dim, cfg.features.query_dim)
     method = build(cfg, released, dict(options), weights)
+    left_out = released.names.left_out(weights)
+    for why, names in left_out.items():
+        log.info(f"Not imported: {some(names, 4)}; {why}.")
+    if not options:
+        log.info(f"{checkpoint.name} comes without options: what its weights do not tell is as configured.")
     # A method with a text encoder of its own reads no query features.
     wanted = (cfg.method.video_dim, cfg.method.get("query_dim", served[1]))
     if served != wanted:
@@ -138,6 +165,7 @@ def convert(checkpoint: Path, out: Path, released: Released, overrides: Sequence
         "seed": cfg.seed,
         "parameters": parameter_count(method),
         "imported_from": checkpoint.name,
+        "not_imported": left_out,
     }
     run_dir.open_new(out, run_dir.relocatable(cfg), resume=False)
     with atomic_path(out / run_dir.WEIGHTS) as temporary:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
+from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -12,10 +15,15 @@ import numpy as np
 import pytest
 import torch
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from safetensors.torch import load_file
+from transformers import DistilBertConfig, DistilBertModel
 
 import toy
 from vmr_zoo import run_dir
+from vmr_zoo.blocks.text_encoder import TransformerText
 from vmr_zoo.config import compose
+from vmr_zoo.errors import VmrError
 from vmr_zoo.import_checkpoint import configuration, read
 from vmr_zoo.released.detr import SHARED_SETTINGS
 
@@ -26,61 +34,224 @@ GOLDEN = Path(__file__).parents[2] / ".." / "shared" / "golden"
 pytestmark = pytest.mark.skipif(not GOLDEN.is_dir(), reason="needs the names in ../shared/golden")
 
 
-def checkpoint(
-    method: str, path: Path, video_dim: int = toy.DIM, prefix: str = "", **options: object
-) -> Path:
-    """A checkpoint as the authors' code saves it: weights, options as a Namespace, the optimizer's state."""
+METHODS = ["bm_detr", "moment_detr", "qd_detr", "mesm", "mmn", "emb"]
+TEXT_WIDTH = 8
+"""Of the text encoder in an MMN checkpoint, made small by `small_distilbert`."""
+_LAYER = (
+    *(f"attention.{x}_lin" for x in ("q", "k", "v", "out")),
+    *("sa_layer_norm", "ffn.lin1", "ffn.lin2", "output_layer_norm"),
+)
+DISTILBERT = {
+    "embeddings.position_ids": torch.arange(20).unsqueeze(0),
+    "embeddings.word_embeddings.weight": torch.zeros(1, 1),
+    "embeddings.position_embeddings.weight": torch.zeros(1, 1),
+    "embeddings.LayerNorm.weight": torch.zeros(1),
+    "embeddings.LayerNorm.bias": torch.zeros(1),
+    **{f"transformer.layer.{i}.{x}.weight": torch.zeros(1) for i in range(2) for x in _LAYER},
+    **{f"transformer.layer.{i}.{x}.bias": torch.zeros(1) for i in range(2) for x in _LAYER},
+}
+"""How transformers names the weights of DistilBERT."""
+
+
+def small_distilbert(folder: None, trained_layers: None = None) -> TransformerText:
+    """DistilBERT without its size."""
+    config = DistilBertConfig(
+        vocab_size=120, dim=TEXT_WIDTH, n_heads=2, hidden_dim=12, n_layers=2, max_position_embeddings=20
+    )
+    return TransformerText(model=DistilBertModel(config), start=101, end=102, pooling="mean")
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch):
+    monkeypatch.setattr("vmr_zoo.blocks.text_encoder.distilbert", small_distilbert)
+
+
+@functools.cache
+def official(method: str, video_dim: int) -> tuple[dict, dict]:
+    """Random weights by the authors' names, at the sizes of the toy data; and the authors' options."""
     with np.load(GOLDEN / f"{method}_a.npz", allow_pickle=False) as stored:
-        names = [key.removeprefix("param/") for key in stored.files if key.startswith("param/")]
-        opt = json.loads(str(stored["config"])) | {"max_v_l": 75, "dropout": 0.1, **options}
+        params = [key for key in stored.files if key.startswith("param/")]
+        like = {key.removeprefix("param/"): torch.from_numpy(stored[key]) for key in params}
+        opt = json.loads(str(stored["config"])) | {"max_v_l": 75, "dropout": 0.1}
+    if method == "mmn":
+        like |= {f"text_encoder.bert.{name}": weight for name, weight in DISTILBERT.items()}
+        opt = {}
+    sizes = {
+        "input_vid_proj.0.LayerNorm.weight": (video_dim + 2,),
+        "input_txt_proj.0.LayerNorm.weight": (toy.DIM,),
+        "video_affine.linear.conv1d.weight": (16, video_dim, 1),
+        "embedding_net.linear.conv1d.weight": (16, toy.DIM, 1),
+        "featpool.conv.weight": (16, video_dim, 1),
+        "text_encoder.fc_out1.weight": (16, TEXT_WIDTH),
+    }
+    like |= {name: torch.zeros(size) for name, size in sizes.items() if name in like}
     cfg = compose("parity", [f"method={method}", "case=x"])
     released = instantiate(cfg.released)
-    dims = {
-        "input_vid_proj.0.LayerNorm.weight": torch.zeros(video_dim + 2),
-        "input_txt_proj.0.LayerNorm.weight": torch.zeros(toy.DIM),
-    }
-    from omegaconf import OmegaConf
+    for key, value in released.settings(opt, like).items():
+        OmegaConf.update(cfg.method, key, value, merge=False)
+    return weights(instantiate(cfg.method), released.names, like), opt
 
-    for key, value in released.settings(opt, dims).items():
-        OmegaConf.update(cfg.method, key, value)
-    model = weights(instantiate(cfg.method), released.names, names)
-    model = {prefix + name: weight for name, weight in model.items()}
-    saved = {"model": model, "optimizer": {"state": {}}, "epoch": 3, "opt": argparse.Namespace(**opt)}
-    torch.save(saved, path)
+
+def checkpoint(
+    method: str,
+    folder: Path,
+    video_dim: int = toy.DIM,
+    change: Callable[[dict], object] = lambda weights: None,
+) -> Path:
+    """Saves a checkpoint as the authors' code does: container, options, states of optimizer and schedule."""
+    model, opt = official(method, video_dim)
+    model = dict(model)
+    change(model)
+    optimizer = torch.optim.AdamW([torch.zeros(2, requires_grad=True)])
+    step = torch.optim.lr_scheduler.StepLR(optimizer, 400)
+    if method == "emb":
+        (folder / "configs.json").write_text(json.dumps(opt | {"task": "charades", "mode": "train"}))
+        path = folder / "model_best.pth.tar"
+        torch.save({"epoch": 3, "step": 9, "state_dict": model, "optimizer": optimizer.state_dict()}, path)
+    elif method == "mmn":  # from several processes, at fixed epochs
+        path = folder / "pool_model_8e.pth"
+        schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [8, 13])
+        parallel = {f"module.{name}": weight for name, weight in model.items()}
+        saved = {"model": parallel, "optimizer": optimizer.state_dict(), "scheduler": schedule.state_dict()}
+        torch.save({**saved, "epoch": 8}, path)
+    else:
+        path = folder / "model_best.ckpt"
+        saved = {"model": OrderedDict(model), "optimizer": optimizer.state_dict(), "epoch": 3}
+        opt = argparse.Namespace(**opt | {"device": torch.device("cuda"), "pin_memory": True})
+        torch.save({**saved, "lr_scheduler": step.state_dict(), "opt": opt}, path)
     return path
 
 
-@pytest.mark.parametrize("method", ["moment_detr", "bm_detr"])
+def run_import(vmr: Callable[..., int], method: str, file: Path, out: Path) -> int:
+    return vmr("import", toy.SEARCH, f"method={method}", "data=toy", f"checkpoint={file}", f"out={out}")
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_a_checkpoint_becomes_a_run_that_evaluates(vmr, method, tmp_path):
-    file = checkpoint(method, tmp_path / "model_best.ckpt", prefix="module.")
-    out = tmp_path / "run"
-    assert vmr("import", toy.SEARCH, f"method={method}", "data=toy", f"checkpoint={file}", f"out={out}") == 0
+    file, out = checkpoint(method, tmp_path), tmp_path / "run"
+    assert run_import(vmr, method, file, out) == 0
 
     cfg = run_dir.load_config(out)
     assert cfg.variant == "released"
-    assert cfg.method.span_unit == "clips"
-    assert cfg.method.dim == 32
-    assert cfg.method.dropout == 0.1
     assert cfg.method.video_dim == toy.DIM
+    assert cfg.method.dim == (16 if method in ("mmn", "emb") else 32)
+    if method in ("moment_detr", "bm_detr", "qd_detr"):
+        assert cfg.method.span_unit == "clips"
+    if method == "emb":
+        assert cfg.method.branch.heads == 2
+        assert cfg.method.max_snippets == 32
+    elif method != "mmn":
+        assert cfg.method.heads == 4
+        assert cfg.method.dropout == 0.1
+
+    released = instantiate(compose("parity", [f"method={method}", "case=x"]).released)
+    stored = load_file(out / "model.safetensors")
+    read_back, options = read(file)
+    released.settings(options, read_back)  # notes what depends on the options
+    theirs = {released.names.ours(name): weight for name, weight in read_back.items()}
+    del theirs[None]
+    assert stored.keys() == theirs.keys()
+    assert all(torch.equal(stored[k], released.names.keep(k, weight)) for k, weight in theirs.items())
+
     assert vmr("eval", f"run={out}", "split=iid") == 0
     rows = (out / "eval" / "iid-001" / "predictions.jsonl").read_text().splitlines()
     assert len(rows) == 6
-    assert json.loads((out / "metrics.json").read_text())["header"]["imported_from"] == "model_best.ckpt"
+    header = json.loads((out / "metrics.json").read_text())["header"]
+    assert header["imported_from"] == file.name
+    assert [name for names in header["not_imported"].values() for name in names] == sorted(
+        read_back.keys() - {name for name in read_back if released.names.ours(name)}
+    )
 
-    assert vmr("import", toy.SEARCH, f"method={method}", "data=toy", f"checkpoint={file}", f"out={out}") == 2
+    assert run_import(vmr, method, file, out) == 2, "no run is overwritten"
 
 
-def test_the_data_set_comes_from_the_options(tmp_path):
-    released = instantiate(compose("parity", ["method=bm_detr", "case=x"]).released)
-    cfg = configuration(released, {"dset_name": "hl"}, ["method=bm_detr", "checkpoint=a", "out=b"])
-    assert cfg.data.name == "qvhighlights"
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_weights_alone_are_a_checkpoint_too(vmr, prefix, tmp_path):
+    model, _ = official("mmn", toy.DIM)
+    torch.save({prefix + name: weight for name, weight in model.items()}, tmp_path / "bare.pth")
+    assert run_import(vmr, "mmn", tmp_path / "bare.pth", tmp_path / "run") == 0
+
+
+LACKING = {
+    "bm_detr": ("FPM.0.weight", "matcher.w1.weight"),
+    "moment_detr": ("saliency_proj.bias", "saliency.bias"),
+    "qd_detr": ("global_rep_token", "encoder.token"),
+    "mesm": ("unknown_token", "missing_word"),
+    "mmn": ("text_encoder.bert.transformer.layer.1.ffn.lin2.bias", "text.model.transformer.layer.1.ffn.lin2"),
+    "emb": ("predictor.start_block.0.conv1d.bias", "branch.predictor.endpoints.start_output.0.bias"),
+}
+SIZED = {
+    "bm_detr": "input_vid_proj.0.LayerNorm.weight",
+    "moment_detr": "input_txt_proj.0.LayerNorm.weight",
+    "qd_detr": "input_vid_proj.0.LayerNorm.weight",
+    "mesm": "output_txt_proj.1.bias",
+    "mmn": "featpool.conv.weight",
+    "emb": "position.pe",
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_checkpoint_that_does_not_fit_is_refused_by_name(vmr, capsys, method, tmp_path):
+    gone, ours = LACKING[method]
+    for change, named in (
+        (lambda w: w.update({"more.0.weight": torch.ones(2)}), "'more.0.weight'"),
+        (lambda w: w.pop(gone), ours),
+        (lambda w: w.pop(SIZED[method]), SIZED[method]),
+        (lambda w: w.update({gone: torch.ones(3, 3, 3)}), ours),
+    ):
+        file = checkpoint(method, tmp_path, change=change)
+        assert run_import(vmr, method, file, tmp_path / "run") == 2
+        assert named in capsys.readouterr().err
+        assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "data"),
+    [
+        ("bm_detr", {"dset_name": "hl"}, "qvhighlights"),
+        ("bm_detr", {"dset_name": "charades"}, "charades_sta"),
+        ("moment_detr", {"dset_name": "hl"}, "qvhighlights"),
+        ("qd_detr", {"dset_name": "hl"}, "qvhighlights"),
+        ("mesm", {"dataset_name": "tacos"}, "tacos"),
+        ("mesm", {"dataset_name": "charades-cg"}, "charades_cg"),
+        ("emb", {"task": "activitynet"}, "activitynet"),
+    ],
+)
+def test_the_data_set_comes_from_the_options(method, options, data):
+    released = instantiate(compose("parity", [f"method={method}", "case=x"]).released)
+    overrides = [f"method={method}", "checkpoint=a", "out=b"]
+    cfg = configuration(released, options, overrides)
+    assert cfg.data.name == data
     assert cfg.variant == "released"
-    chosen = configuration(released, {"dset_name": "hl"}, ["method=bm_detr", "data=charades_cd"])
-    assert chosen.data.name == "charades_cd"
+    assert configuration(released, options, [*overrides, "data=activitynet_cd"]).data.name == "activitynet_cd"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_without_a_data_set_in_the_options_one_is_asked_for(method):
+    released = instantiate(compose("parity", [f"method={method}", "case=x"]).released)
+    for options in ({}, {"dset_name": "tvsum", "dataset_name": "tvsum", "task": "tvsum", "dataset": "tvsum"}):
+        with pytest.raises(VmrError, match="data="):
+            configuration(released, options, [f"method={method}"])
+
+
+def test_an_experiment_brings_data_and_the_settings_that_mmn_does_not_store():
+    released = instantiate(compose("parity", ["method=mmn", "case=x"]).released)
+    cfg = configuration(released, {}, ["experiment=mmn/tacos", "method=mmn"])
+    assert (cfg.data.name, cfg.method.clips, cfg.features.name) == ("tacos", 128, "mmn_tacos")
+
+
+def test_options_that_are_missing_are_named(vmr, capsys, tmp_path):
+    for method, option in (("qd_detr", "aux_loss"), ("mesm", "use_triplet"), ("bm_detr", "hidden_dim")):
+        file = checkpoint(method, tmp_path)
+        saved = torch.load(file, weights_only=False)
+        delattr(saved["opt"], option)
+        torch.save(saved, file)
+        assert run_import(vmr, method, file, tmp_path / "run") == 2
+        assert f"lack {option}" in capsys.readouterr().err
 
 
 def test_features_of_another_width_are_refused(vmr, capsys, tmp_path):
-    file = checkpoint("bm_detr", tmp_path / "wide.ckpt", video_dim=toy.DIM + 3)
+    file = checkpoint("bm_detr", tmp_path, video_dim=toy.DIM + 3)
     assert vmr("import", toy.SEARCH, "data=toy", f"checkpoint={file}", f"out={tmp_path / 'run'}") == 2
     assert "features=toy has 8 and 8" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
@@ -112,8 +283,12 @@ class Unknown:
     ("content", "message"),
     [
         ({"model": {}, "opt": Unknown()}, "Unknown"),
-        ({"state_dict": {}}, "'model' and 'opt'"),
-        ({"model": {}, "opt": argparse.Namespace(hidden_dim=3)}, "lack"),
+        ({"network": {"w": torch.ones(2)}}, "'model' or 'state_dict', tensors by name"),
+        ({"state_dict": {}}, "found state_dict"),
+        ({"model": {"w": 3.0}}, "tensors by name"),
+        ([torch.ones(2)], "found list"),
+        ({"model": {"w": torch.ones(2)}, "opt": ["lr"]}, "options by name"),
+        ({"model": {"w": torch.ones(2)}, "opt": argparse.Namespace(hidden_dim=3)}, "lack"),
     ],
 )
 def test_other_files_are_refused(vmr, capsys, content, message, tmp_path):

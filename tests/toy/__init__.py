@@ -62,6 +62,7 @@ class Video(VideoSource):
 
 class Sentence(QuerySource):
     dim = DIM
+    has_token_ids = True
 
     def manifest(self) -> dict[str, object]:
         return {"encoder": "toy"}
@@ -70,6 +71,9 @@ class Sentence(QuerySource):
         tokens = np.zeros((2, DIM), dtype=np.float32)
         tokens[:, 0] = float(query.text.split()[-1]) / CLIPS
         return tokens
+
+    def token_ids(self, query: Query) -> np.ndarray:
+        return np.array([CLIPS, int(query.text.split()[-1])], dtype=np.int64)
 
 
 def features(name: str, video_dim: int, query_dim: int, scale: float) -> FeatureSet:

@@ -25,6 +25,7 @@ def _projection(match: re.Match[str]) -> str:
     return f"encoder.project_{kind}.{place}.{match[4]}"
 
 
+NEVER_USED = "the authors' network never uses it"
 SHARED_NAMES: list[tuple[str, Replacement]] = [
     (r"input_(txt|vid)_proj\.(\d+)\.(LayerNorm|net\.1)\.(weight|bias)", _projection),
     (r"transformer\.encoder\.layers\.(\d+)\.self_attn\.(.*)", r"encoder.encoder.layers.\1.attention.\2"),
@@ -67,7 +68,7 @@ ANCHOR_DECODER_NAMES: list[tuple[str, Replacement]] = [
     (r"query_embed\.weight", r"decoder.anchors.weight"),
 ]
 """The decoder that starts from learnable spans."""
-UNUSED = [r"txt_position_embed\..*"]
+UNUSED = {r"txt_position_embed\..*": NEVER_USED}
 
 SHARED_SETTINGS = {
     "hidden_dim": "dim",
@@ -97,12 +98,15 @@ SHARED_SETTINGS = {
 _ONLY = {"pre_norm": False, "use_txt_pos": False, "span_loss_type": "l1", "position_embedding": "sine"}
 
 
-def settings(options: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+def settings(
+    options: Mapping[str, Any], names: Mapping[str, str], also: Sequence[str] = ()
+) -> dict[str, Any]:
     """Translates the authors' options.
 
     Args:
         options: the authors' options by name.
         names: which key of `method` each sets, dotted.
+        also: options that have to be there besides.
 
     Returns:
         Values by dotted key of `method`.
@@ -111,7 +115,7 @@ def settings(options: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, 
         VmrError: if an option is missing, or has a value that no released script uses and we do not
             implement.
     """
-    missing = sorted(names.keys() - options.keys())
+    missing = sorted({*names, *also} - options.keys())
     if missing:
         raise VmrError(
             f"The authors' options lack {', '.join(missing)}. Is this a checkpoint of this method?"
@@ -127,15 +131,20 @@ def settings(options: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, 
 
 def video_dim(weights: Mapping[str, Tensor]) -> int:
     """Reads the width of the video features, less the two columns of TEF, off the first LayerNorm."""
-    return len(_weight(weights, "input_vid_proj.0.LayerNorm.weight")) - 2
+    return len(weight_of(weights, "input_vid_proj.0.LayerNorm.weight")) - 2
 
 
 def query_dim(weights: Mapping[str, Tensor]) -> int:
     """Reads the width of the token features off the first LayerNorm."""
-    return len(_weight(weights, "input_txt_proj.0.LayerNorm.weight"))
+    return len(weight_of(weights, "input_txt_proj.0.LayerNorm.weight"))
 
 
-def _weight(weights: Mapping[str, Tensor], name: str) -> Tensor:
+def weight_of(weights: Mapping[str, Tensor], name: str) -> Tensor:
+    """Returns one of the authors' weights, of which a size is read.
+
+    Raises:
+        VmrError: if there is none of that name.
+    """
     if name not in weights:
         raise VmrError(f"The checkpoint has no weight '{name}': it is not of the Moment-DETR family.")
     return weights[name]

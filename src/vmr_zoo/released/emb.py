@@ -105,9 +105,15 @@ NAMES = _Names(
         (r"ranker\.encoders\.0\.(.*)", r"proposals.neighbours.\1"),
         (r"ranker\.predictor\.(.*)", r"proposals.output.\1"),
     ],
-    # Words are features here; the table of word vectors is no part of the network. The characters' network
-    # runs in the authors' code, but its output is discarded.
-    unused=[r"embedding_net\.(word_emb|char_emb)\..*", r"position\.pe"],
+    unused={
+        r"embedding_net\.word_emb\..*": (
+            "words come as features: serve the authors' vectors, which are GloVe 840B as it is "
+            "(features/query=glove features.query.file=TABLE.npz features.query.normalise=false); words "
+            "that it lacks are skipped, where the authors' code has one trained vector for all of them"
+        ),
+        r"embedding_net\.char_emb\..*": "the authors' code discards what it computes of the characters",
+        r"position\.pe": "it holds sines, not weights",
+    },
 )
 
 
@@ -219,6 +225,7 @@ class EMBReleased(Released):
             dim, video_dim, _ = shapes["video_affine.linear.conv1d.weight"]
             _, query_dim, _ = shapes["embedding_net.linear.conv1d.weight"]
             _, _, kernel, _ = shapes["encoder.f2f.layers.0.guide.conv_layers.0.weight"]
+            longest, _ = shapes["position.pe"]
         except (KeyError, ValueError) as error:
             raise VmrError(f"These are not the weights of EMB's released network: {error}.") from error
         sizes = {
@@ -226,6 +233,7 @@ class EMBReleased(Released):
             "video_dim": video_dim,
             "query_dim": query_dim,
             "branch.guide_kernel": kernel,
+            "max_snippets": longest,
         }
         return sizes | {key: options[option] for option, key in _SETTINGS.items() if option in options}
 
@@ -235,7 +243,8 @@ class EMBReleased(Released):
         if task not in _DATA:
             raise VmrError(
                 f"EMB's option 'task' names the data set of a checkpoint; expected {', '.join(_DATA)}, "
-                f"found {task}."
+                f"found {task}. EMB writes its options beside the checkpoint, in configs.json: put that "
+                "file back, or name the data set: data=…"
             )
         return _DATA[task]
 

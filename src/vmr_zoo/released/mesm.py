@@ -48,11 +48,21 @@ _SETTINGS = {
     "loss_giou_coef": "loss_weights.span_giou",
     "loss_label_coef": "loss_weights.label",
 }
+_ALSO = (
+    "dataset_name",
+    "loss_recfw_coef",
+    "loss_recss_coef",
+    "loss_saliency_coef",
+    "num_recfw_layers",
+    "num_recss_layers",
+    "share_MLP",
+    "use_triplet",
+)
 _OWN_TAIL = {f"{part}_1": f"tails.1.{part}" for part in ("linear1", "linear2", "norm1", "norm2")}
 _DATA = {
     "charades": "charades_sta",
     "charades-cg": "charades_cg",
-    "charades_cg": "charades_cg",
+    "charades-cd": "charades_cd",
     "tacos": "tacos",
     "qvhighlights": "qvhighlights",
 }
@@ -74,7 +84,7 @@ class MESMReleased(Released):
             (r"output_txt_proj\.1\.(.*)", r"word_head.4.\1"),
             *qd_detr.SHARED_NAMES,
         ],
-        unused=[*detr.UNUSED, r"ss_reconstructor\.output_sent_proj\..*"],
+        unused=detr.UNUSED | {r"ss_reconstructor\.output_sent_proj\..*": detr.NEVER_USED},
     )
 
     def __init__(self, normalise: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]) -> None:
@@ -83,7 +93,7 @@ class MESMReleased(Released):
 
     def settings(self, options: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict[str, Any]:
         """See `Released.settings`."""
-        settings = detr.settings(options, _SETTINGS)
+        settings = detr.settings(options, _SETTINGS, also=_ALSO)
         self.names = qd_detr.unused_with(type(self).names, options["dec_layers"])
         settings |= qd_detr.saliency_weights(options["loss_saliency_coef"])
         if not options["use_triplet"]:
@@ -94,7 +104,7 @@ class MESMReleased(Released):
             "query_dim": detr.query_dim(weights),
             "frame_word_layers": options["num_recfw_layers"] if words else None,
             "generator_layers": options["num_recss_layers"] if sentences else None,
-            "vocabulary": len(weights["output_txt_proj.1.bias"]) - 1 if words else 1,
+            "vocabulary": len(detr.weight_of(weights, "output_txt_proj.1.bias")) - 1 if words else 1,
             "moment_clips": "rated" if options["dataset_name"] == "qvhighlights" else "inclusive",
             "separate_tail": not options["share_MLP"],
             "loss_weights.word_reconstruction": options["loss_recfw_coef"] if words else None,

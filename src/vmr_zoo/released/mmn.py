@@ -64,7 +64,7 @@ class MMNReleased(Released):
             (r"text_encoder\.fc_out2\.(.*)", r"contrastive_sentence.\1"),
             (re.escape(_BERT) + r"(.*)", r"text.model.\1"),
         ],
-        unused=[re.escape(_BERT) + r"embeddings\.position_ids"],
+        unused={re.escape(_BERT) + r"embeddings\.position_ids": "it holds 0, 1, 2, …, not weights"},
     )
 
     def settings(self, options: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -99,8 +99,8 @@ class MMNReleased(Released):
         name = str(options.get("dataset"))
         if name not in _DATA:
             raise VmrError(
-                "MMN's checkpoints do not say what they were trained on. Name the authors' settings, such as "
-                "experiment=mmn/charades_sta data=charades_sta."
+                "MMN's checkpoints do not say what they were trained on. Name the authors' settings: "
+                "experiment=mmn/charades_sta, or the data set: data=…"
             )
         return _DATA[name]
 

@@ -77,7 +77,9 @@ SHARED_NAMES: list[tuple[str, Replacement]] = [
     (r"saliency_proj2\.(.*)", r"encoder.score_token.\1"),
     *detr.SHARED_NAMES,
 ]
-_ONE_LAYER_UNUSED = [r"transformer\.decoder\.(bbox_embed|query_scale)\..*"]
+_ONE_LAYER_UNUSED = {
+    r"transformer\.decoder\.(bbox_embed|query_scale)\..*": "a decoder of one layer refines nothing"
+}
 
 
 @dataclass(frozen=True)
@@ -135,8 +137,8 @@ def saliency_weights(value: float) -> dict[str, float]:
 
 def unused_with(names: Any, decoder_layers: int) -> Any:
     """Adds what a decoder of one layer never uses."""
-    extra = _ONE_LAYER_UNUSED if decoder_layers == 1 else []
-    return replace(names, unused=[*names.unused, *extra])
+    extra = _ONE_LAYER_UNUSED if decoder_layers == 1 else {}
+    return replace(names, unused=names.unused | extra)
 
 
 class QDDETRReleased(Released):
@@ -149,7 +151,7 @@ class QDDETRReleased(Released):
 
     def settings(self, options: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict[str, Any]:
         """See `Released.settings`; notes where TEF stands among the video features."""
-        settings = detr.settings(options, detr.SHARED_SETTINGS)
+        settings = detr.settings(options, detr.SHARED_SETTINGS, also=("aux_loss",))
         audio = options.get("a_feat_dim") if options.get("a_feat_dir") else None
         video_dim = detr.video_dim(weights)
         self.names = replace(

@@ -20,13 +20,14 @@ class WeightNames:
 
     Attributes:
         rules: (regular expression, replacement), tried in order; the first that matches the whole name holds.
-        unused: regular expressions of weights that the authors' network has but never uses.
+        unused: regular expressions of weights that the authors' network has and ours does not, with the
+            reason.
         rows: weights of which we keep the first rows only, by our name: the authors compute the others and
             drop them.
     """
 
     rules: Sequence[tuple[str, Replacement]]
-    unused: Sequence[str] = ()
+    unused: Mapping[str, str] = field(default_factory=dict)
     rows: Mapping[str, int] = field(default_factory=dict)
 
     def ours(self, name: str) -> str | None:
@@ -36,12 +37,12 @@ class WeightNames:
             name: the authors' name.
 
         Returns:
-            Our name, None for a weight that is never used.
+            Our name, None for a weight that ours does not have.
 
         Raises:
             VmrError: if no rule knows the name.
         """
-        if any(re.fullmatch(pattern, name) for pattern in self.unused):
+        if self._why_unused(name) is not None:
             return None
         for pattern, replacement in self.rules:
             match = re.fullmatch(pattern, name)
@@ -51,6 +52,26 @@ class WeightNames:
             f"The checkpoint holds the weight '{name}', which is not part of the authors' network as "
             "vmr_zoo knows it. Is it a checkpoint of this method, and of the released code?"
         )
+
+    def _why_unused(self, name: str) -> str | None:
+        reasons = (why for pattern, why in self.unused.items() if re.fullmatch(pattern, name))
+        return next(reasons, None)
+
+    def left_out(self, weights: Iterable[str]) -> dict[str, list[str]]:
+        """Lists the weights that are not taken over.
+
+        Args:
+            weights: the authors' names.
+
+        Returns:
+            Names by the reason.
+        """
+        found: dict[str, list[str]] = {}
+        for name in weights:
+            why = self._why_unused(name)
+            if why is not None:
+                found.setdefault(why, []).append(name)
+        return found
 
     def keep(self, name: str, weight: Tensor) -> Tensor:
         """Cuts an authors' weight to the rows that we keep under `name`, our name."""
@@ -77,7 +98,7 @@ class WeightNames:
             for name, weight in (*module.named_parameters(), *module.named_buffers())
             if name in kept
         }
-        _refuse("lacks", wanted.keys() - translated.keys())
+        _refuse("lacks, as we name them, the", wanted.keys() - translated.keys())
         _refuse("has, as we name them, the surplus", translated.keys() - wanted.keys())
         misshapen = [
             f"{name}: {tuple(translated[name].shape)} instead of {tuple(parameter.shape)}"
