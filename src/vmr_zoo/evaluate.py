@@ -14,6 +14,7 @@ import numpy as np
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback, ProgressBar
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from vmr_zoo import run_dir
 from vmr_zoo.callbacks import progress
@@ -21,15 +22,18 @@ from vmr_zoo.data.annotations import SELECTION
 from vmr_zoo.data.features import compare_manifests
 from vmr_zoo.data.protocols import find_split, refuse_other_protocol
 from vmr_zoo.errors import VmrError
+from vmr_zoo.files import atomic_path
 from vmr_zoo.report import wide_console
 from vmr_zoo.run_dir import HEADER
 from vmr_zoo.score import score_rows
+from vmr_zoo.types import DETAILS
 
 if TYPE_CHECKING:
     from vmr_zoo.data.datamodule import VMRDataModule
     from vmr_zoo.methods.base import Method
     from vmr_zoo.types import Batch
 
+DETAILS_FILE = "details.safetensors"
 SHOWN = ("R1@0.3", "R1@0.5", "R1@0.7", "R5@0.5", "R5@0.7", "mIoU", "mAP", "highlight_mAP", "HIT@1")
 
 
@@ -74,14 +78,27 @@ def main(cfg: DictConfig) -> int:
         )
     metrics = {}
     for split in wanted:
-        rows = predict_rows(trainer, method, data, split)
+        details: dict[str, Tensor] | None = {} if cfg.details else None
+        rows = predict_rows(trainer, method, data, split, details)
         metrics[split] = score(rows, data, split, method)
         target = run_dir.next_free(run / "eval", split)
         run_dir.write_rows(target / run_dir.PREDICTIONS, rows)
         run_dir.write_json(target / run_dir.METRICS, {HEADER: header, split: metrics[split]})
         run_dir.write_json(target / run_dir.ENVIRONMENT, run_dir.environment(stored.seed))
+        if details is not None:
+            _write_details(target / DETAILS_FILE, details)
     print_metrics(header, metrics)
     return 0
+
+
+def _write_details(path: Path, details: dict[str, Tensor]) -> None:
+    """Writes the details of a split, `<row>/<name>`, and tells which names there are."""
+    from safetensors.torch import save_file
+
+    with atomic_path(path) as temporary:
+        save_file(details, temporary)
+    names = sorted({key.partition("/")[2] for key in details})
+    print(f"{path}: {', '.join(names) or 'no details, this method has none'}")
 
 
 def _wanted(data: VMRDataModule, asked: str | Sequence[str]) -> list[str]:
@@ -128,6 +145,7 @@ class _Rows(Callback):
         self.queries = {query.query_id: query for query in data.split(split).queries}
         self.method = method
         self.rows: list[dict[str, Any]] = []
+        self.details: dict[str, Tensor] = {}
 
     def on_predict_batch_end(
         self,
@@ -141,7 +159,8 @@ class _Rows(Callback):
         windows = self.method.metrics.windows(outputs, batch)
         scores = outputs["scores"].detach().float().cpu().numpy().astype(np.float64)
         saliency = outputs["saliency"].detach().float().cpu().numpy() if "saliency" in outputs else None
-        clips = batch["video_mask"].sum(1).tolist()
+        details = {name: x.detach().float().cpu() for name, x in outputs.get("details", {}).items()}
+        clips, words = (batch[mask].sum(1).tolist() for mask in ("video_mask", "query_mask"))
         # A short list ends in empty spans of score 0, which are no predictions; one row holds at least one
         # window.
         real = (scores != 0) | (windows[..., 1] > windows[..., 0])
@@ -162,11 +181,20 @@ class _Rows(Callback):
             }
             if saliency is not None:
                 row["pred_saliency_scores"] = [float(f"{x:.6g}") for x in saliency[i, : clips[i]].tolist()]
+            lengths = {"clip": clips[i], "word": words[i], "moment": len(ranked)}
+            for name, values in details.items():
+                # An axis that is not padded has no length here; one of pooled clips may be shorter than that.
+                cut = tuple(slice(lengths.get(axis)) for axis in DETAILS[name])
+                self.details[f"{len(self.rows)}/{name}"] = values[i][cut].contiguous().clone()
             self.rows.append(row)
 
 
 def predict_rows(
-    trainer: lightning.Trainer, method: Method, data: VMRDataModule, split: str
+    trainer: lightning.Trainer,
+    method: Method,
+    data: VMRDataModule,
+    split: str,
+    details: dict[str, Tensor] | None = None,
 ) -> list[dict[str, Any]]:
     """Predicts a split.
 
@@ -175,18 +203,24 @@ def predict_rows(
         method: with the weights to use.
         data: serves the split.
         split: "selection" or a test split.
+        details: gets the details of each row under `<row>/<name>`, rows counted from 0, without padding; None
+            spares the method their computation.
 
     Returns:
         The rows of predictions.jsonl: the query, its ground truth, and ranked windows in seconds, rounded as
         the data set asks.
     """
     rows = _Rows(data, split, method)
+    method.details = details is not None
     trainer.callbacks.append(rows)  # type: ignore[attr-defined]
     try:
         with quiet():
             trainer.predict(method, dataloaders=data.eval_dataloader(split), return_predictions=False)
     finally:
         trainer.callbacks.remove(rows)  # type: ignore[attr-defined]
+        method.details = False
+    if details is not None:
+        details.update(rows.details)
     return rows.rows
 
 

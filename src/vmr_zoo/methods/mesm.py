@@ -339,18 +339,15 @@ class MESM(QDDETR):
         return found, self.word_head(found)
 
     def word_probability(self, batch: Batch, read: Read) -> Tensor:
-        """Masks one word at a time; returns the probability that it is reconstructed, (B, Lq), 0 on padding.
+        """Returns the probability P of Eq. 2 that a masked word is the true one, (B, Lq), 0 on padding.
 
-        A word outside the vocabulary is reconstructed if the class of unknown words is.
+        Words meet the frames and not each other, so that masking all at once says the same as masking one at
+        a time. A word outside the vocabulary is true if the class of unknown words is.
         """
         mask = batch["query_mask"]
-        place = torch.arange(mask.shape[1], device=mask.device)
-        found = []
-        for word in range(mask.shape[1]):
-            masking = self._masking(batch, mask & (place == word))
-            _, logits = self.reconstruct(batch, read, masking)
-            found.append(logits[:, word].softmax(-1).gather(1, masking.labels[:, word : word + 1]))
-        return torch.cat(found, 1) * mask
+        masking = self._masking(batch, mask)
+        _, logits = self.reconstruct(batch, read, masking)
+        return logits.softmax(-1).gather(2, masking.labels.unsqueeze(2)).squeeze(2) * mask
 
     def details_of(self, output: Output, batch: Batch) -> dict[str, Tensor]:
         """Adds `word_probability` to QD-DETR's details where the batch has `query_words`."""
