@@ -157,6 +157,65 @@ def test_eval_refuses_what_would_mislead(train_toy, vmr, capsys):
     assert "scale: trained on 1.0, now 2.0" in capsys.readouterr().err
 
 
+VDI = (
+    "method.text._target_=toy.text_encoder",
+    "method.segments=8",
+    "method.clips=4",
+    "method.diagonals=[3]",
+    "method.map_dim=8",
+    "method.map_layers=1",
+    "method.joint_dim=8",
+    "method.visual_context.heads=2",
+    "method.spatial_dynamic=null",
+    "method.loss_weights.spatial_dynamic=null",
+)
+
+
+def test_eval_changes_arguments_of_the_method(train_toy, vmr, capsys, tmp_path):
+    """Figure 3 of VDI: one trained run, looking by the whole query, by its nouns, by the rest."""
+    code, run = train_toy(*VDI, name="runs/vdi", method="vdi")
+    assert code == 0
+    found = {}
+    for reading in ("full", "static", "dynamic"):
+        assert vmr("eval", f"run={run}", "split=iid", f"change={{method.retrieve_by:{reading}}}") == 0
+        evaluated = run / f"eval/iid-{len(found) + 1:03d}"
+        found[reading] = [row["pred_relevant_windows"] for row in rows(evaluated)]
+        header = metrics(evaluated)[HEADER]
+        assert header["change"] == [f"method.retrieve_by={reading}"]
+        assert header["name"] == f"{metrics(run)[HEADER]['name']} with method.retrieve_by={reading}"
+    assert found["full"] == [row["pred_relevant_windows"] for row in rows(run) if row["split"] == "iid"]
+    assert found["static"] != found["full"]
+    assert found["dynamic"] != found["full"]
+    assert found["dynamic"][0] == found["dynamic"][1], "two sentences on one video differ in the noun only"
+    assert found["static"][0] != found["static"][1]
+    assert "withmethod.retrieve_by=dynamicontoy" in "".join(capsys.readouterr().out.split())  # it wraps
+
+    assert vmr("eval", f"run={run}", "split=iid", "change={method.answers:1,method.nms_iou:0.3}") == 0
+    assert {len(row["pred_relevant_windows"]) for row in rows(run / "eval/iid-004")} == {1}
+    assert metrics(run / "eval/iid-004")[HEADER]["change"] == ["method.answers=1", "method.nms_iou=0.3"]
+    assert vmr("eval", f"run={run}", "split=iid") == 0
+    assert "change" not in metrics(run / "eval/iid-005")[HEADER]
+
+    for change, part in (
+        ("{method.retrieve_bye:static}", "Did you mean method.retrieve_by"),
+        ("{method.contrast.margins:1}", "Did you mean method.contrast.margin"),
+        ("{method._target_:toy.ToyMethod}", "Unknown argument of the method 'method._target_'"),
+        ("{data.selection:ood}", "takes arguments of the method (method.…), found data.selection"),
+        ("[method.answers]", "Expected values by key"),
+        ("method.answers", "Expected values by key"),
+        ("{method.joint_dim:4}", "does not fit the method in config.yaml beside it with method.joint_dim=4"),
+        ("{method.map_layers:2}", "with method.map_layers=2"),
+    ):
+        assert vmr("eval", f"run={run}", "split=iid", f"change={change}") == 2
+        assert part in capsys.readouterr().err
+    assert len(list((run / "eval").iterdir())) == 5
+
+    out = tmp_path / "board.md"
+    assert vmr("report", f"runs={tmp_path}/runs", "columns=[mIoU]", "format=markdown", f"out={out}") == 0
+    assert out.read_text().count("\n| vdi") == 1
+    assert " with " not in out.read_text()
+
+
 def test_report_averages_seeds_and_keeps_apart_what_must_not_be_compared(train_toy, vmr, tmp_path, capsys):
     for seed in (0, 1):
         train_toy(f"seed={seed}", name=f"runs/toy{seed}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ from vmr_zoo.callbacks import progress
 from vmr_zoo.data.annotations import SELECTION
 from vmr_zoo.data.features import compare_manifests
 from vmr_zoo.data.protocols import find_split, refuse_other_protocol
-from vmr_zoo.errors import VmrError
+from vmr_zoo.errors import VmrError, unknown
 from vmr_zoo.files import atomic_path
 from vmr_zoo.report import wide_console
 from vmr_zoo.run_dir import HEADER
@@ -58,12 +59,15 @@ def main(cfg: DictConfig) -> int:
     if cfg.get("data") is not None:
         refuse_other_protocol(stored.data.name, cfg.data.name, stored.paths.annotations)
     header = dict(run_dir.read_json(run / run_dir.METRICS)[HEADER])
+    changes = _change(stored, cfg.change or {})
+    if changes:
+        header |= {"change": changes, "name": f"{header['name']} with {', '.join(changes)}"}
 
     method: Method = instantiate(stored.method)
     data: VMRDataModule = instantiate(stored.data, needs=method.needs)
     wanted = _wanted(data, cfg.split)
     compare_manifests(run_dir.read_json(run / run_dir.MANIFEST), data.features.manifest())
-    _load_weights(method, run / run_dir.WEIGHTS)
+    _load_weights(method, run / run_dir.WEIGHTS, changes)
     data.prepare_data()
 
     bar = progress()
@@ -117,7 +121,48 @@ def _wanted(data: VMRDataModule, asked: str | Sequence[str]) -> list[str]:
     return names
 
 
-def _load_weights(method: Method, path: Path) -> None:
+def _change(stored: DictConfig, change: Any) -> list[str]:
+    """Changes arguments of the method before it is built, in place.
+
+    Args:
+        stored: the run's configuration, resolved.
+        change: values by dotted key, from the command line.
+
+    Returns:
+        "key=value" for each.
+
+    Raises:
+        VmrError: if there is no such argument, or it is none of the method's.
+    """
+    if not isinstance(change, Mapping):
+        raise VmrError(
+            f"Expected values by key, such as change={{method.nms_iou:0.3}}, found change={change}."
+        )
+    change = {key: OmegaConf.to_container(x) if OmegaConf.is_config(x) else x for key, x in change.items()}
+    known = _keys(stored.method, "method.")
+    for key, value in change.items():
+        if not str(key).startswith("method."):
+            raise VmrError(
+                f"change={{…}} takes arguments of the method (method.…), found {key}: a run is scored on the "
+                "data that it was trained for."
+            )
+        if key not in known:
+            raise unknown("argument of the method", key, known)
+        OmegaConf.update(stored, key, value, merge=False)
+    return [f"{key}={json.dumps(value).strip(chr(34))}" for key, value in change.items()]
+
+
+def _keys(node: DictConfig, prefix: str) -> list[str]:
+    """Lists dotted keys at any depth, less those of Hydra's own."""
+    found = []
+    for key in map(str, node):
+        if not key.startswith("_"):
+            found.append(f"{prefix}{key}")
+            found += _keys(node[key], f"{prefix}{key}.") if isinstance(node[key], DictConfig) else []
+    return found
+
+
+def _load_weights(method: Method, path: Path, changes: Sequence[str] = ()) -> None:
     """Loads a safetensors export into a method built from the same configuration."""
     from safetensors.torch import load_model
 
@@ -129,7 +174,10 @@ def _load_weights(method: Method, path: Path) -> None:
     try:
         load_model(method, str(path))
     except RuntimeError as error:
-        raise VmrError(f"{path} does not fit the method in {run_dir.CONFIG} beside it: {error}") from error
+        changed = f" with {', '.join(changes)}" if changes else ""
+        raise VmrError(
+            f"{path} does not fit the method in {run_dir.CONFIG} beside it{changed}: {error}"
+        ) from error
 
 
 def splits_of(data: VMRDataModule) -> list[str]:

@@ -17,11 +17,9 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
-from transformers import DistilBertConfig, DistilBertModel
 
 import toy
 from vmr_zoo import run_dir
-from vmr_zoo.blocks.text_encoder import TransformerText
 from vmr_zoo.config import compose
 from vmr_zoo.errors import VmrError
 from vmr_zoo.import_checkpoint import configuration, read
@@ -35,8 +33,6 @@ pytestmark = pytest.mark.skipif(not GOLDEN.is_dir(), reason="needs the names in 
 
 
 METHODS = ["bm_detr", "moment_detr", "qd_detr", "mesm", "mmn", "emb"]
-TEXT_WIDTH = 8
-"""Of the text encoder in an MMN checkpoint, made small by `small_distilbert`."""
 _LAYER = (
     *(f"attention.{x}_lin" for x in ("q", "k", "v", "out")),
     *("sa_layer_norm", "ffn.lin1", "ffn.lin2", "output_layer_norm"),
@@ -53,17 +49,9 @@ DISTILBERT = {
 """How transformers names the weights of DistilBERT."""
 
 
-def small_distilbert(folder: None, trained_layers: None = None) -> TransformerText:
-    """DistilBERT without its size."""
-    config = DistilBertConfig(
-        vocab_size=120, dim=TEXT_WIDTH, n_heads=2, hidden_dim=12, n_layers=2, max_position_embeddings=20
-    )
-    return TransformerText(model=DistilBertModel(config), start=101, end=102, pooling="mean")
-
-
 @pytest.fixture(autouse=True)
 def _small(monkeypatch):
-    monkeypatch.setattr("vmr_zoo.blocks.text_encoder.distilbert", small_distilbert)
+    monkeypatch.setattr("vmr_zoo.blocks.text_encoder.distilbert", toy.text_encoder)
 
 
 @functools.cache
@@ -82,7 +70,7 @@ def official(method: str, video_dim: int) -> tuple[dict, dict]:
         "video_affine.linear.conv1d.weight": (16, video_dim, 1),
         "embedding_net.linear.conv1d.weight": (16, toy.DIM, 1),
         "featpool.conv.weight": (16, video_dim, 1),
-        "text_encoder.fc_out1.weight": (16, TEXT_WIDTH),
+        "text_encoder.fc_out1.weight": (16, toy.DIM),
     }
     like |= {name: torch.zeros(size) for name, size in sizes.items() if name in like}
     cfg = compose("parity", [f"method={method}", "case=x"])

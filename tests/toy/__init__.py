@@ -12,7 +12,9 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import nn
+from transformers import DistilBertConfig, DistilBertModel
 
+from vmr_zoo.blocks.text_encoder import TransformerText
 from vmr_zoo.data.annotations import Protocol, Query, Split
 from vmr_zoo.data.features import FeatureSet, QuerySource, VideoSource
 from vmr_zoo.errors import VmrError
@@ -63,6 +65,7 @@ class Video(VideoSource):
 class Sentence(QuerySource):
     dim = DIM
     has_token_ids = True
+    has_noun_masks = True
 
     def manifest(self) -> dict[str, object]:
         return {"encoder": "toy"}
@@ -74,6 +77,18 @@ class Sentence(QuerySource):
 
     def token_ids(self, query: Query) -> np.ndarray:
         return np.array([CLIPS, int(query.text.split()[-1])], dtype=np.int64)
+
+    def noun_mask(self, query: Query) -> np.ndarray:
+        return np.array([False, True])
+
+
+def text_encoder(folder: None = None, trained_layers: int | None = None) -> TransformerText:
+    """DistilBERT without its size."""
+    config = DistilBertConfig(
+        vocab_size=120, dim=DIM, n_heads=2, hidden_dim=12, n_layers=2, max_position_embeddings=20
+    )
+    model = DistilBertModel(config)
+    return TransformerText(model=model, start=101, end=102, pooling="mean", trained_layers=trained_layers)
 
 
 def features(name: str, video_dim: int, query_dim: int, scale: float) -> FeatureSet:
