@@ -252,7 +252,7 @@ def predict_rows(
         data: serves the split.
         split: "selection" or a test split.
         details: gets the details of each row under `<row>/<name>`, rows counted from 0, without padding; None
-            spares the method their computation.
+            spares the method their computation and the data module what only they are made of.
 
     Returns:
         The rows of predictions.jsonl: the query, its ground truth, and ranked windows in seconds, rounded as
@@ -263,7 +263,8 @@ def predict_rows(
     trainer.callbacks.append(rows)  # type: ignore[attr-defined]
     try:
         with quiet():
-            trainer.predict(method, dataloaders=data.eval_dataloader(split), return_predictions=False)
+            loader = data.eval_dataloader(split, details=method.details)
+            trainer.predict(method, dataloaders=loader, return_predictions=False)
     finally:
         trainer.callbacks.remove(rows)  # type: ignore[attr-defined]
         method.details = False

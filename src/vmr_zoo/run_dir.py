@@ -12,7 +12,8 @@ none. Nothing here removes an earlier result.
     environment.json    packages, git revision, hardware, seed, threads
     checkpoints/        best.ckpt and last.ckpt, with the optimizer's state
     metrics.csv         the training curves
-    eval/SPLIT-001/     what `vmr eval` added later
+    eval/SPLIT-001/     what `vmr eval` added later: metrics.json, predictions.jsonl, environment.json, and
+                        details.safetensors if it was asked for details
 """
 
 from __future__ import annotations

@@ -42,10 +42,11 @@ class Batch(TypedDict, total=False):
             (mean of its token features), sibling_mask (B, S), sibling_spans (B, S, 2).
         "shift": shift_order (B, Lv) int64, a permutation of the valid clips that moves the moment to another
             place (identity where the row is not shifted), and shifted_spans (B, N, 2). Training only.
-        "patches": patches (B, Lv, P, Dp). Training only.
+        "patches": patches (B, Lv, P, Dp). Training, and evaluation that asks for details.
         "query_tokens": query_tokens (B, Lq) int64 tokenizer ids.
         "query_words": query_words (B, Lq) int64, each token's place among the training split's tokens by
-            frequency, the most frequent is 1; padding is 0. Training only.
+            frequency, the most frequent is 1; a token that it lacks comes after all of them; padding is 0.
+            Training, and evaluation that asks for details.
         "noun_mask": noun_mask (B, Lq) bool, True = the token belongs to a noun chunk.
         "saliency": saliency (B, Lv) float32, the annotators' ratings summed (0 where unrated), and
             saliency_mask (B, Lv), True = rated. Data without ratings rate every clip inside a moment 1.

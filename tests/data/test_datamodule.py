@@ -14,7 +14,8 @@ from vmr_zoo.data.sampling import RowBatch
 from vmr_zoo.errors import VmrError
 from vmr_zoo.types import NEEDS
 
-TRAINING_ONLY = {"query_words", "negative_query", "negative_query_mask", "shift_order", "shifted_spans"}
+TRAINING_ONLY = {"negative_query", "negative_query_mask", "shift_order", "shifted_spans"}
+FOR_DETAILS = {"query_words", "patches"}
 
 
 def noise(*key: int | str, shape: tuple[int, ...]) -> np.ndarray:
@@ -294,11 +295,66 @@ def test_evaluation_draws_nothing_and_keeps_the_order_of_the_file(everything):
     loader = everything.eval_dataloader("ood")
     first, second = list(loader), list(loader)
     assert all(same(a, b) for a, b in zip(first, second, strict=True))
-    assert not TRAINING_ONLY & first[0].keys()
+    assert not (TRAINING_ONLY | FOR_DETAILS) & first[0].keys()
     assert [q for b in first for q in b["query_id"]] == [q.query_id for q in protocol().tests["ood"].queries]
     epoch_of(everything)
     assert torch.equal(torch.get_rng_state(), state)
     assert (np.random.get_state()[1] == numpy_state).all()  # noqa: NPY002
+
+
+def test_details_add_patches_and_words_counted_in_training(everything):
+    counts = Counter(t for query in protocol().train.queries for t in Words().token_ids(query).tolist())
+    place = {token: i + 1 for i, token in enumerate(sorted(counts, key=lambda t: (-counts[t], t)))}
+    queries = {query.query_id: query for query in protocol().tests["ood"].queries}
+    plain = list(everything.eval_dataloader("ood"))
+    for batch, without in zip(everything.eval_dataloader("ood", details=True), plain, strict=True):
+        assert batch.keys() == without.keys() | FOR_DETAILS
+        assert same({key: batch[key] for key in without}, without)
+        for i, query_id in enumerate(batch["query_id"]):
+            query = queries[query_id]
+            words = [place[token] for token in Words().token_ids(query).tolist()]
+            assert batch["query_words"][i, : len(words)].tolist() == words
+            patches = torch.from_numpy(Patches().load(query.video_id))
+            assert torch.equal(batch["patches"][i, : len(patches)], patches)
+
+
+class OtherWords(Words):
+    """The test sentences hold tokens that training lacks."""
+
+    def token_ids(self, query):
+        return super().token_ids(query) + (0 if query.query_id.startswith("train") else 4)
+
+
+def test_words_that_training_lacks_come_after_all_of_them():
+    data = VMRDataModule("tiny", protocol(), features(query=OtherWords()), needs={"query_words"})
+    loader = data.eval_dataloader("iid", details=True)
+    batch = next(iter(loader))
+    counts = Counter(t for query in protocol().train.queries for t in Words().token_ids(query).tolist())
+    assert set(counts) == {1, 2, 3, 4, 5}
+    ids = OtherWords().token_ids(protocol().tests["iid"].queries[0]).tolist()
+    assert max(ids) > 5
+    ranked = sorted(counts, key=lambda t: (-counts[t], t))
+    expected = [ranked.index(token) + 1 if token in counts else 6 for token in ids]
+    assert batch["query_words"][0, : len(ids)].tolist() == expected
+
+
+def test_details_do_without_words_where_there_are_no_token_ids():
+    class Bare(Words):
+        has_token_ids = False
+
+        def token_ids(self, query):
+            raise AssertionError
+
+    data = VMRDataModule("tiny", protocol(), features(query=Bare()), needs={"query_words", "patches"})
+    batch = next(iter(data.eval_dataloader("iid", details=True)))
+    assert "patches" in batch
+    assert "query_words" not in batch
+
+
+def test_details_load_a_split_again_only_where_they_add_something():
+    data = module(needs={"sibling_queries"})
+    plain = data.eval_dataloader("iid").dataset
+    assert data.eval_dataloader("iid", details=True).dataset is plain
 
 
 def test_workers_change_nothing(everything):

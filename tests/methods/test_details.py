@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
-from safetensors.torch import load_file
+from safetensors.torch import load_file, load_model
 from torch import nn
 
+import toy
 from batches import NARRATION_DIM, PATCH_DIM, PATCHES, QUERY_DIM, VIDEO_DIM, make_batch
+from vmr_zoo import run_dir
 from vmr_zoo.blocks.attention import MultiHeadAttention, attend
 from vmr_zoo.config import compose
+from vmr_zoo.data.datamodule import VMRDataModule
 from vmr_zoo.methods.base import Method
 
 DETR = ("moment_detr", "bm_detr", "qd_detr", "mesm", "lmr")
@@ -256,3 +261,80 @@ def test_eval_writes_the_details_beside_the_predictions(train_toy, vmr, capsys) 
     assert not (run / "eval/iid-002/details.safetensors").exists()
     same = [(run / "eval" / name / "predictions.jsonl").read_text() for name in ("iid-001", "iid-002")]
     assert same[0] == same[1]
+
+
+def trained(run: Path) -> tuple[Method, VMRDataModule]:
+    """The method and the data of a run."""
+    cfg = run_dir.load_config(run)
+    method = instantiate(cfg.method)
+    load_model(method, str(run / "model.safetensors"))
+    data = instantiate(cfg.data, needs=method.needs)
+    data.prepare_data()
+    return method.eval(), data
+
+
+def test_eval_writes_the_probability_of_each_word_of_an_unseen_sentence(train_toy, vmr) -> None:
+    """Each sentence is a token that all share, and one that says where the moment starts."""
+    _, run = train_toy(
+        "trainer.max_epochs=1",
+        "method.dim=16",
+        "method.heads=2",
+        "method.queries=5",
+        "method.generator_layers=1",
+        "method.vocabulary=8",
+        method="mesm",
+    )
+    assert vmr("eval", f"run={run}", "split=iid", "details=true") == 0
+    found = load_file(run / "eval/iid-001/details.safetensors")
+    method, data = trained(run)
+    counts = Counter(int(query.text.split()[-1]) for query in toy.protocol().train.queries)
+    common = sorted(counts, key=lambda start: (-counts[start], start))
+    queries = toy.protocol().tests["iid"].queries
+    strange = 0
+    (batch,) = data.eval_dataloader("iid")
+    assert "query_words" not in batch
+    for row, query in enumerate(queries):
+        start = int(query.text.split()[-1])
+        place = common.index(start) + 2 if start in common else len(common) + 2
+        strange += place > 8
+        batch["query_words"] = torch.ones(len(queries), 2, dtype=torch.int64)
+        batch["query_words"][row, 1] = place
+        expected = details(method, batch)["word_probability"][row]
+        torch.testing.assert_close(found[f"{row}/word_probability"], expected)
+    assert 0 < strange < len(queries)
+
+
+def test_eval_writes_heatmaps_and_reads_patches_for_nothing_else(train_toy, vmr, monkeypatch) -> None:
+    _, run = train_toy(
+        "trainer.max_epochs=1",
+        "+features.patch_dim=3",
+        "+features.patch_count=4",
+        "method.text._target_=toy.text_encoder",
+        "method.segments=8",
+        "method.clips=4",
+        "method.diagonals=[3]",
+        "method.map_dim=8",
+        "method.map_layers=1",
+        "method.joint_dim=8",
+        "method.visual_context.heads=2",
+        "method.spatial_dynamic.heads=2",
+        "method.spatial_dynamic.frames=6",
+        method="vdi",
+    )
+    assert vmr("eval", f"run={run}", "split=iid", "details=true") == 0
+    found = load_file(run / "eval/iid-001/details.safetensors")
+    method, data = trained(run)
+    (batch,) = data.eval_dataloader("iid", details=True)
+    expected = details(method, batch)["heatmap"]
+    assert expected.shape == (len(toy.protocol().tests["iid"].queries), 6, 4)
+    for row, heatmap in enumerate(expected):
+        torch.testing.assert_close(found[f"{row}/heatmap"], heatmap)
+    assert (expected[0] - expected[-1]).abs().max() > 1e-3  # different videos
+
+    def refuse(source: toy.Patches, video_id: str) -> None:
+        raise AssertionError(video_id)
+
+    monkeypatch.setattr(toy.Patches, "load", refuse)
+    (batch,) = data.eval_dataloader("iid")
+    assert "patches" not in batch
+    assert details(method, batch).keys() == {"score_map"}

@@ -62,6 +62,20 @@ class Video(VideoSource):
         return clips * np.float32(self.scale)
 
 
+class Patches(VideoSource):
+    """Noise, as many clips as `Video` has."""
+
+    def __init__(self, dim: int, count: int) -> None:
+        self.dim, self.count = dim, count
+
+    def manifest(self) -> dict[str, object]:
+        return {"order": ["toy patches"]}
+
+    def load(self, video_id: str) -> np.ndarray:
+        rng = np.random.default_rng(int(video_id[1:]))
+        return rng.normal(size=(CLIPS, self.count, self.dim)).astype(np.float32)
+
+
 class Sentence(QuerySource):
     dim = DIM
     has_token_ids = True
@@ -82,17 +96,38 @@ class Sentence(QuerySource):
         return np.array([False, True])
 
 
-def text_encoder(folder: None = None, trained_layers: int | None = None) -> TransformerText:
+def text_encoder(
+    folder: None = None, trained_layers: int | None = None, layers: int | None = None
+) -> TransformerText:
     """DistilBERT without its size."""
     config = DistilBertConfig(
-        vocab_size=120, dim=DIM, n_heads=2, hidden_dim=12, n_layers=2, max_position_embeddings=20
+        vocab_size=120, dim=DIM, n_heads=2, hidden_dim=12, n_layers=layers or 2, max_position_embeddings=20
     )
     model = DistilBertModel(config)
     return TransformerText(model=model, start=101, end=102, pooling="mean", trained_layers=trained_layers)
 
 
-def features(name: str, video_dim: int, query_dim: int, scale: float) -> FeatureSet:
-    return FeatureSet(name, "simulated", video_dim, query_dim, 1.0, Video(scale), Sentence())
+def features(
+    name: str,
+    video_dim: int,
+    query_dim: int,
+    scale: float,
+    patch_dim: int | None = None,
+    patch_count: int | None = None,
+) -> FeatureSet:
+    """`+features.patch_dim=D +features.patch_count=P` add patches."""
+    return FeatureSet(
+        name,
+        "simulated",
+        video_dim,
+        query_dim,
+        1.0,
+        Video(scale),
+        Sentence(),
+        patches=None if patch_dim is None or patch_count is None else Patches(patch_dim, patch_count),
+        patch_dim=patch_dim,
+        patch_count=patch_count,
+    )
 
 
 class ToyMethod(Method):
@@ -112,11 +147,11 @@ class ToyMethod(Method):
         broken = self.training and self.trainer.global_step == self.break_at
         return {"span": error.abs().mean(), "odd": error.pow(2).mean() * (float("nan") if broken else 1.0)}
 
-    def predict(self, batch):  # type: ignore[no-untyped-def]
+    def predict(self, batch, *, details=False):  # type: ignore[no-untyped-def]
         spans = self._spans(batch)[:, None].repeat(1, 5, 1)
         spans[:, 1:] = 0
         scores = torch.tensor([0.7, 0, 0, 0, 0]).repeat(len(spans), 1)
-        return {"spans": spans, "scores": scores}
+        return {"spans": spans, "scores": scores} | ({"details": {}} if details else {})
 
 
 class At(Callback):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,9 +23,6 @@ from vmr_zoo.data.sampling import RowBatch
 from vmr_zoo.data.shifting import TemporalShift
 from vmr_zoo.errors import VmrError, some
 from vmr_zoo.types import Batch
-
-TRAINING_ONLY = frozenset({"negative_query", "shift", "patches", "query_words"})
-"""Needs that are served in training only."""
 
 
 class Ragged:
@@ -100,6 +98,7 @@ class SplitData(Dataset[Batch]):
         needs: frozenset[str],
         *,
         training: TrainingChoices | None = None,
+        word_ranks: Mapping[int, int] | None = None,
         storage: torch.dtype = torch.float32,
         rated_clip_seconds: float = 2.0,
     ) -> None:
@@ -110,6 +109,7 @@ class SplitData(Dataset[Batch]):
             features: where its features come from, prepared.
             needs: the optional fields to serve.
             training: what is random; None in evaluation.
+            word_ranks: place of each token id in the training split, by `frequency_ranks`; for "query_words".
             storage: type in which features are held; float16 halves the memory, batches are float32 all the
                 same.
             rated_clip_seconds: length of the clips that the annotators rated (QVHighlights: 2 s).
@@ -118,7 +118,7 @@ class SplitData(Dataset[Batch]):
             VmrError: if a training query has no moment, or a source contradicts another.
         """
         queries = split.queries
-        self.needs = needs if training is not None else needs - TRAINING_ONLY
+        self.needs = needs
         self.training = training
         self.features = features
         self.query_ids = [query.query_id for query in queries]
@@ -162,7 +162,7 @@ class SplitData(Dataset[Batch]):
         if "narration" in self.needs:
             self._load_narrations(features, storage)
         if self.needs & {"query_tokens", "query_words"}:
-            self._read_tokens(queries)
+            self._read_tokens(queries, word_ranks)
         if "noun_mask" in self.needs:
             self.nouns = Ragged((features.query.noun_mask(query) for query in queries), torch.bool)
         if "sibling_queries" in self.needs:
@@ -324,7 +324,7 @@ class SplitData(Dataset[Batch]):
         self.narration = Ragged((vectors for vectors, _ in loaded), storage)
         self.narration_seconds = Ragged((times for _, times in loaded), torch.float64)
 
-    def _read_tokens(self, queries: Sequence[Query]) -> None:
+    def _read_tokens(self, queries: Sequence[Query], word_ranks: Mapping[int, int] | None) -> None:
         ids = [self.features.query.token_ids(query) for query in queries]
         self.tokens = Ragged(ids, torch.int64)
         odd = torch.nonzero(self.tokens.lengths != self.query.lengths)[:, 0].tolist()
@@ -334,7 +334,12 @@ class SplitData(Dataset[Batch]):
                 f"numbers for {some(self.query_ids[row] for row in odd)}."
             )
         if "query_words" in self.needs:
-            self.words = Ragged(frequency_ranks(ids), torch.int64)
+            assert word_ranks is not None
+            new = len(word_ranks) + 1
+            self.words = Ragged(
+                (np.array([word_ranks.get(token, new) for token in one.tolist()], np.int64) for one in ids),
+                torch.int64,
+            )
 
     def _find_siblings(self) -> None:
         left, right = same_video_pairs(self.video_index.numpy())
@@ -368,19 +373,18 @@ class SplitData(Dataset[Batch]):
         return Ragged(rows, torch.float32)
 
 
-def frequency_ranks(ids: Sequence[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
-    """Replaces every token id by its place among all of them by frequency.
+def frequency_ranks(ids: Iterable[NDArray[np.int64]]) -> dict[int, int]:
+    """Finds the place of every token id among all of them by frequency.
 
     Args:
         ids: (L_i,) each.
 
     Returns:
-        As many arrays of the same lengths; the most frequent id is 1, a tie goes to the smaller id.
+        The place by id; the most frequent id is 1, a tie goes to the smaller id.
     """
-    values, places, counts = np.unique(np.concatenate(ids), return_inverse=True, return_counts=True)
-    rank = np.empty(len(values), np.int64)
-    rank[np.lexsort((values, -counts))] = np.arange(1, len(values) + 1)
-    return np.split(rank[places], np.cumsum([len(one) for one in ids])[:-1])
+    counts = Counter(token for one in ids for token in one.tolist())
+    ordered = sorted(counts, key=lambda token: (-counts[token], token))
+    return {token: place for place, token in enumerate(ordered, 1)}
 
 
 def _inside(

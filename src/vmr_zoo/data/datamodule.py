@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from vmr_zoo.data.annotations import SELECTION, TRAIN, Protocol, Split
-from vmr_zoo.data.collate import SplitData, TrainingChoices
+from vmr_zoo.data.collate import SplitData, TrainingChoices, frequency_ranks
 from vmr_zoo.data.features import FeatureSet
 from vmr_zoo.data.negatives import NegativePool, NegativeSampling
 from vmr_zoo.data.sampling import EpochBatchSampler, ResumableLoader, group_by_video
@@ -20,6 +20,10 @@ from vmr_zoo.errors import VmrError, unknown
 from vmr_zoo.types import NEEDS, Batch
 
 HELDOUT = "heldout"
+TRAINING_ONLY = frozenset({"negative_query", "shift"})
+"""Needs that evaluation never serves."""
+FOR_DETAILS = frozenset({"patches", "query_words"})
+"""Needs that evaluation serves only for details: predictions are made without."""
 STORAGE = {"float32": torch.float32, "float16": torch.float16}
 SERVED_BY = {
     "narration": "a feature set with narrations (features.narration)",
@@ -143,7 +147,7 @@ class VMRDataModule(lightning.LightningDataModule):
         self.test_names = tuple(protocol.tests)
         self.selection_origin = protocol.selection_origin
         self._prepared = False
-        self._loaded: dict[str, SplitData] = {}
+        self._loaded: dict[tuple[str, frozenset[str]], SplitData] = {}
         self._pool: NegativePool | None = None
 
     def prepare_data(self) -> None:
@@ -211,11 +215,13 @@ class VMRDataModule(lightning.LightningDataModule):
         """Returns a loader for each of `test_names`."""
         return self.test_dataloader()
 
-    def eval_dataloader(self, split: str) -> DataLoader[Batch]:
+    def eval_dataloader(self, split: str, *, details: bool = False) -> DataLoader[Batch]:
         """Returns the batches of any split but the training split, in the order of the file.
 
         Args:
             split: "selection" or a test split's name.
+            details: also serve what only details are made of, "patches" and "query_words", if the method
+                needs them; features without token ids serve no "query_words".
 
         Raises:
             VmrError: for an unknown split, or for missing or broken features.
@@ -223,7 +229,7 @@ class VMRDataModule(lightning.LightningDataModule):
         self.prepare_data()
         if split not in (SELECTION, *self.test_names):
             raise unknown(f"split of {self.name}", split, (SELECTION, *self.test_names))
-        data = self._data(split)
+        data = self._data(split, details)
         if self.by_video:
             groups = group_by_video(data.video_index.numpy(), None, self.seed)
         else:
@@ -252,10 +258,20 @@ class VMRDataModule(lightning.LightningDataModule):
             self._pool = self.negatives.pool(self.protocol.train.queries)
         return self._pool
 
-    def _data(self, name: str) -> SplitData:
-        """Loads a split once."""
-        if name not in self._loaded:
-            training = None
+    def _served(self, name: str, details: bool) -> frozenset[str]:
+        """Returns which of the needs the batches of a split hold."""
+        if name == TRAIN:
+            return self.needs
+        served = self.needs - TRAINING_ONLY
+        if not details:
+            return served - FOR_DETAILS
+        return served if self.features.query.has_token_ids else served - {"query_words"}
+
+    def _data(self, name: str, details: bool = False) -> SplitData:
+        """Loads a split once for what it serves."""
+        served = self._served(name, details)
+        if (name, served) not in self._loaded:
+            training = word_ranks = None
             if name == TRAIN:
                 # Refused here, not in prepare_data: evaluation does without.
                 if "query_words" in self.needs and not self.features.query.has_token_ids:
@@ -270,15 +286,19 @@ class VMRDataModule(lightning.LightningDataModule):
                     negatives=self._negative_pool() if "negative_query" in self.needs else None,
                     shift=self.shift if "shift" in self.needs else None,
                 )
-            self._loaded[name] = SplitData(
+            if "query_words" in served:
+                tokens = map(self.features.query.token_ids, self.protocol.train.queries)
+                word_ranks = frequency_ranks(tokens)
+            self._loaded[name, served] = SplitData(
                 self.split(name),
                 self.features,
-                self.needs,
+                served,
                 training=training,
+                word_ranks=word_ranks,
                 storage=self.storage,
                 rated_clip_seconds=self.rated_clip_seconds,
             )
-        return self._loaded[name]
+        return self._loaded[name, served]
 
     def _loader_options(self) -> dict[str, Any]:
         return {
