@@ -5,8 +5,10 @@ Models", arXiv 2405.12540. Stands on QD-DETR: without narrations and language qu
 saliency losses and sizes, it is QD-DETR.
 
 No code was released. What the paper leaves open and is chosen here:
-- Narrations have an input projection of their own, like the words; F^t and F^l come from one frozen
-  encoder.
+- Narrations have an input projection of their own, like the words. F^t and F^l come as frozen features, from
+  whatever encoders features/query and features/narration name: MiniLM for both in
+  conf/experiment/lmr/charades_sta, CLIP for the words and MiniLM for the narrations in
+  conf/experiment/lmr/qvhighlights. The same words meet the video and the narrations.
 - A narration's position is the sine position of its end, on the clips' scale; the sequence of Eq. 5 carries
   no mark of which part is text.
 - The decoder reads the N_v video tokens of F^m (section III-C), not the N_v + N_t that H is indexed to

@@ -60,7 +60,9 @@ class VisualContext(nn.Module):
         """Builds the decoder.
 
         Args:
-            video_dim: width of the frame features; projected to `dim` where it differs (in CLIP it does not).
+            video_dim: width of the frame features; where it differs from `dim`, a linear layer projects them.
+                Both are 512 in CLIP ViT-B/32's joint space; features=r2_tuning has its 768 before the
+                projection into it.
             dim: D, width of the sentence vectors.
             heads: attention heads of the decoder.
             feedforward_dim: width of its position-wise network.
