@@ -9,6 +9,7 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
+import toy
 from toy import protocol
 from vmr_zoo.metrics.settings import MetricSettings
 from vmr_zoo.run_dir import HEADER
@@ -235,3 +236,19 @@ def test_report_averages_seeds_and_keeps_apart_what_must_not_be_compared(train_t
     assert fair.count("\n| predict_all-paper") == 1
     assert vmr("report", f"runs={tmp_path}/runs", "columns=[mIuO]") == 2
     assert "mIoU" in capsys.readouterr().err
+
+
+def test_every_job_of_a_sweep_has_its_own_wandb_run(vmr, tmp_path, monkeypatch):
+    monkeypatch.setenv("VMR_RUNS", str(tmp_path / "sweep"))
+    arguments = (
+        toy.SEARCH,
+        "data=toy",
+        "method=toy",
+        "seed=0,1",
+        "trainer.max_epochs=1",
+        "trainer.accelerator=cpu",
+    )
+    assert vmr("train", "-m", *arguments) == 0
+    for seed in (0, 1):
+        (run,) = (tmp_path / "sweep").glob(f"*/*/seed{seed}")
+        assert len(list((run / "wandb").glob("offline-run-*"))) == 1

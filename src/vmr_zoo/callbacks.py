@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import multiprocessing
 import random
 import sys
 import time
@@ -157,9 +158,10 @@ class EpochLines(Callback):
 
 
 def progress(title: str = "") -> Callback:
-    """Shows progress: Rich bars on a terminal, one line per epoch elsewhere.
+    """Shows progress: Rich bars on a terminal, one line per epoch elsewhere and in parallel jobs.
 
     Args:
         title: what the lines start with.
     """
-    return RichProgressBar(leave=True) if sys.stdout.isatty() else EpochLines(title)
+    alone = multiprocessing.parent_process() is None
+    return RichProgressBar(leave=True) if alone and sys.stdout.isatty() else EpochLines(title)

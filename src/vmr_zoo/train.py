@@ -9,6 +9,7 @@ import contextlib
 import logging
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,6 +46,16 @@ def main(cfg: DictConfig) -> int:
         VmrError: for anything the user can mend, before training starts where possible.
         SystemExit: after an interruption, 128 plus the signal's number; the run can be resumed.
     """
+    try:
+        return _train(cfg)
+    finally:
+        wandb = sys.modules.get("wandb")
+        if wandb is not None and wandb.run is not None:
+            wandb.finish()  # else the next job of a sweep goes on writing into this one
+
+
+def _train(cfg: DictConfig) -> int:
+    """Does the work of `main`."""
     if not isinstance(cfg.seed, int) or cfg.seed < 0:
         raise VmrError(f"Expected seed to be a whole number, 0 or more; found {cfg.seed!r}. Say seed=0.")
     run = Path(cfg.run)
