@@ -6,6 +6,7 @@ import copy
 import functools
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -85,6 +86,14 @@ def norms(method: Method) -> list[torch.nn.BatchNorm2d]:
 def losses(method: Method, batch: dict) -> dict[str, Tensor]:
     torch.manual_seed(3)  # what a loss samples
     return method.losses(batch)
+
+
+def configured(method: Method) -> torch.optim.Optimizer:
+    """The method's own optimizer, without its schedule."""
+    method._trainer = SimpleNamespace(estimated_stepping_batches=100)  # what a decay over all steps asks for
+    found = method.configure_optimizers()
+    method._trainer = None
+    return found["optimizer"] if isinstance(found, dict) else found
 
 
 def learns(method: Method) -> bool:
@@ -201,7 +210,9 @@ def test_a_step_lowers_the_loss_on_its_own_batch(method: Method) -> None:
     if not learns(method):
         pytest.skip("has no parameters")
     batch = make_batch(method.needs)
-    optimizer = torch.optim.AdamW(method.parameter_groups(), lr=1e-3)
+    optimizer = configured(method)
+    for group in optimizer.param_groups:  # as published they are for thousands of steps
+        group["lr"] = max(group["lr"], 1e-3)
     values = []
     for _ in range(8):
         total = method.total_loss(losses(method, batch))
@@ -210,6 +221,27 @@ def test_a_step_lowers_the_loss_on_its_own_batch(method: Method) -> None:
         total.backward()
         optimizer.step()
     assert values[-1] < values[0]
+
+
+@pytest.mark.parametrize("variant", ["paper", "released"])
+@pytest.mark.parametrize("name", METHODS)
+def test_the_optimizer_survives_saving(name: str, variant: str, tmp_path: Path) -> None:
+    method = build(name, variant)
+    if not learns(method):
+        pytest.skip("has no parameters")
+    optimizer = configured(method)
+    method.total_loss(losses(method, make_batch(method.needs))).backward()
+    optimizer.step()
+    saved = optimizer.state_dict()
+    assert saved["state"], "a step was taken"
+    torch.save(saved, tmp_path / "optimizer.pt")
+    read = torch.load(tmp_path / "optimizer.pt", weights_only=True)
+    again = configured(method)
+    again.load_state_dict(read)
+    assert again.state_dict()["param_groups"] == saved["param_groups"]
+    for index, state in again.state_dict()["state"].items():
+        for key, value in state.items():
+            torch.testing.assert_close(value, saved["state"][index][key], atol=0, rtol=0)
 
 
 def test_weights_survive_saving(method: Method, request: pytest.FixtureRequest, tmp_path: Path) -> None:

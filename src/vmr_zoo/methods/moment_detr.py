@@ -72,6 +72,7 @@ class MomentDETR(Method):
         input_dropout: float,
         criterion: SetCriterion,
         margin: float,
+        aux_losses: bool,
         span_unit: str,
         max_clips: int,
         loss_weights: Mapping[str, float | None],
@@ -96,6 +97,7 @@ class MomentDETR(Method):
             input_dropout: in the input projections.
             criterion: matching and set losses.
             margin: by which a relevant clip's saliency should exceed an irrelevant one's.
+            aux_losses: apply the set losses to every decoder layer instead of the last one.
             span_unit: see `blocks.extent.Extent`.
             max_clips: see `blocks.extent.Extent`.
             loss_weights: see `Method`; intermediate decoder layers use the same weights.
@@ -119,7 +121,7 @@ class MomentDETR(Method):
         self.heads = SpanHeads(dim)
         self.saliency = nn.Linear(dim, 1)
         self.criterion = criterion
-        self.margin = margin
+        self.margin, self.aux_losses = margin, aux_losses
         self.extent = Extent(span_unit, max_clips)
 
     def forward(self, batch: Batch) -> Output:
@@ -133,7 +135,7 @@ class MomentDETR(Method):
         return Output(logits, spans, self.saliency(encoded.video).squeeze(-1), encoded, states)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Set losses of every decoder layer, and the saliency margin."""
+        """Set losses of the last decoder layer or of every one, and the saliency margin."""
         inside = clips_inside(
             batch["spans"], batch["span_mask"], batch["duration"], batch["clip_seconds"], batch["video_mask"]
         )
@@ -147,10 +149,10 @@ class MomentDETR(Method):
         targets = to_centre_width(self.extent.targets(batch["spans"], batch))
         losses: dict[str, Tensor] = {}
         last = len(output.logits) - 1
-        for layer, (logits, spans) in enumerate(zip(output.logits, output.spans, strict=True)):
+        for layer in range(0 if self.aux_losses else last, last + 1):
             suffix = "" if layer == last else f"/aux{layer}"
-            set_losses = self.criterion(logits, spans, targets, batch["span_mask"])
-            losses |= {name + suffix: value for name, value in set_losses.items()}
+            found = self.criterion(output.logits[layer], output.spans[layer], targets, batch["span_mask"])
+            losses |= {name + suffix: value for name, value in found.items()}
         losses["margin"] = margin_loss(output.saliency, positive, negative, usable, self.margin)
         return losses
 

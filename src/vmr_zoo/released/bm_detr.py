@@ -30,6 +30,7 @@ _LOSSES = {
     "loss_prob_guidance": "frame_probability",
 }
 
+_ACTIVATIONS = {"prelu": "torch.nn.PReLU", "relu": "torch.nn.ReLU", "gelu": "torch.nn.GELU"}
 _SIDE = {"vid": "video", "txt": "query"}
 _POOLING = {
     "feat2att.weight": "score.0.weight",
@@ -103,13 +104,15 @@ class BMDETRReleased(Released):
                 f"The authors' option prob_thd is {options['prob_thd']}; Eq. 16 and the scripts have 1."
             )
         activation = options.get("transformer_activation", "prelu")
-        if activation != "prelu":
+        if activation not in _ACTIVATIONS:
             raise VmrError(
-                f"The authors' option transformer_activation is {activation}; the scripts have prelu."
+                f"The authors' option transformer_activation is {activation}; vmr_zoo implements "
+                f"{', '.join(_ACTIVATIONS)}."
             )
         return detr.settings(options, names) | {
             "video_dim": detr.video_dim(weights),
             "query_dim": detr.query_dim(weights),
+            "activation": {"_target_": _ACTIVATIONS[activation], "_partial_": True},
             "shifting": "shifting" in (options.get("additional_losses") or ()),
         }
 

@@ -137,7 +137,9 @@ class AdamW(torch.optim.Optimizer):
             eps: added to the root of the squared gradient's mean.
             weight_decay: share of a weight, times the learning rate, that a step takes off.
         """
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        # As a configuration gives them, they would make a checkpoint that `weights_only` refuses.
+        defaults = {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, defaults)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

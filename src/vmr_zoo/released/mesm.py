@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,11 @@ from torch.nn.utils.rnn import pad_sequence
 from vmr_zoo.errors import VmrError
 from vmr_zoo.methods.base import Method
 from vmr_zoo.methods.mesm import MESM, Masking
-from vmr_zoo.methods.qd_detr import QDDETR, Read
+from vmr_zoo.methods.qd_detr import QDDETR, Output, Read
 from vmr_zoo.metrics.settings import Rounding
 from vmr_zoo.released import detr, qd_detr
 from vmr_zoo.released.case import Case, Number, Released, gradients
-from vmr_zoo.released.qd_detr import CROSS_PARTS, GRADIENT, LOSS, NORM, OUTPUT, cross_encoder_names
+from vmr_zoo.released.qd_detr import CROSS_PARTS, GRADIENT, LOSS, NORM, OUTPUT, RELATIVE, cross_encoder_names
 from vmr_zoo.released.weights import WeightNames
 from vmr_zoo.spans import to_centre_width
 from vmr_zoo.types import Batch
@@ -59,6 +60,7 @@ _ALSO = (
     "use_triplet",
 )
 _OWN_TAIL = {f"{part}_1": f"tails.1.{part}" for part in ("linear1", "linear2", "norm1", "norm2")}
+_NO_WORDS_UNUSED = {r"enhance_encoder\..*": "with rec_fw off the authors' network does not use it"}
 _DATA = {
     "charades": "charades_sta",
     "charades-cg": "charades_cg",
@@ -94,11 +96,12 @@ class MESMReleased(Released):
     def settings(self, options: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict[str, Any]:
         """See `Released.settings`."""
         settings = detr.settings(options, _SETTINGS, also=_ALSO)
-        self.names = qd_detr.unused_with(type(self).names, options["dec_layers"])
         settings |= qd_detr.saliency_weights(options["loss_saliency_coef"])
         if not options["use_triplet"]:
             settings["loss_weights.margin"] = None
         words, sentences = options.get("rec_fw", True), options.get("rec_ss", True)
+        names = qd_detr.unused_with(type(self).names, options["dec_layers"])
+        self.names = names if words else replace(names, unused=names.unused | _NO_WORDS_UNUSED)
         return settings | {
             "video_dim": detr.video_dim(weights),
             "query_dim": detr.query_dim(weights),
@@ -126,9 +129,8 @@ class MESMReleased(Released):
         assert isinstance(method, MESM)
         options = case.options
         batch, groups, results = self._batch(method, case)
-        masking = Masking(case["target/words_label"], case["input/unknown_mask"], case["input/mlm_masked"])
-        case["input/words_weight"]  # what the masked words were drawn by
-        negatives, pairs = case["input/neg_index"], _margin_pairs(case)
+        masking = _masking(method, case)
+        negatives, pairs = case["input/neg_index"], _margin_pairs(method, case)
         multiple = options["clip_len"] if options["clip_len"] > 0 else None
         rounding = Rounding(decimals=4, clamp=(0, options["max_ts_val"]), multiple_of=multiple)
 
@@ -139,20 +141,17 @@ class MESMReleased(Released):
             read = _read(method, batch, groups)
             output = method.run(read, negatives)
             exists = torch.ones_like(negatives, dtype=torch.bool)
-            used = pairs if method.weight("margin") is not None else None
             # Sentences of one video are told by the group: QVHighlights joins several clips to a video.
-            losses = method.losses_of(output, {**batch, "video_index": groups}, exists, used, masking)
+            losses = method.losses_of(output, {**batch, "video_index": groups}, exists, pairs, masking)
             total = method.total_loss(losses)
             results |= qd_detr.outputs(method, output, batch, group, "neg_saliency_scores")
             results |= qd_detr.named_losses(losses, total, group)
-            reconstructed, logits = method.reconstruct(batch, read, masking)
-            results |= _own_outputs(output, reconstructed, logits, group)
-            hits = (logits.argmax(-1) == masking.labels)[read.query_mask]
-            results |= {
-                f"loss{group}/loss_rec_fw": Number(losses["word_reconstruction"], LOSS),
-                f"loss{group}/loss_rec_ss": Number(losses["segment_contrast"], LOSS),
-                f"loss{group}/rec_fw_acc": Number(hits.float().mean(), 1e-6),
-            }
+            results |= _own_outputs(output, group)
+            if masking is not None:
+                results |= _words(*method.reconstruct(batch, read, masking), masking, read.query_mask, group)
+                results[f"loss{group}/loss_rec_fw"] = Number(losses["word_reconstruction"], LOSS, RELATIVE)
+            if "segment_contrast" in losses:
+                results[f"loss{group}/loss_rec_ss"] = Number(losses["segment_contrast"], LOSS, RELATIVE)
             method.eval()
             with torch.no_grad():
                 answer = method.run(_read(method, batch, groups), None)
@@ -173,6 +172,7 @@ class MESMReleased(Released):
             norm_key="loss/grad_norm_before_clip",
             clip=options["grad_clip"],
             atol=GRADIENT,
+            rtol=RELATIVE,
         )
 
     def _batch(self, method: MESM, case: Case) -> tuple[Batch, Tensor, dict[str, Number]]:
@@ -188,7 +188,9 @@ class MESMReleased(Released):
         width = options["max_words_l"]
         raw = case["input/words_feat"][:, :width]
         words_mask = words_mask[:, :width]
-        query = torch.from_numpy(self.normalise(raw.numpy())) * words_mask.unsqueeze(-1)
+        if options.get("normalize_txt", True):
+            raw = torch.from_numpy(self.normalise(raw.numpy()))
+        query = raw * words_mask.unsqueeze(-1)
         duration = case["input/duration"]
         clips = video_mask.sum(1)
         step = float(options["clip_len"])
@@ -229,8 +231,26 @@ class MESMReleased(Released):
         return batch, groups, results
 
 
-def _margin_pairs(case: Case) -> tuple[Tensor, Tensor, Tensor]:
+def _masking(method: MESM, case: Case) -> Masking | None:
+    """Reads which words were hidden and what is to be found; a network without that loss ignores them."""
+    keys = ("target/words_label", "input/unknown_mask", "input/mlm_masked")
+    if "input/words_weight" in case:
+        case["input/words_weight"]  # what the masked words were drawn by
+    if method.word_head is not None:
+        return Masking(*(case[key] for key in keys))
+    for key in keys:
+        if key in case:
+            case[key]
+    return None
+
+
+def _margin_pairs(method: MESM, case: Case) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Reads the clip pairs of the margin loss, which are stored without that loss too."""
+    if method.weight("margin") is None and "target/pos_idx" not in case:
+        return None
     positive, negative = case["target/pos_idx"], case["target/neg_idx"]
+    if method.weight("margin") is None:
+        return None
     return positive, negative, torch.ones_like(positive, dtype=torch.bool)
 
 
@@ -249,18 +269,33 @@ def _read(method: MESM, batch: Batch, groups: Tensor) -> Read:
     return read._replace(token=method.generate(padded, mask, groups))
 
 
-def _own_outputs(output: Any, reconstructed: Tensor, logits: Tensor, group: str) -> dict[str, Number]:
-    """Lists the outputs that only MESM has."""
+def _own_outputs(output: Output, group: str) -> dict[str, Number]:
+    """Lists the outputs that only MESM has, but for the words'."""
     read = output.read
     text, text_mask = read.text
-    clips, words = read.video_mask.unsqueeze(-1), read.query_mask.unsqueeze(-1)
+    clips = read.video_mask.unsqueeze(-1)
     found = {
-        "recon_feat": Number(read.token, OUTPUT),
-        "expanded_words_feat": Number(text, OUTPUT, where=text_mask.unsqueeze(-1)),
+        "expanded_words_feat": Number(text, OUTPUT, RELATIVE, where=text_mask.unsqueeze(-1)),
         "expanded_words_mask": Number(text_mask, 0),
-        "enhanced_video_feat": Number(output.positive.fused.enhanced, OUTPUT, where=clips),
-        "neg_enhanced_video_feat": Number(output.negative.fused.enhanced, OUTPUT, where=clips),
-        "mlm_words_feat": Number(reconstructed, OUTPUT, where=words),
-        "recfw_words_logit": Number(logits, OUTPUT, where=words),
     }
+    if read.token is not None:
+        found["recon_feat"] = Number(read.token, OUTPUT, RELATIVE)
+    for prefix, encoded in (("", output.positive), ("neg_", output.negative)):
+        assert encoded is not None
+        # With rec_fw off the frames stay as they were projected.
+        enhanced = read.video if encoded.fused.enhanced is None else encoded.fused.enhanced
+        found[f"{prefix}enhanced_video_feat"] = Number(enhanced, OUTPUT, RELATIVE, where=clips)
     return {f"output{group}/{name}": number for name, number in found.items()}
+
+
+def _words(
+    reconstructed: Tensor, logits: Tensor, masking: Masking, mask: Tensor, group: str
+) -> dict[str, Number]:
+    """Lists what is reconstructed of the words, and how often the true word is the likeliest."""
+    hits = (logits.argmax(-1) == masking.labels)[mask]
+    valid = mask.unsqueeze(-1)
+    return {
+        f"output{group}/mlm_words_feat": Number(reconstructed, OUTPUT, RELATIVE, where=valid),
+        f"output{group}/recfw_words_logit": Number(logits, OUTPUT, RELATIVE, where=valid),
+        f"loss{group}/rec_fw_acc": Number(hits.float().mean(), 1e-6),
+    }

@@ -13,6 +13,7 @@ from vmr_zoo.blocks.position import append_tef, sine_position
 from vmr_zoo.errors import VmrError
 from vmr_zoo.methods.base import Method
 from vmr_zoo.methods.moment_detr import MomentDETR
+from vmr_zoo.metrics.settings import Rounding
 from vmr_zoo.released import detr
 from vmr_zoo.released.case import Case, Number, Released, encoder_layers, gradients, pairs, windows
 from vmr_zoo.released.weights import WeightNames
@@ -26,6 +27,7 @@ _LOSSES = {
     "loss_label": "label",
     "class_error": "class_error",
 }
+_ROUNDING = Rounding(decimals=4, clamp=(0, 150), multiple_of=2)  # whatever the data
 
 
 class MomentDETRReleased(Released):
@@ -55,7 +57,8 @@ class MomentDETRReleased(Released):
                 "The authors' option contrastive_align_loss is on; no released script sets it, "
                 "and vmr_zoo's moment_detr has no such loss."
             )
-        return detr.settings(options, detr.SHARED_SETTINGS) | {
+        return detr.settings(options, detr.SHARED_SETTINGS, also=("aux_loss",)) | {
+            "aux_losses": options["aux_loss"],
             "video_dim": detr.video_dim(weights),
             "query_dim": detr.query_dim(weights),
         }
@@ -128,14 +131,16 @@ class MomentDETRReleased(Released):
             if i < last:
                 results[f"output/aux{i}_pred_logits"] = Number(logits, _OUTPUT)
                 results[f"output/aux{i}_pred_spans"] = Number(predicted, _OUTPUT)
-            for theirs, ours in _LOSSES.items():
-                name = f"loss/{theirs}" + ("" if i == last else f"_{i}")
-                results[name] = Number(losses[ours + ("" if i == last else f"/aux{i}")], 1e-6, _LOSS)
+
+        for theirs, ours in _LOSSES.items():
+            results[f"loss/{theirs}"] = Number(losses[ours], 1e-6, _LOSS)
+            for i in range(last if method.aux_losses else 0):
+                results[f"loss/{theirs}_{i}"] = Number(losses[f"{ours}/aux{i}"], 1e-6, _LOSS)
 
         method.eval()
         with torch.no_grad():
             answer = method(batch)
-        post = detr.post_windows(answer.logits[-1], answer.spans[-1], duration, clip, options["max_v_l"])
+        post = detr.rounded_windows(answer.logits[-1], answer.spans[-1], duration, _ROUNDING)
         results |= detr.compare_windows(post)
         # Submitted in float16: one step of it is up to a thousandth of the value.
         half = torch.where(video_mask, answer.saliency.half().float(), torch.nan)
