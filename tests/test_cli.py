@@ -41,6 +41,10 @@ ROOT = Path(__file__).parents[1]
             ["PredictAll", "'colour'"],
         ),
         (["train", "data=charades_cd", "ablation=bm_detr/no_such"], ["'no_such'"]),
+        (
+            ["train", "data=charades_cd", "recipe=shapes/bm_dter"],
+            ["recipe 'shapes/bm_dter'", "shapes/bm_detr"],
+        ),
         (["train", "seed="], ["seed", "found ''"]),
         (
             ["train", toy.SEARCH, "data=toy", "method=toy", "trainer.accelerator=hamster"],

@@ -124,7 +124,7 @@ def _run_verb(verb: str, args: list[str], full_error: bool) -> int:
     """Hands the arguments to Hydra and returns the verb's exit code."""
     import hydra
 
-    from vmr_zoo.config import check_variant, config_dir, register_resolvers, settle
+    from vmr_zoo.config import check_recipe, check_variant, config_dir, register_resolvers, settle
 
     register_resolvers()
     code = 0
@@ -138,6 +138,7 @@ def _run_verb(verb: str, args: list[str], full_error: bool) -> int:
         sweep = HydraConfig.get().mode is RunMode.MULTIRUN
         try:
             settle(cfg)
+            check_recipe()
             if "variant" in cfg:
                 check_variant(cfg.variant)
             run: Callable[[DictConfig], int] = importlib.import_module(VERBS[verb][0]).main

@@ -185,6 +185,22 @@ def compose(verb: str, overrides: Sequence[str] = ()) -> DictConfig:
     return cfg
 
 
+def check_recipe() -> None:
+    """Refuses a recipe asked for by name that does not exist: the defaults list only tries to find one.
+
+    Raises:
+        VmrError: names those that exist.
+    """
+    from hydra.core.hydra_config import HydraConfig
+
+    folder = config_dir() / "recipe"
+    names = ["none", *sorted(str(f.relative_to(folder).with_suffix("")) for f in folder.rglob("*.yaml"))]
+    for override in HydraConfig.get().overrides.task:
+        key, _, value = override.partition("=")
+        if key == "recipe" and value not in names:
+            raise unknown("recipe", value, names)
+
+
 def settle(cfg: DictConfig) -> None:
     """Replaces the keys that depend on the Hydra job by their values, in place, so that they outlive it."""
     for node, keys in ((cfg, ("name", "run")), (cfg.get("choices", {}), list(cfg.get("choices", {})))):
