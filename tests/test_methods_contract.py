@@ -40,7 +40,7 @@ SMALL = {
 
 @functools.cache
 def composed(name: str, variant: str) -> DictConfig:
-    cfg = compose("train", ["data=shapes", f"method={name}", f"variant={variant}"])
+    cfg = compose("train", ["data=shapes", "recipe=none", f"method={name}", f"variant={variant}"])
     with open_dict(cfg):
         cfg.features.update(
             video_dim=VIDEO_DIM,

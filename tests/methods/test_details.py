@@ -30,7 +30,7 @@ SIZES = {
 
 
 def build(name: str, changes: Mapping[str, object] | None = None) -> Method:
-    cfg = compose("train", ["data=shapes", f"method={name}"])
+    cfg = compose("train", ["data=shapes", "recipe=none", f"method={name}"])
     OmegaConf.set_struct(cfg, False)
     cfg.features.update(
         video_dim=VIDEO_DIM,

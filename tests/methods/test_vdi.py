@@ -32,7 +32,7 @@ SMALL = [
 
 
 def build(name: str, *overrides: str, seed: int = 0) -> MMN:
-    cfg = compose("train", ["data=shapes", f"method={name}", *overrides, *SMALL])
+    cfg = compose("train", ["data=shapes", "recipe=none", f"method={name}", *overrides, *SMALL])
     with open_dict(cfg):
         cfg.features.update(
             video_dim=VIDEO_DIM, query_dim=QUERY_DIM, patch_dim=PATCH_DIM, patch_count=PATCHES
@@ -173,7 +173,7 @@ def test_the_text_encoder_learns_at_a_tenth_of_the_rate_and_later():
 
 
 def test_injecting_into_frozen_features_is_refused():
-    cfg = compose("train", ["data=shapes", "method=vdi"])
+    cfg = compose("train", ["data=shapes", "recipe=none", "method=vdi"])
     cfg.method.text = {"_target_": "vmr_zoo.blocks.text_encoder.GivenTokens", "dim": 8}
     with pytest.raises(Exception, match="trains nothing") as error:
         instantiate(cfg.method)
