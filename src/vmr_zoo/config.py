@@ -193,12 +193,15 @@ def check_recipe() -> None:
     """
     from hydra.core.hydra_config import HydraConfig
 
+    overrides = HydraConfig.get().overrides.task
+    asked = [text.removeprefix("recipe=") for text in overrides if text.startswith("recipe=")]
+    if not asked:
+        return
     folder = config_dir() / "recipe"
-    names = ["none", *sorted(str(f.relative_to(folder).with_suffix("")) for f in folder.rglob("*.yaml"))]
-    for override in HydraConfig.get().overrides.task:
-        key, _, value = override.partition("=")
-        if key == "recipe" and value not in names:
-            raise unknown("recipe", value, names)
+    names = ["none", *(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))]
+    for name in asked:
+        if name not in names:
+            raise unknown("recipe", name, names)
 
 
 def settle(cfg: DictConfig) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cached_property
 from typing import Any
 
 import lightning
@@ -258,6 +259,11 @@ class VMRDataModule(lightning.LightningDataModule):
             self._pool = self.negatives.pool(self.protocol.train.queries)
         return self._pool
 
+    @cached_property
+    def _word_ranks(self) -> dict[int, int]:
+        """The place of each token id in the training split, found once for all splits."""
+        return frequency_ranks(map(self.features.query.token_ids, self.protocol.train.queries))
+
     def _served(self, name: str, details: bool) -> frozenset[str]:
         """Returns which of the needs the batches of a split hold."""
         if name == TRAIN:
@@ -287,8 +293,7 @@ class VMRDataModule(lightning.LightningDataModule):
                     shift=self.shift if "shift" in self.needs else None,
                 )
             if "query_words" in served:
-                tokens = map(self.features.query.token_ids, self.protocol.train.queries)
-                word_ranks = frequency_ranks(tokens)
+                word_ranks = self._word_ranks
             self._loaded[name, served] = SplitData(
                 self.split(name),
                 self.features,

@@ -84,3 +84,26 @@ class SetCriterion(nn.Module):
             "label": label,
             "class_error": 100 - 100 * hit.sum() / count,
         }
+
+    def over_layers(
+        self, logits: Tensor, spans: Tensor, targets: Tensor, target_mask: Tensor, *, every: bool
+    ) -> dict[str, Tensor]:
+        """Computes the losses of what a decoder predicts after its last layer or after each.
+
+        Args:
+            logits: (layers, B, M, 2).
+            spans: (layers, B, M, 2).
+            targets: see `forward`.
+            target_mask: see `forward`.
+            every: whether the layers before the last count; theirs get "/aux0", "/aux1", … appended.
+
+        Returns:
+            Scalars, see `forward`.
+        """
+        losses: dict[str, Tensor] = {}
+        last = len(logits) - 1
+        for layer in range(0 if every else last, last + 1):
+            suffix = "" if layer == last else f"/aux{layer}"
+            found = self(logits[layer], spans[layer], targets, target_mask)
+            losses |= {name + suffix: value for name, value in found.items()}
+        return losses

@@ -149,7 +149,7 @@ class Method(lightning.LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         """Predicts one batch of a test split and keeps the ids beside the answer."""
-        prediction = self.predict(batch, details=True) if self.details else self.predict(batch)
+        prediction = self.predict(batch, details=self.details)
         return {**prediction, "query_id": batch["query_id"], "video_id": batch["video_id"]}
 
     def configure_optimizers(self) -> Any:

@@ -446,14 +446,9 @@ class BMDETR(Method):
         """
         batch = rows.batch
         targets = to_centre_width(self.extent.targets(batch["spans"], batch))
-        losses: dict[str, Tensor] = {}
-        last = len(output.logits) - 1
-        for layer in range(0 if self.aux_losses else last, last + 1):
-            suffix = "" if layer == last else f"/aux{layer}"
-            set_losses = self.criterion(
-                output.logits[layer], output.spans[layer], targets, batch["span_mask"]
-            )
-            losses |= {name + suffix: value for name, value in set_losses.items()}
+        losses = self.criterion.over_layers(
+            output.logits, output.spans, targets, batch["span_mask"], every=self.aux_losses
+        )
         if output.saliency is not None:
             losses["margin"] = margin_loss(output.saliency, positive, negative, usable, self.margin)
         if output.frames is not None:

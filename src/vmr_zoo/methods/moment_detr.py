@@ -147,12 +147,9 @@ class MomentDETR(Method):
     ) -> dict[str, Tensor]:
         """Computes the losses of an output on given margin pairs; see `losses.margin.margin_loss`."""
         targets = to_centre_width(self.extent.targets(batch["spans"], batch))
-        losses: dict[str, Tensor] = {}
-        last = len(output.logits) - 1
-        for layer in range(0 if self.aux_losses else last, last + 1):
-            suffix = "" if layer == last else f"/aux{layer}"
-            found = self.criterion(output.logits[layer], output.spans[layer], targets, batch["span_mask"])
-            losses |= {name + suffix: value for name, value in found.items()}
+        losses = self.criterion.over_layers(
+            output.logits, output.spans, targets, batch["span_mask"], every=self.aux_losses
+        )
         losses["margin"] = margin_loss(output.saliency, positive, negative, usable, self.margin)
         return losses
 

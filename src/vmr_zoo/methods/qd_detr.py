@@ -355,13 +355,9 @@ class QDDETR(Method):
     def set_losses(self, output: Output, batch: Batch) -> dict[str, Tensor]:
         """Matches and scores the moments of every decoder layer; see `SetCriterion`."""
         targets = to_centre_width(self.extent.targets(batch["spans"], batch))
-        losses: dict[str, Tensor] = {}
-        last = len(output.logits) - 1
-        for layer in range(0 if self.aux_losses else last, last + 1):
-            suffix = "" if layer == last else f"/aux{layer}"
-            found = self.criterion(output.logits[layer], output.spans[layer], targets, batch["span_mask"])
-            losses |= {name + suffix: value for name, value in found.items()}
-        return losses
+        return self.criterion.over_layers(
+            output.logits, output.spans, targets, batch["span_mask"], every=self.aux_losses
+        )
 
     def saliency_losses(
         self, output: Output, batch: Batch, exists: Tensor, pairs: tuple[Tensor, Tensor, Tensor] | None

@@ -46,7 +46,6 @@ _OPTIONS = {
 
 _DATA = {"charades": "charades_sta", "activitynet": "activitynet", "tacos": "tacos"}
 _BERT = "text_encoder.bert."
-_DISTILBERT = {"_target_": "vmr_zoo.blocks.text_encoder.distilbert"}
 _BIAS = r"proposal_conv\.convs\.\d+\.bias"
 
 
@@ -86,7 +85,7 @@ class MMNReleased(Released):
         except (KeyError, IndexError) as error:
             raise VmrError(f"The checkpoint lacks the weight {error}: it is not MMN's.") from error
         if any(name.startswith(_BERT) for name in weights):
-            found["text"] = {**_DISTILBERT, "folder": None}
+            found["text"] = {"_target_": "vmr_zoo.blocks.text_encoder.distilbert", "folder": None}
         else:
             found["text.dim"] = text_dim
         found |= {key: options[option] for option, key in _OPTIONS.items() if option in options}
