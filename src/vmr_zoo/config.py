@@ -18,7 +18,18 @@ from vmr_zoo.errors import VmrError, unknown
 
 VARIANTS = ("paper", "released")
 
-_NOT_IN_RUN_NAME = {"data", "features", "method", "variant", "seed", "run", "resume", "logger", "callbacks"}
+_NOT_IN_RUN_NAME = {
+    "data",
+    "features",
+    "method",
+    "variant",
+    "seed",
+    "run",
+    "resume",
+    "threads",
+    "logger",
+    "callbacks",
+}
 _NOT_IN_RUN_NAME_PREFIXES = (
     "paths.",
     "logger.",

@@ -46,9 +46,13 @@ def main(cfg: DictConfig) -> int:
         VmrError: for anything the user can mend, before training starts where possible.
         SystemExit: after an interruption, 128 plus the signal's number; the run can be resumed.
     """
+    threads = torch.get_num_threads()
+    if cfg.threads is not None:
+        torch.set_num_threads(cfg.threads)
     try:
         return _train(cfg)
     finally:
+        torch.set_num_threads(threads)
         wandb = sys.modules.get("wandb")
         if wandb is not None and wandb.run is not None:
             wandb.finish()  # else the next job of a sweep goes on writing into this one
