@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+
+from vmr_zoo.video.decode import VideoError, duration, sample
+
+
+def render(path, times, length, codec="libx264", start=0.0, sound=False):
+    """Writes frames at the given times, the last until `length`; their brightness counts them up to 24."""
+    base = Fraction(1, 1000)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=30, time_base=base)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.codec_context.time_base = base
+        if codec == "libx264":
+            stream.options = {"bf": "0", "preset": "ultrafast"}
+        tone = container.add_stream("aac", rate=8000) if sound else None
+        packets = []
+        for number, time in enumerate(times):
+            frame = av.VideoFrame.from_ndarray(
+                np.full((48, 64, 3), 10 + 10 * (number % 24), np.uint8), format="rgb24"
+            )
+            frame.pts, frame.time_base = round((start + time) * 1000), base
+            packets += stream.encode(frame)
+        packets += stream.encode()
+        for packet, until in zip(packets, [*times[1:], length], strict=True):
+            packet.duration = round((start + until) * 1000) - packet.pts
+            container.mux(packet)
+        if tone is not None:
+            silence(container, tone, length + 1)
+    return path
+
+
+def silence(container, stream, seconds):
+    for number in range(math.ceil(seconds * 8)):
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1000), np.float32), format="fltp", layout="mono")
+        frame.rate, frame.pts = 8000, 1000 * number
+        container.mux(stream.encode(frame))
+    container.mux(stream.encode())
+
+
+def shown(path, seconds):
+    """The numbers of the frames that are sampled."""
+    return [round((frame.to_ndarray(format="rgb24").mean() - 10) / 10) for frame in sample(path, seconds)]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec"), [("mp4", "libx264"), ("webm", "libvpx-vp9"), ("mkv", "libx264")]
+)
+def test_the_kth_sample_is_what_is_shown_in_the_middle_of_its_stretch(tmp_path, suffix, codec):
+    steady = render(tmp_path / f"steady.{suffix}", np.arange(16) / 4, 4.0, codec)
+    assert shown(steady, 1.0) == [2, 6, 10, 14]  # at 0.5, 1.5, …: the frame that begins there
+    assert shown(steady, 0.25) == list(range(16))
+    assert shown(steady, 0.125)[:4] == [0, 0, 1, 1]
+    assert duration(steady) == pytest.approx(4.0, abs=0.03)
+    # Frames at odd times: 0 for half a second, 1 and 2 at once, then 3 for two and a half seconds.
+    odd = render(tmp_path / f"odd.{suffix}", [0, 0.6, 0.7, 1.5], 4.0, codec)
+    assert shown(odd, 1.0)[:3] == [0, 3, 3]
+    assert shown(odd, 0.5)[:4] == [0, 2, 2, 3]
+
+
+def test_times_count_from_the_first_frame_and_sound_does_not_lengthen_a_video(tmp_path):
+    late = render(tmp_path / "late.mkv", np.arange(12) / 4, 3.0, start=3600.0, sound=True)
+    assert shown(late, 1.0) == [2, 6, 10]
+    assert duration(late) == pytest.approx(3.0, abs=0.3)
+
+
+def test_stamps_that_lack_repeat_or_start_anew(tmp_path, monkeypatch):
+    """What a decoder gives out of damaged files, without having to damage one: 1 s per frame."""
+    path = render(tmp_path / "v.mp4", np.arange(4), 4.0)
+
+    class Frame:
+        dts, duration, time_base = None, 1, Fraction(1)
+
+        def __init__(self, name, pts):
+            self.name, self.pts = name, pts
+
+    def sampled(*frames):
+        decoded = [Frame(name, pts) for name, pts in frames]
+        monkeypatch.setattr("vmr_zoo.video.decode._declared", lambda stream: None)
+        with monkeypatch.context() as patch:
+            patch.setattr("vmr_zoo.video.decode._open", lambda path: _Opened(decoded))
+            return "".join(frame.name for frame in sample(path, 1.0))
+
+    assert sampled(("a", 7), ("b", None), ("c", 9)) == "abc"
+    assert sampled(("a", None), ("b", None)) == "ab"
+    assert sampled(("a", 0), ("b", 1), ("x", 1), ("c", 2)) == "abc"  # a repeated stamp is left out
+    assert sampled(("a", 10), ("b", 11), ("c", 0), ("d", 1)) == "abcd"  # a clock that starts anew
+
+
+class _Opened:
+    average_rate = None
+
+    def __init__(self, frames):
+        self.frames = frames
+
+    def decode(self, stream):
+        return iter(self.frames)
+
+    def __enter__(self):
+        return self, self
+
+    def __exit__(self, *error):
+        return None
+
+
+def test_files_that_are_no_videos_are_told_apart(tmp_path):
+    (tmp_path / "zero.mp4").touch()
+    (tmp_path / "text.mp4").write_text("This is a text.\n" * 100)
+    (tmp_path / "noise.mp4").write_bytes(np.random.default_rng(0).bytes(9999))
+    whole = render(tmp_path / "whole.mp4", np.arange(300) / 30, 10.0).read_bytes()
+    (tmp_path / "half.mp4").write_bytes(whole[: len(whole) // 2])
+    with av.open(str(tmp_path / "sound.mp4"), "w") as container:
+        silence(container, container.add_stream("aac", rate=8000), 2)
+    kinds = {
+        "missing.mp4": "missing",
+        "zero.mp4": "empty",
+        "text.mp4": "corrupt",
+        "noise.mp4": "corrupt",
+        "half.mp4": "corrupt",
+        "sound.mp4": "no video stream",
+    }
+    for name, kind in kinds.items():
+        for read in (lambda path: list(sample(path, 1.0)), duration):
+            with pytest.raises(VideoError, match=name) as error:
+                read(tmp_path / name)
+            assert error.value.kind == kind, name
+    with pytest.raises(VideoError, match="expected at least 15 s") as error:
+        list(sample(tmp_path / "whole.mp4", 30.0))
+    assert error.value.kind == "empty"
+
+
+def test_a_file_cut_off_after_its_index_is_corrupt(tmp_path):
+    """The index lies in front (faststart), so that opening works and the pictures just end too early."""
+    noise = np.random.default_rng(0)
+    path = tmp_path / "v.mp4"
+    with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
+        stream = container.add_stream("libx264", rate=10, options={"preset": "ultrafast"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for _ in range(100):
+            frame = av.VideoFrame.from_ndarray(noise.integers(0, 255, (48, 64, 3), np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    assert len(list(sample(path, 1.0))) == 10
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(VideoError) as error:
+        list(sample(path, 1.0))
+    assert error.value.kind == "corrupt"
