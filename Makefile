@@ -26,11 +26,11 @@ $(INSTALLED): pyproject.toml
 	@touch $@
 
 # resume=true: what a first call finished is not trained again, what it left unfinished is continued. conf/recipe/shapes
-# is sized for a CPU, where models so small use one core each: two are trained side by side. The two baselines see no
-# video and have nothing to train; the first of them renders the videos.
+# is sized for a CPU, where models so small use one core each: a sweep trains one on every core. The two baselines see
+# no video and have nothing to train; they render the videos.
 demo: $(INSTALLED)
 	$(BIN)/vmr train -m method=predict_all,bias_kde data=shapes paths.runs=$(DEMO_RUNS) resume=true
-	$(BIN)/vmr train -m hydra/launcher=joblib hydra.launcher.n_jobs=2 method=vdi,bm_detr,tea,lmr,mesm data=shapes \
+	$(BIN)/vmr train -m method=vdi,bm_detr,tea,lmr,mesm data=shapes \
 		trainer.max_epochs=3 paths.runs=$(DEMO_RUNS) resume=true
 	$(BIN)/vmr report runs=$(DEMO_RUNS)
 

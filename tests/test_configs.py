@@ -8,7 +8,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from vmr_zoo.config import by_variant, compose, config_dir, register_resolvers, run_name
+from vmr_zoo.config import by_variant, compose, config_dir, register_resolvers, run_name, sweep_jobs
 from vmr_zoo.errors import VmrError
 from vmr_zoo.methods.base import Method
 
@@ -101,6 +101,15 @@ def test_the_data_set_picks_features_and_the_command_line_wins():
     assert "VideoFiles" in str(compose("train", ["data=qvhighlights", "method=predict_all"]).features)
     cfg = compose("train", ["data=charades_cd", "features=action_labels", "method=predict_all"])
     assert cfg.features.name == "action_labels"
+
+
+@pytest.mark.parametrize(
+    ("threads", "gpu", "jobs"), [(None, False, 1), (1, False, 8), (3, False, 2), (16, False, 1), (1, True, 1)]
+)
+def test_a_sweep_fills_the_cores_of_a_machine_without_a_gpu(monkeypatch, threads, gpu, jobs):
+    monkeypatch.setattr("vmr_zoo.config.cores", lambda: 8)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
+    assert sweep_jobs(threads) == jobs
 
 
 def test_by_variant_takes_the_first_value_for_the_paper():

@@ -155,11 +155,33 @@ def wandb_offline() -> bool:
         return True
 
 
+def sweep_jobs(threads: int | None) -> int:
+    """Resolves `${sweep_jobs:THREADS}`: how many jobs of a sweep run at a time.
+
+    Args:
+        threads: what each job takes; None: all, or a GPU does the work.
+
+    Returns:
+        As many as the cores allow; 1 on a machine with a GPU.
+    """
+    if threads is None:
+        return 1
+    import torch
+
+    return 1 if torch.cuda.is_available() else max(1, cores() // threads)
+
+
+def cores() -> int:
+    """Returns the cores that this process may use, where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def register_resolvers() -> None:
     """Registers the resolvers of `conf/` with OmegaConf; calling it again does no harm."""
     OmegaConf.register_new_resolver("by_variant", by_variant, replace=True)
     OmegaConf.register_new_resolver("run_name", _run_name_here, replace=True)
     OmegaConf.register_new_resolver("choice", _choice, replace=True)
+    OmegaConf.register_new_resolver("sweep_jobs", sweep_jobs, replace=True)
     OmegaConf.register_new_resolver("wandb_offline", wandb_offline, replace=True)
 
 
