@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "vmr_zoo"
-BASE = {"types", "spans", "errors", "files"}
+BASE = {"types", "spans", "errors", "files", "parallel"}
 ALLOWED = {
     **dict.fromkeys(BASE, BASE),
     "blocks": BASE | {"blocks"},
     "losses": BASE | {"blocks", "losses"},
     "metrics": BASE | {"metrics"},
-    "data": BASE | {"data"},
+    "video": BASE | {"video"},
+    "data": BASE | {"data", "video"},
     "methods": BASE | {"blocks", "losses", "metrics", "methods"},
 }
 

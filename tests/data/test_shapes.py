@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 
 from vmr_zoo.data.shapes import GridEncoder, Narrator, WorldSettings, protocol
-from vmr_zoo.data.shapes.features import RenderedNarrations, RenderedVideos
+from vmr_zoo.data.shapes.features import RenderedNarrations, RenderedVideos, features_folder
 from vmr_zoo.data.shapes.generate import (
     SPLITS,
     VERSION,
     annotate,
-    extract,
     generate_world,
     scenes,
     video_path,
@@ -204,7 +203,7 @@ def by_hue(scene, tmp_path, encoder=None):
     encoder = encoder or GridEncoder()
     path = tmp_path / "video.mp4"
     write(scene, path, 8, 96)
-    clips, patches = encoder.encode(path)
+    clips, patches = encoder.encode(list(encoder.clips(path)))
     hues = clips[:, : 17 * encoder.hues].reshape(len(clips), encoder.hues, 17)
     return hues[:, hues[:, :, 0].sum(0).argmax()], clips, patches
 
@@ -262,27 +261,32 @@ def test_features_are_sampled_by_time_not_by_frame(tmp_path):
     slow, fast = tmp_path / "slow.mp4", tmp_path / "fast.mp4"
     write(scene, slow, 8, 96)
     write(scene, fast, 16, 96)
-    assert np.abs(GridEncoder().encode(slow)[0] - GridEncoder().encode(fast)[0]).mean() < 0.02
-
-
-def test_extraction_is_deterministic_and_served_by_id(tiny, cache, tmp_path):
     encoder = GridEncoder()
-    first = extract(TINY, tiny, encoder, processes=2)
-    clips, patches = encoder.encode(video_path(tiny, "late_00001"))
-    video = RenderedVideos(TINY, cache, encoder)
+    first, second = (encoder.encode(list(encoder.clips(path)))[0] for path in (slow, fast))
+    assert np.abs(first - second).mean() < 0.02
+
+
+def test_extraction_is_deterministic_and_served_by_id(tiny, cache):
+    encoder = GridEncoder()
+    clips, patches = encoder.encode(list(encoder.clips(video_path(tiny, "late_00001"))))
+    video = RenderedVideos(TINY, cache, encoder, processes=2)
     cells = RenderedVideos(TINY, cache, encoder, part="patches")
     assert np.array_equal(video.load("late_00001"), clips)
     assert np.array_equal(cells.load("late_00001"), patches.astype(np.float16).astype(np.float32))
-    assert json.loads((first / "index.json").read_text()).keys() == {s.video_id for _, s in scenes(TINY)}
+    files = {path.stem for path in features_folder(TINY, cache, encoder).glob("*.npz")}
+    assert files == {scene.video_id for _, scene in scenes(TINY)}
     with pytest.raises(VmrError, match="no video 'AO8RW'"):
         video.load("AO8RW")
 
 
-def test_undecodable_video_is_named(tmp_path):
-    path = tmp_path / "broken.mp4"
-    path.write_bytes(b"not a video")
-    with pytest.raises(VmrError, match=r"broken\.mp4 cannot be decoded"):
-        GridEncoder().encode(path)
+def test_clips_are_encoded_alike_whatever_stands_beside_them(tiny):
+    """Neighbours share a picture; clips of other videos, or the same ones in another order, do not matter."""
+    encoder = GridEncoder(clip_seconds=2.0, samples=3)
+    first, second = (list(encoder.clips(video_path(tiny, f"train_0000{n}"))) for n in (0, 1))
+    together = encoder.encode([*second[3:5], *first[::-1]])
+    alone = encoder.encode(first)
+    for mixed, straight in zip(together, alone, strict=True):
+        assert np.array_equal(mixed[2:][::-1], straight)
 
 
 # ---------------------------------------------------------------- narrations

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -23,12 +23,15 @@ class VideoEncoder(ABC):
         dim: size of a clip vector.
         patch_dim: size of a patch vector; None without patches.
         patches: patches per clip; None without patches.
+        one_process_per_core: whether encoding is one core's work, of which several processes do several;
+            otherwise one process encodes batches, and uses the cores or the GPU by itself.
     """
 
     clip_seconds: float
     dim: int
     patch_dim: int | None
     patches: int | None
+    one_process_per_core: ClassVar[bool] = False
 
     @abstractmethod
     def clips(self, path: Path) -> Iterator[Any]:

@@ -19,9 +19,11 @@ It reads any video that PyAV decodes; that its hues suit the world of shapes is 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -29,11 +31,14 @@ from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from vmr_zoo.errors import VmrError
+from vmr_zoo.video.decode import sample
+from vmr_zoo.video.encoder import VideoEncoder
 
 VERSION = "1"
 """To be raised with every change of what the encoder computes; part of the manifest, names the cache."""
 
 Array = NDArray[np.float32]
+Rows = NDArray[np.intp]
 
 _ORDERS = (2, 3, 4, 5)
 _PER_HUE = 17
@@ -47,12 +52,22 @@ _UNSIGNED = np.array([0.15, 0.013, 0.45])
 _PRESENT = np.array([1.0, 0.75, 0.7, 0.7, 1.7, 0.3])
 """Units in which a form counts about 1: any; bar; triangle; square, cross, bar; star; kurtosis."""
 _LIMIT = 5.0
-_CHUNK = 32
-"""Frames at a time: bounds the memory of one worker to some 30 MB."""
 
 
-@dataclass(frozen=True, slots=True)
-class GridEncoder:
+class Picture(NamedTuple):
+    """What the encoder takes of one frame.
+
+    Attributes:
+        luma: (48, 64) in [0, 1].
+        chroma: (48 * 64,), the upper 6 bits of U and of V in one number.
+    """
+
+    luma: Array
+    chroma: NDArray[np.uint16]
+
+
+@dataclass(frozen=True)
+class GridEncoder(VideoEncoder):
     """What the encoder computes; its numbers decide the features and are part of their manifest.
 
     Attributes:
@@ -69,56 +84,73 @@ class GridEncoder:
     rows: int = 6
     columns: int = 8
 
+    one_process_per_core = True
+
     def __post_init__(self) -> None:
         """Refuses settings that do not divide the working size of 48 x 64 pixels."""
         if 48 % self.rows or 64 % self.columns or self.samples < 2 or self.hues < 3 or self.clip_seconds <= 0:
             raise VmrError(
                 "Expected rows that divide 48, columns that divide 64, at least 2 samples, 3 hues and clips "
-                f"longer than 0 s, found {self}. Change features.video.encoder."
+                f"longer than 0 s, found {self}. Change features.video.encoder (vmr extract: encoder)."
             )
 
     @property
-    def dim(self) -> int:
+    def dim(self) -> int:  # type: ignore[override]
         """Size of a clip vector."""
         return self.hues * _PER_HUE + _FORMS * (1 + _MOTIONS) + 4 + math.prod(_LUMA_GRID)
 
     @property
-    def patch_dim(self) -> int:
+    def patch_dim(self) -> int:  # type: ignore[override]
         """Size of a patch vector."""
         return 2 * self.hues + 8
 
     @property
-    def patches(self) -> int:
+    def patches(self) -> int:  # type: ignore[override]
         """Patches per clip."""
         return self.rows * self.columns
 
-    def encode(self, path: Path) -> tuple[Array, Array]:
-        """Encodes one video file.
+    def clips(self, path: Path) -> Iterator[tuple[Picture, ...]]:
+        """Decodes one video file.
 
         Args:
             path: any video that PyAV decodes.
 
-        Returns:
-            Clip features (T, dim) and patch features (T, rows * columns, patch_dim), T = duration /
-            clip_seconds rounded up.
+        Yields:
+            Per clip its `samples` pictures and, in front, the one before them (the first clip repeats its
+            first); neighbours share that picture. As many clips as duration / clip_seconds rounded up: a last
+            one that the video does not fill repeats its last picture.
 
         Raises:
-            VmrError: if the file cannot be decoded or holds no picture.
+            VideoError: if the file cannot be decoded or holds no picture.
         """
-        luma, chroma = _sample(path, self.clip_seconds / self.samples)
-        clips = math.ceil(len(luma) / self.samples)
-        # A last clip that the video does not fill repeats its last frame.
-        index = np.minimum(np.arange(clips * self.samples), len(luma) - 1)
-        hue = _hue_table(self.hues)
-        # One more frame in front, so that the first sample of a clip has a predecessor too.
-        index = np.concatenate(([0], index))
-        stats, cells = [], []
-        for first in range(1, len(index), _CHUNK * self.samples):
-            part = index[first - 1 : first + _CHUNK * self.samples]
-            masks = hue[chroma[part]]
-            stats.append(self._clips(masks, luma[part]))
-            cells.append(self._patches(masks, luma[part]))
-        return np.concatenate(stats), np.concatenate(cells)
+        pictures: list[Picture] = []
+        reformatter = VideoReformatter()
+        for frame in sample(path, self.clip_seconds / self.samples):
+            picture = _picture(frame, reformatter)
+            pictures += [picture] if pictures else [picture, picture]
+            if len(pictures) > self.samples:
+                yield tuple(pictures)
+                pictures = pictures[-1:]
+        if len(pictures) > 1:
+            yield (*pictures, *pictures[-1:] * (1 + self.samples - len(pictures)))
+
+    def encode(self, clips: Sequence[tuple[Picture, ...]]) -> tuple[Array, Array]:
+        """Encodes clips.
+
+        Args:
+            clips: N items of `clips`.
+
+        Returns:
+            Clip features (N, dim) and patch features (N, rows * columns, patch_dim).
+        """
+        # A picture that two neighbouring clips share is computed once.
+        pictures = {id(picture): picture for clip in clips for picture in clip}
+        rows = {name: row for row, name in enumerate(pictures)}
+        index = np.array([[rows[id(picture)] for picture in clip] for clip in clips])
+        now, before = index[:, 1:].ravel(), index[:, :-1].ravel()
+        luma = np.stack([picture.luma for picture in pictures.values()])
+        masks = _hue_table(self.hues)[np.stack([picture.chroma for picture in pictures.values()])]
+        return self._clips(masks, luma, now, before), self._patches(masks, luma, now, before)
 
     def manifest(self) -> dict[str, Any]:
         """Returns everything that decides the features."""
@@ -130,11 +162,21 @@ class GridEncoder:
             "grid": [self.rows, self.columns],
         }
 
-    def _clips(self, masks: Array, luma: Array) -> Array:
-        """Computes clip features of T clips from masks (1 + T samples, pixels, hues) and luma (…, 48, 64)."""
+    def _clips(self, masks: Array, luma: Array, now: Rows, before: Rows) -> Array:
+        """Computes clip features of T clips.
+
+        Args:
+            masks: (F, pixels, hues) of F pictures.
+            luma: (F, 48, 64).
+            now: (T * samples,) which pictures are the samples.
+            before: (T * samples,) which pictures come before them.
+
+        Returns:
+            (T, dim).
+        """
         mass, centroid, radius, form, kurtosis = _moments(masks)
         there = mass**2 / (mass**2 + 0.003**2)  # fades out what stray pixels would make of an absent hue
-        both = np.minimum(there[1:], there[:-1])
+        both = np.minimum(there[now], there[before])
         forms = [np.abs(form[..., k]) * there for k in range(len(_ORDERS))]
         still = self._mean(
             np.stack(
@@ -148,12 +190,13 @@ class GridEncoder:
                     (kurtosis - 1.3) * there,
                 ],
                 -1,
-            )[1:]
+            )[now]
         )
-        step = np.diff(centroid, axis=0) * both
-        growth = np.diff(np.log(radius + 0.02), axis=0) * both
-        flow = np.diff(np.log(mass + 0.002), axis=0)
-        turning = np.abs(np.diff(form, axis=0)).sum(-1) * both
+        step = (centroid[now] - centroid[before]) * both
+        size, amount = np.log(radius + 0.02), np.log(mass + 0.002)
+        growth = (size[now] - size[before]) * both
+        flow = amount[now] - amount[before]
+        turning = np.abs(form[now] - form[before]).sum(-1) * both
         signed = self._mean(np.stack([step.real, step.imag, growth, flow], -1)) / _SIGNED
         unsigned = self._mean(np.stack([np.abs(flow), np.abs(step), turning], -1)) / _UNSIGNED
         by_hue = np.concatenate((still / _STILL, signed, unsigned), -1)
@@ -161,33 +204,35 @@ class GridEncoder:
         presence = np.concatenate((still[..., 1:2], still[..., 5:]), -1) / _PRESENT
         motion = np.concatenate((np.maximum(signed, 0), np.maximum(-signed, 0), unsigned), -1)
         by_form = np.einsum("thp,thm->tpm", presence, motion) / 4
-        everything = [by_hue, presence.sum(1) / 2, by_form, *self._luma(luma)]
+        everything = [by_hue, presence.sum(1) / 2, by_form, *self._luma(luma[now], luma[before])]
         clips = np.concatenate([part.reshape(len(part), -1) for part in everything], -1)
         return np.clip(clips, -_LIMIT, _LIMIT).astype(np.float32)
 
-    def _luma(self, luma: Array) -> list[Array]:
+    def _luma(self, luma: Array, before: Array) -> list[Array]:
         """Computes brightness, contrast, change and texture (T, 4), and change by place (T, cells)."""
-        change = 20 * np.abs(np.diff(luma, axis=0))
-        texture = 20 * np.abs(np.diff(luma[1:], axis=2))
-        brightness, contrast = 8 * (luma[1:].mean((1, 2)) - 0.5), 40 * (luma[1:].std((1, 2)) - 0.07)
+        change = 20 * np.abs(luma - before)
+        texture = 20 * np.abs(np.diff(luma, axis=2))
+        brightness, contrast = 8 * (luma.mean((1, 2)) - 0.5), 40 * (luma.std((1, 2)) - 0.07)
         overall = [brightness, contrast, change.mean((1, 2)), texture.mean((1, 2))]
         return [self._mean(np.stack(overall, -1)), self._mean(_cells(change[..., None], *_LUMA_GRID))]
 
-    def _patches(self, masks: Array, luma: Array) -> Array:
-        """Computes patch features of T clips, (T, rows * columns, patch_dim)."""
+    def _patches(self, masks: Array, luma: Array, now: Rows, before: Rows) -> Array:
+        """Computes patch features of T clips, (T, rows * columns, patch_dim); arguments as `_clips`."""
         images = masks.reshape(-1, 48, 64, self.hues)
-        across = np.diff(luma[1:], axis=2, append=luma[1:, :, -1:])
-        down = np.diff(luma[1:], axis=1, append=luma[1:, -1:])
+        shown, change = luma[now], luma[now] - luma[before]
+        across = np.diff(shown, axis=2, append=shown[:, :, -1:])
+        down = np.diff(shown, axis=1, append=shown[:, -1:])
         angle = np.arctan2(down, across)
         strength = np.hypot(across, down)
-        textures = [luma[1:], luma[1:] ** 2, np.diff(luma, axis=0), np.abs(np.diff(luma, axis=0))]
+        textures = [shown, shown**2, change, np.abs(change)]
         textures += [strength * np.cos(angle - k * math.pi / 4) ** 2 for k in range(4)]
         grid = (self.rows, self.columns)
         colour = _cells(images, *grid)
         texture = _cells(np.stack(textures, -1), *grid)
         texture[..., 1] = np.sqrt(np.maximum(texture[..., 1] - texture[..., 0] ** 2, 0))
         texture[..., 1:] *= 10
-        everything = np.concatenate((4 * colour[1:], 10 * np.abs(np.diff(colour, axis=0)), texture), -1)
+        moved = np.abs(colour[now] - colour[before])
+        everything = np.concatenate((4 * colour[now], 10 * moved, texture), -1)
         return np.clip(self._mean(everything), -_LIMIT, _LIMIT).astype(np.float32)
 
     def _mean(self, samples: Array) -> Array:
@@ -195,59 +240,17 @@ class GridEncoder:
         return samples.reshape(-1, self.samples, *samples.shape[1:]).mean(1)
 
 
-def _sample(path: Path, seconds: float) -> tuple[Array, NDArray[np.uint16]]:
-    """Decodes a file and samples it by time.
-
-    Args:
-        path: the file.
-        seconds: from one sample to the next; samples lie in the middle of their stretch of time, and each
-            shows
-            the latest frame that is not later.
-
-    Returns:
-        Luma (S, 48, 64) in [0, 1], and chroma (S, 48 * 64), the upper 6 bits of U and of V in one number.
-    """
-    luma: list[Array] = []
-    chroma: list[NDArray[np.uint16]] = []
-    reformatter = VideoReformatter()
-    try:
-        with av.open(str(path)) as container:
-            stream = container.streams.video[0]
-            stream.thread_type = "NONE"
-            shown: av.VideoFrame | None = None
-            end = 0.0
-            for frame in container.decode(stream):
-                start = float((frame.pts or 0) * frame.time_base) if frame.time_base else end
-                length = (
-                    float(frame.duration * frame.time_base) if frame.duration and frame.time_base else 0.0
-                )
-                while shown is not None and (len(luma) + 0.5) * seconds < start:
-                    _append(shown, reformatter, luma, chroma)
-                shown, end = frame, start + length
-            while shown is not None and (len(luma) + 0.5) * seconds < end:
-                _append(shown, reformatter, luma, chroma)
-    except (av.FFmpegError, IndexError) as error:
-        raise VmrError(
-            f"{path} cannot be decoded as a video ({error}). Delete it to have it made anew."
-        ) from error
-    if not luma:
-        raise VmrError(f"Expected a video of at least {seconds / 2:g} s at {path}, found no picture in it.")
-    return np.stack(luma), np.stack(chroma)
-
-
-def _append(
-    frame: av.VideoFrame, reformatter: VideoReformatter, luma: list[Array], chroma: list[NDArray[np.uint16]]
-) -> None:
+def _picture(frame: av.VideoFrame, reformatter: VideoReformatter) -> Picture:
     """Takes luma and chroma planes apart; only frames of another size or format are converted."""
     if (frame.width, frame.height, frame.format.name) != (128, 96, "yuv420p"):
         frame = reformatter.reformat(frame, width=128, height=96, format="yuv420p")
     planes = frame.to_ndarray()
     y = planes[:96].reshape(48, 2, 64, 2).mean((1, 3), dtype=np.float32) / 255
     u, v = planes[96:].reshape(2, 48 * 64).astype(np.uint16) >> 2
-    luma.append(y)
-    chroma.append(u << 6 | v)
+    return Picture(y, u << 6 | v)
 
 
+@cache
 def _hue_table(hues: int) -> Array:
     """Computes (4096, hues): how much of each hue a chroma value is; a row sums to 0 for grey, 1 at most."""
     u, v = np.meshgrid(np.arange(64) * 4 + 2 - 128, np.arange(64) * 4 + 2 - 128, indexing="ij")

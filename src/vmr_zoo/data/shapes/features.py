@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import zipfile
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -15,15 +16,25 @@ from vmr_zoo.data.cache import Array
 from vmr_zoo.data.features import FeatureError, Problem, VideoSource
 from vmr_zoo.data.narrations import Narration, NarrationFile, manifest_path, read_narrations, write_narrations
 from vmr_zoo.data.shapes.encoder import GridEncoder
-from vmr_zoo.data.shapes.generate import digest, extract, generate_world, scenes, world_folder
+from vmr_zoo.data.shapes.generate import digest, generate_world, scenes, video_path, world_folder
 from vmr_zoo.data.shapes.narrator import Narrator
 from vmr_zoo.data.shapes.world import WorldSettings
 from vmr_zoo.data.text import SentenceEncoder
-from vmr_zoo.errors import unknown
+from vmr_zoo.errors import VmrError, unknown
+from vmr_zoo.video.encoder import VideoEncoder
+from vmr_zoo.video.extraction import extract
+from vmr_zoo.video.manifest import describe
+
+
+def features_folder(
+    world: WorldSettings, cache: str | Path, encoder: VideoEncoder, storage: str = "float32"
+) -> Path:
+    """Returns where an encoder's features of the rendered videos lie, extracted or not."""
+    return world_folder(world, cache) / "features" / digest(describe(encoder, storage))
 
 
 class RenderedVideos(VideoSource):
-    """Grid features of the rendered videos, read from one memory-mapped array."""
+    """Features of the rendered videos, as `vmr extract data=shapes` writes them."""
 
     def __init__(
         self,
@@ -52,41 +63,83 @@ class RenderedVideos(VideoSource):
         self.dim = encoder.dim if part == "video" else encoder.patch_dim
 
     @cached_property
-    def _packed(self) -> tuple[Array, dict[str, tuple[int, int]]]:
+    def _files(self) -> dict[str, Path]:
+        """Where each video's features lie, extracted if need be."""
         folder = generate_world(self.world, self.cache, self.processes)
-        folder = extract(self.world, folder, self.encoder, self.processes)
-        rows = np.load(folder / f"{self.part}.npy", mmap_mode="r", allow_pickle=False)
-        return rows, json.loads((folder / "index.json").read_text())
+        videos = {scene.video_id: video_path(folder, scene.video_id) for _, scene in scenes(self.world)}
+        out = features_folder(self.world, self.cache, self.encoder)
+        node = {"_target_": "vmr_zoo.data.shapes.GridEncoder", **asdict(self.encoder)}
+        failed = extract(videos, self.encoder, node, out, processes=self.processes)
+        if failed:
+            raise VmrError(
+                f"{len(failed)} rendered videos cannot be encoded. The first: {failed[0].message} "
+                f"Delete {folder} to have them rendered again."
+            )
+        return {video_id: out / f"{video_id}.npz" for video_id in videos}
 
     def prepare(self, protocol: Protocol) -> None:
         """Renders and encodes what is not in the cache."""
-        _ = self._packed
+        _ = self._files
 
     def load(self, video_id: str) -> Array:
         """Returns (T, dim) float32, or (T, P, dim) for patches.
 
         Raises:
-            FeatureError: if the world has no such video.
+            FeatureError: if the world has no such video, or its file is broken.
         """
-        rows, index = self._packed
-        if video_id not in index:
+        if video_id not in self._files:
             raise FeatureError(
                 "missing",
                 f"The world of shapes has no video '{video_id}'. features=shapes serves data=shapes only, "
                 "with the same settings (data.protocol.world).",
             )
-        first, last = index[video_id]
-        return np.array(rows[first:last], dtype=np.float32)
+        path = self._files[video_id]
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                stored = arrays["features" if self.part == "video" else "patches"]
+        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+            raise FeatureError(
+                "unreadable", f"{path} cannot be read ({error}). Delete it to have it made anew."
+            ) from error
+        return stored.astype(np.float32)
 
     def missing(self, video_ids: Sequence[str]) -> list[Problem]:
         """Finds videos that the world does not have."""
-        lacking = tuple(video_id for video_id in video_ids if video_id not in self._packed[1])
+        lacking = tuple(video_id for video_id in video_ids if video_id not in self._files)
         detail = "features=shapes serves data=shapes only, with the same settings (data.protocol.world)."
         return [Problem("video shapes", "missing", lacking, detail)] if lacking else []
 
     def manifest(self) -> dict[str, Any]:
         """Returns the encoder's settings."""
         return self.encoder.manifest()
+
+
+def narrate_world(world: WorldSettings, cache: str | Path, narrator: Narrator) -> Path:
+    """Narrates every video of a world, unless that is done.
+
+    Args:
+        world: the data set's settings.
+        cache: `paths.cache`.
+        narrator: who narrates, and how often it errs.
+
+    Returns:
+        The narrations' file.
+    """
+    file = narrations_path(world, cache, narrator)
+    # The manifest is written last: narrations without one are unfinished.
+    if not manifest_path(file).exists():
+        said = (
+            Narration(scene.video_id, *sentence)
+            for _, scene in scenes(world)
+            for sentence in narrator.narrate(scene)
+        )
+        write_narrations(file, said, narrator.manifest())
+    return file
+
+
+def narrations_path(world: WorldSettings, cache: str | Path, narrator: Narrator) -> Path:
+    """Returns where the narrations of a world lie, written or not."""
+    return world_folder(world, cache) / "narrations" / f"{digest(narrator.manifest())}.jsonl"
 
 
 class RenderedNarrations(NarrationFile):
@@ -103,19 +156,11 @@ class RenderedNarrations(NarrationFile):
             narrator: who narrates, and how often it errs.
             encoder: what embeds the sentences.
         """
-        name = digest(narrator.manifest())
-        super().__init__(world_folder(world, cache) / "narrations" / f"{name}.jsonl", encoder)
+        super().__init__(narrations_path(world, cache, narrator), encoder)
         self.world = world
+        self.cache = cache
         self.narrator = narrator
 
     @cached_property
     def _narrations(self) -> tuple[dict[str, list[Narration]], dict[str, Any]]:
-        # The manifest is written last: narrations without one are unfinished.
-        if not manifest_path(self.file).exists():
-            said = [
-                Narration(scene.video_id, *sentence)
-                for _, scene in scenes(self.world)
-                for sentence in self.narrator.narrate(scene)
-            ]
-            write_narrations(self.file, said, self.narrator.manifest())
-        return read_narrations(self.file)
+        return read_narrations(narrate_world(self.world, self.cache, self.narrator))

@@ -1,0 +1,241 @@
+"""Turns many video files into feature files, resumably, and reports those that cannot be.
+
+    OUT/manifest.json     see `manifest`
+    OUT/<video id>.npz    features (T, dim), and patches (T, P, patch_dim) float16 where the encoder has any
+
+A video's file appears whole or not at all, so that what is there is finished, whoever wrote it: a run that
+was stopped continues, and several processes may fill one folder, each with a shard.
+
+Memory does not grow with the number of videos. With their length only the features of the videos in hand do:
+decoded clips wait in a queue of bounded length.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import Full, Queue
+from typing import Any, NamedTuple
+
+import av
+import numpy as np
+
+from vmr_zoo.errors import VmrError, unknown
+from vmr_zoo.files import atomic_path
+from vmr_zoo.parallel import in_parallel, progress_bar
+from vmr_zoo.video import manifest
+from vmr_zoo.video.decode import VideoError
+from vmr_zoo.video.encoder import Array, VideoEncoder
+
+STORAGE = ("float32", "float16")
+
+
+class Failure(NamedTuple):
+    """A video that has no features.
+
+    Attributes:
+        video_id: its id.
+        kind: of a `VideoError`, or "not finite".
+        message: what was expected, found, where, and what to do.
+    """
+
+    video_id: str
+    kind: str
+    message: str
+
+
+def extract(
+    videos: Mapping[str, Path],
+    encoder: VideoEncoder,
+    node: Mapping[str, Any],
+    out: str | Path,
+    storage: str = "float32",
+    batch_size: int = 32,
+    processes: int | None = None,
+) -> list[Failure]:
+    """Extracts the features of videos that have none yet.
+
+    Args:
+        videos: path by video id.
+        encoder: what turns clips into features.
+        node: the configuration node that rebuilds the encoder.
+        out: the folder to fill.
+        storage: "float32" or "float16", of the clip vectors. Patches are float16.
+        batch_size: clips that are encoded together, of as many videos as it takes.
+        processes: how many encode at a time, for encoders with `one_process_per_core`; None: one per core.
+
+    Returns:
+        The videos that failed; all others have a file.
+
+    Raises:
+        VmrError: if the folder was filled with other settings.
+    """
+    if storage not in STORAGE:
+        raise unknown("storage", storage, STORAGE)
+    if batch_size < 1:
+        raise VmrError(f"Expected batch_size of at least 1, found {batch_size}.")
+    if processes is not None and not encoder.one_process_per_core:
+        raise VmrError(
+            f"{type(encoder).__name__} encodes in one process, which uses all cores or the GPU: leave "
+            "processes=null. To use several GPUs or machines, give each a share with shard=i/n."
+        )
+    out = Path(out).expanduser()
+    manifest.settle(out, manifest.describe(encoder, storage), node)
+    jobs = [
+        _Job(video_id, path, target)
+        for video_id, path in videos.items()
+        if not (target := out / f"{video_id}.npz").exists()
+    ]
+    if encoder.one_process_per_core:
+        work = [(job, encoder, storage, batch_size) for job in jobs]
+        done = in_parallel(_alone, work, "Extracting features", processes)
+        return [failure for failure in done if failure is not None]
+    failures = []
+    with progress_bar(len(jobs)) as progress:
+        results = _batched(jobs, encoder, storage, batch_size)
+        for failure in progress.track(results, total=len(jobs), description="Extracting features"):
+            if failure is not None:
+                failures.append(failure)
+    return failures
+
+
+class _Job(NamedTuple):
+    video_id: str
+    path: Path
+    target: Path
+
+
+def _alone(work: tuple[_Job, VideoEncoder, str, int]) -> Failure | None:
+    """Extracts one video."""
+    job, encoder, storage, batch_size = work
+    (failure,) = _encoded(((job, clip) for clip in _clips(job, encoder)), encoder, storage, batch_size)
+    return failure
+
+
+@dataclass
+class _End:
+    """Stands behind the last clip of a video."""
+
+    failure: Failure | None = None
+
+
+@dataclass
+class _Open:
+    """A video of which clips are still to be encoded."""
+
+    features: list[Array] = field(default_factory=list)
+    patches: list[Array] = field(default_factory=list)
+
+
+def _clips(job: _Job, encoder: VideoEncoder) -> Iterator[Any]:
+    """Yields the clips of a video and an `_End`."""
+    count = 0
+    try:
+        for count, clip in enumerate(encoder.clips(job.path), 1):  # noqa: B007, counted for what follows
+            yield clip
+    except VideoError as error:
+        yield _End(Failure(job.video_id, error.kind, str(error)))
+    except av.FFmpegError as error:  # a frame that decodes but cannot be converted
+        yield _End(Failure(job.video_id, "corrupt", f"{job.path} cannot be converted ({error})."))
+    else:
+        short = Failure(job.video_id, "empty", f"{job.path} is too short for one clip. Leave it out.")
+        yield _End(None if count else short)
+
+
+def _encoded(
+    stream: Iterator[tuple[_Job, Any]], encoder: VideoEncoder, storage: str, batch_size: int
+) -> Iterator[Failure | None]:
+    """Encodes a stream of clips, each video's followed by its `_End`, and writes the files.
+
+    Yields:
+        Per video, once it is finished, what went wrong with it, or None.
+    """
+    videos: dict[str, _Open] = {}
+    batch: list[tuple[_Open, Any]] = []
+    ended: list[tuple[_Job, _End]] = []
+
+    def flush() -> Iterator[Failure | None]:
+        if batch:
+            features, patches = encoder.encode([clip for _, clip in batch])
+            for row, (video, _) in enumerate(batch):
+                # Copied: a view would keep the whole batch's arrays alive.
+                video.features.append(features[row].astype(storage))
+                if patches is not None:
+                    video.patches.append(patches[row].astype(np.float16))
+            batch.clear()
+        for job, end in ended:
+            video = videos.pop(job.video_id, _Open())
+            yield end.failure or _write(job, video)
+        ended.clear()
+
+    for job, item in stream:
+        if isinstance(item, _End):
+            ended.append((job, item))
+            if not batch:
+                yield from flush()
+            continue
+        batch.append((videos.setdefault(job.video_id, _Open()), item))
+        if len(batch) == batch_size:
+            yield from flush()
+    yield from flush()
+
+
+def _batched(
+    jobs: Sequence[_Job], encoder: VideoEncoder, storage: str, batch_size: int
+) -> Iterator[Failure | None]:
+    """Extracts videos whose clips share batches, while a thread decodes the next ones."""
+    queue: Queue[tuple[_Job, Any] | Exception | None] = Queue(batch_size)
+    stop = threading.Event()
+
+    def put(item: tuple[_Job, Any] | Exception | None) -> bool:
+        while not stop.is_set():
+            try:
+                queue.put(item, timeout=0.1)
+                return True
+            except Full:
+                pass
+        return False
+
+    def decode() -> None:
+        try:
+            for job in jobs:
+                for clip in _clips(job, encoder):
+                    if not put((job, clip)):
+                        return
+            put(None)
+        except Exception as error:  # ours to mend: raised where it is seen
+            put(error)
+
+    def stream() -> Iterator[tuple[_Job, Any]]:
+        while (item := queue.get()) is not None:
+            if isinstance(item, Exception):
+                raise item
+            yield item
+
+    thread = threading.Thread(target=decode, daemon=True)
+    thread.start()
+    try:
+        yield from _encoded(stream(), encoder, storage, batch_size)
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _write(job: _Job, video: _Open) -> Failure | None:
+    """Writes one video's file, unless its features are not finite."""
+    arrays = {"features": np.stack(video.features)}
+    if video.patches:
+        arrays["patches"] = np.stack(video.patches)
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            return Failure(
+                job.video_id,
+                "not finite",
+                f"The {name} of {job.path} are not finite as {array.dtype}. Use dtype=fp32 or bf16, and "
+                "storage=float32.",
+            )
+    with atomic_path(job.target) as path:
+        np.savez(path, **arrays)  # type: ignore[arg-type]  # numpy's own stub
+    return None
