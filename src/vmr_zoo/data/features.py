@@ -19,7 +19,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import re
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -34,6 +33,7 @@ import torch
 from rich.progress import track
 
 from vmr_zoo.data.annotations import Protocol, Query
+from vmr_zoo.data.word_table import WordTable, words
 from vmr_zoo.errors import VmrError, some, unknown
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -382,6 +382,13 @@ class _Source(ABC):
 class VideoSource(_Source):
     """Clip features by video id: (T, dim), or (T, P, dim) for patch features."""
 
+    encodes: bool = False
+    """Whether `encode` works."""
+
+    def encode(self, path: Path) -> Array:
+        """Computes the (T, dim) float32 that `load` would return for a video file, whatever its name."""
+        raise VmrError(f"{type(self).__name__} reads features that were made elsewhere; it cannot make any.")
+
     @abstractmethod
     def load(self, video_id: str) -> Array:
         """Returns (T, dim) float32, or (T, P, dim) for patch features."""
@@ -393,6 +400,12 @@ class VideoSource(_Source):
 
 class QuerySource(_Source):
     """Token features of a sentence."""
+
+    encodes: bool = False
+    """Whether `load` works for any sentence; otherwise for those alone that lie on disk."""
+
+    def encode(self, texts: Sequence[str]) -> None:  # noqa: B027, for most sources `load` is all there is to it
+        """Computes together what `load` would compute one by one."""
 
     has_token_ids: bool = False
     """Whether `token_ids` works; then the need "query_tokens" is served."""
@@ -596,19 +609,20 @@ class QueryFiles(QuerySource):
 
 
 class WordVectors(QuerySource):
-    """One vector per word out of a table such as GloVe: an npz with `words` (N,) and `vectors` (N, dim).
+    """One vector per word out of a table such as GloVe: its published text file, or an npz (`WordTable`).
 
     Words are the lower-cased runs of letters, digits and apostrophes. Words that the table lacks are left out
     of the sequence and counted as a problem that is not fatal; a sentence without any known word is.
     """
 
+    encodes = True
     has_token_ids = True
 
     def __init__(self, file: str | Path, dim: int, name: str = "glove", normalise: bool = True) -> None:
         """Stores the place; the table is read on first use.
 
         Args:
-            file: npz with `words` and `vectors`.
+            file: GloVe's text file, or an npz with `words` (N,) and `vectors` (N, dim).
             dim: size of one vector.
             name: what the vectors are; part of the manifest.
             normalise: whether to L2-normalise each vector.
@@ -619,27 +633,25 @@ class WordVectors(QuerySource):
         self.normalise = normalise
 
     @cached_property
-    def _table(self) -> tuple[dict[str, int], Array]:
+    def _table(self) -> WordTable:
         try:
-            with np.load(self.file, allow_pickle=False) as table:
-                words, vectors = table["words"], table["vectors"].astype(np.float32)
+            table = WordTable(self.file, self.dim)
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise FeatureError(
-                "unreadable", f"Expected word vectors (npz with words, vectors) at {self.file}; {error}."
+                "unreadable",
+                f"Expected word vectors (GloVe's text file, or npz with words, vectors) of {self.dim} "
+                f"numbers at {self.file}; {error}.",
             ) from error
-        if vectors.shape != (len(words), self.dim):
+        if table.dim != self.dim:
             raise FeatureError(
-                "dimension", f"{self.file} has {vectors.shape} vectors; expected ({len(words)}, {self.dim})."
+                "dimension", f"{self.file} has vectors of {table.dim} numbers; expected {self.dim}."
             )
-        rows = {
-            str(word): row for row, word in enumerate(words) if vectors[row].any()
-        }  # the padding row is zeros
-        return rows, l2_normalise(vectors) if self.normalise else vectors
+        return table
 
     @staticmethod
     def words(text: str) -> list[str]:
         """Splits a sentence into lower-case words."""
-        return re.findall(r"[a-z0-9']+", text.lower())
+        return [word for word, _ in words(text)]
 
     def token_ids(self, query: Query) -> Array:
         """Returns (L,) int64 rows of the table, known words only.
@@ -647,7 +659,7 @@ class WordVectors(QuerySource):
         Raises:
             FeatureError: if the table knows none of the words.
         """
-        rows = self._table[0]
+        rows = self._table.rows
         ids = [rows[word] for word in self.words(query.text) if word in rows]
         if not ids:
             raise FeatureError("empty", f"{self.file} knows no word of '{query.text}' ({query.query_id}).")
@@ -655,12 +667,13 @@ class WordVectors(QuerySource):
 
     def load(self, query: Query) -> Array:
         """Returns (L, dim) float32, one row per known word."""
-        return self._table[1][self.token_ids(query)]
+        vectors = self._table.vectors(self.token_ids(query))
+        return l2_normalise(vectors) if self.normalise else vectors
 
     def missing(self, queries: Sequence[Query]) -> list[Problem]:
         """Finds queries with words that the table lacks."""
         try:
-            rows = self._table[0]
+            rows = self._table.rows
         except FeatureError as error:
             return [Problem("query words", error.kind, tuple(q.query_id for q in queries), str(error))]
         unknown_words = {

