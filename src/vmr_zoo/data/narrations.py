@@ -26,7 +26,7 @@ from vmr_zoo.data.cache import Array
 from vmr_zoo.data.features import FeatureError, NarrationSource, Problem
 from vmr_zoo.data.text import SentenceEncoder
 from vmr_zoo.errors import VmrError
-from vmr_zoo.files import atomic_write
+from vmr_zoo.files import atomic_path, atomic_write
 
 MANIFEST_KEYS = ("model", "revision", "prompt", "sampling_rate", "seed", "date")
 """What a narration manifest holds at least; null where it does not apply. `prompt` may be a list."""
@@ -66,8 +66,10 @@ def write_narrations(path: str | Path, narrations: Iterable[Narration], manifest
         VmrError: if the manifest lacks a key.
     """
     _check_manifest(manifest, str(path))
-    lines = "".join(json.dumps(asdict(narration), ensure_ascii=False) + "\n" for narration in narrations)
-    atomic_write(path, lines)
+    # Line by line: a large data set has millions.
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+        for narration in narrations:
+            file.write(json.dumps(asdict(narration), ensure_ascii=False) + "\n")
     atomic_write(manifest_path(path), json.dumps(dict(manifest), indent=2, ensure_ascii=False) + "\n")
 
 

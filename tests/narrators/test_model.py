@@ -1,0 +1,225 @@
+"""Narration by tiny random models: real files, real processors, real generation."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+
+from vmr_zoo.config import compose
+from vmr_zoo.data.narrations import read_narrations
+from vmr_zoo.errors import VmrError
+from vmr_zoo.narrators import ModelNarrator, model
+from vmr_zoo.video.decode import VideoError, sample
+
+CAPTION = {"prompt": "caption this frame", "template": "USER : <image> {prompt} ASSISTANT :"}
+INSTRUCTIONS = ["describe the video", "summarize the video", "video"]
+# Pictures of very different duration: the frame rate varies.
+UNEVEN = {0.0: 20, 0.1: 60, 2.3: 100, 4.2: 140, 4.3: 180, 4.9: 220, 5.9: 40}
+EVEN = {number / 5: 30 + 10 * number for number in range(20)}
+
+
+def narrator(folder: Path, kind: str, **more: Any) -> ModelNarrator:
+    settings: dict[str, Any] = {
+        "llava": {"seconds": 1, "frames": None, **CAPTION},
+        "blip2": {"seconds": 1, "frames": None, "prompt": None, "template": None},
+        "llava_next_video": {
+            "seconds": 2,
+            "frames": 4,
+            "prompt": INSTRUCTIONS,
+            "template": "USER : <video> {prompt} ASSISTANT :",
+        },
+    }[kind]
+    plain = {"max_new_tokens": 6, "dtype": "float32", "device": "cpu", "batch_size": 4}
+    return ModelNarrator(str(folder), **(settings | plain | more))
+
+
+@pytest.mark.parametrize("kind", ["llava", "blip2", "llava_next_video"])
+def test_batches_over_videos_say_what_one_by_one_says(
+    kind: str, request: pytest.FixtureRequest, film: Callable[..., Path]
+) -> None:
+    folder = request.getfixturevalue(kind)
+    videos = [("a", film("a", UNEVEN)), ("b", film("b", EVEN))]
+    batched = {told.video_id: list(told.narrations) for told in narrator(folder, kind).stream(videos)}
+    single = narrator(folder, kind, batch_size=1)
+    assert batched == {video: single.narrate(video, path) for video, path in videos}
+    said = [narration.text for told in batched.values() for narration in told]
+    assert len(set(said)) > 2, "a model that always says the same tests nothing"
+    assert not any(mark in text for text in said for mark in ("<", ">"))
+    # Six words at most: what was asked is not part of the answer.
+    assert all(0 < len(text.split()) <= 6 for text in said)
+
+
+def test_frames_are_those_shown_at_the_narrations_time(film: Callable[..., Path], tmp_path: Path) -> None:
+    """Holds on a file of varying frame rate, for frames and for clips, whose last one is cut off."""
+    path = film("v", UNEVEN)
+
+    def seen(**settings: Any) -> list[tuple[float, float, list[int]]]:
+        looks = narrator(tmp_path, "llava", **settings).looks("v", path)
+        return [(look.start, look.end, [shade(frame) for frame in look.frames]) for look in looks]
+
+    def shade(frame: Any) -> int:
+        return round(frame[:, :12].mean() / 20) * 20
+
+    # 4.5 s lies between the pictures of 4.3 and 4.9 s.
+    times = [0.5, 1.5, 2.5, 3.5, 4.5, 5.5]
+    assert seen() == [(t, t, [grey]) for t, grey in zip(times, [60, 60, 100, 100, 180, 220], strict=True)]
+    assert seen(seconds=4, frames=4) == [(0, 4, [60, 60, 100, 100]), (4, 6, [180, 220, 220, 220])]
+
+
+def test_instructions_depend_on_seed_video_and_clip_alone(
+    llava_next_video: Path, film: Callable[..., Path]
+) -> None:
+    def drawn(seed: int, video: str) -> list[str | None]:
+        one = narrator(llava_next_video, "llava_next_video", seed=seed)
+        return [one.asked(video, clip) for clip in range(60)]
+
+    assert drawn(0, "v") == drawn(0, "v")
+    assert set(drawn(0, "v")) == set(INSTRUCTIONS)
+    assert drawn(0, "v") != drawn(1, "v")
+    assert drawn(0, "v") != drawn(0, "w")
+    # And what is drawn is what the model hears.
+    path = film("v", EVEN)
+    told = narrator(llava_next_video, "llava_next_video", seed=0).narrate("v", path)
+    for clip, narration in enumerate(told):
+        alone = narrator(llava_next_video, "llava_next_video", prompt=drawn(0, "v")[clip]).narrate("v", path)
+        assert alone[clip] == narration
+
+
+def test_words_drawn_with_a_temperature_do_not_depend_on_neighbours(
+    llava: Path, film: Callable[..., Path]
+) -> None:
+    videos = [("a", film("a", UNEVEN)), ("b", film("b", EVEN))]
+    drawing = narrator(llava, "llava", temperature=2.0)
+    told = [list(one.narrations) for one in drawing.stream(videos)]
+    assert told[1] == drawing.narrate(*videos[1])
+    assert told[1] != narrator(llava, "llava", temperature=2.0, seed=1).narrate(*videos[1])
+    assert told[1] != narrator(llava, "llava").narrate(*videos[1])
+
+
+def test_the_chat_template_of_the_model(llava: Path, film: Callable[..., Path]) -> None:
+    path = film("v", UNEVEN)
+    own = narrator(llava, "llava", template=None)
+    assert own._text("caption this frame") == "USER : <image> caption this frame ASSISTANT :"
+    assert own.narrate("v", path) == narrator(llava, "llava").narrate("v", path)
+
+
+def test_an_empty_answer_is_counted_and_leaves_no_sentence(
+    llava: Path, film: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mute = narrator(llava, "llava", batch_size=2)
+    monkeypatch.setattr(mute, "tell", lambda looks: ["" if look.number == 1 else "yes" for look in looks])
+    (told,) = mute.stream([("v", film("v", UNEVEN))])
+    assert told.empty == 1
+    assert [narration.start for narration in told.narrations] == [0.5, 2.5, 3.5, 4.5, 5.5]
+
+
+def test_a_video_that_breaks_off_costs_only_itself(
+    llava: Path, film: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = {"a": film("a", EVEN), "b": film("b", EVEN), "c": film("c", UNEVEN)}
+
+    def breaking(path: Path, seconds: float) -> Iterator[Any]:
+        for number, frame in enumerate(sample(path, seconds)):
+            if path == paths["b"] and number == 3:
+                raise VideoError("corrupt", "b breaks off")
+            yield frame
+
+    monkeypatch.setattr(model, "sample", breaking)
+    one = narrator(llava, "llava", batch_size=4)
+    told = {told.video_id: told for told in one.stream(paths.items())}
+    assert list(told) == ["a", "b", "c"]
+    assert "breaks off" in str(told["b"].error)
+    assert not told["b"].narrations
+    assert list(told["a"].narrations) == one.narrate("a", paths["a"])
+    assert list(told["c"].narrations) == one.narrate("c", paths["c"])
+    with pytest.raises(VideoError, match="breaks off"):
+        one.narrate("b", paths["b"])
+
+
+def test_the_manifest_names_the_weights(llava: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(llava, tmp_path / "copy"))
+    manifest = narrator(llava, "llava").manifest()
+    assert narrator(copy, "llava").manifest() == manifest | {"model": "copy"}
+    assert manifest["prompt"] == "caption this frame"
+    assert narrator(llava, "llava", prompt=INSTRUCTIONS).manifest()["prompt"] == INSTRUCTIONS
+    with (copy / "model.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\1")
+    assert narrator(copy, "llava").manifest()["revision"] != manifest["revision"]
+
+
+def test_a_model_of_the_hub_is_known_by_its_commit(
+    llava: Path, film: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reads the hub's cache as a machine without a network does."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    cached = tmp_path / "hub" / "models--some--model"
+    shutil.copytree(llava, cached / "snapshots" / commit)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(commit)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    one = narrator(Path("some/model"), "llava")
+    assert (one.manifest()["model"], one.manifest()["revision"]) == ("some/model", commit)
+    path = film("v", UNEVEN)
+    assert one.narrate("v", path) == narrator(llava, "llava").narrate("v", path)
+    with pytest.raises(VmrError, match="some/other is neither a folder nor"):
+        narrator(Path("some/other"), "llava").manifest()
+
+
+def test_mistakes_are_named(llava: Path, film: Callable[..., Path], tmp_path: Path) -> None:
+    path = film("v", UNEVEN)
+    with pytest.raises(VmrError, match=r"template to hold \{prompt\}"):
+        narrator(llava, "llava", template="USER : <image> ASSISTANT :")
+    with pytest.raises(VmrError, match="Did you mean float16"):
+        narrator(llava, "llava", dtype="half16")
+    with pytest.raises(VmrError, match="takes images, not videos"):
+        narrator(llava, "llava_next_video").narrate("v", path)
+    with pytest.raises(VmrError, match="no revisions"):
+        narrator(llava, "llava", revision="main").manifest()
+    # Weights that would have to be unpickled are no weights.
+    copy = Path(shutil.copytree(llava, tmp_path / "copy"))
+    (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
+    with pytest.raises(VmrError, match="weights as safetensors"):
+        narrator(copy, "llava").narrate("v", path)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("llava", "llava"), ("blip2", "blip2"), ("video_llm", "llava_next_video")]
+)
+def test_the_command_as_documented(
+    name: str,
+    kind: str,
+    request: pytest.FixtureRequest,
+    film: Callable[..., Path],
+    vmr: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = film("a", UNEVEN).parent
+    film("b", EVEN)
+    out = folder / "said.jsonl"
+    command = [
+        f"videos={folder}",
+        f"narrator={name}",
+        f"narrator.model={request.getfixturevalue(kind)}",
+        f"out={out}",
+        "narrator.dtype=float32",
+        "narrator.max_new_tokens=4",
+    ]
+    assert vmr("narrate", *command) == 0
+    narrations, manifest = read_narrations(out)
+    spans = {(narration.start, narration.end) for narration in narrations["a"]}
+    assert (
+        spans <= {(0, 2), (2, 4), (4, 6)} if name == "video_llm" else {(n + 0.5, n + 0.5) for n in range(6)}
+    )
+    assert manifest["prompt"] == compose("narrate", [f"narrator={name}"]).narrator.prompt
+    (folder / "c.mp4").write_bytes(b"no video")
+    assert vmr("narrate", *command) == 1
+    assert "c: " in capsys.readouterr().err
+    assert vmr("narrate", *command, "seed=1") == 2
+    assert "seed: 0 there, 1 now" in capsys.readouterr().err

@@ -1,0 +1,184 @@
+"""`vmr narrate`: finished videos are never narrated again, shards add up, and what fails is listed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra.utils import instantiate
+
+from vmr_zoo.config import compose
+from vmr_zoo.data.narrations import Narration, manifest_path, read_narrations
+from vmr_zoo.errors import VmrError
+from vmr_zoo.narrate import narrate
+from vmr_zoo.narrators import Narrated, Narrator
+from vmr_zoo.video.decode import VideoError
+
+VIDEOS = {f"v{number}": Path(f"v{number}.mp4") for number in range(5)}
+TINY = [
+    "data=shapes",
+    "narrator=shapes",
+    "data.protocol.processes=1",
+    *(
+        f"data.protocol.world.{key}={value}"
+        for key, value in {"train_videos": 2, "test_videos": 1, "fps": 4, "height": 48}.items()
+    ),
+]
+
+
+class Scripted(Narrator):
+    """Says what it is told to and remembers what it was asked about."""
+
+    def __init__(self, prompt: str = "what?", broken: Iterable[str] = (), mute: Iterable[str] = ()) -> None:
+        self.prompt = prompt
+        self.broken = set(broken)
+        self.mute = set(mute)
+        self.asked: list[str] = []
+
+    def stream(self, videos: Iterable[tuple[str, Path]]) -> Iterator[Narrated]:
+        for video, _ in videos:
+            self.asked.append(video)
+            if video in self.broken:
+                yield Narrated(video, error=VideoError("corrupt", f"{video} is broken"))
+            elif video in self.mute:
+                yield Narrated(video, empty=2)
+            else:
+                yield Narrated(
+                    video, (Narration(video, 0.0, 1.0, f"{self.prompt} {video} Ä\u2028"),), empty=1
+                )
+
+    def manifest(self) -> dict[str, Any]:
+        return {"model": "m", "revision": "r", "prompt": self.prompt, "sampling_rate": 1.0, "seed": 0}
+
+
+def files(out: Path) -> tuple[bytes, bytes]:
+    return out.read_bytes(), manifest_path(out).read_bytes()
+
+
+def test_shards_add_up_to_the_whole_whoever_comes_last(tmp_path: Path) -> None:
+    whole, shared = tmp_path / "whole.jsonl", tmp_path / "shared.jsonl"
+    assert narrate(Scripted(), VIDEOS, whole).merged
+    second, first = Scripted(), Scripted()
+    summary = narrate(second, VIDEOS, shared, "2/2")
+    assert (summary.unfinished, summary.merged, shared.exists()) == (3, False, False)
+    summary = narrate(first, VIDEOS, shared, "1/2")
+    assert (summary.unfinished, summary.merged, summary.sentences, summary.empty) == (0, True, 5, 5)
+    assert (first.asked, second.asked) == (["v0", "v2", "v4"], ["v1", "v3"])
+    assert files(shared) == files(whole)
+    narrations, manifest = read_narrations(shared)
+    assert list(narrations) == list(VIDEOS)
+    assert manifest.items() >= Scripted().manifest().items()
+
+
+def test_a_stopped_run_goes_on_with_what_is_missing(tmp_path: Path) -> None:
+    out = tmp_path / "n.jsonl"
+
+    class Stopped(Scripted):
+        def stream(self, videos: Iterable[tuple[str, Path]]) -> Iterator[Narrated]:
+            for narrated in super().stream(videos):
+                if narrated.video_id == "v2":
+                    raise KeyboardInterrupt
+                yield narrated
+
+    with pytest.raises(KeyboardInterrupt):
+        narrate(Stopped(), VIDEOS, out)
+    assert not out.exists()
+    again = Scripted()
+    narrate(again, VIDEOS, out)
+    assert again.asked == ["v2", "v3", "v4"]
+    before = files(out)
+    (tmp_path / "n.jsonl.parts" / "v1.part").unlink()
+    again = Scripted()
+    narrate(again, VIDEOS, out)
+    assert again.asked == ["v1"]
+    assert files(out) == before
+    assert not list(tmp_path.rglob(".*"))
+
+
+def test_another_narrator_in_the_same_place_is_refused(tmp_path: Path) -> None:
+    out = tmp_path / "n.jsonl"
+    narrate(Scripted(), VIDEOS, out)
+    with pytest.raises(VmrError, match=r'prompt: "what\?" there, "why\?" now'):
+        narrate(Scripted(prompt="why?"), VIDEOS, out)
+    (tmp_path / "other.jsonl").write_text("somebody's\n")
+    with pytest.raises(VmrError, match="exists"):
+        narrate(Scripted(), VIDEOS, tmp_path / "other.jsonl")
+    with pytest.raises(VmrError, match=r"out=FILE\.jsonl"):
+        narrate(Scripted(), VIDEOS, tmp_path / "n.json")
+
+
+def test_broken_and_silent_videos_are_listed_and_the_broken_ones_tried_again(tmp_path: Path) -> None:
+    out = tmp_path / "n.jsonl"
+    summary = narrate(Scripted(broken=["v1"], mute=["v3"]), VIDEOS, out)
+    assert summary.failed == {"v1": "v1 is broken"}
+    assert summary.silent == ("v3",)
+    assert (summary.merged, summary.sentences, summary.empty) == (True, 3, 5)
+    mended = Scripted(mute=["v3"])
+    assert not narrate(mended, VIDEOS, out).failed
+    assert mended.asked == ["v1"]
+    assert len(read_narrations(out)[0]) == 4
+    assert not narrate(Scripted(broken=VIDEOS), VIDEOS, tmp_path / "none.jsonl").merged
+
+
+def test_shapes_are_narrated_where_training_reads_them(
+    vmr: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VMR_CACHE", str(tmp_path))
+    settings = [*TINY, "features.narration.narrator.miss=0"]
+    assert vmr("narrate", *settings) == 0
+    (file,) = tmp_path.rglob("narrations/*.jsonl")
+    train = compose("train", [o for o in settings if not o.startswith("narrator")])
+    source = instantiate(train.features.narration)
+    assert source.file == file
+    stamp = file.stat().st_mtime_ns
+    assert source.manifest()["narrator"]["miss"] == 0
+    assert file.stat().st_mtime_ns == stamp
+    # The same sentences through the interface of every other narrator, out of the rendered files.
+    assert vmr("narrate", *settings, f"out={tmp_path / 'n.jsonl'}") == 0
+    assert read_narrations(tmp_path / "n.jsonl") == read_narrations(file)
+
+
+def test_a_data_set_limits_the_videos_and_missing_ones_are_an_error(
+    vmr: Callable[..., int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("VMR_CACHE", str(tmp_path))
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for name in ("train_00000", "test_00000", "holiday"):
+        (folder / f"{name}.mp4").touch()
+    assert vmr("narrate", *TINY, f"videos={folder}", f"out={tmp_path / 'n.jsonl'}") == 1
+    assert "No file for" in (said := capsys.readouterr().err)
+    assert "train_00001" in said
+    lines = (tmp_path / "n.jsonl").read_text().splitlines()
+    assert {json.loads(line)["video_id"] for line in lines} == {"train_00000", "test_00000"}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["videos=nowhere", "narrator=shapes"], "add data=shapes"),
+        (["videos=nowhere"], "add out="),
+        (["out=n.jsonl"], "add videos="),
+        (["videos=nowhere", "out=n.jsonl"], "Found no video"),
+        (["narrator=lava"], "Did you mean llava"),
+        (["narrator.second=2"], "Did you mean narrator.seconds"),
+    ],
+)
+def test_mistakes_are_named(
+    vmr: Callable[..., int], capsys: pytest.CaptureFixture[str], given: list[str], expected: str
+) -> None:
+    assert vmr("narrate", *given) == 2
+    assert expected in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["llava", "blip2", "video_llm"])
+def test_configured_narrators_build_without_loading_a_model(name: str) -> None:
+    narrator = instantiate(compose("narrate", [f"narrator={name}", "seed=7"]).narrator)
+    assert narrator.seed == 7
+    assert len(narrator.prompts) == {"llava": 1, "blip2": 0, "video_llm": 10}[name]
