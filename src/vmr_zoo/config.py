@@ -176,11 +176,20 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def extracted(key: str, folders: Sequence[str]) -> Any:
+    """Resolves `${extracted:KEY,FOLDERS}`: what the manifests of folders that `vmr extract` filled say."""
+    from vmr_zoo.video.manifest import declared
+
+    value = declared(key, folders)
+    return OmegaConf.create(value) if isinstance(value, list | dict) else value
+
+
 def register_resolvers() -> None:
     """Registers the resolvers of `conf/` with OmegaConf; calling it again does no harm."""
     OmegaConf.register_new_resolver("by_variant", by_variant, replace=True)
     OmegaConf.register_new_resolver("run_name", _run_name_here, replace=True)
     OmegaConf.register_new_resolver("choice", _choice, replace=True)
+    OmegaConf.register_new_resolver("extracted", extracted, replace=True)
     OmegaConf.register_new_resolver("sweep_jobs", sweep_jobs, replace=True)
     OmegaConf.register_new_resolver("wandb_offline", wandb_offline, replace=True)
 

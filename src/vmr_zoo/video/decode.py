@@ -121,7 +121,8 @@ def _open(path: str | Path) -> Iterator[tuple[Any, Any]]:
             yield container, streams[0]
     except (av.FFmpegError, OSError) as error:
         raise VideoError(
-            "corrupt", f"{path} cannot be decoded as a video ({error}). Copy, download or make it anew."
+            "corrupt",
+            f"{path} cannot be decoded as a video ({error.strerror}). Copy, download or make it anew.",
         ) from error
 
 

@@ -161,9 +161,10 @@ def _encoded(
             features, patches = encoder.encode([clip for _, clip in batch])
             for row, (video, _) in enumerate(batch):
                 # Copied: a view would keep the whole batch's arrays alive.
-                video.features.append(features[row].astype(storage))
-                if patches is not None:
-                    video.patches.append(patches[row].astype(np.float16))
+                with np.errstate(over="ignore"):  # `_write` finds what does not fit
+                    video.features.append(features[row].astype(storage))
+                    if patches is not None:
+                        video.patches.append(patches[row].astype(np.float16))
             batch.clear()
         for job, end in ended:
             video = videos.pop(job.video_id, _Open())
@@ -214,7 +215,7 @@ def _batched(
                 raise item
             yield item
 
-    thread = threading.Thread(target=decode, daemon=True)
+    thread = threading.Thread(target=decode, name="decode", daemon=True)
     thread.start()
     try:
         yield from _encoded(stream(), encoder, storage, batch_size)

@@ -1,0 +1,150 @@
+"""Motion features of clips, from the video classifiers of torchvision.
+
+They stand where SlowFast stands in the papers: a network that was trained to name human actions in short
+clips (Kinetics-400), its last layer taken off. SlowFast itself is not in torchvision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torchvision
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from vmr_zoo.errors import VmrError, unknown
+from vmr_zoo.video.decode import sample
+from vmr_zoo.video.encoder import Array, VideoEncoder, in_clips
+from vmr_zoo.video.torch_models import (
+    check_precision,
+    find_device,
+    inference,
+    same_random_weights,
+    weights_hash,
+)
+
+_HEADS = ("fc", "head", "classifier")
+"""What the last layers are called in torchvision's video models."""
+
+
+class Motion(VideoEncoder):
+    """A video classifier of torchvision without its last layer."""
+
+    patches = None
+    patch_dim = None
+
+    def __init__(
+        self,
+        model: str,
+        weights: str | None,
+        clip_seconds: float = 2.0,
+        frames: int = 16,
+        random_weights: bool = False,
+        device: str = "auto",
+        dtype: Literal["fp32", "bf16", "fp16"] = "fp32",
+    ) -> None:
+        """Loads the model, downloading its weights where torchvision has to.
+
+        Args:
+            model: a name of `torchvision.models.list_models(torchvision.models.video)`.
+            weights: torchvision's name for weights of this model, such as KINETICS400_V1, or a file with its
+                state dict (.safetensors, or what torch.save wrote; nothing else is unpickled).
+            clip_seconds: length of a clip.
+            frames: frames per clip, evenly spaced; some models take one number only (mvit: 16).
+            random_weights: whether to go without pretrained weights, which is good for tests alone.
+            device: "auto", "cpu", "cuda" or "cuda:N"; no part of the manifest.
+            dtype: precision of the computation.
+
+        Raises:
+            VmrError: for a model or weights that cannot be had.
+        """
+        names = torchvision.models.list_models(torchvision.models.video)
+        if model not in names:
+            raise unknown("video model of torchvision", model, names)
+        if frames < 1 or clip_seconds <= 0:
+            raise VmrError(f"Expected frames >= 1 and clip_seconds > 0, found {frames} and {clip_seconds}.")
+        check_precision(dtype)
+        self.device = find_device(device)
+        network, self._preset = _load(model, weights, random_weights)
+        head = next(name for name in _HEADS if hasattr(network, name))
+        last = [m for m in getattr(network, head).modules() if isinstance(m, nn.Linear | nn.Conv3d)][-1]
+        self.dim = last.in_features if isinstance(last, nn.Linear) else last.in_channels
+        setattr(network, head, nn.Identity())
+        self.model = network.to(self.device).eval()
+        self.name = model
+        self.weights = None if random_weights else weights
+        self.clip_seconds = clip_seconds
+        self.frames = frames
+        self.random_weights = random_weights
+        self.dtype = dtype
+        self._weights = weights_hash(network)
+
+    def clips(self, path: Path) -> Iterator[Tensor]:
+        """Yields (3, frames, H, W) float32 per clip; a last one that is not full repeats its last frame."""
+        # Frame by frame: a clip of large frames would not be cheap to hold.
+        images = (
+            self._preset(torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1)[None])
+            for frame in sample(path, self.clip_seconds / self.frames)
+        )
+        for clip in in_clips(images, self.frames):
+            yield torch.cat([*clip, *clip[-1:] * (self.frames - len(clip))], dim=1)
+
+    def encode(self, clips: Sequence[Tensor]) -> tuple[Array, None]:
+        """Encodes clips; see `VideoEncoder.encode`."""
+        with inference(self.device, self.dtype):
+            features = self.model(torch.stack(list(clips)).to(self.device))
+        return features.float().flatten(1).cpu().numpy(), None
+
+    def manifest(self) -> dict[str, Any]:
+        """Returns everything that decides the features."""
+        return {
+            "backbone": f"torchvision {self.name}",
+            "pretrained": None if self.weights is None else Path(self.weights).name,
+            "random_weights": self.random_weights,
+            "weights": self._weights,
+            "preprocess": {
+                name: getattr(self._preset, name)
+                for name in ("crop_size", "resize_size", "mean", "std")
+                if hasattr(self._preset, name)
+            },
+            "clip_seconds": self.clip_seconds,
+            "frames": self.frames,
+            "precision": self.dtype,
+        }
+
+
+def _load(model: str, weights: str | None, random_weights: bool) -> tuple[Any, Any]:
+    """Returns a classifier with the weights asked for, and its preprocessing."""
+    published = torchvision.models.get_model_weights(model)
+    names = list(published.__members__)
+    if random_weights:
+        with same_random_weights():
+            return torchvision.models.get_model(model), published["DEFAULT"].transforms()
+    if weights is None:
+        raise VmrError(
+            f"No weights were asked for. Set encoder.weights to a file or one of {', '.join(names)} of "
+            f"{model}. encoder.random_weights=true goes without, for tests."
+        )
+    path = Path(weights).expanduser()
+    if weights not in names and not path.is_file():
+        raise VmrError(
+            f"encoder.weights={weights} is neither a file nor weights of torchvision's {model}: "
+            f"{', '.join(names)}."
+        )
+    try:
+        if weights in names:
+            chosen = published[weights]
+            return torchvision.models.get_model(model, weights=chosen), chosen.transforms()
+        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
+        classes = [tensor for name, tensor in state.items() if name.split(".")[0] in _HEADS][-1].shape[0]
+        network = torchvision.models.get_model(model, num_classes=classes)
+        network.load_state_dict(state)
+    except Exception as error:  # whatever downloading or reading raises
+        raise VmrError(
+            f"Cannot load weights={weights} into torchvision's {model}: {error}\n"
+            "Give a name (needs a connection once) or a file of this model's state dict as encoder.weights."
+        ) from error
+    return network, published["DEFAULT"].transforms()

@@ -1,0 +1,60 @@
+"""What encoders that are torch models share: where they run, in which precision, and with which weights."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from vmr_zoo.errors import VmrError, unknown
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def find_device(name: str) -> torch.device:
+    """Returns a device by name; "auto" is a GPU if there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise VmrError(f"Expected device=auto, cpu, cuda or cuda:N; found device={name}.") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise VmrError(f"device={name} was asked for, but torch finds no GPU. Use device=auto or cpu.")
+    return device
+
+
+def check_precision(dtype: str) -> None:
+    """Refuses a precision that is not one of `PRECISIONS`."""
+    if dtype not in PRECISIONS:
+        raise unknown("precision (dtype)", dtype, PRECISIONS)
+
+
+@contextlib.contextmanager
+def inference(device: torch.device, dtype: str) -> Iterator[None]:
+    """Computes without gradients, in the given precision where torch deems it safe (autocast)."""
+    with (
+        torch.inference_mode(),
+        torch.autocast(device.type, dtype=PRECISIONS[dtype], enabled=dtype != "fp32"),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def same_random_weights() -> Iterator[None]:
+    """Makes modules that are built inside begin with the same random weights every time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
+def weights_hash(module: nn.Module) -> str:
+    """Returns the first 16 digits of the SHA-256 of a module's state: names, types, shapes and values."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]

@@ -1,0 +1,238 @@
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from vmr_zoo.cli import main
+from vmr_zoo.config import compose
+from vmr_zoo.data.extracted import ExtractedVideos
+from vmr_zoo.data.features import l2_normalise
+from vmr_zoo.errors import VmrError
+from vmr_zoo.run_dir import relocatable
+from vmr_zoo.video.decode import VideoError
+from vmr_zoo.video.encoder import VideoEncoder
+from vmr_zoo.video.extraction import extract
+from vmr_zoo.video.manifest import declared, read
+
+
+def render(path, seconds, seed=0):
+    """Four noisy frames a second."""
+    rng = np.random.default_rng(seed)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=4, options={"preset": "ultrafast"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for number in range(4 * seconds):
+            picture = np.kron(rng.integers(0, 255, (6, 8, 3)), np.ones((8, 8, 1))).astype(np.uint8)
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, 4)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("videos")
+    for number, seconds in enumerate((3, 5, 2)):
+        render(folder / f"v{number}.mp4", seconds, number)
+    (folder / "broken.mp4").write_bytes((folder / "v1.mp4").read_bytes()[:500])
+    return folder
+
+
+class Counting(VideoEncoder):
+    """Encodes the number n of a clip as (n, length of the name), and notes what shared a batch."""
+
+    clip_seconds, dim, patches, patch_dim = 2.0, 2, 3, 1
+
+    def __init__(self, lengths, scale=1.0):
+        self.lengths, self.scale, self.batches, self.ahead, self.most_ahead = lengths, scale, [], 0, 0
+
+    def clips(self, path):
+        for number in range(self.lengths[path.stem]):
+            self.ahead += 1
+            self.most_ahead = max(self.most_ahead, self.ahead)
+            yield path.stem, number
+        if path.stem.startswith("bad"):
+            raise VideoError("corrupt", f"{path} breaks off.")
+
+    def encode(self, clips):
+        self.ahead -= len(clips)
+        self.batches.append([name for name, _ in clips])
+        rows = np.array([(number, len(name)) for name, number in clips], np.float32) * self.scale
+        return rows, np.stack([rows[:, :1]] * 3, 1)
+
+    def manifest(self):
+        return {"backbone": "counting", "clip_seconds": 2.0, "scale": self.scale}
+
+
+def run(lengths, out, **arguments):
+    encoder = Counting(lengths, arguments.pop("scale", 1.0))
+    paths = {name: Path(f"{name}.mp4") for name in lengths}
+    return encoder, extract(paths, encoder, {"_target_": "vmr_zoo.X"}, out, **arguments)
+
+
+def test_videos_share_batches_and_a_broken_one_spoils_no_other(tmp_path):
+    lengths = {"a": 3, "bad": 4, "c": 1, "none": 0, "eeeee": 700}
+    encoder, failures = run(lengths, tmp_path, batch_size=4)
+    assert {(failure.video_id, failure.kind) for failure in failures} == {
+        ("bad", "corrupt"),
+        ("none", "empty"),
+    }
+    assert {path.stem for path in tmp_path.glob("*.npz")} == {"a", "c", "eeeee"}
+    for name in ("a", "c", "eeeee"):
+        with np.load(tmp_path / f"{name}.npz") as arrays:
+            expected = np.array([(number, len(name)) for number in range(lengths[name])])
+            assert np.array_equal(arrays["features"], expected)
+            assert np.array_equal(arrays["patches"], np.stack([expected[:, :1]] * 3, 1))
+            assert (arrays["features"].dtype, arrays["patches"].dtype) == (np.float32, np.float16)
+    assert ["a", "a", "a", "bad"] in encoder.batches
+    assert max(map(len, encoder.batches)) == 4
+    assert encoder.most_ahead <= 4 + 4 + 1  # queue, batch, and the one in hand, of a video of 700
+
+
+def test_what_is_finished_is_not_done_again_and_other_settings_are_refused(tmp_path):
+    run({"a": 3}, tmp_path)
+    before = (tmp_path / "a.npz").stat().st_mtime_ns
+    encoder, failures = run({"a": 3, "b": 2}, tmp_path)
+    assert not failures
+    assert encoder.batches == [["b", "b"]]
+    assert (tmp_path / "a.npz").stat().st_mtime_ns == before
+    with pytest.raises(VmrError, match=r"scale: there 1\.0, now 2\.0"):
+        run({"c": 1}, tmp_path, scale=2.0)
+    with pytest.raises(VmrError, match=r"dtype: there 'float32', now 'float16'"):
+        run({"c": 1}, tmp_path, storage="float16")
+    (tmp_path / "manifest.json").unlink()
+    with pytest.raises(VmrError, match=r"no manifest\.json"):
+        run({"c": 1}, tmp_path)
+
+
+def test_an_interruption_keeps_what_is_finished(tmp_path, monkeypatch):
+    encode = Counting.encode
+
+    def interrupted(self, clips):
+        if len(self.batches) == 2:
+            raise KeyboardInterrupt
+        return encode(self, clips)
+
+    lengths = {"a": 2, "b": 2, "c": 2}
+    with monkeypatch.context() as patch:
+        patch.setattr(Counting, "encode", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(lengths, tmp_path, batch_size=2)
+    assert "decode" not in {thread.name for thread in threading.enumerate()}
+    assert "a.npz" in {path.name for path in tmp_path.iterdir()}
+    encoder, _ = run(lengths, tmp_path, batch_size=2)
+    assert all("a" not in batch for batch in encoder.batches)
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_features_that_do_not_fit_the_storage_are_reported(tmp_path):
+    _, failures = run({"a": 2}, tmp_path, scale=1e5, storage="float16")
+    assert [(failure.video_id, failure.kind) for failure in failures] == [("a", "not finite")]
+    assert not list(tmp_path.glob("*.npz"))
+
+
+def test_the_command_extracts_reports_resumes_and_shards(videos, tmp_path, capsys):
+    out = tmp_path / "out"
+    arguments = ["extract", f"videos={videos}", "encoder=grid", f"out={out}", "processes=1"]
+    assert main([*arguments, "shard=2/2"]) == 0  # v0 and v2: broken is the first of four
+    assert {path.stem for path in out.glob("*.npz")} == {"v0", "v2"}
+    assert main(arguments) == 1
+    printed = capsys.readouterr().out
+    assert "1 videos without features" in printed
+    assert "broken" in printed
+    assert {path.stem for path in out.glob("*.npz")} == {"v0", "v1", "v2"}
+    with np.load(out / "v1.npz") as arrays:
+        assert arrays["features"].shape == (5, 360)
+        assert arrays["patches"].shape == (5, 48, 40)
+    assert instantiate(read(out)["encoder"]).dim == 360
+    assert main([*arguments, "encoder.hues=8"]) == 2
+    assert "hues: there 16, now 8" in capsys.readouterr().err
+
+
+def test_a_data_set_names_the_videos_and_those_without_a_file(videos, tmp_path, monkeypatch, capsys):
+    """The protocol of action labels is stood in for by one that names two videos."""
+    from vmr_zoo.data.annotations import Protocol, Query, Split
+
+    queries = tuple(Query(f"q{v}", v, "a text", ((0.0, 1.0),), 3.0) for v in ("v1", "gone"))
+    split = Split("train", queries)
+    protocol = Protocol("p", split, split, {"test": split}, "published")
+    monkeypatch.setattr("vmr_zoo.data.protocols.charades_sta", lambda **_: protocol)
+    out = tmp_path / "out"
+    assert main(["extract", "data=charades_sta", f"videos={videos}", "encoder=grid", f"out={out}"]) == 1
+    assert [path.stem for path in out.glob("*.npz")] == ["v1"]
+    assert "gone" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------- features=extracted
+
+
+def folder(path, dim, lengths, seconds=2.0, patches=None, target="vmr_zoo.video.open_clip.OpenClip"):
+    """A folder as `vmr extract` leaves it, with random features."""
+    path.mkdir()
+    rng = np.random.default_rng(dim)
+    for name, clips in lengths.items():
+        arrays = {"features": rng.normal(size=(clips, dim)).astype(np.float16)}
+        if patches:
+            arrays["patches"] = rng.normal(size=(clips, *patches)).astype(np.float16)
+        np.savez(path / f"{name}.npz", **arrays)
+    manifest = {
+        "backbone": path.name,
+        "clip_seconds": seconds,
+        "dim": dim,
+        "patches": patches and patches[0],
+        "patch_dim": patches and patches[1],
+        "encoder": {"_target_": target, "model": path.name},
+    }
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    return path
+
+
+def test_extracted_folders_become_a_feature_set_that_says_how_it_was_made(tmp_path):
+    motion = folder(tmp_path / "motion", 5, {"a": 4, "b": 9})
+    clip = folder(tmp_path / "clip", 3, {"a": 5, "b": 7}, patches=(4, 6))
+    cfg = compose(
+        "train",
+        [
+            "data=charades_sta",
+            "method=predict_all",
+            "features=extracted",
+            f"paths.features={tmp_path}",
+            "features.video.folders=['${paths.features}/motion','${paths.features}/clip']",
+        ],
+    )
+    stored = OmegaConf.create(relocatable(cfg))
+    OmegaConf.resolve(stored)
+    assert stored.features.clip_seconds == 2.0
+    assert [node.model for node in stored.features.video.encoders] == ["motion", "clip"]
+    for node in (cfg.features, stored.features):
+        features = instantiate(node)
+        video, patches = features.video.load("a"), features.patches.load("b")
+        assert (video.shape, patches.shape) == ((4, 8), (7, 4, 6))
+        with np.load(motion / "a.npz") as first, np.load(clip / "a.npz") as second:
+            expected = [l2_normalise(part["features"].astype(np.float32)) for part in (first, second)]
+        assert np.allclose(video, np.concatenate([expected[0], expected[1][:4]], 1), atol=1e-6)
+        assert [found["backbone"] for found in features.manifest()["video"]["encoders"]] == ["motion", "clip"]
+
+
+def test_folders_that_do_not_go_together_are_refused(tmp_path):
+    one = folder(tmp_path / "one", 3, {"a": 4}, seconds=1.0)
+    two = folder(tmp_path / "two", 3, {"a": 4}, seconds=2.0)
+    with pytest.raises(VmrError, match="different lengths"):
+        declared("clip_seconds", [one, two])
+    alien = folder(tmp_path / "alien", 3, {"a": 4}, target="os.system")
+    with pytest.raises(VmrError, match=r"os\.system; only encoders of this package"):
+        ExtractedVideos([alien], [{"_target_": "vmr_zoo.X"}])
+    with pytest.raises(VmrError, match=r"os\.system; only encoders of this package"):
+        ExtractedVideos([one], [{"_target_": "os.system"}])
+    shutil.rmtree(two)
+    with pytest.raises(VmrError, match="there is none"):
+        declared("dim", [one, two])
