@@ -214,9 +214,8 @@ def test_the_command_as_documented(
     assert vmr("narrate", *command) == 0
     narrations, manifest = read_narrations(out)
     spans = {(narration.start, narration.end) for narration in narrations["a"]}
-    assert (
-        spans <= {(0, 2), (2, 4), (4, 6)} if name == "video_llm" else {(n + 0.5, n + 0.5) for n in range(6)}
-    )
+    middles = {(second + 0.5, second + 0.5) for second in range(6)}
+    assert set() < spans <= ({(0, 2), (2, 4), (4, 6)} if name == "video_llm" else middles)
     assert manifest["prompt"] == compose("narrate", [f"narrator={name}"]).narrator.prompt
     (folder / "c.mp4").write_bytes(b"no video")
     assert vmr("narrate", *command) == 1
