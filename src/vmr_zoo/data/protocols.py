@@ -27,10 +27,21 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vmr_zoo.data import readers
-from vmr_zoo.data.annotations import HELD_OUT, PUBLISHED, SELECTION, TRAIN, Protocol, Split, shared_videos
+from vmr_zoo.data.annotations import (
+    HELD_OUT,
+    PUBLISHED,
+    SELECTION,
+    TRAIN,
+    Protocol,
+    Query,
+    Split,
+    shared_videos,
+)
+from vmr_zoo.data.parsing import ClauseCounts, count_words
 from vmr_zoo.data.readers import Row, numbered, split_of
 from vmr_zoo.errors import VmrError, unknown
 
@@ -178,6 +189,89 @@ def qvhighlights(root: str | Path, selection: str = "heldout") -> Protocol:
 
     train, val = read("highlight_train_release.jsonl", scored=False), read("highlight_val_release.jsonl")
     return _protocol("qvhighlights", train, val, {"test": read("highlight_test_with_gt.jsonl")}, selection)
+
+
+@dataclass(frozen=True, slots=True)
+class CQValSubset:
+    """One column of LMR's table IV.
+
+    Attributes:
+        clauses: the least number of clauses.
+        words: the least number of words.
+        sentences: how many the authors' subset has. The paper prints none but the range, 48 to 388. These
+            follow from the table: both of its R1@0.7 in a column are a whole number of this many sentences
+            to the printed digit. Where several numbers do that, the smallest two or three are listed.
+    """
+
+    clauses: int
+    words: int
+    sentences: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """The test split's name."""
+        return f"c{self.clauses}_w{self.words}"
+
+
+CQVAL = (
+    CQValSubset(1, 8, (388,)),
+    CQValSubset(1, 9, (353,)),
+    CQValSubset(1, 10, (305,)),
+    CQValSubset(1, 11, (266,)),
+    CQValSubset(1, 12, (226,)),
+    CQValSubset(1, 13, (188,)),
+    CQValSubset(1, 14, (153,)),
+    CQValSubset(1, 15, (125,)),
+    CQValSubset(1, 16, (58, 87, 116)),
+    CQValSubset(2, 8, (50, 100)),
+    CQValSubset(2, 9, (49, 98)),
+    CQValSubset(2, 10, (48,)),
+)
+"""LMR (section IV-D, table IV). The largest subset is the first, which holds all others; the smallest, of 48,
+can only be the last."""
+
+
+def cqval(root: str | Path, clauses: ClauseCounts, selection: str = "val") -> Protocol:
+    """C-QVal (LMR, section IV-D): QVHighlights, tested on complex sentences of its val split.
+
+    The 12 test splits are the sentences with at least so many clauses and words (`CQVAL`), named "c1_w8" and
+    so on. They lie in one another.
+
+    Args:
+        root: the annotations directory.
+        clauses: what counts clauses; it is named in the splits' source.
+        selection: "val" selects on the whole val split, of which the tests are parts: the numbers are marked
+            as selected on test data. "heldout" holds a tenth of the train videos out.
+
+    Returns:
+        The protocol.
+
+    Raises:
+        VmrError: if a file is missing or broken, or `selection` is unknown.
+    """
+    if selection not in ("val", "heldout"):
+        raise unknown("selection", selection, ("val", "heldout"))
+    folder = Path(root) / "qvhighlights"
+    file = "highlight_val_release.jsonl"
+    train = readers.qvhighlights(folder / "highlight_train_release.jsonl", scored=False)
+    val = readers.qvhighlights(folder / file, scored=True)
+    counted = [
+        (clauses.count(row.query.text), count_words(row.query.text), row)
+        for row in val
+        if isinstance(row.query, Query)
+    ]
+    parser = " ".join(map(str, clauses.manifest().values()))
+    tests: dict[str, _Part] = {}
+    for subset in CQVAL:
+        rows = [row for c, w, row in counted if c >= subset.clauses and w >= subset.words]
+        sizes = " or ".join(map(str, subset.sentences))
+        limits = f">= {subset.clauses} clauses ({parser}), >= {subset.words} words"
+        tests[subset.name] = rows, f"{file}: {limits}; LMR's table IV implies {sizes}"
+    part = (train, "highlight_train_release.jsonl")
+    if selection == "heldout":
+        return _protocol("cqval", part, None, tests, selection)
+    protocol = _protocol("cqval", part, (val, file), tests, "heldout")
+    return replace(protocol, selection_origin="test data: the val split, of which every test split is a part")
 
 
 PUBLISHED_PROTOCOLS: tuple[Callable[..., Protocol], ...] = (
