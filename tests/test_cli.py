@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 @pytest.mark.parametrize(
     ("args", "expected"),
     [
-        (["trian"], ["verb 'trian'", "Did you mean train?"]),
+        (["trian"], ["verb 'trian'", "Did you mean train"]),
         (["train", "method=bm_dter"], ["method 'bm_dter'", "bm_detr"]),
         (["train", "data=charadse_cd"], ["data 'charadse_cd'", "charades_cd"]),
         (

@@ -23,6 +23,10 @@ VERBS: dict[str, tuple[str, str]] = {
     "train": ("vmr_zoo.train", "train a method on a data set and predict every test split"),
     "eval": ("vmr_zoo.evaluate", "score a trained run on splits of its protocol"),
     "score": ("vmr_zoo.score", "score a predictions file against the ground truth, without a model"),
+    "extract": ("vmr_zoo.extract", "turn videos into features"),
+    "narrate": ("vmr_zoo.narrate", "turn videos into narrations"),
+    "embed": ("vmr_zoo.embed", "turn sentences and narrations into text features"),
+    "predict": ("vmr_zoo.predict", "find moments in your own video with a trained run"),
     "report": ("vmr_zoo.report", "collect runs into tables"),
     "doctor": ("vmr_zoo.doctor", "inspect annotations and features, and say what would fail"),
     "parity": ("vmr_zoo.parity", "recompute the authors' numbers from a golden case"),
@@ -62,6 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(overview())
         return 0 if args else USAGE
     verb, rest = args[0], args[1:]
+    if verb == "predict":
+        rest = [_as_typed(arg) for arg in rest]
     if verb == "--version":
         from importlib.metadata import version
 
@@ -77,6 +83,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run_verb(verb, rest, full_error)
     except _Reported as reported:
         return reported.code
+    except BrokenPipeError:
+        # Whoever read the output has seen enough; Python would complain once more when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         _complain("Interrupted.")
         return 130
@@ -106,6 +116,25 @@ Examples
   vmr doctor data=charades_cd paths.annotations=/data/annotations
 
 Tab completion: eval "$(vmr completion bash)\""""
+
+
+def _as_typed(arg: str) -> str:
+    """Turns what a user types for `vmr predict` into Hydra's grammar, which reads commas and quotes itself.
+
+    A sentence or a file name is quoted unless it is quoted or a list already; --json is json=true.
+    """
+    if arg == "--json":
+        return "json=true"
+    key, equals, value = arg.partition("=")
+    if (
+        not equals
+        or key not in ("video", "query", "csv", "picture", "out")
+        or value[:1] in ("", "[", "'", '"')
+    ):
+        return arg
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    return f"{key}={QuotedString(value, Quote.single).with_quotes()}"
 
 
 class _Reported(Exception):

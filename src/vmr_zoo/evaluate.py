@@ -51,11 +51,7 @@ def main(cfg: DictConfig) -> int:
         VmrError: if the run is incomplete, its features changed, or another protocol is asked for.
     """
     run = Path(cfg.run)
-    stored = run_dir.load_config(run, resolve=False)
-    for name, value in cfg.paths.items():
-        if value is not None:
-            stored.paths[name] = value
-    OmegaConf.resolve(stored)
+    stored = run_dir.load_config(run, paths=cfg.paths)
     if cfg.get("data") is not None:
         refuse_other_protocol(stored.data.name, cfg.data.name, stored.paths.annotations)
     header = dict(run_dir.read_json(run / run_dir.METRICS)[HEADER])
@@ -67,7 +63,7 @@ def main(cfg: DictConfig) -> int:
     data: VMRDataModule = instantiate(stored.data, needs=method.needs)
     wanted = _wanted(data, cfg.split)
     compare_manifests(run_dir.read_json(run / run_dir.MANIFEST), data.features.manifest())
-    _load_weights(method, run / run_dir.WEIGHTS, changes)
+    load_weights(method, run / run_dir.WEIGHTS, changes)
     data.prepare_data()
 
     bar = progress()
@@ -162,7 +158,7 @@ def _keys(node: DictConfig, prefix: str) -> list[str]:
     return found
 
 
-def _load_weights(method: Method, path: Path, changes: Sequence[str] = ()) -> None:
+def load_weights(method: Method, path: Path, changes: Sequence[str] = ()) -> None:
     """Loads a safetensors export into a method built from the same configuration."""
     from safetensors.torch import load_model
 

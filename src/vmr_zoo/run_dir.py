@@ -180,12 +180,15 @@ def relocatable(cfg: DictConfig) -> dict[str, Any]:
     return {key: value if key in ("paths", "run") else relative(value) for key, value in resolved.items()}
 
 
-def load_config(path: Path, resolve: bool = True) -> DictConfig:
+def load_config(
+    path: Path, resolve: bool = True, paths: Mapping[str, str | Path | None] | None = None
+) -> DictConfig:
     """Reads the configuration of a run.
 
     Args:
         path: the run directory.
         resolve: whether `${paths.…}` are filled in.
+        paths: places that differ from those of the run, by their name in `paths`; None: as the run had it.
 
     Raises:
         VmrError: if there is none.
@@ -193,9 +196,12 @@ def load_config(path: Path, resolve: bool = True) -> DictConfig:
     if not (path / CONFIG).is_file():
         raise VmrError(f"{path} has no {CONFIG}: give run=DIR, a directory that `vmr train` made.")
     cfg = OmegaConf.load(path / CONFIG)
+    assert isinstance(cfg, DictConfig)
+    for name, place in (paths or {}).items():
+        if place is not None:
+            cfg.paths[name] = str(place)
     if resolve:
         OmegaConf.resolve(cfg)
-    assert isinstance(cfg, DictConfig)
     return cfg
 
 

@@ -189,6 +189,7 @@ def _identity(cfg: DictConfig, data: VMRDataModule, method: Method) -> dict[str,
         "rounding": method.metrics.settings.rounding.description,
         "seed": cfg.seed,
         "parameters": parameter_count(method),
+        "longest_training_video": max(query.duration for query in data.protocol.train.queries),
     }
 
 

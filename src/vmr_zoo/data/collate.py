@@ -24,6 +24,9 @@ from vmr_zoo.data.shifting import TemporalShift
 from vmr_zoo.errors import VmrError, some
 from vmr_zoo.types import Batch
 
+_MANY = 1000
+"""Queries whose loading takes long enough to be watched."""
+
 
 class Ragged:
     """Tensors of different length, padded a batch at a time.
@@ -136,14 +139,18 @@ class SplitData(Dataset[Batch]):
         self.video = Ragged(
             (
                 features.video.load(video_id)
-                for video_id in track(self.video_ids, f"Loading {split.name} videos", transient=True)
+                for video_id in track(
+                    self.video_ids, f"Loading {split.name} videos", transient=True, disable=len(self) < _MANY
+                )
             ),
             storage,
         )
         self.query = Ragged(
             (
                 features.query.load(query)
-                for query in track(queries, f"Loading {split.name} sentences", transient=True)
+                for query in track(
+                    queries, f"Loading {split.name} sentences", transient=True, disable=len(self) < _MANY
+                )
             ),
             storage,
         )

@@ -404,7 +404,7 @@ class QuerySource(_Source):
     encodes: bool = False
     """Whether `load` works for any sentence; otherwise for those alone that lie on disk."""
 
-    def encode(self, texts: Sequence[str]) -> None:  # noqa: B027, for most sources `load` is all there is to it
+    def encode(self, texts: Sequence[str]) -> None:
         """Computes together what `load` would compute one by one."""
 
     has_token_ids: bool = False

@@ -30,6 +30,7 @@ from vmr_zoo.data.cache import Array, EmbeddingCache, content_hash
 from vmr_zoo.data.features import QuerySource, l2_normalise
 from vmr_zoo.data.noun_chunks import NounChunks
 from vmr_zoo.errors import VmrError
+from vmr_zoo.files import alone_in
 
 _SHARD = 4096
 """Sentences per cache file; an interrupted run loses at most one file's work."""
@@ -216,12 +217,14 @@ class TextEncoder(ABC):
         """
         texts = list(texts)
         keys = [content_hash(text) for text in texts]
-        absent = set(self._cache.missing(keys))
-        if absent:
-            start = time.perf_counter()
-            self._embed({key: text for key, text in zip(keys, texts, strict=True) if key in absent})
-            self.work.computed += len(absent)
-            self.work.seconds += time.perf_counter() - start
+        if self._cache.missing(keys):
+            with alone_in(self._cache.folder):
+                start = time.perf_counter()
+                absent = set(self._cache.missing(keys))  # less what another process embedded meanwhile
+                if absent:
+                    self._embed({key: text for key, text in zip(keys, texts, strict=True) if key in absent})
+                self.work.computed += len(absent)
+                self.work.seconds += time.perf_counter() - start
         return keys
 
     def _embed(self, texts: dict[bytes, str]) -> None:
@@ -430,6 +433,7 @@ class EncodedQueries(QuerySource):
     """Token features of the sentences themselves, by a text encoder."""
 
     computed = True
+    encodes = True
     has_token_ids = True
 
     def __init__(
@@ -456,7 +460,11 @@ class EncodedQueries(QuerySource):
 
     def prepare(self, protocol: Protocol) -> None:
         """Embeds every sentence of the protocol that is not cached yet."""
-        self.encoder.embed(query.text for split in protocol.splits.values() for query in split.queries)
+        self.encode([query.text for split in protocol.splits.values() for query in split.queries])
+
+    def encode(self, texts: Sequence[str]) -> None:
+        """Embeds the sentences that are not cached yet."""
+        self.encoder.embed(texts)
 
     def load(self, query: Query) -> Array:
         """Returns (L, dim) float32."""

@@ -1,0 +1,179 @@
+"""`vmr predict` and `Retriever` on runs that were trained on a small rendered world."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vmr_zoo import cli
+from vmr_zoo.errors import VmrError
+from vmr_zoo.retriever import Moment, Retriever
+
+WORLD = [
+    f"data.protocol.world.{setting}"
+    for setting in ("train_videos=4", "test_videos=2", "shortest=16", "longest=20", "height=48", "fps=4")
+]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Holds a run of each kind of method, and the cache with the videos."""
+    root = tmp_path_factory.mktemp("predict")
+    common = ["data=shapes", *WORLD, f"paths.cache={root}/cache", "trainer.max_epochs=1", "logger=none"]
+    sizes = ["method.dim=16", "method.heads=2", "method.feedforward_dim=16"]
+    for method, options in {"moment_detr": sizes, "tea": ["method.dim=16"]}.items():
+        assert cli.main(["train", *common, f"method={method}", f"run={root}/{method}", *options]) == 0
+    return root
+
+
+def videos(place):
+    return next(place.glob("cache/shapes/*/videos"))
+
+
+def row_of(run, split="iid"):
+    rows = map(json.loads, (run / "predictions.jsonl").read_text().splitlines())
+    return next(row for row in rows if row["split"] == split)
+
+
+def test_answers_are_those_of_the_evaluation(vmr, place, capsys):
+    row = row_of(place / "moment_detr")
+    code = vmr(
+        "predict",
+        f"run={place}/moment_detr",
+        f"video={videos(place)}/{row['video_id']}.mp4",
+        f"query={row['query']}",
+        "--json",
+    )
+    assert code == 0
+    answered = json.loads(capsys.readouterr().out)
+    (answer,) = answered["answers"]
+    assert answered["duration"] == row["duration"]
+    assert answer["query"] == row["query"]
+    found = [[m["start"], m["end"], m["score"]] for m in answer["moments"]]
+    np.testing.assert_allclose(found, row["pred_relevant_windows"][:5], atol=1e-4)
+    np.testing.assert_allclose(answer["clip_scores"], row["pred_saliency_scores"], atol=1e-4)
+
+
+def test_narrations_have_to_be_given_and_to_be_of_the_same_narrator(vmr, place, tmp_path, capsys):
+    row = row_of(place / "tea")
+    asked = [f"run={place}/tea", f"video={videos(place)}/{row['video_id']}.mp4", f"query={row['query']}"]
+    assert vmr("predict", *asked) == 2
+    assert "TEA reads narrations; found none" in capsys.readouterr().err
+
+    (file,) = place.glob("cache/shapes/*/narrations/*.jsonl")
+    assert vmr("predict", *asked, f"narrations={file}", "--json") == 0
+    (answer,) = json.loads(capsys.readouterr().out)["answers"]
+    found = [[m["start"], m["end"], m["score"]] for m in answer["moments"]]
+    np.testing.assert_allclose(found, row["pred_relevant_windows"][:5], atol=1e-4)
+
+    other = tmp_path / file.name
+    shutil.copy(file, other)
+    manifest = json.loads(file.with_suffix(".manifest.json").read_text())
+    other.with_suffix(".manifest.json").write_text(json.dumps(manifest | {"model": "someone else"}))
+    assert vmr("predict", *asked, f"narrations={other}") == 2
+    assert "model: 'shapes narrator (simulated)', now 'someone else'" in capsys.readouterr().err
+
+
+def test_a_long_video_is_searched_in_windows_that_are_ranked_together(place):
+    retriever = Retriever.from_run(place / "moment_detr", window_seconds=6)
+    video = retriever.encode(videos(place) / "train_00000.mp4")
+    windows = video._windows()
+    assert [w.first for w in windows[:-1]] == list(range(0, len(video.clips) - 6, 3))
+    assert {len(w) for w in windows} == {6}
+    assert windows[-1].last == len(video.clips)
+    assert windows[-1].offset + windows[-1].seconds == pytest.approx(video.duration)
+
+    # Every window alone, as a video of its own: what is found together is found there, at its offset.
+    text = "the red circle blinks"
+    alone = []
+    for window in windows:
+        part = type(video)(retriever, video.path, window.seconds, video.clips[window.first : window.last])
+        alone += [
+            Moment(m.start + window.offset, m.end + window.offset, m.score) for m in part.search(text, 100)
+        ]
+    alone.sort(key=lambda moment: -moment.score)
+    found = video.search(text, top_k=4)
+    assert (found[0].start, found[0].end) == pytest.approx((alone[0].start, alone[0].end), abs=1e-4)
+    assert [m.score for m in found] == sorted((m.score for m in found), reverse=True)
+    for i, a in enumerate(found):
+        assert any(abs(a.start - m.start) + abs(a.end - m.end) < 1e-3 for m in alone)
+        for b in found[i + 1 :]:
+            shared = max(0, min(a.end, b.end) - max(a.start, b.start))
+            assert shared <= 0.5 * (max(a.end, b.end) - min(a.start, b.start)) + 1e-6
+
+
+def test_sentences_do_not_influence_each_other_and_the_video_is_encoded_once(place, monkeypatch):
+    retriever = Retriever.from_run(place / "moment_detr")
+    video = retriever.encode(videos(place) / "train_00001.mp4")
+    monkeypatch.setattr(type(retriever.features.video), "encode", None)
+    together = video.answer(["a star falls", "the big blue square, which grows, is seen"])
+    for answer in together:
+        for a, b in zip(answer.moments, video.search(answer.query), strict=True):
+            assert (a.start, a.end, a.score) == pytest.approx((b.start, b.end, b.score), abs=1e-5)
+
+
+def test_a_csv_is_answered_row_by_row_and_a_broken_video_is_left_out(vmr, place, tmp_path, capsys):
+    shutil.copy(videos(place) / "train_00000.mp4", tmp_path / "one, two.mp4")
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    lines = [
+        "video,query,query_id",
+        '"one, two.mp4","a star, falling",first',
+        "broken.mp4,a star,second",
+        '"one, two.mp4",a circle,../third',
+    ]
+    (tmp_path / "q.csv").write_text("\n".join(lines))
+    out = tmp_path / "answers.jsonl"
+    code = vmr("predict", f"run={place}/moment_detr", f"csv={tmp_path}/q.csv", f"out={out}")
+    shown = capsys.readouterr()
+    assert code == 1
+    assert "2 of 3 sentences answered" in shown.out
+    assert "broken.mp4" in shown.err
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(row["query_id"], row["query"]) for row in rows] == [
+        ("first", "a star, falling"),
+        ("../third", "a circle"),
+    ]
+    assert all(0 <= s <= e <= row["duration"] for row in rows for s, e, _ in row["pred_relevant_windows"])
+
+
+def test_the_picture_shows_every_sentence(vmr, place, tmp_path, capsys):
+    options = [f"run={place}/moment_detr", f"video={videos(place)}/train_00000.mp4"]
+    sizes = []
+    for name, query in {
+        "one.png": "it costs $5, $6 and more",
+        "two.png": "[a star,'a circle, blinking']",
+    }.items():
+        assert vmr("predict", *options, f"query={query}", f"picture={tmp_path}/{name}") == 0
+        sizes.append(Image.open(tmp_path / name).size)
+    assert sizes[0][0] == sizes[1][0]
+    assert sizes[1][1] - sizes[0][1] == pytest.approx(1.5 * 120, abs=2)
+    assert "a circle, blinking" in capsys.readouterr().out
+    assert vmr("predict", *options, "query=a star", f"picture={tmp_path}/three.mp3") == 2
+    assert "Name a .png, .pdf or .svg file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["video=v.mp4"], "Expected a sentence"),
+        (["query=a star"], "Expected either video=FILE"),
+        (["video=v.mp4", "csv=q.csv"], "Expected either video=FILE"),
+        (["csv=q.csv"], "Expected out=FILE.jsonl"),
+        (["csv=q.csv", "out=a.jsonl"], "Expected a CSV file"),
+        (["video=missing.mp4", "query=a star"], "Expected a video file at missing.mp4"),
+        (["video=missing.mp4", "query=a star", "top_k=0"], "missing.mp4"),
+    ],
+)
+def test_mistakes_are_named(vmr, place, capsys, args, message):
+    assert vmr("predict", f"run={place}/moment_detr", *args) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_features_out_of_files_are_not_guessed_at(train_toy):
+    _, run = train_toy("trainer.max_epochs=1")
+    with pytest.raises(VmrError, match="whose clips come out of ready-made files"):
+        Retriever.from_run(run)
