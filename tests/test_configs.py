@@ -107,7 +107,7 @@ def test_the_data_set_picks_features_and_the_command_line_wins():
     ("threads", "gpu", "jobs"), [(None, False, 1), (1, False, 8), (3, False, 2), (16, False, 1), (1, True, 1)]
 )
 def test_a_sweep_fills_the_cores_of_a_machine_without_a_gpu(monkeypatch, threads, gpu, jobs):
-    monkeypatch.setattr("vmr_zoo.config.cores", lambda: 8)
+    monkeypatch.setattr("joblib.cpu_count", lambda: 8)
     monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
     assert sweep_jobs(threads) == jobs
 

@@ -166,14 +166,10 @@ def sweep_jobs(threads: int | None) -> int:
     """
     if threads is None:
         return 1
+    import joblib
     import torch
 
-    return 1 if torch.cuda.is_available() else max(1, cores() // threads)
-
-
-def cores() -> int:
-    """Returns the cores that this process may use, where the system tells."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 1 if torch.cuda.is_available() else max(1, joblib.cpu_count() // threads)
 
 
 def extracted(key: str, folders: Sequence[str]) -> Any:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
+from joblib import Parallel, cpu_count, delayed
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -42,7 +40,7 @@ def in_parallel(
     """Maps a function over items in fresh processes, with progress, results in the order of the items.
 
     Args:
-        work: a module-level function.
+        work: a function.
         items: what it is called with.
         what: shown beside the progress bar.
         processes: how many; None: one per available core; 1: no further process.
@@ -53,25 +51,15 @@ def in_parallel(
     Raises:
         VmrError: if a process was killed, which usually means too little memory.
     """
-    count = min(processes or _cores(), len(items))
+    count = max(1, min(processes or cpu_count(), len(items)))
     with progress_bar(len(items)) as progress:
-        if count <= 1:
-            yield from progress.track(map(work, items), total=len(items), description=what)
-            return
-        # Spawned, not forked: the parent may already run torch's threads.
-        context = multiprocessing.get_context("spawn")
+        # Not concurrent.futures: a job of a sweep, itself a process of joblib's, could start none of its.
+        run = Parallel(count, backend="loky" if count > 1 else "sequential", return_as="generator")
         try:
-            with ProcessPoolExecutor(count, mp_context=context) as pool:
-                yield from progress.track(
-                    pool.map(work, items, chunksize=4), total=len(items), description=what
-                )
+            done = run(delayed(work)(item) for item in items)
+            yield from progress.track(done, total=len(items), description=what)
         except BrokenProcessPool as error:
             raise VmrError(
                 f"{what}: a worker process died, probably for want of memory. Run again with fewer processes "
                 "(vmr extract: processes=1; data=shapes: data.protocol.processes=1); finished ones are kept."
             ) from error
-
-
-def _cores() -> int:
-    """Returns the cores that this process may use, where the system tells."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -21,7 +21,8 @@ from vmr_zoo.data.shapes.narrator import Narrator
 from vmr_zoo.data.shapes.world import WorldSettings
 from vmr_zoo.data.text import SentenceEncoder
 from vmr_zoo.errors import VmrError, unknown
-from vmr_zoo.video.encoder import VideoEncoder
+from vmr_zoo.files import alone_in
+from vmr_zoo.video.encoder import VideoEncoder, encode_video
 from vmr_zoo.video.extraction import extract
 from vmr_zoo.video.manifest import describe
 
@@ -35,6 +36,8 @@ def features_folder(
 
 class RenderedVideos(VideoSource):
     """Features of the rendered videos, as `vmr extract data=shapes` writes them."""
+
+    encodes = True
 
     def __init__(
         self,
@@ -69,7 +72,8 @@ class RenderedVideos(VideoSource):
         videos = {scene.video_id: video_path(folder, scene.video_id) for _, scene in scenes(self.world)}
         out = features_folder(self.world, self.cache, self.encoder)
         node = {"_target_": "vmr_zoo.data.shapes.GridEncoder", **asdict(self.encoder)}
-        failed = extract(videos, self.encoder, node, out, processes=self.processes)
+        with alone_in(out):
+            failed = extract(videos, self.encoder, node, out, processes=self.processes)
         if failed:
             raise VmrError(
                 f"{len(failed)} rendered videos cannot be encoded. The first: {failed[0].message} "
@@ -102,6 +106,10 @@ class RenderedVideos(VideoSource):
                 "unreadable", f"{path} cannot be read ({error}). Delete it to have it made anew."
             ) from error
         return stored.astype(np.float32)
+
+    def encode(self, path: Path) -> Array:
+        """Computes (T, dim) float32 for any video file; that the encoder's hues suit it is another matter."""
+        return encode_video(self.encoder, path)
 
     def missing(self, video_ids: Sequence[str]) -> list[Problem]:
         """Finds videos that the world does not have."""

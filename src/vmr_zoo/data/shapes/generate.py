@@ -25,7 +25,7 @@ import numpy as np
 from vmr_zoo.data.shapes import render
 from vmr_zoo.data.shapes.sentences import Question, ask
 from vmr_zoo.data.shapes.world import GROUPS, Scene, WorldSettings, sample_scene
-from vmr_zoo.files import atomic_write
+from vmr_zoo.files import alone_in, atomic_write
 from vmr_zoo.parallel import in_parallel
 
 VERSION = "1"
@@ -67,9 +67,16 @@ def generate_world(settings: WorldSettings, cache: str | Path, processes: int | 
         The world's folder.
     """
     folder = world_folder(settings, cache)
-    if (folder / "manifest.json").exists():
-        return folder
-    (folder / "videos").mkdir(parents=True, exist_ok=True)
+    if not (folder / "manifest.json").exists():
+        with alone_in(folder):
+            if not (folder / "manifest.json").exists():
+                _generate(settings, folder, processes)
+    return folder
+
+
+def _generate(settings: WorldSettings, folder: Path, processes: int | None) -> None:
+    """Does the work of `generate_world`."""
+    (folder / "videos").mkdir(exist_ok=True)
     jobs = [
         (scene, path, settings.fps, settings.height)
         for _, scene in scenes(settings)
@@ -85,7 +92,6 @@ def generate_world(settings: WorldSettings, cache: str | Path, processes: int | 
         for split, listed in rows.items()
     }
     _write_json(folder / "manifest.json", {"version": VERSION, "world": asdict(settings), "splits": sizes})
-    return folder
 
 
 def annotate(settings: WorldSettings) -> dict[str, list[dict[str, Any]]]:
