@@ -21,7 +21,7 @@ from vmr_zoo.run_dir import relocatable
 from vmr_zoo.video.decode import VideoError
 from vmr_zoo.video.encoder import VideoEncoder
 from vmr_zoo.video.extraction import extract
-from vmr_zoo.video.manifest import declared, read
+from vmr_zoo.video.manifest import build, declared, read
 
 
 def render(path, seconds, seed=0):
@@ -221,6 +221,30 @@ def test_extracted_folders_become_a_feature_set_that_says_how_it_was_made(tmp_pa
             expected = [l2_normalise(part["features"].astype(np.float32)) for part in (first, second)]
         assert np.allclose(video, np.concatenate([expected[0], expected[1][:4]], 1), atol=1e-6)
         assert [found["backbone"] for found in features.manifest()["video"]["encoders"]] == ["motion", "clip"]
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        {"_target_": "vmr_zoo.files.os.mkdir", "_args_": ["made"]},
+        {"_target_": "vmr_zoo.data.shapes.GridEncoder", "hues": {"_target_": "os.mkdir", "path": "made"}},
+        {"_target_": "vmr_zoo.data.shapes.GridEncoder", "colours": 3},
+    ],
+)
+def test_a_manifest_builds_encoders_and_runs_nothing_else(node, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(VmrError):
+        build(node)
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_file_is_encoded_as_the_folder_was_and_another_encoder_is_refused(videos, tmp_path):
+    out = tmp_path / "out"
+    assert main(["extract", f"videos={videos}", "encoder=grid", f"out={out}", "storage=float16"]) == 1  # one is broken
+    source = ExtractedVideos([out], [read(out)["encoder"]])
+    assert np.array_equal(source.encode(videos / "v1.mp4"), source.load("v1"))
+    with pytest.raises(VmrError, match="samples: 4, now 2"):
+        ExtractedVideos([out], [read(out)["encoder"] | {"samples": 2}]).encode(videos / "v1.mp4")
 
 
 def test_folders_that_do_not_go_together_are_refused(tmp_path):

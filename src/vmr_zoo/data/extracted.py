@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from vmr_zoo.data.cache import Array
-from vmr_zoo.data.features import FeatureError, FileFeatures, FileStore, VideoFiles
+from vmr_zoo.data.features import FeatureError, FileFeatures, FileStore, VideoFiles, l2_normalise
 from vmr_zoo.errors import VmrError
-from vmr_zoo.video.manifest import PACKAGE, declared, read
+from vmr_zoo.video.encoder import VideoEncoder, encode_video
+from vmr_zoo.video.manifest import PACKAGE, build, declared, describe, read
 
 
 class ExtractedVideos(VideoFiles):
@@ -20,6 +23,8 @@ class ExtractedVideos(VideoFiles):
     Attributes:
         encoders: the configuration node of each folder's encoder, which a run stores.
     """
+
+    encodes = True
 
     def __init__(
         self,
@@ -44,6 +49,7 @@ class ExtractedVideos(VideoFiles):
         declared("clip_seconds", folders)  # refuses clips of different lengths
         self.manifests = [read(folder) for folder in folders]
         self.encoders = list(encoders)
+        self.normalise = normalise
         # Not compared with the manifests' nodes, whose files of weights may lie elsewhere on this machine.
         for node in self.encoders:
             if not str(node.get("_target_")).startswith(PACKAGE):
@@ -64,6 +70,36 @@ class ExtractedVideos(VideoFiles):
             max_clips,
             overlong,
         )
+
+    @cached_property
+    def _built(self) -> list[VideoEncoder]:
+        """The encoders, each checked against what its folder says."""
+        built = []
+        for node, manifest in zip(self.encoders, self.manifests, strict=True):
+            encoder = build(node)
+            now = json.loads(json.dumps(describe(encoder, manifest["dtype"])))
+            differing = [key for key in now if now[key] != manifest.get(key)]
+            if differing:
+                listed = "; ".join(f"{key}: {manifest.get(key)!r}, now {now[key]!r}" for key in differing)
+                raise VmrError(
+                    f"The encoder {manifest['backbone']} is not the one that made the features of the run: "
+                    f"{listed}. Give it the same weights (features.video.encoders in the run's config.yaml)."
+                )
+            built.append(encoder)
+        return built
+
+    def encode(self, path: Path) -> Array:
+        """Computes (T, dim) float32 for a video file, by the encoders that filled the folders.
+
+        Raises:
+            VideoError: if the file cannot be decoded.
+            VmrError: if an encoder is not the one that made the features.
+        """
+        arrays = []
+        for encoder, manifest in zip(self._built, self.manifests, strict=True):
+            clips = encode_video(encoder, path).astype(manifest["dtype"]).astype(np.float32)
+            arrays.append(l2_normalise(clips) if self.normalise else clips)
+        return self.joined(arrays)
 
     def manifest(self) -> dict[str, Any]:
         """Returns the order, the treatment of long videos, and each folder's manifest.
@@ -141,4 +177,4 @@ class _PatchFiles(FileFeatures):
         array = array.astype(np.float32)
         if not np.isfinite(array).all():
             raise FeatureError("not finite", f"{where} holds NaN or infinite values.")
-        return array / (np.linalg.norm(array, axis=-1, keepdims=True) + 1e-5) if self.normalise else array
+        return l2_normalise(array) if self.normalise else array

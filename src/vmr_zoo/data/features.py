@@ -499,7 +499,10 @@ class VideoFiles(VideoSource):
         Raises:
             FeatureError: see `FileFeatures.read`.
         """
-        arrays = [source.read(video_id) for source in self.sources]
+        return self.joined([source.read(video_id) for source in self.sources])
+
+    def joined(self, arrays: Sequence[Array]) -> Array:
+        """Concatenates what the sources yield for one video, as they are declared, and treats a long one."""
         shortest = min(map(len, arrays))
         video = (
             arrays[0] if len(arrays) == 1 else np.concatenate([array[:shortest] for array in arrays], axis=-1)

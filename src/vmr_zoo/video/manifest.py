@@ -11,6 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.errors import InstantiationException
+from hydra.utils import get_class, instantiate
+
 from vmr_zoo.errors import VmrError
 from vmr_zoo.files import atomic_write
 from vmr_zoo.video.encoder import VideoEncoder
@@ -92,6 +95,32 @@ def read(folder: str | Path) -> dict[str, Any]:
             f"{path} names the encoder {target}; only encoders of this package ({PACKAGE}…) are built."
         )
     return dict(found)
+
+
+def build(node: Mapping[str, Any]) -> VideoEncoder:
+    """Builds the encoder of a manifest, which came with features and is not to be trusted with anything else.
+
+    Args:
+        node: the manifest's "encoder".
+
+    Raises:
+        VmrError: if it names no encoder of this package, or arguments that the encoder does not have.
+    """
+    target = str(node.get("_target_"))
+    try:
+        found = get_class(target) if target.startswith(PACKAGE) else None
+    except (ImportError, ValueError):
+        found = None
+    # A name may begin with the package's and lead out of it: vmr_zoo.files.os.system.
+    if found is None or not issubclass(found, VideoEncoder):
+        raise VmrError(f"{target} is no encoder; only encoders of this package ({PACKAGE}…) are built.")
+    try:
+        encoder: VideoEncoder = instantiate(node, _recursive_=False)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, VmrError):
+            raise error.__cause__ from None
+        raise VmrError(f"{target} does not take what the manifest gives it: {error.__cause__}.") from error
+    return encoder
 
 
 def declared(key: str, folders: Sequence[str | Path]) -> Any:
