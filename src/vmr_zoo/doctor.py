@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ from vmr_zoo.files import atomic_write
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from vmr_zoo.data.download import Outcome
     from vmr_zoo.data.features import FeatureSet
 
 BINS = 10
@@ -49,18 +51,23 @@ def main(cfg: DictConfig) -> int:
 
     Args:
         cfg: composed from `conf/doctor.yaml`; reads `data`, `features`, `paths.annotations`,
-            `paths.features`, `out`.
+            `paths.features`, `out`, and for downloads `download`, `accept_licence`, `sources`, `network`.
 
     Returns:
-        1 if something would fail in training, else 0.
+        1 if something would fail in training, or `download=true` met a file that is not as published;
+        else 0.
 
     Raises:
-        VmrError: if the annotations themselves cannot be read, or `out` cannot be written.
+        VmrError: if the annotations themselves cannot be read or fetched, or `out` cannot be written.
     """
+    downloaded = _download(cfg) if cfg.get("download") else None
     protocol: Protocol = _build(cfg.data.protocol)
     report = inspect(protocol, cfg.paths.annotations)
     report["features"] = _features(cfg, protocol)
     report["ok"] = not any(problem["fatal"] for problem in report["features"].get("problems", ()))
+    if downloaded is not None:
+        report["download"] = asdict(downloaded)
+        report["ok"] = report["ok"] and not downloaded.different
     show(report, Console())
     if cfg.get("out"):
         try:
@@ -78,6 +85,21 @@ def _build(node: DictConfig) -> Any:
         if isinstance(error.__cause__, VmrError):
             raise error.__cause__ from None
         raise
+
+
+def _download(cfg: DictConfig) -> Outcome:
+    """Fetches what is missing of the published annotation files."""
+    from vmr_zoo.data.download import download
+
+    names = [cfg.data.name, *([cfg.features.name] if cfg.get("features") else [])]
+    return download(
+        names,
+        instantiate(cfg.sources, _convert_="all"),
+        Path(cfg.paths.annotations).expanduser(),
+        instantiate(cfg.network),
+        cfg.accept_licence,
+        Console(soft_wrap=True),
+    )
 
 
 # --- annotations
