@@ -27,7 +27,7 @@ from vmr_zoo.data.annotations import Query, Split
 from vmr_zoo.data.cache import Array
 from vmr_zoo.data.collate import SplitData
 from vmr_zoo.data.datamodule import FOR_DETAILS, TRAINING_ONLY
-from vmr_zoo.data.features import FeatureSet, NarrationSource, VideoSource, compare_manifests
+from vmr_zoo.data.features import FeatureSet, NarrationSource, VideoFiles, VideoSource, compare_manifests
 from vmr_zoo.data.narrations import NarrationFile, read_narrations
 from vmr_zoo.data.sampling import EpochBatchSampler
 from vmr_zoo.errors import VmrError
@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 
 NMS_IOU = 0.5
 """Of two moments that different windows found and that overlap more, the worse goes."""
+
+_FREE_OF_A_NARRATOR = {"date", "seed", "dtype"}
+"""What may differ between the narrations of training and those of a new video."""
 
 _SCORES_BY_CLIP = ("frame_probability", "highlight")
 """Details that say how well a clip fits, for methods without saliency; best first."""
@@ -150,7 +153,7 @@ class Retriever:
         method: Method = instantiate(stored.method)
         load_weights(method, run / run_dir.WEIGHTS)
         if window_seconds is None:
-            window_seconds = header.get("longest_training_video")
+            window_seconds = _longest(features, header.get("longest_training_video"))
         return cls(
             method,
             features,
@@ -190,9 +193,10 @@ class Retriever:
                 "narrations=FILE.jsonl."
             )
         asked, trained = read_narrations(file)[1], self.narrator or {}
-        differing = [key for key in ("model", "prompt", "sampling_rate") if asked[key] != trained.get(key)]
+        keys = [key for key in dict.fromkeys((*trained, *asked)) if key not in _FREE_OF_A_NARRATOR]
+        differing = [key for key in keys if asked.get(key) != trained.get(key)]
         if differing:
-            listed = "; ".join(f"{key}: {trained.get(key)!r}, now {asked[key]!r}" for key in differing)
+            listed = "; ".join(f"{key}: {trained.get(key)!r}, now {asked.get(key)!r}" for key in differing)
             raise VmrError(f"{file} has another narrator than the run was trained with: {listed}.")
         return NarrationFile(file, source.encoder).load(path.stem)
 
@@ -362,6 +366,15 @@ class _Narrations(NarrationSource):
 
     def manifest(self) -> dict[str, Any]:
         return {}
+
+
+def _longest(features: FeatureSet, longest_video: float | None) -> float | None:
+    """Returns the seconds of the longest video that training saw; None if that is not recorded."""
+    most = features.video.max_clips if isinstance(features.video, VideoFiles) else None
+    if most is None or features.clip_seconds is None:
+        return longest_video
+    cut = most * features.clip_seconds
+    return cut if longest_video is None else min(cut, longest_video)
 
 
 def _clip_scores(prediction: Any) -> Array | None:

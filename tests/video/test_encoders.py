@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from fractions import Fraction
 
 import av
@@ -121,6 +122,31 @@ def test_motion_features_are_what_the_last_layer_sees(video, tmp_path, suffix):
     with torch.no_grad():
         inputs = preset(torch.stack(frames[:4]).reshape(2, 2, 48, 64, 3).permute(0, 1, 4, 2, 3))
         assert np.allclose(network.fc(torch.from_numpy(features)), network(inputs), atol=1e-4)
+
+
+class Harmful:
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_published_motion_weights_are_loaded_by_name_and_never_unpickled(tmp_path, monkeypatch):
+    """torchvision finds the file where an earlier download would have left it."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    weights = torchvision.models.video.MC3_18_Weights.KINETICS400_V1
+    file = tmp_path / "hub" / "checkpoints" / weights.url.rsplit("/", 1)[-1]
+    file.parent.mkdir(parents=True)
+    network = torchvision.models.video.mc3_18(num_classes=400).eval()
+    torch.save(network.state_dict(), file)
+    encoder = Motion("mc3_18", "KINETICS400_V1", frames=2)
+    assert torch.equal(encoder.model.state_dict()["stem.0.weight"], network.state_dict()["stem.0.weight"])
+
+    torch.save({**network.state_dict(), "harm": Harmful(tmp_path / "made")}, file)
+    with pytest.raises(VmrError, match="Cannot load weights=KINETICS400_V1"):
+        Motion("mc3_18", "KINETICS400_V1", frames=2)
+    assert not (tmp_path / "made").exists()
 
 
 def test_motion_is_refused_without_its_weights(tmp_path):

@@ -91,6 +91,8 @@ class ExtractedVideos(VideoFiles):
     def encode(self, path: Path) -> Array:
         """Computes (T, dim) float32 for a video file, by the encoders that filled the folders.
 
+        A long video is pooled as in training, but never cut.
+
         Raises:
             VideoError: if the file cannot be decoded.
             VmrError: if an encoder is not the one that made the features.

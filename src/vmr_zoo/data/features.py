@@ -499,21 +499,21 @@ class VideoFiles(VideoSource):
         Raises:
             FeatureError: see `FileFeatures.read`.
         """
-        return self.joined([source.read(video_id) for source in self.sources])
+        video = self.joined([source.read(video_id) for source in self.sources])
+        if self.max_clips is not None and self.overlong == "truncate":
+            return np.ascontiguousarray(video[: self.max_clips])
+        return video
 
     def joined(self, arrays: Sequence[Array]) -> Array:
-        """Concatenates what the sources yield for one video, as they are declared, and treats a long one."""
+        """Concatenates what the sources yield for one video, as declared, and pools it if it is overlong."""
         shortest = min(map(len, arrays))
         video = (
             arrays[0] if len(arrays) == 1 else np.concatenate([array[:shortest] for array in arrays], axis=-1)
         )
-        if self.max_clips is not None and len(video) > self.max_clips:
-            if self.overlong == "truncate":
-                video = np.ascontiguousarray(video[: self.max_clips])
-            else:
-                edges = np.arange(self.max_clips + 1) * len(video) // self.max_clips
-                sums = np.add.reduceat(video, edges[:-1], axis=0)
-                video = sums / np.diff(edges).reshape(-1, *(1,) * (video.ndim - 1)).astype(np.float32)
+        if self.max_clips is not None and self.overlong == "mean_pool" and len(video) > self.max_clips:
+            edges = np.arange(self.max_clips + 1) * len(video) // self.max_clips
+            sums = np.add.reduceat(video, edges[:-1], axis=0)
+            video = sums / np.diff(edges).reshape(-1, *(1,) * (video.ndim - 1)).astype(np.float32)
         return video
 
     def missing(self, video_ids: Sequence[str]) -> list[Problem]:

@@ -24,7 +24,7 @@ import numpy as np
 from vmr_zoo.data.annotations import Protocol
 from vmr_zoo.data.cache import Array
 from vmr_zoo.data.features import FeatureError, NarrationSource, Problem
-from vmr_zoo.data.text import SentenceEncoder
+from vmr_zoo.data.text import TextEncoder
 from vmr_zoo.errors import VmrError
 from vmr_zoo.files import atomic_path, atomic_write
 
@@ -152,7 +152,7 @@ class NarrationFile(NarrationSource):
 
     computed = True
 
-    def __init__(self, file: str | Path, encoder: SentenceEncoder) -> None:
+    def __init__(self, file: str | Path, encoder: TextEncoder) -> None:
         """Stores the place; the file is read on first use.
 
         Args:

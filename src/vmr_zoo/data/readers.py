@@ -174,9 +174,9 @@ def read_text(path: Path) -> str:
         return path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
         raise MissingFile(
-            f"No annotation file {path}. Annotations are not part of the package: put the published files "
-            "there, or point paths.annotations (or the environment variable VMR_ANNOTATIONS) at the "
-            "directory that holds them. docs/add_a_data_set.md lists which files are expected."
+            f"No annotation file {path}. Annotations are not part of the package: point paths.annotations "
+            "(or the environment variable VMR_ANNOTATIONS) at the folder that holds the published files, or "
+            "fetch them into it by `vmr doctor data=NAME download=true`. docs/add_a_data_set.md lists them."
         ) from None
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1

@@ -234,8 +234,8 @@ def _write(job: _Job, video: _Open) -> Failure | None:
             return Failure(
                 job.video_id,
                 "not finite",
-                f"The {name} of {job.path} are not finite as {array.dtype}. Use dtype=fp32 or bf16, and "
-                "storage=float32.",
+                f"The {name} of {job.path} are not finite as {array.dtype}. Use dtype=float32 or bfloat16 "
+                "and storage=float32.",
             )
     with atomic_path(job.target) as path:
         np.savez(path, **arrays)  # type: ignore[arg-type]  # numpy's own stub

@@ -43,8 +43,8 @@ class Motion(VideoEncoder):
         clip_seconds: float = 2.0,
         frames: int = 16,
         random_weights: bool = False,
-        device: str = "auto",
-        dtype: Literal["fp32", "bf16", "fp16"] = "fp32",
+        device: str | None = None,
+        dtype: Literal["float32", "bfloat16", "float16"] = "float32",
     ) -> None:
         """Loads the model, downloading its weights where torchvision has to.
 
@@ -55,7 +55,7 @@ class Motion(VideoEncoder):
             clip_seconds: length of a clip.
             frames: frames per clip, evenly spaced; some models take one number only (mvit: 16).
             random_weights: whether to go without pretrained weights, which is good for tests alone.
-            device: "auto", "cpu", "cuda" or "cuda:N"; no part of the manifest.
+            device: "cpu", "cuda" or "cuda:N"; None: a GPU if there is one; no part of the manifest.
             dtype: precision of the computation.
 
         Raises:
@@ -135,10 +135,13 @@ def _load(model: str, weights: str | None, random_weights: bool) -> tuple[Any, A
             f"{', '.join(names)}."
         )
     try:
+        # torchvision itself would unpickle what it downloads.
         if weights in names:
-            chosen = published[weights]
-            return torchvision.models.get_model(model, weights=chosen), chosen.transforms()
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
+            state = published[weights].get_state_dict(check_hash=True, weights_only=True)
+        elif path.suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            state = torch.load(path, weights_only=True)
         classes = [tensor for name, tensor in state.items() if name.split(".")[0] in _HEADS][-1].shape[0]
         network = torchvision.models.get_model(model, num_classes=classes)
         network.load_state_dict(state)
@@ -147,4 +150,4 @@ def _load(model: str, weights: str | None, random_weights: bool) -> tuple[Any, A
             f"Cannot load weights={weights} into torchvision's {model}: {error}\n"
             "Give a name (needs a connection once) or a file of this model's state dict as encoder.weights."
         ) from error
-    return network, published["DEFAULT"].transforms()
+    return network, published[weights if weights in names else "DEFAULT"].transforms()

@@ -43,8 +43,8 @@ class OpenClip(VideoEncoder):
         samples: int = 1,
         patch_tokens: Literal["unprojected", "projected"] | None = None,
         random_weights: bool = False,
-        device: str = "auto",
-        dtype: Literal["fp32", "bf16", "fp16"] = "fp32",
+        device: str | None = None,
+        dtype: Literal["float32", "bfloat16", "float16"] = "float32",
     ) -> None:
         """Loads the model, downloading its weights where open_clip has to.
 
@@ -57,7 +57,7 @@ class OpenClip(VideoEncoder):
             patch_tokens: whether to store the patch tokens of the clip's middle frame too: "unprojected" (the
                 tower's width), or "projected" by the matrix that projects the pooled feature.
             random_weights: whether to go without pretrained weights, which is good for tests alone.
-            device: "auto", "cpu", "cuda" or "cuda:N"; no part of the manifest.
+            device: "cpu", "cuda" or "cuda:N"; None: a GPU if there is one; no part of the manifest.
             dtype: precision of the computation.
 
         Raises:

@@ -11,19 +11,19 @@ from torch import nn
 
 from vmr_zoo.errors import VmrError, unknown
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def find_device(name: str) -> torch.device:
-    """Returns a device by name; "auto" is a GPU if there is one."""
-    if name == "auto":
+def find_device(name: str | None) -> torch.device:
+    """Returns a device by name; None is a GPU if there is one."""
+    if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise VmrError(f"Expected device=auto, cpu, cuda or cuda:N; found device={name}.") from error
+        raise VmrError(f"Expected device=cpu, cuda or cuda:N; found device={name}.") from error
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise VmrError(f"device={name} was asked for, but torch finds no GPU. Use device=auto or cpu.")
+        raise VmrError(f"device={name} was asked for, but torch finds no GPU. Use device=cpu.")
     return device
 
 
@@ -38,7 +38,7 @@ def inference(device: torch.device, dtype: str) -> Iterator[None]:
     """Computes without gradients, in the given precision where torch deems it safe (autocast)."""
     with (
         torch.inference_mode(),
-        torch.autocast(device.type, dtype=PRECISIONS[dtype], enabled=dtype != "fp32"),
+        torch.autocast(device.type, dtype=PRECISIONS[dtype], enabled=dtype != "float32"),
     ):
         yield
 

@@ -19,7 +19,7 @@ from vmr_zoo.data.shapes.encoder import GridEncoder
 from vmr_zoo.data.shapes.generate import digest, generate_world, scenes, video_path, world_folder
 from vmr_zoo.data.shapes.narrator import Narrator
 from vmr_zoo.data.shapes.world import WorldSettings
-from vmr_zoo.data.text import SentenceEncoder
+from vmr_zoo.data.text import TextEncoder
 from vmr_zoo.errors import VmrError, unknown
 from vmr_zoo.files import alone_in
 from vmr_zoo.video.encoder import VideoEncoder, encode_video
@@ -154,7 +154,7 @@ class RenderedNarrations(NarrationFile):
     """What the noisy narrator says about the rendered videos."""
 
     def __init__(
-        self, world: WorldSettings, cache: str | Path, narrator: Narrator, encoder: SentenceEncoder
+        self, world: WorldSettings, cache: str | Path, narrator: Narrator, encoder: TextEncoder
     ) -> None:
         """Stores the settings; the narrations are written on first use.
 
