@@ -156,6 +156,7 @@ def _run_verb(verb: str, args: list[str], full_error: bool) -> int:
     from vmr_zoo.config import check_recipe, check_variant, config_dir, register_resolvers, settle
 
     register_resolvers()
+    script = sys.argv[0]
     code = 0
     failure: Exception | None = None
 
@@ -171,7 +172,11 @@ def _run_verb(verb: str, args: list[str], full_error: bool) -> int:
             if "variant" in cfg:
                 check_variant(cfg.variant)
             run: Callable[[DictConfig], int] = importlib.import_module(VERBS[verb][0]).main
-            code = run(cfg)
+            asked = HydraConfig.get().overrides
+            overrides = [text for text in (*asked.hydra, *asked.task) if not text.startswith("hydra.mode=")]
+            # Lightning's DDP starts its other processes by the command line that it finds.
+            with _arguments([script, verb, *overrides]):
+                code = run(cfg)
         except Exception as error:
             failure = error
             # A failed job must not take the rest of a sweep with it: Hydra runs all jobs and raises at the

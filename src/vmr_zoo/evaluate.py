@@ -14,7 +14,7 @@ import lightning
 import numpy as np
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback, ProgressBar
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
 
 from vmr_zoo import run_dir
@@ -66,16 +66,7 @@ def main(cfg: DictConfig) -> int:
     load_weights(method, run / run_dir.WEIGHTS, changes)
     data.prepare_data()
 
-    bar = progress()
-    with quiet():
-        trainer = instantiate(
-            stored.trainer,
-            callbacks=[bar],
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=isinstance(bar, ProgressBar),
-            default_root_dir=str(run),
-        )
+    trainer = predictor(stored.trainer, run)
     metrics = {}
     for split in wanted:
         details: dict[str, Tensor] | None = {} if cfg.details else None
@@ -89,6 +80,30 @@ def main(cfg: DictConfig) -> int:
             _write_details(target / DETAILS_FILE, details)
     print_metrics(header, metrics)
     return 0
+
+
+def predictor(node: DictConfig, run: Path) -> lightning.Trainer:
+    """Builds the trainer that predicts: one process on one device, whatever it took to train.
+
+    Args:
+        node: the run's `trainer`.
+        run: its directory.
+    """
+    bar = progress()
+    devices = node.get("devices")
+    with quiet():
+        trainer: lightning.Trainer = instantiate(
+            node,
+            devices=[devices[0]] if isinstance(devices, ListConfig) else 1,
+            num_nodes=1,
+            strategy="auto",
+            callbacks=[bar],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=isinstance(bar, ProgressBar),
+            default_root_dir=str(run),
+        )
+    return trainer
 
 
 def _write_details(path: Path, details: dict[str, Tensor]) -> None:

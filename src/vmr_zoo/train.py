@@ -19,11 +19,12 @@ import lightning
 import torch
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
 from vmr_zoo import run_dir
 from vmr_zoo.errors import VmrError
-from vmr_zoo.evaluate import predict_rows, print_metrics, quiet, score, splits_of
+from vmr_zoo.evaluate import predict_rows, predictor, print_metrics, quiet, score, splits_of
 from vmr_zoo.run_dir import HEADER
 
 if TYPE_CHECKING:
@@ -68,7 +69,10 @@ def _train(cfg: DictConfig) -> int:
         run_dir.open_new(run, config, resume=True)
         log.info(f"{run} is finished already.")
         return 0
-    run_dir.check_free(run, cfg.resume)
+    # DDP starts this command once more for each further process: they train along and leave the rest to one.
+    leads = getattr(rank_zero_only, "rank", 0) == 0
+    if leads:
+        run_dir.check_free(run, cfg.resume)
 
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)
     method: Method = instantiate(cfg.method)
@@ -77,18 +81,21 @@ def _train(cfg: DictConfig) -> int:
     with quiet():
         trainer = _trainer(cfg, run)
 
-    resuming = run_dir.open_new(run, config, cfg.resume)
-    log.info(f"{cfg.name} on {cfg.data.name} ({cfg.features.name}), seed {cfg.seed} -> {run}")
-    run_dir.write_json(run / run_dir.ENVIRONMENT, run_dir.environment(cfg.seed))
-    run_dir.write_json(run / run_dir.MANIFEST, data.features.manifest())
-
-    run_dir.keep_earlier(run / "metrics.csv")  # the logger starts its file anew
-    before = run_dir.status(run)["train_seconds"]
+    resuming, before = cfg.resume, 0.0
+    if leads:
+        resuming = run_dir.open_new(run, config, cfg.resume)
+        log.info(f"{cfg.name} on {cfg.data.name} ({cfg.features.name}), seed {cfg.seed} -> {run}")
+        run_dir.write_json(run / run_dir.ENVIRONMENT, run_dir.environment(cfg.seed))
+        run_dir.write_json(run / run_dir.MANIFEST, data.features.manifest())
+        run_dir.keep_earlier(run / "metrics.csv")  # the logger starts its file anew
+        before = run_dir.status(run)["train_seconds"]
     started = time.monotonic()
-    run_dir.set_status(run, "running", before)
 
-    def stopped(state: str, message: str) -> None:
-        run_dir.set_status(run, state, before + time.monotonic() - started, message)
+    def stopped(state: str, message: str = "") -> None:
+        if leads:
+            run_dir.set_status(run, state, before + time.monotonic() - started, message)
+
+    stopped("running")
 
     last = run / run_dir.LAST
     received: list[int] = []
@@ -110,14 +117,17 @@ def _train(cfg: DictConfig) -> int:
         stopped("failed", f"{type(error).__name__}: {error}")
         raise
     seconds = before + time.monotonic() - started
-    if not trainer.is_global_zero:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    if not leads:
         return 0
 
     best = _load_best(trainer, method)
     _export(method, run / run_dir.WEIGHTS)
     rows, metrics = [], {}
+    alone = predictor(cfg.trainer, run)
     for name in splits_of(data):
-        split_rows = predict_rows(trainer, method, data, name)
+        split_rows = predict_rows(alone, method, data, name)
         metrics[name] = score(split_rows, data, name, method)
         rows += split_rows
     header = {
@@ -128,7 +138,7 @@ def _train(cfg: DictConfig) -> int:
     }
     run_dir.write_rows(run / run_dir.PREDICTIONS, rows)
     run_dir.write_json(run / run_dir.METRICS, {HEADER: header, **metrics})
-    stopped("finished", "")
+    stopped("finished")
     print_metrics(header, metrics)
     return 0
 

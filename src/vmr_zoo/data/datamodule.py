@@ -237,6 +237,12 @@ class VMRDataModule(lightning.LightningDataModule):
             groups = list(np.arange(len(data))[:, None])
         lengths = data.clips.numpy()[[group[0] for group in groups]]
         sampler = EpochBatchSampler(groups, lengths, self.eval_batch_size)
+        batches = -(-len(groups) // self.eval_batch_size)
+        if batches < sampler.num_replicas:
+            raise VmrError(
+                f"Split {split} makes {batches} batches, fewer than the {sampler.num_replicas} processes. Set "
+                f"data.eval_batch_size={max(1, len(groups) // sampler.num_replicas)} or take fewer devices."
+            )
         return DataLoader(data, sampler=sampler, batch_size=None, **self._loader_options())
 
     def split(self, name: str) -> Split:

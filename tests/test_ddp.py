@@ -1,0 +1,55 @@
+"""Two processes on a CPU train one run, and measure what one process measures."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import toy
+
+
+def train(run: Path, *args: str) -> dict:
+    """Trains on the toy data set by the command itself, since DDP starts it again for each process."""
+    tests = Path(__file__).parent
+    command = [
+        sys.executable,
+        "-m",
+        "vmr_zoo.cli",
+        "train",
+        toy.SEARCH,
+        "data=toy",
+        "method=toy",
+        "logger=csv",
+    ]
+    options = ["trainer.accelerator=cpu", "trainer.max_epochs=2", f"run={run}", *args]
+    environment = {**os.environ, "PYTHONPATH": f"{tests}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    done = subprocess.run([*command, *options], env=environment, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    return json.loads((run / "metrics.json").read_text())
+
+
+@pytest.mark.slow
+def test_two_processes_measure_what_one_does_and_leave_one_run(tmp_path):
+    ddp = ["trainer.devices=2", "+trainer.strategy=ddp"]
+    still = ["method.optimizer.lr=0", "data.eval_batch_size=2"]  # weights that stay as they are
+    one, two = train(tmp_path / "one", *still), train(tmp_path / "two", *still, *ddp)
+    for metrics in (one, two):
+        metrics["header"] = {k: v for k, v in metrics["header"].items() if k not in ("name", "train_seconds")}
+    assert one == two
+    selected = []
+    for name in ("one", "two"):
+        with (tmp_path / name / "metrics.csv").open() as file:
+            selected.append([row["selection/mIoU"] for row in csv.DictReader(file) if row["selection/mIoU"]])
+    assert selected[0] == selected[1]
+    assert len(selected[0]) == 2
+
+    learned = train(tmp_path / "learned", *ddp, "data.batch_size=4", "data.eval_batch_size=2")
+    assert learned["header"]["epochs"] == 2
+    assert learned["selection"] != two["selection"]
+    assert json.loads((tmp_path / "learned" / "status.json").read_text())["state"] == "finished"
