@@ -1,5 +1,5 @@
 # make demo   the main job on the embedded data: render, extract, narrate, embed, train the five papers' methods,
-#             print the leaderboard
+#             print the leaderboard and write it as a page
 # make test   the tests without the slow ones
 # Both make .venv and install by themselves; a second call finds that done.
 
@@ -33,10 +33,10 @@ demo: $(INSTALLED)
 	$(BIN)/vmr extract data=shapes encoder=grid
 	$(BIN)/vmr narrate data=shapes narrator=shapes
 	$(BIN)/vmr embed data=shapes
-	$(BIN)/vmr train -m method=bm_detr,vdi,mesm,lmr,tea data=shapes trainer.max_epochs=3 \
+	$(BIN)/vmr train -m method=bm_detr,vdi,mesm,lmr,tea data=shapes trainer.max_epochs=2 \
 		paths.runs=$(DEMO_RUNS) resume=true
 	$(BIN)/vmr train -m method=predict_all,bias_kde data=shapes paths.runs=$(DEMO_RUNS) resume=true
-	$(BIN)/vmr report runs=$(DEMO_RUNS)
+	$(BIN)/vmr report runs=$(DEMO_RUNS) significance=true html=true
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -m "not slow and not gpu"
