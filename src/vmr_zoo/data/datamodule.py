@@ -240,8 +240,8 @@ class VMRDataModule(lightning.LightningDataModule):
         batches = -(-len(groups) // self.eval_batch_size)
         if batches < sampler.num_replicas:
             raise VmrError(
-                f"Split {split} makes {batches} batches, fewer than the {sampler.num_replicas} processes. Set "
-                f"data.eval_batch_size={max(1, len(groups) // sampler.num_replicas)} or take fewer devices."
+                f"Split {split} makes {batches} batches, fewer than the {sampler.num_replicas} processes. "
+                f"Set data.eval_batch_size={max(1, len(groups) // sampler.num_replicas)} or take fewer devices."
             )
         return DataLoader(data, sampler=sampler, batch_size=None, **self._loader_options())
 
