@@ -241,7 +241,7 @@ class VMRDataModule(lightning.LightningDataModule):
         if batches < sampler.num_replicas:
             raise VmrError(
                 f"Split {split} makes {batches} batches, fewer than the {sampler.num_replicas} processes. "
-                f"Set data.eval_batch_size={max(1, len(groups) // sampler.num_replicas)} or take fewer devices."
+                f"Set data.eval_batch_size={max(1, len(groups) // sampler.num_replicas)} or fewer devices."
             )
         return DataLoader(data, sampler=sampler, batch_size=None, **self._loader_options())
 
