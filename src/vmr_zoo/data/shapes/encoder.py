@@ -29,6 +29,7 @@ import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from vmr_zoo.errors import VmrError
 from vmr_zoo.video.decode import sample
@@ -150,7 +151,9 @@ class GridEncoder(VideoEncoder):
         now, before = index[:, 1:].ravel(), index[:, :-1].ravel()
         luma = np.stack([picture.luma for picture in pictures.values()])
         masks = _hue_table(self.hues)[np.stack([picture.chroma for picture in pictures.values()])]
-        return self._clips(masks, luma, now, before), self._patches(masks, luma, now, before)
+        # How many threads share a product decides its last bits: one, in every process alike.
+        with threadpool_limits(1, user_api="blas"):
+            return self._clips(masks, luma, now, before), self._patches(masks, luma, now, before)
 
     def manifest(self) -> dict[str, Any]:
         """Returns everything that decides the features."""
