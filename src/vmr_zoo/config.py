@@ -242,6 +242,19 @@ def check_recipe() -> None:
             raise unknown("recipe", name, names)
 
 
+def build(node: DictConfig) -> Any:
+    """Instantiates a node; a mistake that the user can mend comes out as it was raised."""
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+
+    try:
+        return instantiate(node)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, VmrError):
+            raise error.__cause__ from None
+        raise
+
+
 def settle(cfg: DictConfig) -> None:
     """Replaces the keys that depend on the Hydra job by their values, in place, so that they outlive it."""
     for node, keys in ((cfg, ("name", "run")), (cfg.get("choices", {}), list(cfg.get("choices", {})))):

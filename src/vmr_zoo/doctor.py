@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from vmr_zoo.config import build
 from vmr_zoo.data.annotations import HELD_OUT, SELECTION, TRAIN, Protocol, Split, shared_videos
 from vmr_zoo.data.protocols import PUBLISHED_PROTOCOLS, unheard
 from vmr_zoo.data.readers import MissingFile
@@ -61,7 +61,7 @@ def main(cfg: DictConfig) -> int:
         VmrError: if the annotations themselves cannot be read or fetched, or `out` cannot be written.
     """
     downloaded = _download(cfg) if cfg.get("download") else None
-    protocol: Protocol = _build(cfg.data.protocol)
+    protocol: Protocol = build(cfg.data.protocol)
     report = inspect(protocol, cfg.paths.annotations)
     report["features"] = _features(cfg, protocol)
     report["ok"] = not any(problem["fatal"] for problem in report["features"].get("problems", ()))
@@ -75,16 +75,6 @@ def main(cfg: DictConfig) -> int:
         except OSError as error:
             raise VmrError(f"Cannot write out={cfg.out}: {error.strerror}. Choose another file.") from error
     return 0 if report["ok"] else 1
-
-
-def _build(node: DictConfig) -> Any:
-    """Instantiates a node; a mistake that the user can mend comes out as it was raised."""
-    try:
-        return instantiate(node)
-    except InstantiationException as error:
-        if isinstance(error.__cause__, VmrError):
-            raise error.__cause__ from None
-        raise
 
 
 def _download(cfg: DictConfig) -> Outcome:
@@ -264,7 +254,7 @@ def _features(cfg: DictConfig, protocol: Protocol) -> dict[str, Any]:
         }
     name, origin = cfg.features.get("name"), cfg.features.get("origin")
     try:
-        features: FeatureSet = _build(cfg.features)
+        features: FeatureSet = build(cfg.features)
         for source in (features.video, features.query, features.narration, features.patches):
             if source is not None:
                 source.prepare(protocol)

@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from rich.console import Console
 from rich.progress import track
 
+from vmr_zoo.config import build
 from vmr_zoo.data.annotations import Protocol
 from vmr_zoo.data.narrations import read_narrations
 from vmr_zoo.data.readers import safe_id
@@ -70,7 +69,7 @@ def main(cfg: DictConfig) -> int:
     if cfg.get("out") and not cfg.get("queries"):
         raise VmrError("out=FOLDER is where the features of queries=FILE go; data and narrations are cached.")
     console = Console()
-    encoder = _build(cfg.text_encoder) if cfg.get("text_encoder") else None
+    encoder = build(cfg.text_encoder) if cfg.get("text_encoder") else None
     failed: list[str] = []
     if cfg.get("data"):
         failed += _data(cfg, encoder, console)
@@ -92,23 +91,13 @@ def main(cfg: DictConfig) -> int:
     return 1 if failed else 0
 
 
-def _build(node: DictConfig) -> Any:
-    """Instantiates a node; a mistake that the user can mend comes out as it was raised."""
-    try:
-        return instantiate(node)
-    except InstantiationException as error:
-        if isinstance(error.__cause__, VmrError):
-            raise error.__cause__ from None
-        raise
-
-
 def _data(cfg: DictConfig, encoder: TextEncoder | None, console: Console) -> list[str]:
     """Embeds a protocol's sentences and narrations: by `encoder`, or as the features are configured."""
     name = cfg.features.name
-    protocol: Protocol = _build(cfg.data.protocol)
+    protocol: Protocol = build(cfg.data.protocol)
     texts = [query.text for split in protocol.splits.values() for query in split.queries]
     if encoder is None:
-        query = _build(cfg.features.query)
+        query = build(cfg.features.query)
         if not isinstance(query, EncodedQueries):
             raise VmrError(
                 f"features={name} reads its sentences' features from files: there is nothing to compute. "
@@ -125,7 +114,7 @@ def _data(cfg: DictConfig, encoder: TextEncoder | None, console: Console) -> lis
             console.print(f"narrations: features={name} embeds its own by itself; left alone.")
             return failed
         node.encoder = cfg.text_encoder
-    narration = _build(node)
+    narration = build(node)
     narration.prepare(protocol)
     if isinstance(used := getattr(narration, "encoder", None), TextEncoder):
         _say("narrations", used.work, "the others, if any, were in the cache", used, console)

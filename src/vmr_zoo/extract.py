@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from rich.box import SIMPLE_HEAD
@@ -13,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from vmr_zoo.config import build
 from vmr_zoo.data.features import NAMES
 from vmr_zoo.data.shapes.features import features_folder
 from vmr_zoo.data.shapes.generate import video_path, world_folder
@@ -48,7 +48,7 @@ def main(cfg: DictConfig) -> int:
         ids = set(shard([*videos, *(failure.video_id for failure in failures)], cfg.shard))
         videos = {video_id: path for video_id, path in videos.items() if video_id in ids}
         failures = [failure for failure in failures if failure.video_id in ids]
-    encoder: VideoEncoder = _build(cfg.encoder)
+    encoder: VideoEncoder = build(cfg.encoder)
     if cfg.out is not None:
         out = Path(cfg.out).expanduser()
     elif world is not None:
@@ -86,7 +86,7 @@ def _videos(cfg: DictConfig) -> tuple[dict[str, Path], list[Failure], Any]:
         if cfg.videos is None:
             raise VmrError("Expected videos=FOLDER (a glob, a file, a .txt of paths, a list), or data=NAME.")
         return find_videos(_plain(cfg.videos)), [], None
-    protocol: Protocol = _build(cfg.data.protocol)
+    protocol: Protocol = build(cfg.data.protocol)
     ids = sorted({query.video_id for split in protocol.splits.values() for query in split.queries})
     if "world" in cfg.data.protocol:
         if cfg.videos is not None:
@@ -112,16 +112,6 @@ def _videos(cfg: DictConfig) -> tuple[dict[str, Path], list[Failure], Any]:
 def _plain(value: Any) -> Any:
     """Turns a list of the configuration into a plain one."""
     return OmegaConf.to_container(value) if OmegaConf.is_list(value) else str(value)
-
-
-def _build(node: DictConfig) -> Any:
-    """Instantiates a node; a mistake that the user can mend comes out as it was raised."""
-    try:
-        return instantiate(node)
-    except InstantiationException as error:
-        if isinstance(error.__cause__, VmrError):
-            raise error.__cause__ from None
-        raise
 
 
 def _report(failures: list[Failure], console: Console) -> None:
