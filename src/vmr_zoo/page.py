@@ -21,7 +21,7 @@ from markupsafe import Markup
 
 from vmr_zoo import run_dir
 from vmr_zoo.files import atomic_write
-from vmr_zoo.report import DROP, Leaderboard, Row, Run
+from vmr_zoo.report import DROP, Leaderboard, Row
 from vmr_zoo.score import read_rows
 
 if TYPE_CHECKING:
@@ -59,10 +59,11 @@ def write_page(
                 {
                     "title": board.title,
                     "tables": [_table(board, metric) for metric in board.metrics],
-                    "charts": _charts(board),
-                    "browser": _as_json(_browser(board, files, browse)) if browse else None,
+                    "charts": _charts(board, listed),
+                    "browser": _as_json(_browser(board, listed, files, browse)) if browse else None,
                 }
                 for board in boards
+                for listed in [[read_rows(row.runs[0].path / run_dir.PREDICTIONS)[0] for row in board.rows]]
             ]
         ),
     )
@@ -88,12 +89,12 @@ def _table(board: Leaderboard, metric: str) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------ charts
 
 
-def _charts(board: Leaderboard) -> list[dict[str, Any]]:
-    """Draws what the numbers of a table allow."""
+def _charts(board: Leaderboard, listed: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """Draws what the numbers of a table, and each row's predictions, allow."""
     from matplotlib.figure import Figure
 
     splits = [column for column in board.columns if column not in (DROP, "selection")]
-    answers = {row.name: _answers(row.runs[0]) for row in board.rows}
+    answers = {row.name: _answers(lines) for row, lines in zip(board.rows, listed, strict=True)}
     charts = []
 
     def add(title: str, width: int, draw: Any) -> None:
@@ -196,10 +197,10 @@ def _learning(figure: Figure, rows: Sequence[Row]) -> bool:
     return drawn
 
 
-def _answers(run: Run) -> pd.DataFrame:
+def _answers(lines: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """Reads split, query id, IoU of the first moment, and length and place of the moment nearest to it."""
     rows = []
-    for row in read_rows(run.path / run_dir.PREDICTIONS)[0]:
+    for row in lines:
         if not row["moments"] or not row["pred_relevant_windows"]:
             continue
         start, end = row["pred_relevant_windows"][0][:2]
@@ -223,17 +224,18 @@ def _answers(run: Run) -> pd.DataFrame:
 # ------------------------------------------------------------------------------------------------ browser
 
 
-def _browser(board: Leaderboard, files: Mapping[str, str], browse: int) -> dict[str, Any]:
+def _browser(
+    board: Leaderboard, listed: Sequence[Sequence[Mapping[str, Any]]], files: Mapping[str, str], browse: int
+) -> dict[str, Any]:
     """Gathers the queries that the page shows, with the answers of the first seed of each run."""
     queries: dict[tuple[str, str], dict[str, Any]] = {}
     wanted: set[tuple[str, str]] = set()
-    for number, row in enumerate(board.rows):
-        listed = read_rows(row.runs[0].path / run_dir.PREDICTIONS)[0]
+    for number, lines in enumerate(listed):
         if not number:
-            for _, group in itertools.groupby(listed, key=lambda line: line["split"]):
+            for _, group in itertools.groupby(lines, key=lambda line: line["split"]):
                 own = list(group)
                 wanted |= {(q["split"], str(q["query_id"])) for q in own[:: max(1, -(-len(own) // browse))]}
-        for line in listed:
+        for line in lines:
             key = (line["split"], str(line["query_id"]))
             if key not in wanted:
                 continue
