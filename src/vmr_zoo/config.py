@@ -116,7 +116,8 @@ def run_name(method: str, variant: str, overrides: Iterable[str]) -> str:
         if key in _NOT_IN_RUN_NAME or key.startswith(_NOT_IN_RUN_NAME_PREFIXES):
             continue
         if key in ("experiment", "ablation"):
-            parts += [item.strip().split("/")[-1] for item in value.strip("[]").split(",") if item.strip()]
+            items = [item.strip().split("/")[-1] for item in value.strip("[]").split(",")]
+            parts += [item for item in items if item not in ("", "full")]
         else:
             parts.append(f"{key.split('.')[-1]}-{value}")
     name = "+".join([f"{method}-{variant}", *(re.sub(r"[^\w.@-]+", "_", part) for part in parts)])
@@ -144,15 +145,38 @@ def _choice(group: str) -> str | None:
 def wandb_offline() -> bool:
     """Says whether Weights & Biases has no key on this machine, so that its logger stays offline."""
     if os.environ.get("WANDB_MODE"):
-        return os.environ["WANDB_MODE"] != "online"
+        return os.environ["WANDB_MODE"] in ("offline", "dryrun")
     if os.environ.get("WANDB_API_KEY"):
         return False
     import netrc
+    from urllib.parse import urlsplit
 
+    server = os.environ.get("WANDB_BASE_URL")
+    hosts = [urlsplit(server).netloc] if server else ["api.forge.coreweave.com", "api.wandb.ai"]
     try:
-        return netrc.netrc().authenticators("api.wandb.ai") is None
+        keys = netrc.netrc(os.environ.get("NETRC"))
     except (OSError, netrc.NetrcParseError):
         return True
+    return not any(keys.authenticators(host) for host in hosts)
+
+
+def wandb_group(experiment: str | None, otherwise: str) -> str:
+    """Resolves `${wandb_group:EXPERIMENT,OTHERWISE}`: what runs are shown together with.
+
+    Args:
+        experiment: what `experiment=` chose, or None.
+        otherwise: for a run of neither a study nor an experiment.
+
+    Returns:
+        The name of the study, which is the folder given as `--config-dir`; else one of the arguments.
+    """
+    from hydra.core.hydra_config import HydraConfig
+
+    if HydraConfig.initialized():
+        for source in HydraConfig.get().runtime.config_sources:
+            if source.provider == "command-line":
+                return Path(source.path).name
+    return experiment or otherwise
 
 
 def sweep_jobs(threads: int | None) -> int:
@@ -188,6 +212,7 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("extracted", extracted, replace=True)
     OmegaConf.register_new_resolver("sweep_jobs", sweep_jobs, replace=True)
     OmegaConf.register_new_resolver("wandb_offline", wandb_offline, replace=True)
+    OmegaConf.register_new_resolver("wandb_group", wandb_group, replace=True)
 
 
 def compose(verb: str, overrides: Sequence[str] = ()) -> DictConfig:
