@@ -13,12 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 from vmr_zoo.config import build
-from vmr_zoo.data.features import NAMES
 from vmr_zoo.data.shapes.features import features_folder
 from vmr_zoo.data.shapes.generate import video_path, world_folder
 from vmr_zoo.errors import VmrError
 from vmr_zoo.video.extraction import Failure, extract
-from vmr_zoo.video.files import find_videos, shard
+from vmr_zoo.video.files import find_videos, shard, videos_of
 from vmr_zoo.video.manifest import NAME, PACKAGE
 
 if TYPE_CHECKING:
@@ -87,26 +86,23 @@ def _videos(cfg: DictConfig) -> tuple[dict[str, Path], list[Failure], Any]:
             raise VmrError("Expected videos=FOLDER (a glob, a file, a .txt of paths, a list), or data=NAME.")
         return find_videos(_plain(cfg.videos)), [], None
     protocol: Protocol = build(cfg.data.protocol)
-    ids = sorted({query.video_id for split in protocol.splits.values() for query in split.queries})
     if "world" in cfg.data.protocol:
         if cfg.videos is not None:
             raise VmrError(f"data={cfg.data.name} renders its own videos. Leave out videos, or data.")
         world = instantiate(cfg.data.protocol.world)
         folder = world_folder(world, cfg.data.protocol.cache)
+        ids = sorted({video_id for split in protocol.published.values() for video_id in split.video_ids})
         return {video_id: video_path(folder, video_id) for video_id in ids}, [], world
     if cfg.videos is None:
         raise VmrError(f"data={cfg.data.name} has no videos of its own: say where they lie, videos=FOLDER.")
     found = find_videos(_plain(cfg.videos))
-    videos, failures = {}, []
-    for video_id in ids:
-        names = [pattern.replace("{id}", video_id) for pattern in NAMES]
-        name = next((name for name in names if name in found), None)
-        if name is None:
-            message = f"No file called {video_id}.* under videos={cfg.videos}."
-            failures.append(Failure(video_id, "missing", message))
-        else:
-            videos[name] = found[name]
-    return videos, failures, None
+    chosen, missing = videos_of(protocol, found)
+    failures = [
+        Failure(video_id, "missing", f"No file called {video_id}.* under videos={cfg.videos}.")
+        for video_id in missing
+    ]
+    # A file keeps its own name, by which the features of its video are looked for too.
+    return {name: found[name] for name in chosen.values()}, failures, None
 
 
 def _plain(value: Any) -> Any:

@@ -25,7 +25,7 @@ from vmr_zoo.data.narrations import Narration, write_narrations
 from vmr_zoo.errors import VmrError, some
 from vmr_zoo.files import atomic_write
 from vmr_zoo.narrators import Narrated, Narrator, ShapesNarrator
-from vmr_zoo.video.files import find_videos, shard
+from vmr_zoo.video.files import find_videos, shard, videos_of
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -114,14 +114,8 @@ def _videos(cfg: DictConfig) -> tuple[dict[str, Path], list[str]]:
         raise VmrError("vmr narrate needs videos: add videos=FOLDER, a glob, a file, or a list of these.")
     if protocol is None:
         return found, []
-    wanted = sorted({video for split in protocol.published.values() for video in split.video_ids})
-    videos = {video: found[video] for video in wanted if video in found}
-    if not videos:
-        raise VmrError(
-            f"None of the {len(found)} videos of videos={cfg.videos} is one of data={protocol.name}. Expected"
-            f" files called {some(wanted, 3)}, found {some(found, 3)}."
-        )
-    return videos, [video for video in wanted if video not in found]
+    chosen, missing = videos_of(protocol, found)
+    return {video_id: found[name] for video_id, name in chosen.items()}, missing
 
 
 def narrate(

@@ -5,11 +5,15 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from vmr_zoo.errors import VmrError
+from vmr_zoo.data.features import NAMES
+from vmr_zoo.errors import VmrError, some
+
+if TYPE_CHECKING:
+    from vmr_zoo.data.annotations import Protocol
 
 SUFFIXES = (
     *(".3gp", ".asf", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg"),
@@ -57,6 +61,35 @@ def find_videos(videos: str | Path | Sequence[str | Path]) -> dict[str, Path]:
     if not found:
         raise VmrError("No video was asked for: set videos=FOLDER, a glob, a file, or a list of these.")
     return dict(sorted(found.items()))
+
+
+def videos_of(protocol: Protocol, found: Iterable[str]) -> tuple[dict[str, str], list[str]]:
+    """Finds the videos of a protocol, whose files may be called as its features may (`NAMES`).
+
+    Args:
+        protocol: whose splits name the videos.
+        found: the ids of the files at hand, from `find_videos`.
+
+    Returns:
+        The file's id by the protocol's id, sorted, and the protocol's ids that have no file.
+
+    Raises:
+        VmrError: if not one is found.
+    """
+    files = set(found)
+    ids = sorted({video_id for split in protocol.published.values() for video_id in split.video_ids})
+    names = {video_id: [pattern.replace("{id}", video_id) for pattern in NAMES] for video_id in ids}
+    chosen = {
+        video_id: next(name for name in tried if name in files)
+        for video_id, tried in names.items()
+        if not files.isdisjoint(tried)
+    }
+    if not chosen:
+        raise VmrError(
+            f"None of the {len(files)} videos found is one of {protocol.name}. Expected files called "
+            f"{some(ids, 3)}, found {some(sorted(files), 3)}."
+        )
+    return chosen, [video_id for video_id in ids if video_id not in chosen]
 
 
 def shard(items: Sequence[T], text: str) -> list[T]:
