@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from hydra.utils import instantiate
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
 from vmr_zoo import run_dir
+from vmr_zoo.config import build
 from vmr_zoo.data.annotations import Query, Split
 from vmr_zoo.data.cache import Array
 from vmr_zoo.data.collate import SplitData
@@ -139,7 +139,7 @@ class Retriever:
         run = Path(run)
         stored = run_dir.load_config(run, paths={"cache": cache})
         header = run_dir.read_json(run / run_dir.METRICS)[run_dir.HEADER]
-        features: FeatureSet = instantiate(stored.features)
+        features: FeatureSet = build(stored.features)
         if not features.video.encodes or not features.query.encodes:
             part = "clips" if not features.video.encodes else "sentences"
             raise VmrError(
@@ -150,7 +150,7 @@ class Retriever:
         trained = run_dir.read_json(run / run_dir.MANIFEST)
         now = {"video": features.video.manifest(), "query": features.query.manifest()}
         compare_manifests({key: trained[key] for key in now}, now)
-        method: Method = instantiate(stored.method)
+        method: Method = build(stored.method)
         load_weights(method, run / run_dir.WEIGHTS)
         if window_seconds is None:
             window_seconds = _longest(features, header.get("longest_training_video"))
