@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import lightning
+import pytest
+import torch
+from torch import nn
+
+from vmr_zoo import bench
+from vmr_zoo.config import compose, config_dir
+from vmr_zoo.errors import VmrError
+from vmr_zoo.methods.base import Method
+
+SMALL = [
+    "data=synthetic",
+    "steps=2",
+    "warmup=1",
+    "threads=1",
+    "data.batch_size=4",
+    "data.protocol.train_videos=8",
+    "data.protocol.test_videos=4",
+    "data.protocol.durations=[3,6]",
+    "features.video_dim=6",
+    "features.query_dim=5",
+    "method.dim=8",
+    "method.heads=2",
+    "method.feedforward_dim=8",
+    "trainer.accelerator=cpu",
+]
+
+
+class Linear(Method):
+    """One Linear map: (B, 7, 6) to (B, 7, 5)."""
+
+    def __init__(self) -> None:
+        super().__init__(loss_weights={"mean": 1.0}, metrics=None)
+        self.map = nn.Linear(6, 5)
+
+    def losses(self, batch):
+        return {"mean": self.map(batch["video"]).mean()}
+
+    def predict(self, batch, *, details=False):
+        raise NotImplementedError
+
+
+def test_flops_are_those_of_the_matrix_products():
+    batch = {
+        "video": torch.randn(3, 7, 6),
+        "video_mask": torch.arange(7) < torch.tensor([[7], [7], [0]]),
+        "query_id": ["a", "b", "c"],
+        "video_id": ["v", "v", "w"],
+    }
+    data = SimpleNamespace(train_dataloader=lambda: [batch, batch])
+    trainer = lightning.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    flops, sizes = bench.count_flops(Linear(), data, trainer, skip=0, steps=2)
+    # Forward, and the gradient of the weights; the input has none.
+    assert flops == 2 * (2 * 3 * 7 * 6 * 5)
+    assert sizes == {"query": 3, "video": 2, "clips": 7, "padding": pytest.approx(1 / 3)}
+
+
+def test_a_row_is_stored_with_its_ratio_and_replaced_when_measured_again(vmr, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(bench._MATRIX, "cpu", 512)
+    file = tmp_path / "bench" / "bench.json"
+    measure = ["method=qd_detr", f"out={file.parent}", *SMALL]
+    assert vmr("bench", *measure) == 0
+    first = json.loads(file.read_text())["rows"]
+    file.write_text(json.dumps({"schema": bench.SCHEMA, "rows": [first[0] | {"threads": 64}, first[0]]}))
+    assert vmr("bench", *measure) == 0
+    assert "qd_detr-paper" in capsys.readouterr().out
+    rows = json.loads(file.read_text())["rows"]
+    assert [row["threads"] for row in rows] == [64, 1]
+    row = rows[1]
+    assert row["step"] != first[0]["step"]
+    for name in ("step", "forward", "backward", "optimizer", "loader", "inference", "inference_per_query"):
+        assert 0 <= row[name]["low"] <= row[name]["median"] <= row[name]["high"], name
+    assert row["step"]["n"] == 2
+    assert row["step"]["median"] > 0
+    assert row["batch"]["query"] <= 4
+    assert row["batch"]["clips"] <= 6
+    assert 0 < row["efficiency"] < 1.5
+    assert row["flops"] > 0
+    assert row["peak_training_gb"] > 0
+    reference = row["reference"]
+    assert row["ratio"]["step"] == pytest.approx(
+        reference["step"] / reference["size"] / row["step_per_query"]["median"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [(["method=predict_all"], "no parameters"), (["method=qd_detr", "steps=0"], "steps")],
+)
+def test_what_measures_nothing_is_refused(vmr, tmp_path, capsys, args, expected):
+    assert vmr("bench", "data=synthetic", f"out={tmp_path}", *args) == 2
+    assert expected in capsys.readouterr().err
+
+
+def test_a_file_of_something_else_is_left_alone(tmp_path):
+    file = tmp_path / "bench.json"
+    file.write_text("[1]")
+    with pytest.raises(VmrError, match="another directory"):
+        bench.stored(file)
+
+
+@pytest.mark.parametrize(
+    "recipe", sorted(path.stem for path in (config_dir() / "recipe" / "synthetic").glob("*.yaml"))
+)
+def test_every_synthetic_recipe_names_what_it_is_compared_with(recipe):
+    known = ("moment_detr", "bm_detr", "qd_detr", "lmr", "mesm", "emb", "tea", "mmn", "vdi")
+    method = next(name for name in known if recipe.startswith(name))
+    reference = compose(
+        "bench", [f"method={method}", "data=synthetic", f"recipe=synthetic/{recipe}"]
+    ).reference
+    assert reference.per in ("query", "video")
+    assert reference.step > 0
+    assert reference.inference > 0
