@@ -20,6 +20,7 @@ from torch import Tensor
 from vmr_zoo import run_dir
 from vmr_zoo.callbacks import progress
 from vmr_zoo.data.annotations import SELECTION
+from vmr_zoo.data.datamodule import FOR_DETAILS, TRAINING_ONLY
 from vmr_zoo.data.features import compare_manifests
 from vmr_zoo.data.protocols import find_split, refuse_other_protocol
 from vmr_zoo.errors import VmrError, unknown
@@ -32,6 +33,7 @@ from vmr_zoo.types import DETAILS
 if TYPE_CHECKING:
     from vmr_zoo.data.datamodule import VMRDataModule
     from vmr_zoo.methods.base import Method
+    from vmr_zoo.probes import Probe
     from vmr_zoo.types import Batch
 
 DETAILS_FILE = "details.safetensors"
@@ -48,7 +50,8 @@ def main(cfg: DictConfig) -> int:
         0 once the results are written.
 
     Raises:
-        VmrError: if the run is incomplete, its features changed, or another protocol is asked for.
+        VmrError: if the run is incomplete, its features changed, another protocol is asked for, or a probe
+            has nothing to ask instead.
     """
     run = Path(cfg.run)
     stored = run_dir.load_config(run, paths=cfg.paths)
@@ -58,11 +61,18 @@ def main(cfg: DictConfig) -> int:
     changes = _change(stored, cfg.change or {})
     if changes:
         header |= {"change": changes, "name": f"{header['name']} with {', '.join(changes)}"}
+    probe: Probe | None = instantiate(cfg.probe) if cfg.get("probe") else None
+    if probe is not None:
+        asked_with = probe.name.replace("_", " ")
+        header |= {"probe": probe.name, "name": f"{header['name']} asked with {asked_with}"}
 
     method: Method = instantiate(stored.method)
-    data: VMRDataModule = instantiate(stored.data, needs=method.needs)
+    # What only training reads, or details, need not be there.
+    needs = method.needs - TRAINING_ONLY - (frozenset() if cfg.details else FOR_DETAILS)
+    data: VMRDataModule = instantiate(stored.data, needs=needs)
     wanted = _wanted(data, cfg.split)
-    compare_manifests(run_dir.read_json(run / run_dir.MANIFEST), data.features.manifest())
+    features = data.features
+    compare_manifests(run_dir.read_json(run / run_dir.MANIFEST), features.manifest())
     load_weights(method, run / run_dir.WEIGHTS, changes)
     data.prepare_data()
 
@@ -70,9 +80,14 @@ def main(cfg: DictConfig) -> int:
     metrics = {}
     for split in wanted:
         details: dict[str, Tensor] | None = {} if cfg.details else None
+        asked: Mapping[str, str] = {}
+        if probe is not None:
+            data.features, asked = probe(features, data.split(split))
         rows = predict_rows(trainer, method, data, split, details)
+        if asked:
+            rows = [{**row, "asked": asked[row["query_id"]]} for row in rows]
         metrics[split] = score(rows, data, split, method)
-        target = run_dir.next_free(run / "eval", split)
+        target = run_dir.next_free(run / "eval", split if probe is None else f"{split}-{probe.name}")
         run_dir.write_rows(target / run_dir.PREDICTIONS, rows)
         run_dir.write_json(target / run_dir.METRICS, {HEADER: header, split: metrics[split]})
         run_dir.write_json(target / run_dir.ENVIRONMENT, run_dir.environment(stored.seed))
