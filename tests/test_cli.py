@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -94,8 +95,12 @@ def test_one_failed_job_does_not_stop_a_sweep(vmr, tmp_path, capsys):
         "train", "-m", toy.SEARCH, "data=toy", "method=predict_all", "variant=papre,paper", "logger=none",
         "trainer.accelerator=cpu", f"paths.runs={tmp_path}",
     )  # fmt: skip
-    assert code == 2
-    assert "Unknown variant 'papre'" in capsys.readouterr().err
+    assert code == 1
+    shown = capsys.readouterr().err
+    assert "Unknown variant 'papre'" in shown
+    failed = tmp_path / "toy-toy" / "predict_all-papre" / "seed0"
+    assert [path.name for path in failed.iterdir()] == ["status.json"]
+    assert json.loads((failed / "status.json").read_text())["state"] == "failed"
     assert (tmp_path / "toy-toy" / "predict_all-paper" / "seed0" / "metrics.json").is_file()
 
 

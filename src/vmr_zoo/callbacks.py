@@ -5,9 +5,13 @@ from __future__ import annotations
 import logging
 import math
 import multiprocessing
+import os
 import random
 import sys
 import time
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning
@@ -17,6 +21,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, LearningRateMonito
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
+from vmr_zoo import run_dir
 from vmr_zoo.errors import VmrError
 
 log = logging.getLogger(__name__)
@@ -55,16 +60,23 @@ class Resumable(Checkpoint):
         """Stores where the checkpoint goes."""
         self.path = path
 
+    def _save(self, trainer: lightning.Trainer) -> None:
+        """Saves under a temporary name first: a kill or a full disk leaves the earlier one whole."""
+        temporary = f"{self.path}.part"
+        trainer.save_checkpoint(temporary, weights_only=False)
+        if trainer.is_global_zero:
+            os.replace(temporary, self.path)
+
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Saves, at the end of an epoch."""
-        trainer.save_checkpoint(self.path, weights_only=False)
+        self._save(trainer)
 
     def on_exception(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
     ) -> None:
         """Saves between two steps (SIGTERM, Ctrl-C); any other exception may have come amidst one."""
         if isinstance(exception, SIGTERMException):
-            trainer.save_checkpoint(self.path, weights_only=False)
+            self._save(trainer)
 
 
 class NonFiniteLoss(Callback):
@@ -112,6 +124,83 @@ class NonFiniteLoss(Callback):
                     f"({listed}). Expected finite numbers. Look for NaN in the features with `vmr doctor`, "
                     "or lower method.optimizer.lr."
                 )
+
+
+class PruneByMedian(Callback):
+    """Stops a trial of a search that does worse than the median of its siblings did at the same epoch.
+
+    Optuna's MedianPruner decides, from the selection split alone: the best that the trial has reached so far
+    against what each finished or pruned sibling had then. Siblings are read from their run directories, which
+    an interrupted search still has.
+    """
+
+    def __init__(self, run: str, metric: str, startup: int, warmup: int) -> None:
+        """Stores whom to compare with.
+
+        Args:
+            run: the run directory, `STUDY/TRIAL/seedN`; siblings are `STUDY/*/seedN`.
+            metric: the selection metric, the higher the better.
+            startup: how many siblings must have ended before any trial is pruned.
+            warmup: epochs that every trial may train.
+        """
+        self.run, self.metric, self.startup, self.warmup = Path(run), metric, startup, warmup
+        self.curve: dict[int, float] = {}
+        self.verdict = ""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Goes into the checkpoint."""
+        return {"curve": self.curve}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Comes from the checkpoint."""
+        self.curve = dict(state_dict["curve"])
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Decides, at the end of an epoch, in the process that leads; the others follow."""
+        name = f"selection/{self.metric}"
+        if trainer.sanity_checking or name not in trainer.callback_metrics:
+            return
+        self.curve[trainer.current_epoch] = float(trainer.callback_metrics[name])
+        siblings = [
+            run_dir.curve(path, self.metric)
+            for path in sorted(self.run.parent.parent.glob(f"*/{self.run.name}"))
+            if path != self.run and run_dir.status(path)["state"] in ("finished", "pruned")
+        ]
+        behind = trainer.is_global_zero and should_prune(self.curve, siblings, self.startup, self.warmup)
+        if trainer.strategy.broadcast(behind):
+            trainer.should_stop = True
+            self.verdict = (
+                f"{name} reached {max(self.curve.values()):.2f} in {len(self.curve)} epochs, less than the "
+                f"median of {len(siblings)} other trials"
+            )
+
+
+def should_prune(
+    curve: Mapping[int, float], siblings: Sequence[Mapping[int, float]], startup: int, warmup: int
+) -> bool:
+    """Asks Optuna's MedianPruner about a trial.
+
+    Args:
+        curve: the trial's metric by epoch, the higher the better.
+        siblings: those of trials that have ended.
+        startup: how many siblings must have ended before any trial is pruned.
+        warmup: epochs that every trial may train.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # adding trials is experimental in the release that Hydra pins
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)  # else it tells of each trial
+        pruner = optuna.pruners.MedianPruner(n_startup_trials=startup, n_warmup_steps=warmup)
+        study = optuna.create_study(direction="maximize", pruner=pruner)
+        for other in siblings:
+            if other:
+                trial = optuna.trial.create_trial(value=max(other.values()), intermediate_values=dict(other))
+                study.add_trial(trial)
+        own = study.ask()
+        for epoch, value in sorted(curve.items()):
+            own.report(value, epoch)
+        return bool(own.should_prune())
 
 
 class LearningRate(LearningRateMonitor):

@@ -10,8 +10,11 @@ import contextlib
 import importlib
 import os
 import re
+import secrets
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmr_zoo.errors import VmrError, nearest, unknown
@@ -82,8 +85,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         if verb not in VERBS:
             raise unknown("verb", verb, VERBS)
         return _run_verb(verb, rest, full_error)
-    except _Reported as reported:
-        return reported.code
     except BrokenPipeError:
         # Whoever read the output has seen enough; Python would complain once more when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -138,66 +139,125 @@ def _as_typed(arg: str) -> str:
     return f"{key}={QuotedString(value, Quote.single).with_quotes()}"
 
 
-class _Reported(Exception):
-    """A job of a sweep failed and has said so already.
-
-    Attributes:
-        code: the exit code of the job.
-    """
-
-    def __init__(self, code: int) -> None:
-        super().__init__(code)
-        self.code = code
-
-
 def _run_verb(verb: str, args: list[str], full_error: bool) -> int:
     """Hands the arguments to Hydra and returns the verb's exit code."""
     import hydra
 
+    from vmr_zoo import sweep
     from vmr_zoo.config import check_recipe, check_variant, config_dir, register_resolvers, settle
 
     register_resolvers()
     script = sys.argv[0]
     code = 0
     failure: Exception | None = None
+    token = secrets.token_hex(4)
 
-    def job(cfg: DictConfig) -> None:
+    def run(cfg: DictConfig) -> int:
+        check_recipe()
+        if "variant" in cfg:
+            check_variant(cfg.variant)
+        main: Callable[[DictConfig], int] = importlib.import_module(VERBS[verb][0]).main
+        # Lightning's DDP starts its other processes by the command line that it finds.
+        with _arguments([script, verb, *_as_a_single_job(cfg)]):
+            return main(cfg)
+
+    def one_of_many(cfg: DictConfig) -> float | None:
+        """Runs a job of a sweep; whatever happens to it, the others go on."""
+        from hydra.core.hydra_config import HydraConfig
+
+        from vmr_zoo import run_dir
+
+        asked = HydraConfig.get()
+        overrides = list(asked.overrides.task)
+        folder = sweep.reports_folder(Path(asked.sweep.dir), token)
+        where: Path | None = None
+
+        def report(state: str, message: str = "") -> None:
+            path = "" if where is None else str(where)
+            sweep.Report(" ".join(overrides), state, path, message).write(folder, asked.job.num)
+
+        try:
+            report("started")
+            settle(cfg)
+            if verb == "train":
+                where = Path(cfg.run)
+                report("started")
+            if where is not None and run_dir.is_done(where, run_dir.relocatable(cfg), cfg.resume):
+                report("skipped")
+            else:
+                ended = run(cfg)
+                state = "finished" if where is None else run_dir.status(where)["state"]
+                report("failed" if ended else state, f"exit code {ended}" if ended else "")
+            return None if where is None else run_dir.objective(where)
+        except (SystemExit, KeyboardInterrupt):
+            report("interrupted")
+            raise
+        except Exception as error:
+            message = explain(error, verb, overrides)
+            if full_error or message is None:
+                traceback.print_exc()
+            message = message or f"{type(error).__name__}: {error}"
+            _complain(f"{' '.join(overrides)}\n{message}")
+            if where is not None:
+                run_dir.record_failure(where, message)
+            report("failed", message)
+            return None
+
+    def job(cfg: DictConfig) -> float | None:
         from hydra.core.hydra_config import HydraConfig
         from hydra.types import RunMode
 
         nonlocal code, failure
-        sweep = HydraConfig.get().mode is RunMode.MULTIRUN
+        register_resolvers()  # a process of the launcher's has none yet
+        if HydraConfig.get().mode is RunMode.MULTIRUN:
+            return one_of_many(cfg)
         try:
             settle(cfg)
-            check_recipe()
-            if "variant" in cfg:
-                check_variant(cfg.variant)
-            run: Callable[[DictConfig], int] = importlib.import_module(VERBS[verb][0]).main
-            asked = HydraConfig.get().overrides
-            overrides = [text for text in (*asked.hydra, *asked.task) if not text.startswith("hydra.mode=")]
-            # Lightning's DDP starts its other processes by the command line that it finds.
-            with _arguments([script, verb, *overrides]):
-                code = run(cfg)
+            code = run(cfg)
         except Exception as error:
             failure = error
-            # A failed job must not take the rest of a sweep with it: Hydra runs all jobs and raises at the
-            # end, but says nothing of the second failure, so each is explained here.
-            overrides = list(HydraConfig.get().overrides.task)
-            message = explain(error, verb, overrides)
-            if sweep and (full_error or message is None):
-                raise
-            if sweep:
-                _complain(f"{' '.join(overrides)}\n{message}")
-                raise _Reported(USAGE) from error
-        if sweep and code:
-            raise _Reported(code)
+        return None
 
-    # Hydra prints its own shorter messages unless this is set; with it, it raises, and `main` explains.
-    with _environment(HYDRA_FULL_ERROR="1"), _arguments([f"vmr {verb}", *args]):
-        hydra.main(config_path=str(config_dir()), config_name=verb, version_base="1.3")(job)()
-    if failure is not None:
+    sweep.Where.folder = None
+    reports: list[sweep.Report] = []
+    try:
+        # Hydra prints its own shorter messages unless this is set; with it, it raises, and `main` explains.
+        with _environment(HYDRA_FULL_ERROR="1"), _arguments([f"vmr {verb}", *args]):
+            hydra.main(config_path=str(config_dir()), config_name=verb, version_base="1.3")(job)()
+    except Exception as error:
+        failure = error
+    finally:
+        if sweep.Where.folder is not None:
+            reports = sweep.collect(sweep.reports_folder(sweep.Where.folder, token))
+            if reports:
+                sweep.print_table(reports)
+    failed = [report for report in reports if report.state not in sweep.DONE]
+    if failure is not None and not failed:
         raise failure
-    return code
+    if failure is not None:  # the launcher's or the sweeper's, of what the table says
+        _complain(f"{type(failure).__name__}: {failure}")
+    return 1 if failed else code
+
+
+def _as_a_single_job(cfg: DictConfig) -> list[str]:
+    """Returns the arguments that run the Hydra job which is running alone, in another process."""
+    from hydra.core.hydra_config import HydraConfig
+
+    job = HydraConfig.get()
+    given = [source.path for source in job.runtime.config_sources if source.provider == "command-line"]
+    overrides = [
+        text for text in (*job.overrides.hydra, *job.overrides.task) if not text.startswith("hydra.mode=")
+    ]
+    resume = ["resume=true"] if cfg.get("resume") is True else []
+    if resume:
+        overrides = [text for text in overrides if not text.startswith("resume=")]
+    return [
+        *(f"--config-dir={path}" for path in given),
+        f"--config-name={job.job.config_name}",
+        *overrides,
+        *resume,
+        "hydra.mode=RUN",
+    ]
 
 
 @contextlib.contextmanager
@@ -289,7 +349,7 @@ def _unknown_key(message: str, verb: str, overrides: Sequence[str]) -> str:
         r"[Cc]ould not (?:override|append to config|delete from config)[^'`]*['`]([^'`]+)['`]", message
     )
     if not found:
-        return message.strip().splitlines()[0]
+        return " ".join(message.split("\n")[:2]).strip()
     key = found.group(1).split("@")[0]
     valid = _valid_keys(verb, [o for o in overrides if o.lstrip("+~").partition("=")[0].split("@")[0] != key])
     by_leaf = {name: name.rsplit(".", 1)[-1] for name in valid}

@@ -26,6 +26,7 @@ _NOT_IN_RUN_NAME = {
     "seed",
     "run",
     "resume",
+    "search",
     "threads",
     "logger",
     "callbacks",
@@ -179,6 +180,23 @@ def wandb_group(experiment: str | None, otherwise: str) -> str:
     return experiment or otherwise
 
 
+def in_sweep() -> bool:
+    """Resolves `${in_sweep:}`: whether the Hydra job that is running is one of a sweep."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    return HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN
+
+
+def _study_name_here(*, _root_: DictConfig) -> str:
+    """Resolves `${study_name:}`: the run's name without what a search varies, the same for all its trials."""
+    from hydra.core.hydra_config import HydraConfig
+
+    varied = HydraConfig.get().sweeper.get("params") or {}
+    overrides = [text for text in HydraConfig.get().overrides.task if text.partition("=")[0] not in varied]
+    return run_name(str(_choice("method")), str(_root_.variant), overrides)
+
+
 def sweep_jobs(threads: int | None) -> int:
     """Resolves `${sweep_jobs:THREADS}`: how many jobs of a sweep run at a time.
 
@@ -209,6 +227,8 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("by_variant", by_variant, replace=True)
     OmegaConf.register_new_resolver("run_name", _run_name_here, replace=True)
     OmegaConf.register_new_resolver("choice", _choice, replace=True)
+    OmegaConf.register_new_resolver("in_sweep", in_sweep, replace=True)
+    OmegaConf.register_new_resolver("study_name", _study_name_here, replace=True)
     OmegaConf.register_new_resolver("extracted", extracted, replace=True)
     OmegaConf.register_new_resolver("sweep_jobs", sweep_jobs, replace=True)
     OmegaConf.register_new_resolver("wandb_offline", wandb_offline, replace=True)
@@ -282,7 +302,8 @@ def build(node: DictConfig) -> Any:
 
 def settle(cfg: DictConfig) -> None:
     """Replaces the keys that depend on the Hydra job by their values, in place, so that they outlive it."""
-    for node, keys in ((cfg, ("name", "run")), (cfg.get("choices", {}), list(cfg.get("choices", {})))):
+    choices = cfg.get("choices", {})
+    for node, keys in ((cfg, ("name", "run", "resume")), (choices, list(choices))):
         for key in keys:
             if key in node and OmegaConf.is_interpolation(node, key):
                 node[key] = node[key]

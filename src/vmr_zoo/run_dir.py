@@ -4,7 +4,7 @@ Every file is written under a temporary name and renamed, so that an interrupted
 none. Nothing here removes an earlier result.
 
     config.yaml         the composed configuration, resolved save for `${paths.…}`
-    status.json         running, interrupted, failed or finished; the seconds trained so far
+    status.json         running, interrupted, failed, pruned or finished; the seconds trained so far
     metrics.json        "header" (what was run) and the metrics of each split
     predictions.jsonl   what the metrics were computed from, in seconds
     model.safetensors   the weights that predicted
@@ -18,15 +18,18 @@ none. Nothing here removes an earlier result.
 
 from __future__ import annotations
 
+import contextlib
+import csv
 import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from vmr_zoo.errors import VmrError, some
@@ -41,6 +44,7 @@ MANIFEST = "manifest.json"
 ENVIRONMENT = "environment.json"
 LAST = Path("checkpoints") / "last.ckpt"
 HEADER = "header"
+_LOCK = ".lock"
 
 _MAY_DIFFER_ON_RESUME = (
     "resume",
@@ -91,19 +95,78 @@ def _finite(value: Any) -> Any:
     return value
 
 
+@contextlib.contextmanager
+def hold(path: Path) -> Iterator[None]:
+    """Keeps a run directory, which is made, to this process; the system lets go when the process dies.
+
+    Leaves no trace of its own, and no directory if nothing was written into it.
+
+    Raises:
+        VmrError: if another process holds it, or it cannot be written.
+    """
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    lock = FileLock(path / _LOCK)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise VmrError(
+            f"Another process is at work in the run directory {path}. Wait until it ends, or choose another "
+            "directory with run=DIR or seed=N."
+        ) from None
+    except OSError as error:
+        raise unwritable(path, error) from error
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            (path / _LOCK).unlink()  # FileLock sees that a file it waited for is gone
+        lock.release()
+        with contextlib.suppress(OSError):
+            for folder in made:
+                folder.rmdir()
+
+
+def unwritable(path: Path, error: OSError) -> VmrError:
+    """Builds the error for a run directory that does not take a file."""
+    return VmrError(
+        f"Cannot write into the run directory {path}: {error.strerror or error}. What lies there is whole. "
+        "Make room or allow writing, then continue with resume=true, or choose another with run=DIR."
+    )
+
+
 def check_free(path: Path, resume: bool) -> None:
-    """Refuses a run directory that holds something, unless an earlier run is to be continued.
+    """Refuses a run directory that holds a run, unless that is to be continued.
+
+    A job of a sweep that failed before it began leaves a status alone, which is no run.
 
     Raises:
         VmrError: if the directory holds something and `resume` is off.
     """
     there = sorted(item.name for item in path.iterdir()) if path.is_dir() else []
-    if there and not resume:
+    if set(there) - {STATUS, _LOCK} and not resume:
         raise VmrError(
             f"The run directory {path} is not empty (it holds {some(there, 5)}), and no result is ever "
             "overwritten. Continue it with resume=true, or choose another with run=DIR, paths.runs=DIR or "
             "seed=N."
         )
+
+
+def is_done(path: Path, config: Mapping[str, Any], resume: bool) -> bool:
+    """Says whether a run that is to be continued has nothing left to do.
+
+    Args:
+        path: the run directory.
+        config: what `relocatable` returned.
+        resume: whether an earlier run is to be continued at all.
+
+    Raises:
+        VmrError: if the earlier run had other settings.
+    """
+    if not resume or status(path)["state"] not in ("finished", "pruned"):
+        return False
+    _check_same(path, config)
+    return True
 
 
 def open_new(path: Path, config: Mapping[str, Any], resume: bool) -> bool:
@@ -121,17 +184,21 @@ def open_new(path: Path, config: Mapping[str, Any], resume: bool) -> bool:
         VmrError: if the earlier run had other settings.
     """
     if resume and (path / CONFIG).is_file():
-        earlier = OmegaConf.to_container(load_config(path, resolve=False))
-        changed = _differences(earlier, config)
-        if changed:
-            raise VmrError(
-                f"Cannot resume {path}: the run was started with other settings: {'; '.join(changed[:5])}. "
-                "Give the same settings, or choose another directory with run=DIR."
-            )
+        _check_same(path, config)
         return True
     path.mkdir(parents=True, exist_ok=True)
     atomic_write(path / CONFIG, OmegaConf.to_yaml(OmegaConf.create(dict(config))))
     return False
+
+
+def _check_same(path: Path, config: Mapping[str, Any]) -> None:
+    """Refuses to continue a run under other settings."""
+    changed = _differences(OmegaConf.to_container(load_config(path, resolve=False)), config)
+    if changed:
+        raise VmrError(
+            f"Cannot resume {path}: the run was started with other settings: {'; '.join(changed[:5])}. "
+            "Give the same settings, or choose another directory with run=DIR."
+        )
 
 
 def keep_earlier(path: Path) -> None:
@@ -195,8 +262,12 @@ def load_config(
     """
     if not (path / CONFIG).is_file():
         raise VmrError(f"{path} has no {CONFIG}: give run=DIR, a directory that `vmr train` made.")
-    cfg = OmegaConf.load(path / CONFIG)
-    assert isinstance(cfg, DictConfig)
+    try:
+        cfg = OmegaConf.load(path / CONFIG)
+    except Exception as error:  # yaml's and OmegaConf's own
+        raise VmrError(f"{path / CONFIG} is no configuration ({error}). Copy the run again.") from error
+    if not isinstance(cfg, DictConfig):
+        raise VmrError(f"{path / CONFIG} holds a list; expected a configuration. Copy the run again.")
     for name, place in (paths or {}).items():
         if place is not None:
             cfg.paths[name] = str(place)
@@ -210,7 +281,7 @@ def set_status(path: Path, state: str, seconds: float, message: str = "") -> Non
 
     Args:
         path: the run directory.
-        state: "running", "interrupted", "failed" or "finished".
+        state: "running", "interrupted", "failed", "pruned" or "finished".
         seconds: trained so far, earlier sessions included.
         message: why it stopped.
     """
@@ -222,6 +293,41 @@ def status(path: Path) -> dict[str, Any]:
     if not (path / STATUS).is_file():
         return {"state": "new", "train_seconds": 0.0, "message": ""}
     return dict(read_json(path / STATUS))
+
+
+def record_failure(path: Path, message: str) -> None:
+    """Marks a run as failed, unless it is finished, in another process's hands, or cannot be written."""
+    with contextlib.suppress(VmrError, OSError), hold(path):
+        earlier = status(path)
+        if earlier["state"] not in ("finished", "pruned"):
+            set_status(path, "failed", earlier["train_seconds"], message)
+
+
+def curve(path: Path, metric: str) -> dict[int, float]:
+    """Reads a metric of the selection split by epoch (from 0), of all sessions of a run."""
+    found: dict[int, float] = {}
+    for file in [*sorted(path.glob("metrics-*.csv")), path / "metrics.csv"]:
+        if file.is_file():
+            with file.open(newline="", encoding="utf-8") as lines:
+                for row in csv.DictReader(lines):
+                    with contextlib.suppress(TypeError, ValueError):  # other lines, and one cut short
+                        found[int(row["epoch"])] = float(row[f"selection/{metric}"])
+    return found
+
+
+def objective(path: Path) -> float | None:
+    """Returns what a search maximises: the selection metric on the selection split, of a finished run.
+
+    For a pruned run, the best that it had reached; None for any other.
+    """
+    state = status(path)["state"]
+    if state == "finished":
+        metrics = read_json(path / METRICS)
+        value = metrics["selection"][metrics[HEADER]["selection_metric"]]
+        return None if value is None else float(value)
+    if state == "pruned":
+        return max(curve(path, load_config(path).data.selection_metric).values(), default=None)
+    return None
 
 
 def next_free(parent: Path, stem: str, suffix: str = "") -> Path:

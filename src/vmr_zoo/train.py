@@ -6,6 +6,7 @@ It knows no method and no data set: Hydra builds both from the configuration.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import signal
@@ -22,7 +23,8 @@ from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
-from vmr_zoo import run_dir
+from vmr_zoo import run_dir, wandb_runs
+from vmr_zoo.callbacks import PruneByMedian
 from vmr_zoo.errors import VmrError
 from vmr_zoo.evaluate import predict_rows, predictor, print_metrics, quiet, score, splits_of
 from vmr_zoo.run_dir import HEADER
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from vmr_zoo.methods.base import Method
 
 log = logging.getLogger(__name__)
+
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 def main(cfg: DictConfig) -> int:
@@ -56,7 +60,8 @@ def main(cfg: DictConfig) -> int:
         torch.set_num_threads(threads)
         wandb = sys.modules.get("wandb")
         if wandb is not None and wandb.run is not None:
-            wandb.finish()  # else the next job of a sweep goes on writing into this one
+            failed = sys.exc_info()[0] is not None
+            wandb.finish(exit_code=int(failed))  # else the next job of a sweep goes on writing into this one
 
 
 def _train(cfg: DictConfig) -> int:
@@ -65,15 +70,33 @@ def _train(cfg: DictConfig) -> int:
         raise VmrError(f"Expected seed to be a whole number, 0 or more; found {cfg.seed!r}. Say seed=0.")
     run = Path(cfg.run)
     config = run_dir.relocatable(cfg)
-    if run_dir.status(run)["state"] == "finished" and cfg.resume:
-        run_dir.open_new(run, config, resume=True)
-        log.info(f"{run} is finished already.")
-        return 0
     # DDP starts this command once more for each further process: they train along and leave the rest to one.
     leads = getattr(rank_zero_only, "rank", 0) == 0
-    if leads:
+    if not leads:
+        return _fit(cfg, run, config, leads)
+    with run_dir.hold(run):
+        if run_dir.is_done(run, config, cfg.resume):
+            log.info(f"{run} is {run_dir.status(run)['state']} already.")
+            return 0
         run_dir.check_free(run, cfg.resume)
+        try:
+            return _fit(cfg, run, config, leads)
+        except Exception as error:
+            full = _no_room(error)
+            if full is None:
+                raise
+            raise run_dir.unwritable(run, full) from error
 
+
+def _fit(cfg: DictConfig, run: Path, config: dict[str, Any], leads: bool) -> int:
+    """Trains, predicts and writes the results.
+
+    Args:
+        cfg: the composed configuration.
+        run: the run directory, held by this process.
+        config: what config.yaml shall hold.
+        leads: whether this process writes into the run directory.
+    """
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)
     method: Method = instantiate(cfg.method)
     data: VMRDataModule = instantiate(cfg.data, needs=method.needs)
@@ -96,32 +119,63 @@ def _train(cfg: DictConfig) -> int:
             run_dir.set_status(run, state, before + time.monotonic() - started, message)
 
     stopped("running")
-
     last = run / run_dir.LAST
     received: list[int] = []
     try:
         with _graceful(received), quiet():
+            if leads:
+                wandb_runs.describe(trainer.loggers, config)
             trainer.fit(
                 method,
                 datamodule=data,
                 ckpt_path=str(last) if resuming and last.is_file() else None,
                 weights_only=True,
             )
+        seconds = before + time.monotonic() - started
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+        if not leads:
+            return 0
+        hooks = trainer.callbacks  # type: ignore[attr-defined]
+        verdict = next((hook.verdict for hook in hooks if isinstance(hook, PruneByMedian)), "")
+        if verdict:
+            stopped("pruned", verdict)
+            log.info(f"Pruned {run}: {verdict}.")
+            return 0
+        header, metrics = _results(cfg, run, trainer, method, data, seconds)
     except SystemExit as stop:
-        # Lightning ends both Ctrl-C and SIGTERM by SystemExit, the latter with exit code 0.
-        number = received[0] if received else signal.SIGTERM
-        stopped("interrupted", signal.Signals(number).name)
-        log.error(f"Interrupted. The same command with resume=true continues {run}.")
-        raise SystemExit(128 + number) from stop
+        # Lightning ends both Ctrl-C and SIGTERM by SystemExit, the latter with exit code 0. A launcher may
+        # end a job likewise, and needs its own exit code back: submitit starts a job anew by it.
+        name = signal.Signals(received[0]).name if received else f"exit code {stop.code}"
+        with contextlib.suppress(OSError):
+            stopped("interrupted", name)
+        again = "The same command" if cfg.resume else "The same command with resume=true"
+        log.error(f"Interrupted. {again} continues {run}.")
+        raise SystemExit(128 + received[0] if received else stop.code or 128 + signal.SIGTERM) from stop
     except BaseException as error:
-        stopped("failed", f"{type(error).__name__}: {error}")
+        with contextlib.suppress(OSError):  # a full disk takes no status either; the error says more
+            state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            stopped(state, f"{type(error).__name__}: {error}")
         raise
-    seconds = before + time.monotonic() - started
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-    if not leads:
-        return 0
+    stopped("finished")
+    wandb_runs.record(trainer.loggers, run)
+    print_metrics(header, metrics)
+    return 0
 
+
+def _results(
+    cfg: DictConfig,
+    run: Path,
+    trainer: lightning.Trainer,
+    method: Method,
+    data: VMRDataModule,
+    seconds: float,
+) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
+    """Predicts every split with the selected weights and writes what came out.
+
+    Returns:
+        The header, and the metrics of each split.
+    """
     best = _load_best(trainer, method)
     _export(method, run / run_dir.WEIGHTS)
     rows, metrics = [], {}
@@ -138,9 +192,20 @@ def _train(cfg: DictConfig) -> int:
     }
     run_dir.write_rows(run / run_dir.PREDICTIONS, rows)
     run_dir.write_json(run / run_dir.METRICS, {HEADER: header, **metrics})
-    stopped("finished")
-    print_metrics(header, metrics)
-    return 0
+    return header, metrics
+
+
+def _no_room(error: BaseException) -> OSError | None:
+    """Finds the full disk or the missing permission behind an error, whoever wrapped it."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in _UNWRITABLE:
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    for number in _UNWRITABLE:  # writers in C++ and Rust say it in words
+        if os.strerror(number) in str(error):
+            return OSError(number, os.strerror(number))
+    return None
 
 
 def _trainer(cfg: DictConfig, run: Path) -> lightning.Trainer:
