@@ -11,7 +11,6 @@ import logging
 import os
 import re
 import statistics
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +28,9 @@ log = logging.getLogger(__name__)
 
 _FINAL = "final"
 """What the names of a run's numbers start with in its summary, apart from those of its curves."""
+
+_SPLITS = "splits"
+"""The names of the splits in a run's configuration, in order."""
 
 _SAME_RUN = ("name", "protocol", "features", "origin", "selection", "rounding", "seed")
 """What two runs must differ in to be two."""
@@ -75,7 +77,7 @@ def logger(
         project=project,
         entity=entity,
         group=group[:_LONGEST_NAME],
-        tags=[tag[:_LONGEST_TAG] for tag in tags],
+        tags=list(dict.fromkeys(tag[:_LONGEST_TAG] for tag in tags)),
         job_type="train",
     )
 
@@ -100,7 +102,9 @@ def record(loggers: Iterable[Logger], run: Path) -> None:
     """
     for open_run in _open_runs(loggers):
         content = read_json(run / METRICS)
-        open_run.config.update({HEADER: content.pop(HEADER)}, allow_val_change=True)
+        header = content.pop(HEADER)
+        # A server may sort the summary by name, the splits of a table have an order.
+        open_run.config.update({HEADER: header, _SPLITS: list(content)}, allow_val_change=True)
         open_run.summary.update(
             {
                 f"{_FINAL}/{split}/{metric}": value
@@ -168,12 +172,12 @@ def _rebuilt(run: Any) -> Run | None:
     header = run.config.get(HEADER)
     if run.state != "finished" or not isinstance(header, dict) or not header.keys() >= set(_NEEDED):
         return None
-    metrics: dict[str, dict[str, float]] = defaultdict(dict)
+    metrics: dict[str, dict[str, float]] = {split: {} for split in run.config.get(_SPLITS) or []}
     for key, value in run.summary.items():
         parts = key.split("/", 2)
         if len(parts) == 3 and parts[0] == _FINAL and isinstance(value, int | float):
-            metrics[parts[1]][parts[2]] = value
-    return Run(None, header, dict(metrics)) if metrics else None
+            metrics.setdefault(parts[1], {})[parts[2]] = value
+    return Run(None, header, metrics)
 
 
 def _wandb() -> Any:

@@ -1,0 +1,278 @@
+"""Weights & Biases: what a run logs there is enough for its row; tables are logged; a project is read."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+
+import toy
+from vmr_zoo import wandb_runs
+from vmr_zoo.errors import VmrError
+from vmr_zoo.report import Leaderboard, Row, Run, collect, leaderboards
+
+wandb = pytest.importorskip("wandb")
+
+HEADER = {
+    "name": "weak",
+    "method": "weak",
+    "variant": "paper",
+    "protocol": "p",
+    "features": "f/1",
+    "origin": "real",
+    "selection": "published",
+    "rounding": "4 decimals",
+    "seed": 0,
+    "parameters": 1234,
+    "train_seconds": 10.5,
+}
+
+
+def inspect(folder, *options):
+    """What wandb's own command reads from the one offline run below a folder."""
+    (run,) = (folder / "wandb").glob("offline-run-*")
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", *options, str(run)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def online(header, metrics, state="finished"):
+    """A run as the public API shows it; its summary is sorted, and holds curves too."""
+    numbers = {f"final/{split}/{name}": value for split, of in metrics.items() for name, value in of.items()}
+    summary = dict(sorted({**numbers, "selection/R1@0.5": "NaN", "_step": 3, "epoch": 1}.items()))
+    config = {"header": header, "splits": list(metrics), "seed": 0}
+    return SimpleNamespace(state=state, config=config, summary=summary)
+
+
+@pytest.fixture
+def project(monkeypatch):
+    """Puts runs into an online project; returns the requests that were made."""
+    asked = []
+
+    def fill(runs):
+        def list_runs(path, filters, order, per_page, lazy):
+            asked.append(path)
+            assert (filters, order, lazy) == ({"state": "finished"}, "+created_at", False)
+            if isinstance(runs, Exception):
+                raise runs
+            return runs
+
+        monkeypatch.setattr("wandb.Api", lambda timeout: SimpleNamespace(runs=list_runs))
+        return asked
+
+    return fill
+
+
+def test_a_real_offline_run_holds_what_its_row_needs(vmr, tmp_path, project):
+    run = tmp_path / "runs" / "toy"
+    arguments = (toy.SEARCH, "data=toy", "method=toy", "logger=wandb", "trainer.max_epochs=1")
+    assert vmr("train", *arguments, "trainer.accelerator=cpu", f"run={run}") == 0
+    records = [json.loads(line) for line in inspect(run).splitlines()]
+    begun = next(record["run"] for record in records if record["type"] == "run")
+    assert begun["run_group"] == "toy-toy"
+    assert begun["tags"] == ["toy", "paper"]  # method, protocol and features are all "toy"
+    ended = json.loads(inspect(run, "--summary"))
+    assert ended["config"]["method"]["_target_"] == "toy.ToyMethod"
+    assert ended["config"]["header"]["selection"] == "published"
+
+    # The same leaderboard from the directory and from what a server would have got of it.
+    project([SimpleNamespace(state=ended["state"], config=ended["config"], summary=ended["summary"])])
+    (ours,) = leaderboards(collect(tmp_path / "runs"), ["R1@0.5", "mIoU"])
+    (theirs,) = leaderboards(wandb_runs.collect("me", "mine"), ["R1@0.5", "mIoU"])
+    assert theirs.title == ours.title
+    pd.testing.assert_frame_equal(theirs.frame(), ours.frame())
+    assert theirs.rows[0].values == ours.rows[0].values
+
+
+def test_nothing_of_wandb_is_needed_without_its_logger(train_toy, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)  # importing it raises
+    assert train_toy("trainer.max_epochs=1")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("chosen", "group"),
+    [
+        (["method=bm_detr"], "shapes-shapes"),
+        (["experiment=bm_detr/charades_cd"], "bm_detr/charades_cd"),
+        (["--config-name=sweep"], "my_study"),
+    ],
+)
+def test_runs_are_grouped_by_study_or_experiment(vmr, tmp_path, capsys, chosen, group):
+    study = tmp_path / "my_study"
+    if "--config-name=sweep" in chosen:
+        study.mkdir()
+        (study / "sweep.yaml").write_text("defaults: [train, _self_]\n")
+        chosen = [f"--config-dir={study}", *chosen]
+    assert vmr("train", *chosen, "--cfg=job", "--resolve", "--package=logger.wandb") == 0
+    assert f"group: {group}\n" in capsys.readouterr().out
+
+
+def test_texts_are_cut_to_what_wandb_takes(tmp_path):
+    built = wandb_runs.logger("p", None, str(tmp_path), True, "n" * 200, "g" * 200, ["t" * 70, "t" * 64])
+    run = built.experiment
+    try:
+        assert (len(run.name), len(run.group), run.tags) == (128, 128, ("t" * 64,))
+    finally:
+        run.finish()
+
+
+def test_a_project_is_read_once_for_each_seed_and_only_where_a_run_finished(project, caplog):
+    runs = [
+        online({**HEADER, "seed": seed}, {"iid": {"R1@0.5": 40.0 + seed}, "far": {"R1@0.5": 30.0}})
+        for seed in (0, 1)
+    ]
+    others = [
+        online({**HEADER, "seed": 2}, {"iid": {"R1@0.5": 0.0}}, state="crashed"),
+        SimpleNamespace(state="finished", config={"lr": 0.1}, summary={"loss": 1.0}),
+        SimpleNamespace(state="finished", config={"header": "mine"}, summary={}),
+    ]
+    again = online({**HEADER, "seed": 1}, {"iid": {"R1@0.5": 43.0}, "far": {"R1@0.5": 30.0}})
+    asked = project([*runs, *others, again])
+    (board,) = leaderboards(wandb_runs.collect("team", "moments"), ["R1@0.5"])
+    assert asked == ["team/moments"]
+    assert board.columns == ["iid", "far", "drop"]  # as the run had them, not by name
+    assert board.rows[0].values["iid", "R1@0.5"] == [40.0, 43.0]
+    assert "1 run(s) left out" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("runs", "said"),
+    [
+        (wandb.errors.UsageError("No API key configured."), "wandb login"),
+        (wandb.errors.CommError("timed out"), "Check the network"),
+        (ValueError("Could not find project mine"), "Check entity=… and project=…"),
+        ([], "it has 0 finished run"),
+        ([SimpleNamespace(state="finished", config={}, summary={})], "it has 1 finished run"),
+    ],
+)
+def test_what_cannot_be_read_says_why_and_what_to_do(project, runs, said):
+    project(runs)
+    with pytest.raises(VmrError, match=said):
+        wandb_runs.collect("me", "mine")
+
+
+def test_without_wandb_the_report_says_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(VmrError, match="pip install wandb"):
+        wandb_runs.collect("me", "mine")
+
+
+def test_report_reads_a_project_and_has_no_predictions_of_it(vmr, project, tmp_path, capsys):
+    project([online(HEADER, {"iid": {"R1@0.5": 41.25}})])
+    arguments = ("source=wandb", "entity=me", "project=mine", "columns=[R1@0.5]")
+    assert vmr("report", *arguments, "format=csv") == 0
+    assert "41.25" in capsys.readouterr().out
+    for key in ("significance=true", "html=true"):
+        assert vmr("report", *arguments, key, f"out={tmp_path}/out") == 2
+        assert "predictions" in capsys.readouterr().err
+    assert vmr("report", *arguments[1:], "source=wanbd") == 2
+    assert "wandb" in capsys.readouterr().err
+
+
+def test_wandbs_own_client_pages_through_a_project():
+    def node(number):
+        header = {**HEADER, "name": f"m{number // 2}", "seed": number % 2}
+        config = {"header": {"value": header}, "splits": {"value": ["iid"]}}
+        shown = dict.fromkeys(("sweepName", "group", "jobType", "commit", "description", "notes"))
+        shown |= {"id": str(number), "name": f"r{number}", "state": "finished", "tags": [], "user": {}}
+        summary = {"final/iid/mIoU": number / 7}
+        texts = {"config": config, "summaryMetrics": summary, "systemMetrics": {}}
+        return shown | {name: json.dumps(value) for name, value in texts.items()}
+
+    class Server(BaseHTTPRequestHandler):
+        pages = 0
+
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            data = self.answer(json.loads(body)) if self.path == "/graphql" else {}
+            reply = json.dumps({"data": data}).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(reply)))
+            self.end_headers()
+            self.wfile.write(reply)
+
+        def answer(self, asked):
+            if "query Runs(" not in asked["query"]:
+                return {"viewer": {"id": "1", "entity": "me", "username": "me", "teams": {"edges": []}}}
+            Server.pages += 1
+            first = int(asked["variables"].get("cursor") or 0)
+            last = min(first + asked["variables"]["perPage"], 450)
+            edges = [{"node": node(number), "cursor": str(number + 1)} for number in range(first, last)]
+            more = {"endCursor": str(last), "hasNextPage": last < 450}
+            return {"project": {"runCount": 450, "runs": {"edges": edges, "pageInfo": more}}}
+
+        def log_message(self, *args):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        # A process of its own: wandb reads its settings once.
+        env = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+        env |= {"WANDB_BASE_URL": f"http://127.0.0.1:{server.server_port}", "WANDB_API_KEY": "a" * 40}
+        env |= {"WANDB_ERROR_REPORTING": "false"}
+        command = [
+            sys.executable,
+            "-c",
+            "import sys; from vmr_zoo.cli import main; sys.exit(main())",
+            "report",
+        ]
+        command += ["source=wandb", "entity=me", "project=mine", "columns=[mIoU]", "format=csv"]
+        done = subprocess.run(command, env=env, capture_output=True, text=True)
+        server.shutdown()
+    assert done.returncode == 0, done.stderr
+    table = pd.read_csv(io.StringIO(done.stdout))
+    assert (len(table), Server.pages) == (225, 3)
+    assert set(table["seeds"]) == {2}
+    assert table.loc[table["run"] == "m224", "iid mIoU"].item().startswith("64.07 ±")  # (448 + 449) / 2 / 7
+
+
+def test_a_logged_leaderboard_reads_back_as_it_was(tmp_path):
+    def board(title, selection, *names):
+        header = {**HEADER, "selection": selection}
+        runs = {
+            name: [
+                Run(tmp_path, {**header, "name": name, "seed": seed}, {"iid": {"mIoU": 100 / (3 + seed)}})
+                for seed in range(seeds)
+            ]
+            for name, seeds in names
+        }
+        rows = [
+            Row(name, of, {("iid", "mIoU"): [run.metrics["iid"]["mIoU"] for run in of]})
+            for name, of in runs.items()
+        ]
+        return Leaderboard(title, ["iid"], ["mIoU"], rows)
+
+    boards = [
+        board("first", "published", ("weak", 2), ("strong", 1)),
+        board("second", "test split 'iid'", ("other", 1)),
+    ]
+    said = wandb_runs.log_leaderboards(boards, None, "mine", tmp_path)
+    assert "wandb sync" in said
+    (files,) = (tmp_path / "wandb").glob("offline-run-*/files")
+    tables = {
+        path.name.rsplit("_", 2)[0]: json.loads(path.read_text())
+        for path in (files / "media" / "table").glob("*.json")
+    }
+    assert sorted(tables) == ["p-f_1", "p-f_1.2"]
+    for table, expected in zip((tables["p-f_1"], tables["p-f_1.2"]), boards, strict=True):
+        back = pd.DataFrame(table["data"], columns=table["columns"])
+        frame = expected.frame()
+        text = ["run", "iid mIoU"]
+        pd.testing.assert_frame_equal(back[text], frame[text])
+        assert list(back["seeds"].astype(int).astype(str)) == list(frame["seeds"])
+        assert list(back["parameters"]) == [1234.0] * len(frame)
+    data = tables["p-f_1"]
+    first = dict(zip(data["columns"], data["data"][0], strict=True))
+    assert first["iid mIoU (mean)"] == (100 / 3 + 25) / 2
+    assert first["iid mIoU (std)"] == pytest.approx(5.8926, abs=1e-4)
+    assert dict(zip(data["columns"], data["data"][1], strict=True))["iid mIoU (std)"] is None
+    config = json.loads(inspect(tmp_path, "--summary"))["config"]
+    assert config["tables"] == {"p-f_1": "first", "p-f_1.2": "second"}
