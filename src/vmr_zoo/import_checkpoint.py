@@ -6,7 +6,6 @@ import argparse
 import logging
 import pickle
 import re
-import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -66,8 +65,10 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"Expected tensors, plain values and argparse.Namespace or EasyDict options in {path}, "
             f"found {what}. It is not loaded, since unpickling it could run any code."
         ) from error
-    except (RuntimeError, EOFError, zipfile.BadZipFile, ValueError) as error:
-        raise VmrError(f"{path} is no checkpoint that torch.load can read: {error}") from error
+    except Exception as error:  # what a broken file raises depends on the byte
+        raise VmrError(
+            f"{path} is no checkpoint that torch.load can read: {error}. Copy or download it again."
+        ) from error
     weights = _weights_in(stored)
     if weights is None:
         held = some(map(str, stored)) if isinstance(stored, Mapping) else type(stored).__name__

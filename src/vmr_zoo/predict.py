@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -105,24 +106,45 @@ def _batch(cfg: DictConfig) -> int:
 
 def _read(path: Path) -> pd.DataFrame:
     """Reads the rows of a CSV file: video, query and, if there is one, query_id; else rows are counted."""
+    # Not by pandas, which takes the first column of too long a row for an index: a sentence with a comma that
+    # is not quoted would move by one column and be cut.
+    rows: list[dict[str, str]] = []
+    first_line: dict[str, int] = {}
     try:
-        rows = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
-        raise VmrError(f"Expected a CSV file with the columns video, query at {path}; {error}.") from error
-    lacking = [name for name in ("video", "query") if name not in rows]
-    if lacking:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            header = next(reader, [])
+            lacking = [name for name in ("video", "query") if name not in header]
+            if lacking:
+                raise VmrError(
+                    f"{path} lacks the column{'s' * (len(lacking) > 1)} {', '.join(lacking)}; its first line "
+                    f"names {', '.join(header) or 'nothing'}. Expected video, query and optionally query_id."
+                )
+            for fields in reader:
+                if not fields:
+                    continue
+                where = f"{path}, line {reader.line_num}"
+                if len(fields) != len(header):
+                    raise VmrError(
+                        f"{where}: expected {len(header)} fields, found {len(fields)}. Put a sentence with a "
+                        'comma into quotes: clip.mp4,"first, a dog runs".'
+                    )
+                row = {"query_id": str(len(rows) + 1), **dict(zip(header, fields, strict=True))}
+                if not (row["video"].strip() and row["query"].strip()):
+                    raise VmrError(f"{where}: expected a video and a sentence, found an empty field.")
+                if (earlier := first_line.setdefault(row["query_id"], reader.line_num)) != reader.line_num:
+                    raise VmrError(
+                        f"{where}: the query_id '{row['query_id']}' was already used on line {earlier}. "
+                        "Give each sentence its own."
+                    )
+                rows.append(row)
+    except (OSError, UnicodeError, csv.Error) as error:
         raise VmrError(
-            f"{path} lacks the column{'s' * (len(lacking) > 1)} {', '.join(lacking)}; its first line names "
-            f"{', '.join(map(str, rows.columns))}. Expected video, query and optionally query_id."
-        )
-    empty = [number for number, row in rows.iterrows() if not (row["video"].strip() and row["query"].strip())]
-    if empty:
-        raise VmrError(
-            f"{path}, line {int(str(empty[0])) + 2}: expected a video and a sentence, found an empty field."
-        )
-    if "query_id" not in rows:
-        rows["query_id"] = [str(number) for number in range(1, len(rows) + 1)]
-    return rows
+            f"Expected a CSV file in UTF-8 with the columns video, query at {path}; {error}."
+        ) from error
+    if not rows:
+        raise VmrError(f"{path} holds no sentence below its first line. Give each a line: video,query.")
+    return pd.DataFrame(rows)
 
 
 def _as_json(run: str, video: EncodedVideo, answers: Sequence[Answer]) -> dict[str, Any]:

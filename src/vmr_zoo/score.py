@@ -94,9 +94,13 @@ def read_rows(path: Path) -> tuple[list[Row], list[int]]:
     """
     if not path.is_file():
         raise VmrError(f"No predictions file at '{path}'. Name one with predictions=FILE.jsonl.")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise VmrError(f"Cannot read '{path}': {error.strerror}. Check its permissions.") from error
     rows: list[Row] = []
     lines: list[int] = []
-    for line, text in enumerate(path.read_bytes().split(b"\n"), start=1):
+    for line, text in enumerate(content.split(b"\n"), start=1):
         if not text.strip():
             continue
         place = Place(str(path), line)
@@ -187,6 +191,8 @@ Matched = tuple[Row, Place, Query]
 
 def _match(rows: Sequence[tuple[Row, Place]], split: Split, source: str) -> list[Matched]:
     """Pairs the rows of the split with its queries, one to one."""
+    if not split.queries:
+        raise VmrError(f"Split '{split.name}' has no queries ({split.source}), so there is nothing to score.")
     queries = {query.query_id: query for query in split.queries}
     withheld = [query.query_id for query in split.queries if not query.moments]
     if withheld:
@@ -279,7 +285,7 @@ def _array(values: Sequence[Any], what: str, place: Place) -> Floats:
 def _saliency(row: Row, clips: int, place: Place) -> Floats:
     """Checks the saliency of a row: one finite number per clip, give or take the last clip."""
     scores = row["pred_saliency_scores"]
-    if not isinstance(scores, Sequence) or not set(map(type, scores)) <= _NUMBERS:
+    if not isinstance(scores, list | tuple) or not scores or not set(map(type, scores)) <= _NUMBERS:
         place.wrong("a list of numbers under 'pred_saliency_scores'", _shorten(scores), "Write one per clip.")
     # Features may end a clip before or after the annotation does (13 rows of the published Moment-DETR
     # predictions do); as in the official evaluator a missing clip then counts as score 0.
@@ -363,7 +369,7 @@ def main(cfg: Any) -> int:
         raise VmrError(
             "Nothing to score. Name a file of predictions: vmr score predictions=FILE.jsonl data=… split=…"
         )
-    path = Path(cfg.predictions)
+    path = Path(str(cfg.predictions))
     rows, lines = read_rows(path)
     protocol: Protocol = instantiate(cfg.data.protocol)
     split = find_split(protocol, cfg.split)

@@ -155,7 +155,8 @@ class VMRDataModule(lightning.LightningDataModule):
         """Makes the features ready and checks them; under DDP the first process does so before the others.
 
         Raises:
-            VmrError: for a need that the features cannot serve, or for missing or broken features.
+            VmrError: for a need that the features cannot serve, a split without queries, or missing or
+                broken features.
         """
         if self._prepared:
             return
@@ -165,6 +166,13 @@ class VMRDataModule(lightning.LightningDataModule):
                 f"serves {', '.join(sorted(self.features.served())) or 'none of the optional fields'}. "
                 "Choose other features or another method."
             )
+        for split in self.protocol.splits.values():
+            if not split.queries:
+                raise VmrError(
+                    f"Split '{split.name}' of {self.protocol.name} has no queries (read from "
+                    f"{split.source or 'nowhere'}): there is nothing to train on or to score. Fetch its file "
+                    "again, or choose other data."
+                )
         self.features.prepare(self.protocol, self.needs)
         self._prepared = True
 

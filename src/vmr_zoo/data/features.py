@@ -19,7 +19,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import zipfile
+import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -147,14 +147,15 @@ class ArrayStore(ABC):
             array = self.read_named(name)
         except FeatureError:
             raise
-        except (OSError, ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile) as error:
+        except pickle.UnpicklingError as error:
+            raise FeatureError("unreadable", f"{where} does not hold plain arrays only ({error}).") from error
+        except Exception as error:  # what a broken file raises depends on the byte: zlib.error, TypeError, …
             raise FeatureError(
                 "unreadable", f"{where} cannot be read ({error}). Copy or extract it anew."
             ) from error
-        except Exception as error:  # torch.load raises pickle.UnpicklingError for anything but plain tensors
-            raise FeatureError("unreadable", f"{where} does not hold plain arrays only ({error}).") from error
-        if array.dtype == object or not np.issubdtype(array.dtype, np.number):
-            raise FeatureError("unreadable", f"{where} holds {array.dtype} values; expected numbers.")
+        if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
+            found = getattr(array, "dtype", type(array).__name__)
+            raise FeatureError("unreadable", f"{where} holds {found} values; expected real numbers.")
         return array, where
 
     def _entry(self, container: Any, where: str) -> Any:
@@ -224,7 +225,7 @@ class FileStore(ArrayStore):
         tensor = self._entry(loaded, path) if isinstance(loaded, Mapping) else loaded
         if not isinstance(tensor, torch.Tensor):
             raise FeatureError("unreadable", f"{path} holds a {type(tensor).__name__}; expected a tensor.")
-        return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+        return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).detach().numpy()
 
 
 class Hdf5Store(ArrayStore):
@@ -260,7 +261,12 @@ class Hdf5Store(ArrayStore):
 
     @cached_property
     def _names(self) -> frozenset[str]:
-        return frozenset(self._handle().keys())
+        try:
+            return frozenset(self._handle())
+        except (RuntimeError, KeyError, ValueError, UnicodeError) as error:
+            raise FeatureError(
+                "unreadable", f"{self.file} cannot be listed ({error}). Copy or extract it anew."
+            ) from error
 
     def listing(self) -> Collection[str]:
         """Returns the names at the file's top level."""
@@ -280,7 +286,7 @@ class Hdf5Store(ArrayStore):
             raise FeatureError(
                 "unreadable", f"{self.where(name)} is a group with {found}; name one as `key`."
             )
-        return item[()]
+        return np.asarray(item[()])
 
 
 class FileFeatures:
@@ -557,15 +563,15 @@ class QueryFiles(QuerySource):
         for path in self.index:
             try:
                 lines = path.read_text(encoding="utf-8").strip().split("\n")
-            except OSError as error:
+            except (OSError, UnicodeError) as error:
                 raise VmrError(
-                    f"Expected JSON Lines with qid, vid and query at {path}; {error.strerror}."
+                    f"Expected JSON Lines with qid, vid and query in UTF-8 at {path}; {error}."
                 ) from error
             for number, line in enumerate(lines, 1):
                 try:
                     row = json.loads(line)
                     qids[row["vid"], row["query"].strip()] = str(row["qid"])
-                except (ValueError, KeyError, TypeError, AttributeError) as error:
+                except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                     raise VmrError(
                         f"{path}, line {number}: expected an object with qid, vid, query."
                     ) from error
@@ -639,7 +645,7 @@ class WordVectors(QuerySource):
     def _table(self) -> WordTable:
         try:
             table = WordTable(self.file, self.dim)
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        except Exception as error:  # what a broken npz raises depends on the byte
             raise FeatureError(
                 "unreadable",
                 f"Expected word vectors (GloVe's text file, or npz with words, vectors) of {self.dim} "
@@ -670,7 +676,16 @@ class WordVectors(QuerySource):
 
     def load(self, query: Query) -> Array:
         """Returns (L, dim) float32, one row per known word."""
-        vectors = self._table.vectors(self.token_ids(query))
+        try:
+            vectors = self._table.vectors(self.token_ids(query))
+        except ValueError as error:
+            raise FeatureError(
+                "unreadable", f"{self.file} has no {self.dim} numbers for a word of '{query.text}' ({error})."
+            ) from error
+        if not np.isfinite(vectors).all():
+            raise FeatureError(
+                "not finite", f"{self.file} holds NaN or infinite numbers for a word of '{query.text}'."
+            )
         return l2_normalise(vectors) if self.normalise else vectors
 
     def missing(self, queries: Sequence[Query]) -> list[Problem]:

@@ -12,7 +12,7 @@ separate step, cached by sentence, so that another text encoder never re-runs th
 from __future__ import annotations
 
 import json
-import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -100,7 +100,7 @@ def read_narrations(path: str | Path) -> tuple[dict[str, list[Narration]], dict[
     beside = manifest_path(path)
     try:
         manifest = json.loads(_text(beside))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise VmrError(f"{beside} is not valid JSON ({error}).") from error
     if not isinstance(manifest, dict):
         raise VmrError(f"Expected a JSON object in {beside}, found {type(manifest).__name__}.")
@@ -124,7 +124,7 @@ def _parse(line: str, where: str) -> Narration:
     """Reads one line."""
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise VmrError(f"{where}: not valid JSON ({error}).") from error
     if not isinstance(row, dict) or not {"video_id", "start", "end", "text"} <= row.keys():
         raise VmrError(f"{where}: expected an object with video_id, start, end, text; found {line:.80}.")
@@ -133,8 +133,10 @@ def _parse(line: str, where: str) -> Narration:
         raise VmrError(
             f"{where}: expected video_id and text as strings that are not empty; found {line:.80}."
         )
-    numbers = all(type(value) in (int, float) and math.isfinite(value) for value in (start, end))
-    if not numbers or not 0 <= start <= end:
+    if re.search(r"[\ud800-\udfff]", video_id + text):
+        raise VmrError(f"{where}: half of a surrogate pair is no character: {line:.80}. Write the text anew.")
+    # No video is 1e9 seconds long, and JSON knows integers beyond any float.
+    if not all(type(value) in (int, float) for value in (start, end)) or not 0 <= start <= end <= 1e9:
         raise VmrError(f"{where}: expected 0 <= start <= end in seconds, found start={start!r}, end={end!r}.")
     return Narration(video_id, float(start), float(end), text.strip())
 

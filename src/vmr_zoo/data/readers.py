@@ -100,20 +100,20 @@ def safe_id(value: Any, where: str) -> str:
         The id.
 
     Raises:
-        VmrError: if it is no string, empty, "." or "..", longer than 200 characters, padded with blanks, or
-            has a path separator or a control character in it.
+        VmrError: if it is no string, empty, "." or "..", longer than 200 bytes in UTF-8, padded with blanks,
+            or has a path separator, a control character or half a surrogate pair in it.
     """
     if (
         isinstance(value, str)
-        and re.fullmatch(r"[^/\\\x00-\x1f\x7f]{1,200}", value)
+        and re.fullmatch(r"[^/\\\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+", value)
+        and len(value.encode()) <= 200
         and value == value.strip()
         and value not in {".", ".."}
     ):
         return value
     raise VmrError(
         f"{where}: expected an id that can be part of a file name (no slash, backslash, line break or other "
-        f"control character, at most 200 characters), found {value!r:.80}. Rename it in the "
-        "annotation file."
+        f"control character, at most 200 bytes), found {value!r:.80}. Rename it in the annotation file."
     )
 
 
@@ -133,10 +133,11 @@ def _positive(value: Any, what: str, where: str) -> float:
 
 
 def _sentence(value: Any, where: str) -> str:
-    if isinstance(value, str) and (text := value.strip()):
+    if isinstance(value, str) and (text := value.strip()) and not re.search(r"[\ud800-\udfff]", text):
         return text
     raise VmrError(
-        f"{where}: expected a sentence, found {value!r:.80}. Give it words or remove it with its moment."
+        f"{where}: expected a sentence, found {value!r:.80}. Give it words (no half of a surrogate pair, "
+        "which is no character) or remove it with its moment."
     )
 
 
@@ -207,7 +208,8 @@ def _parse_json(text: str, path: Path, line: int | None = None) -> Any:
         return json.loads(text, object_pairs_hook=_unique_keys)
     except json.JSONDecodeError as error:
         at = f"line {line or error.lineno}, column {error.colno}"
-        hint = " It seems to be cut short: fetch it again." if error.pos >= len(text.rstrip()) else ""
+        cut = error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string")
+        hint = " It seems to be cut short: fetch it again." if cut else ""
         raise VmrError(f"{path}, {at}: not valid JSON ({error.msg}).{hint}") from None
     except _RepeatedKeyError as error:
         at = f", line {line}" if line else ""
@@ -310,14 +312,8 @@ def charades_lengths(*paths: Path) -> dict[str, float]:
     """
     lengths: dict[str, float] = {}
     for path in paths:
-        reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
-        if missing := {"id", "length"} - set(reader.fieldnames or ()):
-            raise VmrError(
-                f"{path}, line 1: expected the column {' and '.join(sorted(missing))}; found "
-                f"{reader.fieldnames}. Is this the CSV file of Charades v1?"
-            )
-        for entry in _csv_rows(reader, path):
-            where = f"{path}, line {reader.line_num}"
+        for number, entry in _csv_rows(path, ("id", "length")):
+            where = f"{path}, line {number}"
             video_id = safe_id(entry["id"], where)
             if video_id in lengths:
                 raise VmrError(f"{where}: the video '{video_id}' is listed twice. Keep one of the lines.")
@@ -325,12 +321,20 @@ def charades_lengths(*paths: Path) -> dict[str, float]:
     return lengths
 
 
-def _csv_rows(reader: csv.DictReader[str], path: Path) -> Iterator[dict[str, Any]]:
+def _csv_rows(path: Path, columns: Iterable[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yields the line and the fields of every row of a CSV file that has to have certain columns."""
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
     try:
-        yield from reader
+        if missing := set(columns) - set(reader.fieldnames or ()):
+            raise VmrError(
+                f"{path}, line 1: expected the column {' and '.join(sorted(missing))}; found "
+                f"{reader.fieldnames}. Is this the CSV file of Charades v1?"
+            )
+        for entry in reader:
+            yield reader.line_num, entry
     except csv.Error as error:
         raise VmrError(
-            f"{path}, line {reader.line_num}: not valid CSV ({error}). Fetch the file again."
+            f"{path}, line {reader.reader.line_num}: not valid CSV ({error}). Fetch the file again."
         ) from None
 
 
@@ -424,10 +428,10 @@ def tacos(path: Path, next_id: NextId, scored: bool) -> list[Row]:
             entry, ("fps", "num_frames", "timestamps", "sentences"), where
         )
         fps = _positive(rate, "'fps'", where)
-        duration = _positive(frames, "'num_frames'", where) / fps
+        duration = _positive(_positive(frames, "'num_frames'", where) / fps, "'num_frames' / 'fps'", where)
         for text, moment, at in _parallel(sentences, moments, where):
-            start, end = _pair(moment, at)
-            found.add(next_id(video_id), video_id, _sentence(text, at), [(start / fps, end / fps)], duration)
+            seconds = [frame / fps for frame in _pair(moment, at)]
+            found.add(next_id(video_id), video_id, _sentence(text, at), [_pair(seconds, at)], duration)
     return found.finish()
 
 
@@ -462,6 +466,7 @@ def qvhighlights(path: Path, scored: bool) -> list[Row]:
     """
     found = _Rows(path, scored)
     first_line: dict[str, int] = {}
+    raters = 0
     names = ("qid", "query", "vid", "duration", "relevant_windows", "relevant_clip_ids", "saliency_scores")
     for number, line in _lines(path):
         where = f"{path}, line {number}"
@@ -474,13 +479,20 @@ def qvhighlights(path: Path, scored: bool) -> list[Row]:
             )
         first_line[query_id] = number
         duration = _positive(length, "'duration'", where)
+        saliency = _saliency(clips, ratings, math.ceil(duration / QVHIGHLIGHTS_CLIP_SECONDS), where)
+        raters = raters or len(saliency[0][1]) if saliency else raters
+        if odd := [len(rated) for _, rated in saliency if len(rated) != raters]:
+            raise VmrError(
+                f"{where}: expected {raters} ratings of each clip, as before in the file, found {odd[0]}. "
+                "Compare the line with the published file."
+            )
         found.add(
             query_id,
             safe_id(vid, where),
             _sentence(text, where),
             _pairs(windows, where),
             duration,
-            _saliency(clips, ratings, math.ceil(duration / QVHIGHLIGHTS_CLIP_SECONDS), where),
+            saliency,
         )
     return found.finish()
 
@@ -496,9 +508,10 @@ def _saliency(clips: Any, ratings: Any, count: int, where: str) -> tuple[tuple[i
             f"clips), found {some(map(repr, wrong))}."
         )
     for rating in ratings:
-        if not isinstance(rating, list) or not rating or any(type(r) is not int or r < 0 for r in rating):
+        if not (isinstance(rating, list) and rating and all(type(r) is int and 0 <= r <= 4 for r in rating)):
             raise VmrError(
-                f"{where}: expected each of 'saliency_scores' as a list of ratings, found {rating!r:.80}."
+                f"{where}: expected each of 'saliency_scores' as a list of ratings from 0 to 4, found "
+                f"{rating!r:.80}. Compare the line with the published file."
             )
     if len(set(clips)) < len(clips):
         raise VmrError(f"{where}: 'relevant_clip_ids' names a clip twice.")
