@@ -6,6 +6,8 @@ import json
 import re
 import shutil
 
+import av
+import numpy as np
 import pytest
 
 from test_report import write
@@ -15,17 +17,40 @@ CHROMIUM = next((path for name in ("chromium", "chromium-browser") if (path := s
 EVIL = "</script><script>document.title='broken'</script><img src=x onerror=document.title='broken'>"
 
 
+def film(path):
+    """Writes a video of 30 s."""
+    path.parent.mkdir()
+    with av.open(path, "w") as container:
+        stream = container.add_stream("libvpx", rate=1)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for second in range(30):
+            picture = np.full((48, 64, 3), 8 * second, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+
+
 @pytest.fixture
 def page(tmp_path, capsys):
-    """Two runs; in the first the sentences are an attack."""
+    """Two runs and a seed of each; sentences, the name of a run and a failure are attacks."""
+    film(tmp_path / "videos" / "v.webm")
     for name, right in {"good": 150, "bad": 50}.items():
-        write(tmp_path, name, {"iid": right, "ood": right // 2})
+        for seed in (0, 1):
+            write(tmp_path, name, {"iid": right, "ood": right // 2}, seed)
+    write(tmp_path, "evil", {"iid": 10, "ood": 5})
+    metrics = tmp_path / "evil" / "seed0" / "metrics.json"
+    metrics.write_text(metrics.read_text().replace('"name": "evil"', f'"name": "_$x{EVIL}"'))
+    write(tmp_path, "failed", {"iid": 10})
+    (tmp_path / "failed" / "seed0" / "status.json").write_text(
+        json.dumps({"state": "failed", "message": EVIL})
+    )
+    for name in ("evil", "good", "bad"):
         run = tmp_path / name / "seed0"
         rows = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
         for row in rows:
             row |= {"query": EVIL, "pred_saliency_scores": [0.0, 1.0, 0.5]}
         (run / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert cli.main(["report", f"runs={tmp_path}", "columns=[R1@0.5]", "html=true", "significance=true"]) == 0
+    asked = ["columns=[R1@0.5]", "html=true", "significance=true", "printed=[tea/table4]"]
+    assert cli.main(["report", f"runs={tmp_path}", f"videos={tmp_path / 'videos'}", *asked]) == 0
     out = capsys.readouterr().out
     assert "report.html" in out
     return tmp_path / "report.html"
@@ -36,7 +61,9 @@ def test_the_page_is_whole_and_text_from_data_is_escaped(page):
     assert "<img src=x" not in text
     assert "document.title='broken'</script>" not in text
     assert not re.search(r"""(src|href)=["']https?://""", text)  # opens without a network
-    assert text.count("<svg") >= 3
+    assert text.count("<svg") == 4  # in and out, recall, and moments of two splits; there are no curves
+    assert ">54.28</td>" in text
+    assert "1 failed: " in text
     (data,) = re.findall(r'<script type="application/json" class="data">(.*?)</script>', text, re.DOTALL)
     queries = json.loads(data)["queries"]
     assert {query["text"] for query in queries} == {EVIL}
@@ -55,12 +82,13 @@ def test_sorting_filtering_and_browsing_in_a_browser(page):
         assert view.title() == "vmr_zoo report"
 
         names = view.locator("table.leaderboard tbody tr td:first-child")
-        assert names.all_inner_texts() == ["bad", "good"]
+        evil = f"_$x{EVIL}"
+        assert names.all_inner_texts() == [evil, "bad", "good"]
         view.locator("th", has_text="iid").first.click()
-        assert names.all_inner_texts() == ["good", "bad"]
+        assert names.all_inner_texts() == ["good", "bad", evil]
         view.locator("th", has_text="iid").first.click()
-        assert names.all_inner_texts() == ["bad", "good"]
-        view.locator("input.filter").fill("goo")
+        assert names.all_inner_texts() == [evil, "bad", "good"]
+        view.locator("input.filter").fill("Goo")
         assert view.locator("table.leaderboard tbody tr:visible").count() == 1
 
         assert view.locator(".count").inner_text() == "200 sentences"
@@ -69,7 +97,18 @@ def test_sorting_filtering_and_browsing_in_a_browser(page):
         assert view.locator(".count").inner_text() == "100 sentences"  # 150 right against 50
         assert view.locator(".view p").inner_text() == EVIL
         assert view.locator(".view .truth").count() == 1
-        assert view.locator(".view .first").count() == 2
-        assert view.locator(".view svg.scores").count() == 2
+        assert view.locator(".view .first").count() == 3
+        assert view.locator(".view svg.scores").count() == 3
+        assert view.locator(".view output").all_inner_texts() == ["0.00", "0.00", "1.00"]
+
+        # A click on a moment seeks: the wrong answers start at 20 s.
+        view.wait_for_function("document.querySelector('video').readyState > 0")
+        view.locator(".view .first").first.click()
+        view.wait_for_function("document.querySelector('video').currentTime >= 20")
+        view.wait_for_function("parseFloat(document.querySelector('.cursor').style.left) >= 66")
+
+        view.locator("input.words").fill("no such sentence")
+        assert view.locator(".count").inner_text() == "0 sentences"
+        assert view.locator(".view").inner_text() == ""
         assert (errors, view.title()) == ([], "vmr_zoo report")
         browser.close()

@@ -7,11 +7,12 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import bootstrap
 
 from vmr_zoo import cli
 from vmr_zoo.errors import VmrError
-from vmr_zoo.report import BEST, DROP, WORSE, chosen, collect, compare, leaderboards
-from vmr_zoo.significance import paired_bootstrap, query_scores
+from vmr_zoo.report import BEST, DROP, WORSE, board_scores, chosen, collect, compare, leaderboards, scan
+from vmr_zoo.significance import paired_bootstrap, query_scores, split_rows
 
 QUERIES = 200
 
@@ -71,12 +72,12 @@ def test_rows_are_averaged_over_seeds_and_say_how_much_they_lose_out_of_distribu
     assert weak.cell(("iid", "R1@0.5")) == "50.00 ± 7.07"
     # 45 - mean(10, 20) and 55 - mean(30, 30).
     assert weak.values[DROP, "R1@0.5"] == pytest.approx([30.0, 25.0])
-    assert weak.rest() == ["2", "1,000", "10"]
+    assert board.cost() == (["seeds", "parameters", "train s"], [[n, "1,000", "10"] for n in "112"])
 
 
 def test_only_rows_that_are_worse_by_more_than_chance_are_marked(runs):
     (board,) = leaderboards(collect(runs), ["R1@0.5"])
-    compare(board)
+    compare(board, board_scores(board))
     marks = {row.name: {column: mark for (column, _), mark in row.marks.items()} for row in board.rows}
     assert marks["strong"]["iid"] == BEST
     assert "iid" not in marks["close"]  # 2 of 200 queries apart
@@ -84,27 +85,95 @@ def test_only_rows_that_are_worse_by_more_than_chance_are_marked(runs):
     assert marks["weak"] == dict.fromkeys(("iid", "ood", "far", "selection"), WORSE)
 
 
-def test_the_bootstrap_is_the_naive_one_and_pairs_its_queries():
+def test_the_bootstrap_is_scipys_and_pairs_its_queries():
     rng = np.random.default_rng(0)
     a, b = rng.random(60), rng.random(60) - 0.1
-    found = paired_bootstrap(a, b, resamples=4000)
-    draws = rng.integers(0, 60, (4000, 60))
-    naive = np.percentile(100 * (a - b)[draws].mean(1), [2.5, 97.5])
+    found, none, little = paired_bootstrap(
+        100 * np.stack([a - b, np.zeros(60), 0.01 + 0.001 * rng.random(60)]), resamples=4000
+    )
+    expected = bootstrap(
+        (100 * (a - b),), np.mean, n_resamples=4000, method="percentile", rng=np.random.default_rng(0)
+    ).confidence_interval
     assert found.mean == pytest.approx(100 * (a - b).mean())
-    assert (found.low, found.high) == pytest.approx(tuple(naive), abs=0.6)
-    assert not paired_bootstrap(a, a).significant
-    # Far less noise in the differences than in either row.
-    assert paired_bootstrap(a, a - 0.01 - 0.001 * rng.random(60)).significant
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    assert not none.significant
+    assert little.significant  # far less noise in the differences than in either row
 
 
 def test_scores_of_queries_average_to_the_metrics_of_the_run(train_toy):
     _, run = train_toy()
     stored = json.loads((run / "metrics.json").read_text())
-    scores = query_scores(run, ["iid", "ood"])
-    for split, by_metric in scores.items():
-        for metric, values in by_metric.items():
-            if values:
-                assert 100 * np.mean(list(values.values())) == pytest.approx(stored[split][metric], abs=1e-9)
+    assert {"experiment": None, "ablation": None}.items() <= stored["header"].items()
+    scores = query_scores(split_rows([run / "predictions.jsonl"]), run, ["iid", "ood"])
+    assert set(scores) == {"iid", "ood"}
+    for split, frame in scores.items():
+        means = 100 * frame.mean().dropna()
+        assert {"R1@0.5", "mIoU", "mAP"} <= set(means.index)
+        for metric, value in means.items():
+            assert value == pytest.approx(stored[split][metric], abs=1e-4)
+
+
+def test_broken_predictions_are_named(runs):
+    (board,) = leaderboards(collect(runs), ["R1@0.5"])
+    file = runs / "close" / "seed0" / "predictions.jsonl"
+    whole = file.read_text()
+    file.write_text(whole.replace("[20.0, 30.0, 0.9]", "[NaN, 30.0, 0.9]"))
+    with pytest.raises(VmrError, match="finite windows"):
+        board_scores(board)
+    file.write_text(whole[:-20])
+    with pytest.raises(VmrError, match=r"predictions.jsonl, line 800: expected one JSON object"):
+        board_scores(board)
+
+
+def test_what_did_not_finish_is_told_and_no_row(runs, capsys):
+    for state, message in {"failed": "ValueError: loss is [red]nan", "running": ""}.items():
+        write(runs, state, {"iid": 200})
+        status = {"state": state, "train_seconds": 1.0, "message": message}
+        (runs / state / "seed0" / "status.json").write_text(json.dumps(status))
+    (runs / "broken").mkdir()
+    (runs / "broken" / "metrics.json").write_text("{")
+    (runs / "strong" / "seed0" / "wandb" / "metrics.json").mkdir(parents=True)
+    assert cli.main(["report", f"runs={runs}", "columns=[R1@0.5]"]) == 1  # one could not be read
+    shown = capsys.readouterr().out
+    assert "1 unreadable, 1 failed, 1 running" in shown
+    assert "(ValueError: loss is [red]nan)" in shown
+    assert shown.count("│ R1@0.5 │") == 3
+
+
+def test_what_vmr_eval_added_is_a_row_if_asked_for(runs):
+    run = runs / "strong" / "seed0"
+    rows = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
+    header = json.loads((run / "metrics.json").read_text())["header"]
+    for number, name, hits in (
+        (1, "strong", 1.0),
+        (1, "strong with blank", 9.0),
+        (2, "strong with blank", 2.0),
+    ):
+        for split in ("iid", "ood"):
+            target = run / "eval" / f"{split}-{number:03d}{len(name)}"
+            target.mkdir(parents=True)
+            (target / "predictions.jsonl").write_text(
+                "".join(json.dumps(row) + "\n" for row in rows if row["split"] == split)
+            )
+            content = {"header": header | {"name": name}, split: {"R1@0.5": hits}}
+            (target / "metrics.json").write_text(json.dumps(content))
+    assert len(collect(runs)) == 4
+    added, _ = scan(runs, evals=True)
+    (board,) = leaderboards(added, ["R1@0.5"])
+    assert [row.name for row in board.rows] == ["close", "strong", "strong with blank", "weak"]
+    assert board.rows[2].values["iid", "R1@0.5"] == [2.0]  # the later one
+    assert board.rows[1].values["iid", "R1@0.5"] == [80.0]  # the run's own
+    scores = board_scores(board)
+    assert {split: len(frame) for split, frame in scores[2][0].items()} == {"iid": QUERIES, "ood": QUERIES}
+    compare(board, scores)
+    assert board.rows[2].marks == {}  # its predictions are those of the best row
+
+
+def test_a_seed_that_occurs_twice_is_not_averaged(runs):
+    write(runs / "other_study", "strong", {"iid": 10, "ood": 10, "far": 10, "selection": 10})
+    (board,) = leaderboards(collect(runs), ["R1@0.5"])
+    strong = {row.name: row.values["iid", "R1@0.5"] for row in board.rows if "strong" in row.name}
+    assert strong == {f"strong ({runs}/strong)": [80.0], f"strong ({runs}/other_study/strong)": [5.0]}
 
 
 def test_what_is_not_comparable_stands_apart(runs):

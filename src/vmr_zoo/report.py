@@ -2,31 +2,42 @@
 
 from __future__ import annotations
 
+import os
 import statistics
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 from omegaconf import DictConfig, ListConfig
 
 from vmr_zoo.errors import VmrError, unknown
 from vmr_zoo.files import atomic_write
-from vmr_zoo.run_dir import HEADER, METRICS, read_json
-from vmr_zoo.significance import average, paired_bootstrap, query_scores
+from vmr_zoo.run_dir import HEADER, METRICS, PREDICTIONS, STATUS, read_json
+from vmr_zoo.significance import (
+    FIRST_IOU,
+    Scores,
+    average,
+    query_scores,
+    split_rows,
+    worse_than_best,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from vmr_zoo.printed import PrintedTable
+    from vmr_zoo.score import Row as Prediction
 
 FORMATS = ("table", "markdown", "csv", "latex")
 
 _SAME_TABLE = ("protocol", "features", "origin", "selection", "rounding")
 """What two rows must share to stand in one table."""
 
-_REFERENCES = ("iid", "trivial")
+REFERENCES = ("iid", "trivial")
 """The test split that resembles training, where a protocol has one; the others are out of distribution."""
 
 DROP = "drop"
@@ -36,22 +47,67 @@ other test splits, in points."""
 BEST, WORSE = "*", "↓"
 """Marks of the best row, and of rows that are worse by more than chance explains."""
 
-_REST = ("seeds", "parameters", "train s")
+_MEASURED = {
+    "train_seconds": ("train s", 0),
+    "step_ms": ("step ms", 1),
+    "inference_ms": ("inference ms", 1),
+    "peak_memory_mb": ("peak MB", 0),
+}
+"""What a header may say of cost: the column's head, and how many decimals it shows."""
+
+_NO_RUNS = ("wandb", "checkpoints")
+"""Folders in which no run is looked for."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One finished run.
+    """One finished run, or what `vmr eval` found of one under other circumstances.
 
     Attributes:
-        path: its directory.
+        path: its directory; None: it was read from Weights & Biases.
         header: what was run.
         metrics: percentages by split and metric.
+        evals: the folders below `path` that hold the predictions; empty: `path` itself does.
+    """
+
+    path: Path | None
+    header: dict[str, Any]
+    metrics: dict[str, dict[str, float]]
+    evals: tuple[Path, ...] = ()
+
+    @property
+    def directory(self) -> Path:
+        """Its directory.
+
+        Raises:
+            VmrError: if it has none here.
+        """
+        if self.path is None:
+            raise VmrError(
+                f"The run {self.header['name']} was read from Weights & Biases, which has no predictions: "
+                "significance=true and html=true need run directories (source=runs)."
+            )
+        return self.path
+
+    @property
+    def predictions(self) -> list[Path]:
+        """The files with its predictions."""
+        return [folder / PREDICTIONS for folder in self.evals or (self.directory,)]
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """A run directory without results.
+
+    Attributes:
+        path: the directory.
+        state: "running", "interrupted", "failed" and the like; "unreadable" if a file of it is broken.
+        message: why.
     """
 
     path: Path
-    header: dict[str, Any]
-    metrics: dict[str, dict[str, float]]
+    state: str
+    message: str
 
 
 @dataclass
@@ -73,15 +129,18 @@ class Row:
     def cell(self, key: tuple[str, str]) -> str:
         """Formats mean ± sample standard deviation over seeds, which one seed does not have."""
         values = self.values.get(key)
-        if not values:
-            return ""
-        spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-        return f"{statistics.fmean(values):.2f}{spread}{self.marks.get(key, '')}"
+        return f"{spread(values)}{self.marks.get(key, '')}" if values else ""
 
-    def rest(self) -> list[str]:
-        """Returns number of seeds, parameters, mean seconds of training."""
-        seconds = statistics.fmean(run.header["train_seconds"] for run in self.runs)
-        return [str(len(self.runs)), f"{self.runs[0].header['parameters']:,}", f"{seconds:,.0f}"]
+    def measured(self, key: str, decimals: int) -> str:
+        """Formats the mean over the runs whose header has a number; "" if none has."""
+        values = [run.header[key] for run in self.runs if run.header.get(key) is not None]
+        return f"{statistics.fmean(values):,.{decimals}f}" if values else ""
+
+
+def spread(values: Sequence[float]) -> str:
+    """Formats mean ± sample standard deviation, which one value does not have."""
+    deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.2f}{deviation}"
 
 
 @dataclass(frozen=True)
@@ -100,12 +159,40 @@ class Leaderboard:
     metrics: list[str]
     rows: list[Row]
 
+    @property
+    def splits(self) -> list[str]:
+        """The columns that are splits."""
+        return [column for column in self.columns if column != DROP]
+
+    def cost(self) -> tuple[list[str], list[list[str]]]:
+        """Returns what the runs cost: heads, and the cells of each row; no column that no row has."""
+        heads = {key: head for key, head in _MEASURED.items() if any(r.measured(key, 0) for r in self.rows)}
+        cells = [
+            [
+                str(len(row.runs)),
+                f"{row.runs[0].header['parameters']:,}",
+                *(row.measured(key, decimals) for key, (_, decimals) in heads.items()),
+            ]
+            for row in self.rows
+        ]
+        return ["seeds", "parameters", *(head for head, _ in heads.values())], cells
+
     def frame(self) -> pd.DataFrame:
         """Returns a row per run and a column for each split and metric, as text."""
         keys = [(column, metric) for column in self.columns for metric in self.metrics]
-        heads = ["run", *(" ".join(key) for key in keys), *_REST]
-        cells = [[row.name, *map(row.cell, keys), *row.rest()] for row in self.rows]
-        return pd.DataFrame(cells, columns=heads)
+        heads, costs = self.cost()
+        cells = [
+            [row.name, *_kind(row), *map(row.cell, keys), *cost]
+            for row, cost in zip(self.rows, costs, strict=True)
+        ]
+        return pd.DataFrame(
+            cells, columns=["run", "method", "variant", *(" ".join(key) for key in keys), *heads]
+        )
+
+
+def _kind(row: Row) -> tuple[str, str]:
+    header = row.runs[0].header
+    return str(header.get("method") or ""), str(header.get("variant") or "")
 
 
 def main(cfg: DictConfig) -> int:
@@ -115,62 +202,183 @@ def main(cfg: DictConfig) -> int:
         cfg: what `conf/report.yaml` composes.
 
     Returns:
-        0.
+        0; 1 if a run directory could not be read.
 
     Raises:
         VmrError: if there is nothing to report, or an argument names nothing that there is.
     """
     if cfg.format not in FORMATS:
         raise unknown("format", cfg.format, FORMATS)
-    runs = chosen(collect(Path(cfg.runs)), cfg.where or {})
-    boards = leaderboards(runs, list(cfg.columns), cfg.sort)
-    if cfg.significance:
-        for board in boards:
-            compare(board)
-    if cfg.html:
-        from vmr_zoo.page import write_page
+    if cfg.source not in ("runs", "wandb"):
+        raise unknown("source", cfg.source, ("runs", "wandb"))
+    if cfg.log not in (None, "wandb"):
+        raise unknown("log", cfg.log, ("wandb",))
+    root = Path(cfg.runs)
+    unfinished: list[Unfinished] = []
+    if cfg.source == "wandb":
+        from vmr_zoo import wandb_runs
 
-        page = Path(cfg.out or Path(cfg.runs) / "report.html")
-        write_page(boards, page, None if cfg.videos is None else Path(cfg.videos), cfg.browse)
-        _print(boards, compared=cfg.significance)
-        print(f"The report as a page: {page}")
-        return 0
-    if cfg.format == "table" and cfg.out is None:
-        _print(boards, compared=cfg.significance)
-        return 0
-    text = _WRITERS[cfg.format](boards)
-    if cfg.out is None:
-        print(text, end="")
+        runs = wandb_runs.collect(cfg.entity, cfg.project)
     else:
+        runs, unfinished = scan(root, cfg.evals)
+    if not runs and not cfg.printed:
+        raise VmrError(
+            f"No finished run below '{root}'. Expected {METRICS} files that `vmr train` wrote; say runs=DIR."
+            + (f" {remark(unfinished)}" if unfinished else "")
+        )
+    runs = chosen(runs, cfg.where or {}) if runs else []
+    from vmr_zoo.printed import asked, printed_tables, touched
+
+    if cfg.printed and not cfg.html:
+        tables = [table for table in printed_tables(runs) if asked(table, cfg.printed)]
+        _deliver(cfg, lambda: _print_frames(tables), _PRINTED_WRITERS[cfg.format](tables), len(tables))
+    else:
+        boards = leaderboards(runs, list(cfg.columns), cfg.sort) if runs else []
+        if cfg.html:
+            from vmr_zoo.page import write_page
+
+            page = Path(cfg.out or root / "report.html")
+            tables = [
+                t for t in printed_tables(runs) if (asked(t, cfg.printed) if cfg.printed else touched(t))
+            ]
+            videos = None if cfg.videos is None else Path(cfg.videos)
+            write_page(boards, page, tables, unfinished, videos, cfg.browse, cfg.significance)
+            _print(boards, compared=cfg.significance)
+            print(f"The report as a page: {page}")
+        else:
+            if cfg.significance:
+                for board in boards:
+                    compare(board, board_scores(board))
+            text = _WRITERS[cfg.format](boards) if cfg.format != "table" or cfg.out else ""
+            _deliver(cfg, lambda: _print(boards, compared=cfg.significance), text, len(boards))
+        if cfg.log:
+            from vmr_zoo.wandb_runs import log_leaderboards
+
+            print(log_leaderboards(boards, cfg.entity, cfg.project, root))
+    if unfinished:
+        print(remark(unfinished), file=sys.stdout if cfg.format == "table" else sys.stderr)
+    return 1 if any(one.state == _UNREADABLE for one in unfinished) else 0
+
+
+def _deliver(cfg: DictConfig, show: Callable[[], None], text: str, count: int) -> None:
+    """Shows tables in the terminal, prints them as text, or writes them to a file."""
+    if cfg.out is not None:
         atomic_write(cfg.out, text)
-        print(f"{len(boards)} table(s) written to {cfg.out}")
-    return 0
+        print(f"{count} table(s) written to {cfg.out}")
+    elif cfg.format == "table":
+        show()
+    else:
+        print(text, end="")
+
+
+_UNREADABLE = "unreadable"
+
+
+def scan(root: Path, evals: bool = False) -> tuple[list[Run], list[Unfinished]]:
+    """Reads every run directory below a directory.
+
+    Args:
+        root: a directory of run directories, at any depth.
+        evals: whether what `vmr eval` added to a run under other circumstances becomes a run of its own.
+
+    Returns:
+        The finished runs and the others, in order of path. A directory without scores, such as an imported
+        checkpoint, is neither.
+    """
+    runs: list[Run] = []
+    unfinished: list[Unfinished] = []
+    for folder, names in _run_dirs(root):
+        try:
+            status = read_json(folder / STATUS) if STATUS in names else {"state": "finished"}
+            if status["state"] != "finished":
+                unfinished.append(Unfinished(folder, status["state"], status.get("message") or ""))
+                continue
+            run = _read_run(folder) if METRICS in names else None
+            added = _read_evals(folder) if evals and "eval" in names else []
+        except (VmrError, KeyError, TypeError) as error:
+            unfinished.append(Unfinished(folder, _UNREADABLE, str(error)))
+            continue
+        if run is not None and run.metrics:
+            runs.append(run)
+        # A plain evaluation repeats what the run's own metrics say, unless it has none.
+        runs += [
+            one for one in added if run is None or not run.metrics or one.header["name"] != run.header["name"]
+        ]
+    return runs, unfinished
 
 
 def collect(root: Path) -> list[Run]:
-    """Reads every run below a directory.
-
-    Args:
-        root: a directory of run directories, at any depth. What `vmr eval` added to a run is left out.
-
-    Returns:
-        The finished runs, in order of path.
+    """Returns the finished runs below a directory, as `scan` does.
 
     Raises:
         VmrError: if there is none.
     """
-    files = sorted(path for path in root.rglob(METRICS) if path.parent.parent.name != "eval")
-    runs = []
-    for path in files:
-        content = read_json(path)
-        if isinstance(content, dict) and HEADER in content:
-            splits = {split: values for split, values in content.items() if split != HEADER}
-            runs.append(Run(path.parent, content[HEADER], splits))
+    runs, _ = scan(root)
     if not runs:
         raise VmrError(
             f"No finished run below '{root}'. Expected {METRICS} files that `vmr train` wrote; say runs=DIR."
         )
     return runs
+
+
+def _run_dirs(folder: Path) -> Iterator[tuple[Path, set[str]]]:
+    """Yields each run directory and the names in it; nothing is looked for inside one."""
+    try:
+        with os.scandir(folder) as listing:
+            entries = {entry.name: entry.is_dir(follow_symlinks=False) for entry in listing}
+    except OSError:
+        return
+    if METRICS in entries or STATUS in entries:
+        yield folder, set(entries)
+        return
+    for name in sorted(name for name, is_folder in entries.items() if is_folder):
+        if name not in _NO_RUNS and not name.startswith("."):
+            yield from _run_dirs(folder / name)
+
+
+def _read_run(folder: Path) -> Run:
+    content = read_json(folder / METRICS)
+    header = content[HEADER]
+    missing = [
+        key for key in (*_SAME_TABLE, "name", "method", "variant", "seed", "parameters") if key not in header
+    ]
+    if missing:
+        raise VmrError(f"{folder / METRICS} has no {', '.join(missing)} in its header.")
+    return Run(folder, header, {split: values for split, values in content.items() if split != HEADER})
+
+
+def _read_evals(folder: Path) -> list[Run]:
+    """Gathers what `vmr eval` left split by split: one run per name; of a split the latest counts."""
+    found: dict[str, dict[str, Run]] = defaultdict(dict)
+    for path in sorted((folder / "eval").iterdir(), key=lambda path: path.name):
+        if (path / METRICS).is_file():
+            one = _read_run(path)
+            for split in one.metrics:
+                found[str(one.header["name"])][split] = one
+    return [
+        Run(
+            folder,
+            next(iter(parts.values())).header,
+            {split: one.metrics[split] for split, one in parts.items()},
+            tuple(dict.fromkeys(one.directory for one in parts.values())),
+        )
+        for parts in found.values()
+    ]
+
+
+def remark(unfinished: Sequence[Unfinished], shown: int = 3) -> str:
+    """Says in one line how many runs are not finished, with the messages of the first few."""
+    counts = ", ".join(f"{n} {state}" for state, n in Counter(one.state for one in unfinished).items())
+    # Those that say why come first.
+    first = sorted(unfinished, key=lambda one: not one.message)[:shown]
+    named = "; ".join(f"{one.path}{f' ({_short(one.message)})' if one.message else ''}" for one in first)
+    more = ", …" if len(unfinished) > shown else ""
+    return f"Not in any table, for want of results: {counts}: {named}{more}"
+
+
+def _short(message: str) -> str:
+    line = " ".join(message.split())
+    return line if len(line) <= 200 else f"{line[:199]}…"
 
 
 def chosen(runs: Sequence[Run], where: Mapping[str, Any]) -> list[Run]:
@@ -222,7 +430,7 @@ def leaderboards(runs: Sequence[Run], metrics: Sequence[str], sort: str | None =
     for run in runs:
         tables[tuple(str(run.header[key]) for key in _SAME_TABLE)][run.header["name"]].append(run)
     boards = [
-        _leaderboard(dict(zip(_SAME_TABLE, key, strict=True)), rows, metrics)
+        _leaderboard(dict(zip(_SAME_TABLE, key, strict=True)), _apart(rows), metrics)
         for key, rows in sorted(tables.items())
     ]
     if sort is not None:
@@ -234,10 +442,28 @@ def leaderboards(runs: Sequence[Run], metrics: Sequence[str], sort: str | None =
     return boards
 
 
+def _apart(rows: Mapping[str, list[Run]]) -> dict[str, list[Run]]:
+    """Splits rows in which a seed occurs twice, as in two studies, by where the runs lie."""
+    found = {}
+    for name, runs in rows.items():
+        if len({run.header["seed"] for run in runs}) == len(runs):
+            found[name] = runs
+            continue
+        places: dict[Path | None, list[Run]] = defaultdict(list)
+        for run in runs:
+            places[run.path and run.path.parent].append(run)
+        for place, there in places.items():
+            if len({run.header["seed"] for run in there}) == len(there):
+                found[f"{name} ({place})"] = there
+            else:
+                found |= {f"{name} ({run.path})": [run] for run in there}
+    return found
+
+
 def _leaderboard(shared: dict[str, str], rows: dict[str, list[Run]], metrics: Sequence[str]) -> Leaderboard:
     columns = list(dict.fromkeys(split for runs in rows.values() for run in runs for split in run.metrics))
     columns.sort(key=lambda split: split == "selection")
-    reference = next((split for split in _REFERENCES if split in columns), None)
+    reference = next((split for split in REFERENCES if split in columns), None)
     others = [split for split in columns if split not in (reference, "selection")]
     averaged = []
     for name, runs in sorted(rows.items()):
@@ -253,51 +479,91 @@ def _leaderboard(shared: dict[str, str], rows: dict[str, list[Run]], metrics: Se
                     if all(run.metrics.get(s, {}).get(metric) is not None for s in (reference, *others))
                 ]
         averaged.append(Row(name, runs, {key: found for key, found in values.items() if found}))
-    title = f"{shared['protocol']}, features {shared['features']}"
-    if shared["origin"] == "simulated":
-        title += " (SIMULATED: no number here comes from pixels)"
-    elif shared["origin"] != "real":
-        title += f" ({shared['origin']})"
-    title += f"; selected on: {shared['selection']}; rounding: {shared['rounding']}"
+    title = (
+        f"{shared['protocol']}, {features_title(shared)}; selected on: {shared['selection']}; "
+        f"rounding: {shared['rounding']}"
+    )
     if reference is not None and others:
         columns.append(DROP)
     return Leaderboard(title, columns, list(metrics), averaged)
 
 
-def compare(board: Leaderboard) -> None:
+def features_title(header: Mapping[str, Any]) -> str:
+    """Names the features of a run, and says so where no camera was involved."""
+    title = f"features {header['features']}"
+    if header["origin"] == "simulated":
+        return f"{title} (SIMULATED: no number here comes from pixels)"
+    return title if header["origin"] == "real" else f"{title} ({header['origin']})"
+
+
+def board_scores(
+    board: Leaderboard, visit: Callable[[int, Run, Mapping[str, Sequence[Prediction]]], None] | None = None
+) -> list[list[Scores]]:
+    """Reads the predictions of every run of a table, each once and no two at a time.
+
+    Args:
+        board: the table.
+        visit: gets the number of a row, one of its runs, and the run's predictions by split.
+
+    Returns:
+        For each row and each of its runs, the score of every query in the metrics of the table, and the IoU
+        of its first moment.
+
+    Raises:
+        VmrError: if a run has no predictions, or its predictions lack the ground truth.
+    """
+    from rich.console import Console
+    from rich.progress import track
+
+    everything = [(number, run) for number, row in enumerate(board.rows) for run in row.runs]
+    scores: list[list[Scores]] = [[] for _ in board.rows]
+    indexes: dict[str, list[pd.Index]] = {}
+    for number, run in track(
+        everything,
+        "Reading predictions",
+        transient=True,
+        console=Console(stderr=True),
+        disable=len(everything) < 4,
+    ):
+        rows = split_rows(run.predictions)
+        scores[number].append(
+            query_scores(rows, run.directory, board.splits, [*board.metrics, FIRST_IOU], indexes)
+        )
+        if visit is not None:
+            visit(number, run, rows)
+    return scores
+
+
+def compare(board: Leaderboard, scores: Sequence[Sequence[Scores]]) -> None:
     """Marks, for each split and metric, the best row and those that are worse by more than chance explains.
 
     Query by query, scores are averaged over seeds, and the differences to the best row are bootstrapped.
 
     Args:
         board: its rows get marks.
-
-    Raises:
-        VmrError: if a run has no predictions.
+        scores: what `board_scores` returned.
     """
-    splits = [column for column in board.columns if column != DROP]
-    scores = [[query_scores(run.path, splits) for run in row.runs] for row in board.rows]
-    for key in [(split, metric) for split in splits for metric in board.metrics]:
-        split, metric = key
-        by_row = {
-            number: average([seed.get(split, {}).get(metric, {}) for seed in seeds])
-            for number, seeds in enumerate(scores)
-            if key in board.rows[number].values
-        }
-        if len(by_row) < 2:
-            continue
-        best = max(by_row, key=lambda number: statistics.fmean(board.rows[number].values[key]))
-        board.rows[best].marks[key] = BEST
-        for number, row_scores in by_row.items():
-            both = [query for query in by_row[best] if query in row_scores]
-            if number == best or not both:
-                continue
-            difference = paired_bootstrap(
-                np.array([by_row[best][query] for query in both]),
-                np.array([row_scores[query] for query in both]),
-            )
+    for split in board.splits:
+        rows = [
+            average([seed[split] for seed in seeds])
+            if seeds and all(split in seed for seed in seeds)
+            else None
+            for seeds in scores
+        ]
+        best: dict[str, int] = {}
+        for metric in board.metrics:
+            key = split, metric
+            there = [
+                number
+                for number, frame in enumerate(rows)
+                if frame is not None and metric in frame and key in board.rows[number].values
+            ]
+            if len(there) > 1:
+                best[metric] = max(there, key=lambda n: statistics.fmean(board.rows[n].values[key]))
+                board.rows[best[metric]].marks[key] = BEST
+        for (number, metric), difference in worse_than_best(rows, best).items():
             if difference.significant:
-                board.rows[number].marks[key] = WORSE
+                board.rows[number].marks[split, metric] = WORSE
 
 
 def wide_console() -> Console:
@@ -311,21 +577,22 @@ def wide_console() -> Console:
 def _print(boards: Sequence[Leaderboard], compared: bool) -> None:
     """Prints each table, its metrics one below the other, so that many splits fit a terminal."""
     from rich.table import Table
+    from rich.text import Text
 
     console = wide_console()
     for board in boards:
         table = Table()
         table.add_column("metric")
         table.add_column("run", overflow="fold")
-        for column in (*board.columns, *_REST):
+        heads, costs = board.cost()
+        for column in (*board.columns, *heads):
             table.add_column(column, justify="right")
         for metric in board.metrics:
-            for row in board.rows:
-                table.add_row(
-                    metric, row.name, *(row.cell((column, metric)) for column in board.columns), *row.rest()
-                )
+            for row, cost in zip(board.rows, costs, strict=True):
+                cells = [row.cell((column, metric)) for column in board.columns]
+                table.add_row(metric, Text(row.name), *cells, *cost)
             table.add_section()
-        console.print(board.title, highlight=False, soft_wrap=True)
+        console.print(Text(board.title), soft_wrap=True)
         console.print(table)
         notes = ["per cent; mean ± sample standard deviation over seeds"]
         if DROP in board.columns:
@@ -352,13 +619,14 @@ def _csv(boards: Sequence[Leaderboard]) -> str:
 
 
 def _latex(boards: Sequence[Leaderboard]) -> str:
-    tables = []
-    for board in boards:
-        frame = board.frame().apply(lambda column: column.str.replace(WORSE, "@down@"))
-        style = frame.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis=1)
-        text = style.to_latex(caption=_escaped(board.title), hrules=True, position="t")
-        tables.append(text.replace("@down@", r"$\downarrow$").replace("±", r"$\pm$"))
-    return "\n".join(tables)
+    return "\n".join(_latex_table(board.frame(), board.title) for board in boards)
+
+
+def _latex_table(frame: pd.DataFrame, title: str) -> str:
+    frame = frame.apply(lambda column: column.str.replace(WORSE, "@down@"))
+    style = frame.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis=1)
+    text = style.to_latex(caption=_escaped(title), hrules=True, position="t")
+    return text.replace("@down@", r"$\downarrow$").replace("±", r"$\pm$")
 
 
 def _escaped(text: str) -> str:
@@ -367,4 +635,50 @@ def _escaped(text: str) -> str:
     return text
 
 
+def _print_frames(tables: Sequence[PrintedTable]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    console = wide_console()
+    for one in tables:
+        frame = one.frame()
+        table = Table(show_lines=False)
+        for column in frame.columns:
+            table.add_column(
+                Text(column), justify="left" if column in one.labels else "right", overflow="fold"
+            )
+        for cells in frame.itertuples(index=False):
+            table.add_row(*map(Text, cells))
+        console.print(Text(one.title), soft_wrap=True)
+        console.print(table)
+        console.print(Text("\n".join(one.notes), "dim"), "\n", soft_wrap=True, sep="")
+
+
+def _printed_markdown(tables: Sequence[PrintedTable]) -> str:
+    return "\n".join(
+        f"### {one.title}\n\n{one.frame().to_markdown(index=False, disable_numparse=True)}\n\n"
+        + "".join(f"- {note}\n" for note in one.notes)
+        for one in tables
+    )
+
+
+def _printed_csv(tables: Sequence[PrintedTable]) -> str:
+    frames = []
+    for one in tables:
+        frame = one.frame(in_full=True)
+        frame.insert(0, "table", one.title)
+        frames.append(frame.to_csv(index=False, lineterminator="\n"))
+    return "".join(frames)
+
+
+def _printed_latex(tables: Sequence[PrintedTable]) -> str:
+    return "\n".join(_latex_table(one.frame(), one.title) for one in tables)
+
+
+_PRINTED_WRITERS: dict[str, Callable[[Sequence[PrintedTable]], str]] = {
+    "table": _printed_markdown,
+    "markdown": _printed_markdown,
+    "csv": _printed_csv,
+    "latex": _printed_latex,
+}
 _WRITERS = {"table": _markdown, "markdown": _markdown, "csv": _csv, "latex": _latex}
