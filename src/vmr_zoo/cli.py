@@ -123,7 +123,8 @@ Tab completion: eval "$(vmr completion bash)\""""
 def _as_typed(arg: str) -> str:
     """Turns what a user types for `vmr predict` into Hydra's grammar, which reads commas and quotes itself.
 
-    A sentence or a file name is quoted unless it is quoted or a list already; --json is json=true.
+    A sentence or a file name is quoted unless it is quoted or a list already; --json is json=true. In a
+    sentence "${" is what it looks like, no interpolation.
     """
     if arg == "--json":
         return "json=true"
@@ -136,6 +137,8 @@ def _as_typed(arg: str) -> str:
         return arg
     from hydra.core.override_parser.types import Quote, QuotedString
 
+    if key == "query":
+        value = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
     return f"{key}={QuotedString(value, Quote.single).with_quotes()}"
 
 

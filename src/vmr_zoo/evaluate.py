@@ -190,6 +190,7 @@ def _keys(node: DictConfig, prefix: str) -> list[str]:
 
 def load_weights(method: Method, path: Path, changes: Sequence[str] = ()) -> None:
     """Loads a safetensors export into a method built from the same configuration."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_model
 
     if not path.is_file():
@@ -199,6 +200,11 @@ def load_weights(method: Method, path: Path, changes: Sequence[str] = ()) -> Non
         )
     try:
         load_model(method, str(path))
+    except SafetensorError as error:
+        raise VmrError(
+            f"{path} is no safetensors file ({error}). It holds the weights of the run: copy it again, or "
+            "train the run again."
+        ) from error
     except RuntimeError as error:
         changed = f" with {', '.join(changes)}" if changes else ""
         raise VmrError(
