@@ -1,0 +1,118 @@
+"""Every sweep of experiments/ composes, and what each of its jobs would train can be built."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import hydra
+import pytest
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import OmegaConf, open_dict
+
+from vmr_zoo.config import config_dir, register_resolvers, settle
+from vmr_zoo.errors import VmrError
+from vmr_zoo.methods.base import Method
+
+EXPERIMENTS = config_dir().parent / "experiments"
+SWEEPS = sorted(EXPERIMENTS.glob("*/*.yaml"))
+FIDELITY = sorted((EXPERIMENTS / "fidelity").glob("*.yaml"))
+NOT_TRAINED = {"choices", "name", "run", "callbacks", "logger"}
+
+
+def name_of(path: Path) -> str:
+    return f"{path.parent.name}/{path.stem}"
+
+
+def jobs(sweep: Path) -> list[list[str]]:
+    """The overrides of each job with the first seed."""
+    params = {key: str(value) for key, value in OmegaConf.load(sweep).hydra.sweeper.params.items()}
+    params |= {"seed": params["seed"].split(",")[0]}
+    parsed = OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in params.items()])
+    return [list(job) for job in BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]]
+
+
+@pytest.fixture
+def compose():
+    """Composes a job as `vmr train --config-dir … --config-name …` does; returns it resolved."""
+    register_resolvers()
+    before = HydraConfig.instance().cfg
+
+    def composed(sweep: Path, overrides: list[str]):
+        search = create_config_search_path(str(config_dir()))
+        search.prepend("command-line", f"file://{sweep.parent}")
+        GlobalHydra.instance().clear()
+        Hydra.create_main_hydra2("train", search)
+        cfg = hydra.compose(sweep.stem, overrides, return_hydra_config=True)
+        HydraConfig.instance().set_config(cfg)
+        settle(cfg)
+        with open_dict(cfg):
+            del cfg["hydra"]
+        OmegaConf.resolve(cfg)
+        return cfg
+
+    yield composed
+    GlobalHydra.instance().clear()
+    HydraConfig.instance().cfg = before
+
+
+def build(node):
+    """Builds a method, unless it asks for published weights that are not here."""
+    try:
+        assert isinstance(instantiate(node), Method)
+    except InstantiationException as error:
+        if not (isinstance(error.__cause__, VmrError) and "Download it" in str(error.__cause__)):
+            raise
+
+
+@pytest.mark.parametrize("sweep", SWEEPS, ids=name_of)
+def test_a_sweep_composes(sweep, compose):
+    cfg = compose(sweep, jobs(sweep)[0])
+    assert Path(cfg.run).is_relative_to("runs")
+    build(cfg.method)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sweep", SWEEPS, ids=name_of)
+def test_every_job_of_a_sweep_builds_and_has_a_directory_of_its_own(sweep, compose):
+    runs = set()
+    for job in jobs(sweep):
+        cfg = compose(sweep, job)
+        build(cfg.method)
+        runs.add(cfg.run)
+    assert len(runs) == len(jobs(sweep))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sweep", FIDELITY, ids=lambda path: path.stem)
+def test_every_switch_changes_what_is_trained(sweep, compose):
+    def trained(overrides):
+        cfg = OmegaConf.to_container(compose(sweep, overrides))
+        return {key: value for key, value in cfg.items() if key not in NOT_TRAINED}
+
+    full, *switched = map(trained, jobs(sweep))
+    assert len(switched) > 2
+    for number, cfg in enumerate(switched, 1):
+        assert cfg != full, jobs(sweep)[number]
+
+
+def test_every_switch_is_in_a_sweep():
+    group = EXPERIMENTS / "fidelity/ablation"
+    there = {str(path.relative_to(group).with_suffix("")) for path in group.rglob("*.yaml")}
+    swept = {job.partition("=")[2] for sweep in FIDELITY for one in jobs(sweep) for job in one}
+    assert there <= swept
+
+
+def test_a_narrator_that_errs_has_features_of_its_own(compose):
+    sweep = EXPERIMENTS / "narrator_noise/sweep.yaml"
+    cfg = compose(sweep, ["data=shapes", "method=tea", "narrator_error=0.25"])
+    narrator = instantiate(cfg.features.narration.narrator)
+    assert (narrator.miss, narrator.confuse, narrator.hallucinate) == (0.25, 0.25, 0.25)
+    assert cfg.data.features.name == "shapes_narrator_error_0.25"
+    assert "shapes-shapes_narrator_error_0.25/tea-paper+narrator_error-0.25" in cfg.run
