@@ -24,7 +24,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
 from vmr_zoo import run_dir, wandb_runs
-from vmr_zoo.callbacks import PruneByMedian
+from vmr_zoo.callbacks import PruneByMedian, StepTime
 from vmr_zoo.errors import VmrError
 from vmr_zoo.evaluate import predict_rows, predictor, print_metrics, quiet, score, splits_of
 from vmr_zoo.run_dir import HEADER
@@ -105,6 +105,8 @@ def _fit(cfg: DictConfig, run: Path, config: dict[str, Any], leads: bool) -> int
         trainer = _trainer(cfg, run)
 
     resuming, before = cfg.resume, 0.0
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
     if leads:
         resuming = run_dir.open_new(run, config, cfg.resume)
         log.info(f"{cfg.name} on {cfg.data.name} ({cfg.features.name}), seed {cfg.seed} -> {run}")
@@ -180,6 +182,8 @@ def _results(
     _export(method, run / run_dir.WEIGHTS)
     rows, metrics = [], {}
     alone = predictor(cfg.trainer, run)
+    cost = _cost(trainer)
+    asked = time.monotonic()
     for name in splits_of(data):
         split_rows = predict_rows(alone, method, data, name)
         metrics[name] = score(split_rows, data, name, method)
@@ -189,10 +193,30 @@ def _results(
         "epochs": trainer.current_epoch,
         "best_epoch": best,
         "train_seconds": round(seconds, 1),
+        **cost,
+        "inference_ms": round(1000 * (time.monotonic() - asked) / max(1, len(rows)), 3),
     }
     run_dir.write_rows(run / run_dir.PREDICTIONS, rows)
     run_dir.write_json(run / run_dir.METRICS, {HEADER: header, **metrics})
     return header, metrics
+
+
+def _cost(trainer: lightning.Trainer) -> dict[str, float]:
+    """Says what training took, where it can be told.
+
+    Returns:
+        "step_ms": milliseconds of a step since the run was last started, see `StepTime`; on a GPU
+        "peak_memory_mb", MiB that tensors took at most. What a process took on the CPU would count the jobs
+        before this one: `vmr bench` measures that.
+    """
+    cost: dict[str, float] = {}
+    hooks = trainer.callbacks  # type: ignore[attr-defined]
+    clock = next((hook for hook in hooks if isinstance(hook, StepTime)), None)
+    if clock is not None and clock.steps:
+        cost["step_ms"] = round(1000 * clock.seconds / clock.steps, 3)
+    if trainer.strategy.root_device.type == "cuda":
+        cost["peak_memory_mb"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
+    return cost
 
 
 def _no_room(error: BaseException) -> OSError | None:
