@@ -195,14 +195,17 @@ def _unreachable(path: str, error: Exception) -> VmrError:
     """Explains what the public API raised: an unknown project is a ValueError, a missing key a UsageError."""
     from wandb.errors import UsageError
 
-    reason = str(error).strip() or type(error).__name__
     if isinstance(error, UsageError):
         hint = "Say `wandb login`, or set WANDB_API_KEY."
     elif isinstance(error, ValueError):
         hint = "Check entity=… and project=…, and that the key may read them."
     else:
         hint = "Check the network, WANDB_API_KEY, entity=… and project=…"
-    return VmrError(f"Cannot read '{path}' from Weights & Biases: {reason.rstrip('.')}. {hint}")
+    return VmrError(f"Cannot read '{path}' from Weights & Biases: {_first_line(error)}. {hint}")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def log_leaderboards(boards: Sequence[Leaderboard], entity: str | None, project: str, folder: Path) -> str:
@@ -237,7 +240,7 @@ def log_leaderboards(boards: Sequence[Leaderboard], entity: str | None, project:
         run.finish()
     except wandb.errors.Error as error:
         raise VmrError(
-            f"Cannot log to '{project}' on Weights & Biases: {str(error).rstrip('.')}. Check the network and "
+            f"Cannot log to '{project}' on Weights & Biases: {_first_line(error)}. Check the network and "
             "the key, or set WANDB_MODE=offline."
         ) from error
     if run.offline:
