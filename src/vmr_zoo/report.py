@@ -254,7 +254,8 @@ def main(cfg: DictConfig) -> int:
         if cfg.log:
             from vmr_zoo.wandb_runs import log_leaderboards
 
-            print(log_leaderboards(boards, cfg.entity, cfg.project, root))
+            said = log_leaderboards(boards, cfg.entity, cfg.project, root)
+            print(said, file=sys.stdout if cfg.format == "table" else sys.stderr)
     if unfinished:
         print(remark(unfinished), file=sys.stdout if cfg.format == "table" else sys.stderr)
     return 1 if any(one.state == _UNREADABLE for one in unfinished) else 0
