@@ -102,7 +102,7 @@ class PrintedTable:
     columns: list[Column]
     close: bool
 
-    labels = ("data", "split", "features", "row", "no number of ours")
+    labels = ("data", "split", "features", "row", "no comparable number: why")
 
     @property
     def title(self) -> str:

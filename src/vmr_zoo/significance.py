@@ -129,28 +129,35 @@ def query_scores(
         VmrError: if the predictions lack the ground truth or are broken.
     """
     settings = _settings(run)
+    answered = {name: [row for row in rows.get(name, ()) if row["moments"]] for name in splits}
+    answered = {name: own for name, own in answered.items() if own}
+    ids = {name: pd.Index([str(row["query_id"]) for row in own]) for name, own in answered.items()}
+    # All splits at once: many short ones would cost more in calls than in arithmetic.
+    together = _scored([row for own in answered.values() for row in own], settings)
     scores: Scores = {}
-    for name in splits:
-        answered = [row for row in rows.get(name, ()) if row["moments"]]
-        if not answered:
-            continue
-        index = pd.Index([str(row["query_id"]) for row in answered])
-        scored = _scored(answered, settings) if index.is_unique else None
-        if scored is None:
-            scored = _checked(answered, settings, name, f"{run}, split {name}")
+    start = 0
+    for name, own in answered.items():
+        if together is None or not ids[name].is_unique:
+            scored = _checked(own, settings, name, f"{run}, split {name}")
+        else:
+            scored = {key: x[start : start + len(own)] for key, x in together.items()}
+        start += len(own)
         kept = {key: x for key, x in scored.items() if metrics is None or key in metrics}
         known = [] if indexes is None else indexes.setdefault(name, [])
-        shared = next((other for other in known if other.equals(index)), None)
+        shared = next((other for other in known if other.equals(ids[name])), None)
         if shared is None:
-            known.append(index)
+            known.append(ids[name])
         scores[name] = pd.DataFrame(
-            {key: x.astype(np.float32) for key, x in kept.items()}, index=index if shared is None else shared
+            {key: x.astype(np.float32) for key, x in kept.items()},
+            index=ids[name] if shared is None else shared,
         )
     return scores
 
 
 def _scored(rows: Sequence[Row], settings: MetricSettings) -> dict[str, Floats] | None:
     """Scores rows by metric, without the checks of `vmr score`; None where they would fail."""
+    if not rows:
+        return None
     read = max(settings.windows, 5)
     try:
         windows, window_mask = _packed([row["pred_relevant_windows"][:read] for row in rows], 3)
