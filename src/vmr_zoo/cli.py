@@ -27,6 +27,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "eval": ("vmr_zoo.evaluate", "score a trained run on splits of its protocol"),
     "score": ("vmr_zoo.score", "score a predictions file against the ground truth, without a model"),
     "extract": ("vmr_zoo.extract", "turn videos into features"),
+    "pack": ("vmr_zoo.pack", "write video features as one flat array"),
     "narrate": ("vmr_zoo.narrate", "turn videos into narrations"),
     "embed": ("vmr_zoo.embed", "turn sentences and narrations into text features"),
     "predict": ("vmr_zoo.predict", "find moments in your own video with a trained run"),
