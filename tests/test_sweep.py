@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import json
+import multiprocessing
 import os
+import random
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback
 from safetensors.torch import load_file
 
 import toy
-from vmr_zoo import files, run_dir
+from vmr_zoo import cli, files, run_dir
 from vmr_zoo.callbacks import should_prune
+from vmr_zoo.config import compose, config_dir
+from vmr_zoo.errors import VmrError
 
 TOY = (toy.SEARCH, "data=toy", "logger=csv", "trainer.accelerator=cpu", "trainer.max_epochs=2")
 TESTS = Path(__file__).parent
@@ -126,3 +136,200 @@ def test_only_a_trial_below_the_median_is_pruned():
     assert not should_prune({0: 11.0, 1: 31.0}, siblings, startup=3, warmup=1)
     assert not should_prune({0: 11.0}, siblings, startup=3, warmup=1), "warming up"
     assert not should_prune({0: 11.0, 1: 29.0}, siblings, startup=4, warmup=1), "too few to compare with"
+
+
+@pytest.mark.slow
+def test_a_sweep_killed_half_way_ends_with_the_table_of_one_left_alone(vmr, tmp_path):
+    """Twenty jobs, two at a time; SIGKILL to every process once nine are done."""
+
+    def table(runs: str) -> list[dict[str, str]]:
+        out = tmp_path / f"{runs}.csv"
+        assert vmr("report", f"runs={tmp_path / runs}", "format=csv", f"out={out}") == 0
+        with out.open(newline="") as lines:
+            rows = list(csv.DictReader(lines))
+        assert {row["seeds"] for row in rows} == {"10"}
+        return [{k: v for k, v in row.items() if not k.endswith((" s", " ms", "seconds"))} for row in rows]
+
+    sweep = [
+        "train", "-m", *TOY, "method=toy", "method.optimizer.lr=0.01,0.05", "seed=0,1,2,3,4,5,6,7,8,9",
+        "trainer.max_epochs=4",
+    ]  # fmt: skip
+    assert vmr(*sweep, f"paths.runs={tmp_path}/alone") == 0
+
+    command = [
+        sys.executable,
+        "-m",
+        "vmr_zoo.cli",
+        *sweep,
+        f"paths.runs={tmp_path}/cut",
+        "hydra.launcher.n_jobs=2",
+    ]
+    started = subprocess.Popen(
+        command, env=ENVIRONMENT, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 500
+    while (done := len(list(tmp_path.glob("cut/*/*/*/metrics.json")))) < 9 and started.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(started.pid, signal.SIGKILL)
+    assert started.wait() == -signal.SIGKILL
+    assert 9 <= done < 20
+    states = [state(path.parent) for path in tmp_path.glob("cut/*/*/*/config.yaml")]
+    assert "running" in states, "the kill came amidst a run"
+
+    again = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert "skipped" in again.stderr
+    assert table("cut") == table("alone")
+
+
+def _train(args: list[str]) -> None:
+    sys.exit(cli.main(["train", *args]))
+
+
+@pytest.mark.slow
+def test_killed_at_random_steps_and_resumed_equals_undisturbed(train_toy, tmp_path):
+    """Three SIGKILLs, at steps drawn anew each time that this test runs."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["vmr_zoo.train", "toy"])
+    steps = sorted(random.SystemRandom().sample(range(1, 12), 3))  # four epochs of three steps
+
+    def train(*args: str) -> int | None:
+        job = context.Process(
+            target=_train,
+            args=(
+                [
+                    *TOY[:-1],
+                    "method=toy",
+                    "trainer.max_epochs=4",
+                    "resume=true",
+                    f"run={tmp_path}/cut",
+                    *args,
+                ],
+            ),
+        )
+        job.start()
+        job.join()
+        return job.exitcode
+
+    for step in steps:
+        at = [f"+callbacks.stop.step={step}", f"+callbacks.stop.signal={int(signal.SIGKILL)}"]
+        assert train("+callbacks.stop._target_=toy.At", *at) == -signal.SIGKILL
+        assert state(tmp_path / "cut") == "running"
+    assert train() == 0
+
+    _, whole = train_toy("trainer.max_epochs=4", name="whole")
+    results = []
+    for run in (whole, tmp_path / "cut"):
+        metrics = json.loads((run / "metrics.json").read_text())
+        metrics["header"] = {k: v for k, v in metrics["header"].items() if not k.endswith(("seconds", "_ms"))}
+        results.append(
+            (metrics, (run / "predictions.jsonl").read_bytes(), load_file(run / "model.safetensors"))
+        )
+    (a, a_rows, a_weights), (b, b_rows, b_weights) = results
+    assert a == b, steps
+    assert a_rows == b_rows, steps
+    assert all(torch.equal(a_weights[name], b_weights[name]) for name in a_weights), steps
+
+
+SEARCHES = sorted(path.stem for path in (config_dir() / "search").glob("*.yaml") if path.stem != "default")
+
+
+def test_every_trainable_method_has_a_search():
+    methods = {path.stem for path in (config_dir() / "method").glob("*.yaml")}
+    assert set(SEARCHES) == methods - {"predict_all", "bias_kde"}
+
+
+@pytest.mark.parametrize("method", SEARCHES)
+def test_every_search_space_names_arguments_of_its_method(method):
+    """Composed once at the low end of each range: an unknown key is refused."""
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="pip install 'vmr_zoo[sweep]'")
+    from hydra_plugins.hydra_optuna_sweeper._impl import create_params_from_overrides
+    from omegaconf import OmegaConf
+
+    space = OmegaConf.load(config_dir() / "search" / f"{method}.yaml").hydra.sweeper.params
+    found, fixed = create_params_from_overrides([f"{key}={value}" for key, value in space.items()])
+    assert not fixed
+    assert "method.optimizer.lr" in found
+    lowest = {k: getattr(v, "choices", None) or [v.low] for k, v in found.items()}
+    cfg = compose("train", [f"search={method}", "data=shapes", *(f"{k}={v[0]}" for k, v in lowest.items())])
+    assert cfg.choices.method == method
+    assert all(OmegaConf.select(cfg, key) == value[0] for key, value in lowest.items())
+    trial, study = Path(cfg.run).parent.name, Path(cfg.run).parent.parent
+    assert study.parts[-2:] == ("search", f"{method}-paper")
+    assert trial.count("+") == len(found) or len(trial) > 120
+
+
+def test_a_search_maximises_the_selection_metric_and_goes_on_where_it_stopped(vmr, tmp_path, capsys):
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="pip install 'vmr_zoo[sweep]'")
+    search = ["train", "search=toy", *TOY, f"paths.runs={tmp_path}"]
+    assert vmr(*search, "hydra.sweeper.n_trials=1") == 0
+    (first,) = tmp_path.glob("toy-toy/search/toy-paper+max_epochs-2/*/seed0")
+    before = stamp(first)
+    assert vmr(*search, "hydra.sweeper.n_trials=2") == 0
+    assert stamp(first) == before
+    assert "skipped" in capsys.readouterr().err
+    runs = list(tmp_path.glob("toy-toy/search/toy-paper+max_epochs-2/*/seed0"))
+    assert len(runs) == 2
+    values = [json.loads((run / "metrics.json").read_text())["selection"]["mIoU"] for run in runs]
+    assert [run_dir.objective(run) for run in runs] == values
+    best = (tmp_path / "optimization_results.yaml").read_text()
+    assert f"best_value: {max(values)}" in best
+
+
+def test_a_pruned_run_says_so_and_stands_in_no_leaderboard(train_toy, vmr, tmp_path):
+    prune = [
+        "+callbacks.prune._target_=vmr_zoo.callbacks.PruneByMedian", "+callbacks.prune.run=${run}",
+        "+callbacks.prune.metric=mIoU", "+callbacks.prune.startup=1", "+callbacks.prune.warmup=2",
+        "trainer.max_epochs=6",
+    ]  # fmt: skip
+    _, good = train_toy(*prune, "method.optimizer.lr=0.05", name="study/good/seed0")
+    code, bad = train_toy(*prune, "method.optimizer.lr=0", name="study/bad/seed0")
+    assert code == 0
+    assert (state(good), state(bad)) == ("finished", "pruned")
+    assert "the median of 1 other trials" in run_dir.status(bad)["message"]
+    assert run_dir.objective(bad) < run_dir.objective(good)
+    assert not (bad / "metrics.json").exists()
+    before = stamp(bad)
+    assert train_toy(*prune, "method.optimizer.lr=0", "resume=true", name="study/bad/seed0")[0] == 0
+    assert stamp(bad) == before
+    out = tmp_path / "board.csv"
+    assert vmr("report", f"runs={tmp_path}/study", "format=csv", f"out={out}") == 0
+    assert "lr-0.05" in out.read_text()
+    assert "lr-0," not in out.read_text()
+
+
+class Mishap(Callback):
+    """In one seed, crashes; in another, is pre-empted once, as Slurm does it: by SIGUSR2."""
+
+    def __init__(self, seed: int, crash: int, preempt: int, marker: str) -> None:
+        self.seed, self.crash, self.preempt, self.marker = seed, crash, preempt, Path(marker)
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:  # type: ignore[no-untyped-def]
+        if self.seed == self.crash:
+            raise VmrError("crashed")
+        if self.seed == self.preempt and trainer.global_step == 4 and not self.marker.exists():
+            self.marker.touch()
+            os.kill(os.getpid(), signal.SIGUSR2)
+
+
+@pytest.mark.slow
+def test_submitit_runs_a_sweep_with_a_crash_and_a_preemption(vmr, train_toy, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("submitit", reason="pip install 'vmr_zoo[sweep]'")
+    monkeypatch.setenv("PYTHONPATH", ENVIRONMENT["PYTHONPATH"])
+    marker = tmp_path / "preempted"
+    code = vmr(
+        "train", "-m", *TOY, "method=toy", "seed=0,1,2,3", "hydra/launcher=submitit_local",
+        f"paths.runs={tmp_path}/runs", "+callbacks.mishap._target_=test_sweep.Mishap",
+        "+callbacks.mishap.seed=${seed}", "+callbacks.mishap.crash=2", "+callbacks.mishap.preempt=3",
+        f"+callbacks.mishap.marker={marker}",
+    )  # fmt: skip
+    assert code == 1
+    runs = tmp_path / "runs" / "toy-toy" / "toy-paper+max_epochs-2"
+    states = {seed: state(runs / f"seed{seed}") for seed in range(4)}
+    assert states == {0: "finished", 1: "finished", 2: "failed", 3: "finished"}
+    assert marker.exists()
+    assert (runs / "seed3" / "metrics-001.csv").exists(), "the second session of the run that was pre-empted"
+    assert "crashed" in capsys.readouterr().err
+    _, whole = train_toy("seed=3", name="whole")
+    assert (whole / "predictions.jsonl").read_bytes() == (runs / "seed3" / "predictions.jsonl").read_bytes()

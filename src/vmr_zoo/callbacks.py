@@ -268,6 +268,8 @@ class EpochLines(Callback):
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Prints the epoch, its loss, the selection metric and the seconds it took."""
+        if not self._started:
+            return  # Lightning ends an epoch once more that a resumed run had ended already
         metrics = trainer.callback_metrics
         parts = [f"{self.title} epoch {trainer.current_epoch + 1}/{trainer.max_epochs}".strip()]
         if "train/loss" in metrics:

@@ -81,7 +81,7 @@ def print_table(reports: Sequence[Report]) -> None:
     from rich.text import Text
 
     counts = Counter(report.state for report in reports)
-    table = Table(title=f"{len(reports)} jobs", title_justify="left")
+    table = Table(title=f"{len(reports)} job{'s' * (len(reports) != 1)}", title_justify="left")
     for column in ("", "jobs", "error and directory"):
         table.add_column(column, overflow="fold", justify="right" if column == "jobs" else "left")
     told = {"skipped": "finished before", "started": "ended without a word: killed, or out of memory?"}
