@@ -35,6 +35,7 @@ from rich.progress import track
 from vmr_zoo.data.annotations import Protocol, Query
 from vmr_zoo.data.word_table import WordTable, words
 from vmr_zoo.errors import VmrError, some, unknown
+from vmr_zoo.video.files import NAMES
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Read = Literal["names", "sample", "all"]
@@ -42,9 +43,6 @@ Read = Literal["names", "sample", "all"]
 
 ORIGINS = ("real", "rendered", "simulated")
 _SAMPLE = 32
-
-NAMES = ("{id}", "{id}.avi", "{id}-cam-002")
-"""What a video's array may be called, tried in order; the last two occur in TACoS."""
 
 
 # ---------------------------------------------------------------------------------------------- problems

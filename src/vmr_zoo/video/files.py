@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from vmr_zoo.data.features import NAMES
 from vmr_zoo.errors import VmrError, some
 
 if TYPE_CHECKING:
@@ -23,6 +22,9 @@ SUFFIXES = (
 
 LISTS = (".txt", ".lst", ".list")
 """What counts as a text file of paths."""
+
+NAMES = ("{id}", "{id}.avi", "{id}-cam-002")
+"""What a video's file or array may be called, tried in order; the last two occur in TACoS."""
 
 T = TypeVar("T")
 

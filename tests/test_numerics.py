@@ -1,0 +1,81 @@
+"""Batches at the edge of what data can be: losses and gradients stay finite, in float32 and in bfloat16."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from batches import make_batch, row
+from test_methods_contract import METHODS, build, configured, learns
+from vmr_zoo.types import Batch
+
+
+def one_clip(batch: Batch) -> Batch:
+    """All but the first clip of every video is padding, and so is all but the first of what belongs to it."""
+    for mask in ("video_mask", "saliency_mask"):
+        if mask in batch:
+            batch[mask] = batch[mask].clone()  # type: ignore[literal-required]
+            batch[mask][:, 1:] = False  # type: ignore[literal-required]
+    for field in ("video", "patches", "saliency"):
+        if field in batch:
+            batch[field] = batch[field].clone()  # type: ignore[literal-required]
+            batch[field][:, 1:] = 0  # type: ignore[literal-required]
+    if "shift_order" in batch:
+        batch["shift_order"] = torch.arange(batch["shift_order"].shape[1]).expand_as(batch["shift_order"])
+    return batch
+
+
+def identical_clips(batch: Batch) -> Batch:
+    batch["video"] = torch.ones_like(batch["video"]) * batch["video_mask"][..., None]
+    return batch
+
+
+def with_spans(start: float, end: float) -> Callable[[Batch], Batch]:
+    def change(batch: Batch) -> Batch:
+        for field in ("spans", "shifted_spans"):
+            if field in batch:
+                span = torch.tensor([start, end]).expand_as(batch[field])  # type: ignore[literal-required]
+                batch[field] = span * batch["span_mask"][..., None]  # type: ignore[literal-required]
+        return batch
+
+    return change
+
+
+CHANGES: dict[str, Callable[[Batch], Batch]] = {
+    "one clip": one_clip,
+    "one query": lambda batch: row(batch, 1),
+    "identical clips": identical_clips,
+    "moments as long as the video": with_spans(0.0, 1.0),
+    "moments of no length": with_spans(0.5, 0.5),
+    "moments of no length at the end": with_spans(1.0, 1.0),
+}
+
+
+@pytest.mark.parametrize("bfloat16", [False, True], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("name", METHODS)
+def test_losses_and_gradients_are_finite(name: str, bfloat16: bool) -> None:
+    for edge, change in (CHANGES | {"several windows": lambda batch: batch}).items():
+        method = build(name).train()
+        if not learns(method):
+            pytest.skip("has no parameters")
+        optimizer = configured(method)
+        moments = (3, 4, 1, 5) if edge == "several windows" else (1, 2, 1, 3)
+        for step in range(2):
+            batch = change(make_batch(method.needs, seed=step, moments=moments))
+            with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+                losses = method.losses(batch)
+                total: Tensor = method.total_loss(losses)
+            odd = {key: value.item() for key, value in losses.items() if not value.isfinite()}
+            assert not odd, f"{edge}, step {step}: {odd}"
+            optimizer.zero_grad()
+            total.backward()
+            odd_gradients = [
+                key
+                for key, p in method.named_parameters()
+                if p.grad is not None and not p.grad.isfinite().all()
+            ]
+            assert odd_gradients == [], f"{edge}, step {step}"
+            optimizer.step()
