@@ -199,6 +199,10 @@ def test_filters_and_sorting(runs):
 
 def test_every_format_holds_the_same_cells(runs, tmp_path, capsys):
     written = {}
+    for seed, git in enumerate(
+        [{"revision": "1" * 40, "dirty": True}, {"revision": "0" * 40, "dirty": False}]
+    ):
+        (runs / "weak" / f"seed{seed}" / "environment.json").write_text(json.dumps({"git": git}))
     for kind in ("csv", "markdown", "latex"):
         out = tmp_path / f"table.{kind}"
         assert cli.main(["report", f"runs={runs}", f"format={kind}", f"out={out}", "significance=true"]) == 2
@@ -208,6 +212,7 @@ def test_every_format_holds_the_same_cells(runs, tmp_path, capsys):
         written[kind] = out.read_text()
     frame = pd.read_csv(tmp_path / "table.csv", dtype=str)
     assert list(frame["iid R1@0.5"]) == ["79.00", f"80.00{BEST}", f"50.00 ± 7.07{WORSE}"]
+    assert list(frame["revision"]) == ["?", "?", f"{'0' * 10} {'1' * 10}+changes"]
     assert f"| 50.00 ± 7.07{WORSE} |" in written["markdown"]
     assert r"50.00 $\pm$ 7.07$\downarrow$" in written["latex"]
     assert r"features f\_1" in written["latex"]

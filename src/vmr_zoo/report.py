@@ -16,7 +16,7 @@ from omegaconf import DictConfig, ListConfig
 
 from vmr_zoo.errors import VmrError, unknown
 from vmr_zoo.files import atomic_write
-from vmr_zoo.run_dir import HEADER, METRICS, PREDICTIONS, STATUS, read_json
+from vmr_zoo.run_dir import ENVIRONMENT, HEADER, METRICS, PREDICTIONS, STATUS, read_json
 from vmr_zoo.significance import (
     FIRST_IOU,
     Scores,
@@ -615,8 +615,18 @@ def _csv(boards: Sequence[Leaderboard]) -> str:
     for board in boards:
         frame = board.frame()
         frame.insert(0, "table", board.title)
+        frame["revision"] = [" ".join(sorted({_revision(run) for run in row.runs})) for row in board.rows]
         parts.append(frame.to_csv(index=False, lineterminator="\n"))
     return "".join(parts)
+
+
+def _revision(run: Run) -> str:
+    """Returns the git revision that made a run, marked where the checkout had changes; "?" if unknown."""
+    file = None if run.path is None else run.path / ENVIRONMENT
+    git = read_json(file).get("git") if file is not None and file.is_file() else None
+    if not git or not git.get("revision"):
+        return "?"
+    return f"{git['revision'][:10]}{'+changes' if git.get('dirty') else ''}"
 
 
 def _latex(boards: Sequence[Leaderboard]) -> str:
