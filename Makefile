@@ -2,6 +2,9 @@
 #             print the leaderboard and write it as a page
 # make test   the tests without the slow ones
 # Both make .venv and install by themselves; a second call finds that done.
+# make bench  what a step and an answer of each method cost on this machine
+# make audit  known vulnerabilities of what is installed
+# CONSTRAINTS=constraints.txt installs the versions that the tests last passed with.
 
 PYTHON ?= python3
 VENV := .venv
@@ -14,7 +17,7 @@ DEMO_RUNS := runs/demo
 unexport PIP_USER PIP_TARGET PIP_PREFIX PIP_ROOT PIP_NO_DEPS PIP_REQUIRE_VIRTUALENV PIP_CONSTRAINT PIP_DRY_RUN
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: install demo test test-all lint format clean
+.PHONY: install demo test test-all coverage bench audit lint format clean
 
 install: $(INSTALLED)
 
@@ -23,19 +26,17 @@ $(INSTALLED): pyproject.toml
 		{ echo "vmr_zoo needs Python 3.11 or newer; found: $$($(PYTHON) --version 2>&1). Say make PYTHON=python3.12 …"; exit 2; }
 	@echo "Installing into $(VENV): some minutes and about 6 GB the first time."
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e '.[dev]'
 	@touch $@
 
-# resume=true: what a first call finished is not trained again, what it left unfinished is continued. conf/recipe/shapes
-# is sized for a CPU, where models so small use one core each: a sweep trains one on every core. The two baselines see
-# no video and have nothing to train.
+# Given again, a sweep trains only what is missing. conf/recipe/shapes is sized for a CPU, where models so small use one
+# core each: a sweep trains one on every core. The two baselines see no video and have nothing to train.
 demo: $(INSTALLED)
 	$(BIN)/vmr extract data=shapes encoder=grid
 	$(BIN)/vmr narrate data=shapes narrator=shapes
 	$(BIN)/vmr embed data=shapes
-	$(BIN)/vmr train -m method=bm_detr,vdi,mesm,lmr,tea data=shapes trainer.max_epochs=2 \
-		paths.runs=$(DEMO_RUNS) resume=true
-	$(BIN)/vmr train -m method=predict_all,bias_kde data=shapes paths.runs=$(DEMO_RUNS) resume=true
+	$(BIN)/vmr train -m method=bm_detr,vdi,mesm,lmr,tea data=shapes trainer.max_epochs=2 paths.runs=$(DEMO_RUNS)
+	$(BIN)/vmr train -m method=predict_all,bias_kde data=shapes paths.runs=$(DEMO_RUNS)
 	$(BIN)/vmr report runs=$(DEMO_RUNS) significance=true html=true
 
 test: $(INSTALLED)
@@ -43,6 +44,15 @@ test: $(INSTALLED)
 
 test-all: $(INSTALLED)
 	$(BIN)/python -m pytest
+
+coverage: $(INSTALLED)
+	$(BIN)/python -m pytest -m "not slow and not gpu" --cov=vmr_zoo --cov-branch --cov-report=term:skip-covered
+
+bench: $(INSTALLED)
+	$(BIN)/vmr bench -m method=emb,tea,qd_detr,mesm,mmn,vdi,moment_detr,bm_detr,lmr data=synthetic
+
+audit: $(INSTALLED)
+	$(BIN)/pip-audit --skip-editable
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
