@@ -38,6 +38,7 @@ _NOT_IN_RUN_NAME_PREFIXES = (
     "hydra.",
     "hydra/",
     "choices.",
+    "data.residency",
     "trainer.accelerator",
     "trainer.enable_",
 )

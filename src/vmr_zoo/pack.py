@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from rich.progress import track
 
 from vmr_zoo.data.packed import PackedVideos, pack
-from vmr_zoo.errors import some
+from vmr_zoo.errors import VmrError, some
 
 if TYPE_CHECKING:
     from vmr_zoo.data.datamodule import VMRDataModule
@@ -26,19 +26,27 @@ def main(cfg: DictConfig) -> int:
         0, or 1 if the checksums of some videos do not hold.
 
     Raises:
-        VmrError: if features are missing or broken, or `out` holds others.
+        VmrError: if features are missing, broken or rendered, or `out` holds others.
     """
     data: VMRDataModule = instantiate(cfg.data)
     source = data.features.video
+    if isinstance(source, PackedVideos):
+        raise VmrError("features.packed is read, not packed. Leave it out.")
+    if data.features.origin == "rendered":
+        raise VmrError(
+            f"features={data.features.name} are rendered: in another world a name is another video, so that "
+            "a pack could be taken for another one's. They are kept under paths.cache anyway: choose other data."
+        )
     source.prepare(data.protocol)
     videos = [query.video_id for split in data.protocol.splits.values() for query in split.queries]
     distinct = list(dict.fromkeys(videos))
     worst = pack(source, track(distinct, "Packing", transient=True), cfg.out, cfg.dtype)
-    packed = PackedVideos(cfg.out, source.dim)
+    packed = PackedVideos(cfg.out, source)
     corrupt = packed.corrupt()
-    clips = sum(len(packed.load(video)) for video in distinct)
+    clips = sum(packed.length(video) for video in distinct)
     print(f"{Path(cfg.out)}: {len(distinct):,} videos, {clips:,} clips of {source.dim}, {cfg.dtype}")
-    print(f"largest absolute difference of those packed now: {worst:.2e}")
+    same = "the same features" if worst == 0 else f"other features, marked as {cfg.dtype}"
+    print(f"largest absolute difference: {worst:.2e}; for a run these are {same}")
     if corrupt:
         print(f"checksums do not hold for {some(corrupt)}: delete {cfg.out} and pack anew")
         return 1

@@ -27,7 +27,7 @@ from vmr_zoo.data.annotations import Query, Split
 from vmr_zoo.data.cache import Array
 from vmr_zoo.data.collate import SplitData
 from vmr_zoo.data.datamodule import FOR_DETAILS, TRAINING_ONLY
-from vmr_zoo.data.features import FeatureSet, NarrationSource, VideoFiles, VideoSource, compare_manifests
+from vmr_zoo.data.features import FeatureSet, NarrationSource, VideoSource, compare_manifests
 from vmr_zoo.data.narrations import NarrationFile, read_narrations
 from vmr_zoo.data.sampling import EpochBatchSampler
 from vmr_zoo.errors import VmrError
@@ -370,7 +370,7 @@ class _Narrations(NarrationSource):
 
 def _longest(features: FeatureSet, longest_video: float | None) -> float | None:
     """Returns the seconds of the longest video that training saw; None if that is not recorded."""
-    most = features.video.max_clips if isinstance(features.video, VideoFiles) else None
+    most = features.video.max_clips
     if most is None or features.clip_seconds is None:
         return longest_video
     cut = most * features.clip_seconds

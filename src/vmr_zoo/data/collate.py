@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
+import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,15 +21,21 @@ from torch.utils.data import Dataset
 
 from vmr_zoo.data import sampling
 from vmr_zoo.data.annotations import Query, Split
-from vmr_zoo.data.features import FeatureSet
+from vmr_zoo.data.features import FeatureSet, VideoSource
 from vmr_zoo.data.negatives import NegativePool, same_video_pairs
 from vmr_zoo.data.sampling import RowBatch
 from vmr_zoo.data.shifting import TemporalShift
 from vmr_zoo.errors import VmrError, some
 from vmr_zoo.types import Batch
 
+RESIDENCIES = ("auto", "disk", "memory", "device")
+"""Where the video features of a split lie while batches are made; see `hold`."""
+
 _MANY = 1000
 """Queries whose loading takes long enough to be watched."""
+
+_SHARE = 0.5
+"""Of the memory that is free, how much a split's video features may take under "auto"."""
 
 
 class Ragged:
@@ -71,6 +81,122 @@ class Ragged:
         return values, torch.arange(longest) < lengths[:, None]
 
 
+class OnDisk:
+    """Videos that are read anew for every batch, each once."""
+
+    def __init__(
+        self, load: Callable[[str], NDArray[Any]], ids: Sequence[str], lengths: Tensor, dtype: torch.dtype
+    ) -> None:
+        """Stores how to read.
+
+        Args:
+            load: returns (n_i, …) by id.
+            ids: by row.
+            lengths: (number of ids,) each n_i.
+            dtype: what arrays are turned into.
+        """
+        self.load = load
+        self.ids = ids
+        self.lengths = lengths
+        self.dtype = dtype
+
+    def pad(self, rows: Sequence[int], longest: int | None = None) -> tuple[Tensor, Tensor]:
+        """Does what `Ragged.pad` does."""
+        place = {row: number for number, row in enumerate(dict.fromkeys(rows))}
+        read = Ragged((self.load(self.ids[row]) for row in place), self.dtype)
+        return read.pad([place[row] for row in rows], longest)
+
+
+class OnDevice:
+    """Tensors of different length as one tensor on a device, from which batches are gathered there."""
+
+    def __init__(self, held: Ragged, device: torch.device | None = None) -> None:
+        """Takes the tensors; they are moved when the first batch is made, when the process has its device.
+
+        Args:
+            held: the tensors.
+            device: where to; None: the GPU of this process.
+        """
+        self.lengths = held.lengths
+        self.first = held.lengths.cumsum(0) - held.lengths
+        self.device = device
+        self._waiting = held.items
+        self._flat: Tensor | None = None
+
+    def _moved(self) -> Tensor:
+        if self._flat is None:
+            device = self.device or torch.device("cuda", torch.cuda.current_device())
+            rows, item = int(self.lengths.sum()), self._waiting[0]
+            try:
+                flat = torch.empty((rows, *item.shape[1:]), dtype=item.dtype, device=device)
+            except torch.OutOfMemoryError as error:
+                size = rows * item[0].numel() * item.element_size() / 1e9
+                raise VmrError(
+                    f"The video features of a split take {size:.1f} GB, more than is free on {device}. Set "
+                    "data.residency=memory, or data.storage=float16."
+                ) from error
+            for part, one in zip(flat.split(self.lengths.tolist()), self._waiting, strict=True):
+                part.copy_(one)
+            self._flat, self._waiting = flat, []
+        return self._flat
+
+    def pad(self, rows: Sequence[int], longest: int | None = None) -> tuple[Tensor, Tensor]:
+        """Does what `Ragged.pad` does, but leaves the values on the device; the mask is on the CPU."""
+        flat, lengths = self._moved(), self.lengths[rows]
+        if longest is None:
+            longest = max(1, int(lengths.max()))
+        place = torch.arange(longest)
+        mask = place < lengths[:, None]
+        index = (self.first[rows][:, None] + place).masked_fill(~mask, 0)
+        values = flat[index.to(flat.device)]
+        there = mask.to(flat.device).reshape(*mask.shape, *[1] * (values.ndim - 2))
+        return values.masked_fill(~there, 0), mask
+
+
+def hold(
+    source: VideoSource, ids: Sequence[str], dtype: torch.dtype, residency: str, split: str, watched: bool
+) -> Ragged | OnDisk | OnDevice:
+    """Decides where a split's videos lie while batches are made; batches do not depend on it.
+
+    Args:
+        source: where they come from, prepared.
+        ids: the videos.
+        dtype: what they are held as.
+        residency: "memory": read once and held. "device": the same, and moved to the GPU. "disk": read anew
+            for every batch. "auto": in memory if they take no more than half of what is free, else on disk.
+        split: its name, for the progress bar.
+        watched: whether there is one.
+    """
+    budget = _SHARE * free_memory() if residency == "auto" else math.inf
+
+    def read() -> Iterator[NDArray[Any]]:
+        left = budget
+        for video_id in track(ids, f"Loading {split} videos", transient=True, disable=not watched):
+            array = source.load(video_id)
+            left -= array.size * dtype.itemsize
+            if left < 0:
+                return
+            yield array
+
+    if residency != "disk":
+        held = Ragged(read(), dtype)
+        if len(held) == len(ids):
+            return OnDevice(held) if residency == "device" else held
+        del held
+    measured = track(ids, f"Measuring {split} videos", transient=True, disable=not watched)
+    lengths = torch.tensor([source.length(video_id) for video_id in measured], dtype=torch.int64)
+    return OnDisk(source.load, ids, lengths, dtype)
+
+
+def free_memory() -> float:
+    """Returns the bytes of memory that are available; all there are where the system does not tell."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 @dataclass(frozen=True)
 class TrainingChoices:
     """What is chosen anew in every epoch of training.
@@ -89,7 +215,7 @@ class TrainingChoices:
 
 
 class SplitData(Dataset[Batch]):
-    """A split whose features lie in memory; indexed with a `RowBatch`, it answers with a whole batch.
+    """A split and its features; indexed with a `RowBatch`, it answers with a whole batch.
 
     Evaluation (`training=None`) draws nothing and keeps every moment.
     """
@@ -103,6 +229,7 @@ class SplitData(Dataset[Batch]):
         training: TrainingChoices | None = None,
         word_ranks: Mapping[int, int] | None = None,
         storage: torch.dtype = torch.float32,
+        residency: str = "memory",
         rated_clip_seconds: float = 2.0,
     ) -> None:
         """Loads the split.
@@ -115,6 +242,7 @@ class SplitData(Dataset[Batch]):
             word_ranks: place of each token id in the training split, by `frequency_ranks`; for "query_words".
             storage: type in which features are held; float16 halves the memory, batches are float32 all the
                 same.
+            residency: where video features lie, see `hold`.
             rated_clip_seconds: length of the clips that the annotators rated (QVHighlights: 2 s).
 
         Raises:
@@ -136,14 +264,8 @@ class SplitData(Dataset[Batch]):
 
         number = {video_id: i for i, video_id in enumerate(self.video_ids)}
         self.video_index = torch.tensor([number[query.video_id] for query in queries], dtype=torch.int64)
-        self.video = Ragged(
-            (
-                features.video.load(video_id)
-                for video_id in track(
-                    self.video_ids, f"Loading {split.name} videos", transient=True, disable=len(self) < _MANY
-                )
-            ),
-            storage,
+        self.video = hold(
+            features.video, self.video_ids, storage, residency, split.name, watched=len(self) >= _MANY
         )
         self.query = Ragged(
             (

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from vmr_zoo.data.annotations import SELECTION, TRAIN, Protocol, Split
-from vmr_zoo.data.collate import SplitData, TrainingChoices, frequency_ranks
+from vmr_zoo.data.collate import RESIDENCIES, SplitData, TrainingChoices, frequency_ranks
 from vmr_zoo.data.features import FeatureSet
 from vmr_zoo.data.negatives import NegativePool, NegativeSampling
 from vmr_zoo.data.sampling import EpochBatchSampler, ResumableLoader, group_by_video
@@ -67,6 +67,7 @@ class VMRDataModule(lightning.LightningDataModule):
         shift: TemporalShift | None = None,
         rated_clip_seconds: float = 2.0,
         storage: str = "float32",
+        residency: str = "auto",
         num_workers: int = 0,
     ) -> None:
         """Stores the options; reads nothing yet.
@@ -96,10 +97,14 @@ class VMRDataModule(lightning.LightningDataModule):
             shift: how moments are shifted; None: the defaults of `TemporalShift`.
             rated_clip_seconds: length of the clips that annotators rated.
             storage: "float32" or "float16", how features are held in memory.
-            num_workers: worker processes; 0 is faster, since the features lie in memory already.
+            residency: where video features lie while batches are made: "memory"; "disk", read anew for every
+                batch; "device", the training split's on the GPU and the others' in memory; "auto", in memory
+                for each split that takes no more than half of what is free, else on disk. Batches are equal.
+            num_workers: worker processes; 0 is faster for features in memory.
 
         Raises:
-            VmrError: for an unknown need, selection split or storage, or options that exclude each other.
+            VmrError: for an unknown need, selection split, storage or residency, or options that exclude each
+                other.
         """
         super().__init__()
         self.needs = frozenset(needs)
@@ -107,6 +112,13 @@ class VMRDataModule(lightning.LightningDataModule):
             raise unknown("need of the method", need, NEEDS)
         if storage not in STORAGE:
             raise unknown("data.storage", storage, STORAGE)
+        if residency not in RESIDENCIES:
+            raise unknown("data.residency", residency, RESIDENCIES)
+        if residency == "device" and num_workers:
+            raise VmrError(
+                f"data.num_workers={num_workers} makes batches in other processes, which cannot gather them "
+                "on the GPU. Set data.num_workers=0, or data.residency=memory."
+            )
         if (selection != HELDOUT) != protocol.selected_on_test:
             raise VmrError(
                 f"data.selection={selection}, but {protocol.name} selects on: {protocol.selection_origin}. "
@@ -144,6 +156,7 @@ class VMRDataModule(lightning.LightningDataModule):
         self.shift = shift or TemporalShift()
         self.rated_clip_seconds = rated_clip_seconds
         self.storage = STORAGE[storage]
+        self.residency = residency
         self.num_workers = num_workers
         self.test_names = tuple(protocol.tests)
         self.selection_origin = protocol.selection_origin
@@ -177,7 +190,7 @@ class VMRDataModule(lightning.LightningDataModule):
         self._prepared = True
 
     def setup(self, stage: str | None = None) -> None:
-        """Loads the splits of a stage into memory.
+        """Loads the splits of a stage.
 
         Args:
             stage: "fit", "validate", "test" or "predict"; None: all.
@@ -210,7 +223,10 @@ class VMRDataModule(lightning.LightningDataModule):
             bucket_batches=self.bucket_batches,
             distinct=video if self.no_repeat_video else None,
         )
-        return ResumableLoader(data, sampler=sampler, batch_size=None, **self._loader_options())
+        options = self._loader_options()
+        if self.residency == "device":
+            options["pin_memory"] = False  # what is on the GPU cannot be pinned
+        return ResumableLoader(data, sampler=sampler, batch_size=None, **options)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Returns the batches of the selection split."""
@@ -292,7 +308,12 @@ class VMRDataModule(lightning.LightningDataModule):
         served = self._served(name, details)
         if (name, served) not in self._loaded:
             training = word_ranks = None
+            residency = self.residency
             if name == TRAIN:
+                if residency == "device" and not torch.cuda.is_available():
+                    raise VmrError(
+                        "data.residency=device needs a GPU, and torch finds none. Set data.residency=auto."
+                    )
                 # Refused here, not in prepare_data: evaluation does without.
                 if "query_words" in self.needs and not self.features.query.has_token_ids:
                     raise VmrError(
@@ -306,6 +327,8 @@ class VMRDataModule(lightning.LightningDataModule):
                     negatives=self._negative_pool() if "negative_query" in self.needs else None,
                     shift=self.shift if "shift" in self.needs else None,
                 )
+            elif residency == "device":
+                residency = "memory"  # passed over once, or once an epoch
             if "query_words" in served:
                 word_ranks = self._word_ranks
             self._loaded[name, served] = SplitData(
@@ -315,6 +338,7 @@ class VMRDataModule(lightning.LightningDataModule):
                 training=training,
                 word_ranks=word_ranks,
                 storage=self.storage,
+                residency=residency,
                 rated_clip_seconds=self.rated_clip_seconds,
             )
         return self._loaded[name, served]

@@ -22,7 +22,7 @@ import os
 import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import InitVar, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -386,6 +386,9 @@ class _Source(ABC):
 class VideoSource(_Source):
     """Clip features by video id: (T, dim), or (T, P, dim) for patch features."""
 
+    max_clips: int | None = None
+    """Longest video in clips; None: no limit."""
+
     encodes: bool = False
     """Whether `encode` works."""
 
@@ -396,6 +399,10 @@ class VideoSource(_Source):
     @abstractmethod
     def load(self, video_id: str) -> Array:
         """Returns (T, dim) float32, or (T, P, dim) for patch features."""
+
+    def length(self, video_id: str) -> int:
+        """Returns T."""
+        return len(self.load(video_id))
 
     def missing(self, video_ids: Sequence[str]) -> list[Problem]:
         """Finds videos without features; fast, opens no feature file."""
@@ -727,6 +734,7 @@ class FeatureSet:
         narration_dim: size of a narration vector; None without narrations.
         patch_dim: size of a patch vector; None without patches.
         patch_count: patches in a clip; None without patches.
+        packed: what `vmr pack` wrote of `video`; None: the video features are read where they come from.
     """
 
     name: str
@@ -741,8 +749,9 @@ class FeatureSet:
     narration_dim: int | None = None
     patch_dim: int | None = None
     patch_count: int | None = None
+    packed: InitVar[str | Path | None] = None
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, packed: str | Path | None) -> None:
         if self.origin not in ORIGINS:
             raise unknown("feature origin", self.origin, ORIGINS)
         for key, source in (
@@ -769,6 +778,12 @@ class FeatureSet:
                     f"features={self.name} cuts long videos to {self.video.max_clips} clips, after which "
                     "duration / clips is no clip's length; set features.clip_seconds, or overlong=mean_pool."
                 )
+        if packed is not None:
+            from vmr_zoo.data.packed import PackedVideos  # which imports this module
+
+            self.video = PackedVideos(packed, self.video)
+            if self.video.rounded is not None:  # other features: never in a table with those they came from
+                self.name = f"{self.name} in {self.video.rounded}"
 
     def served(self) -> frozenset[str]:
         """Returns which of "narration", "patches", "query_tokens", "noun_mask" these features serve."""
@@ -808,7 +823,7 @@ class FeatureSet:
                 listed = "\n".join(f"- {problem}" for problem in fatal)
                 raise VmrError(
                     f"features={self.name} cannot serve {protocol.name}:\n{listed}\n"
-                    f"`vmr doctor data={protocol.name} features={self.name}` lists everything that is wrong."
+                    "`vmr doctor` with the same data and features lists everything that is wrong."
                 )
 
     def check(
@@ -865,7 +880,7 @@ class FeatureSet:
         """
         if self.clip_seconds is None:
             return []
-        most = self.video.max_clips if isinstance(self.video, VideoFiles) else None
+        most = self.video.max_clips
         off = {}
         for video_id, length in lengths.items():
             expected = durations[video_id] / self.clip_seconds

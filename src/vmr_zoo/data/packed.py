@@ -1,7 +1,8 @@
 """Video features packed into one flat array: what `vmr pack` writes once, and a reader that maps it.
 
     features.npy    (all clips, dim) float16 or float32, video after video
-    index.json      the source's manifest, and for each video its first row, its rows and their CRC-32
+    index.json      the source's manifest, the largest absolute difference between a number and what is stored
+                    for it, and for each video its first row, its rows and their CRC-32
 
 While packing, `features.part` and `journal.jsonl` grow instead, a line a video; a run that was stopped
 continues after the last whole line. Nothing is pickled.
@@ -23,7 +24,7 @@ from vmr_zoo.data.features import Array, FeatureError, Problem, VideoSource
 from vmr_zoo.errors import VmrError, unknown
 from vmr_zoo.files import alone_in, atomic_write
 
-SCHEMA = 1
+SCHEMA = 2
 DATA, INDEX, PART, JOURNAL = "features.npy", "index.json", "features.part", "journal.jsonl"
 DTYPES = ("float16", "float32")
 _HEADER = 128
@@ -47,7 +48,7 @@ def pack(source: VideoSource, video_ids: Iterable[str], folder: str | Path, dtyp
         dtype: "float16" or "float32".
 
     Returns:
-        The largest absolute difference between a number and what was stored for it, of those packed now.
+        The largest absolute difference between a number and what was stored for it.
 
     Raises:
         VmrError: if the folder holds another source or other videos, a number does not fit, or a video cannot
@@ -63,10 +64,9 @@ def pack(source: VideoSource, video_ids: Iterable[str], folder: str | Path, dtyp
             index = _read_index(folder)
             if {key: index[key] for key in start} != start or not set(wanted) <= index["videos"].keys():
                 raise VmrError(f"{folder} holds other packed features. Choose another folder with out=DIR.")
-            return 0.0
-        rows = _journal(folder, start)
+            return float(index["difference"])
+        rows, worst = _journal(folder, start)
         done = sum(count for _, count, _ in rows.values())
-        worst = 0.0
         with (folder / PART).open("r+b") as part, (folder / JOURNAL).open("a") as journal:
             part.truncate(_HEADER + done * source.dim * np.dtype(dtype).itemsize)
             part.seek(0, os.SEEK_END)
@@ -83,33 +83,34 @@ def pack(source: VideoSource, video_ids: Iterable[str], folder: str | Path, dtyp
                 part.flush()
                 os.fsync(part.fileno())  # the journal must never name what is not there
                 rows[video_id] = (done, len(kept), zlib.crc32(kept.tobytes()))
-                journal.write(json.dumps([video_id, *rows[video_id]]) + "\n")
+                journal.write(json.dumps([video_id, *rows[video_id], worst]) + "\n")
                 journal.flush()
                 done += len(kept)
             part.seek(0)
             part.write(_header(dtype, done, source.dim))
         (folder / PART).replace(folder / DATA)
-        atomic_write(folder / INDEX, json.dumps({**start, "rows": done, "videos": rows}))
+        atomic_write(folder / INDEX, json.dumps({**start, "difference": worst, "rows": done, "videos": rows}))
         (folder / JOURNAL).unlink()
     return worst
 
 
-def _journal(folder: Path, start: dict[str, Any]) -> dict[str, tuple[int, int, int]]:
+def _journal(folder: Path, start: dict[str, Any]) -> tuple[dict[str, tuple[int, int, int]], float]:
     """Reads how far an earlier run came, or begins; a line that was cut off is dropped."""
-    path, rows = folder / JOURNAL, {}
+    path = folder / JOURNAL
     if path.is_file() and not (folder / PART).is_file() and (folder / DATA).is_file():
         (folder / DATA).replace(folder / PART)  # stopped between the last two steps
     if path.is_file() and (folder / PART).is_file():
         lines = path.read_text(encoding="utf-8").split("\n")[:-1]
         if lines and json.loads(lines[0]) != start:
             raise VmrError(f"{folder} holds other features, half packed. Choose another folder with out=DIR.")
-        rows = {video_id: (first, count, crc) for video_id, first, count, crc in map(json.loads, lines[1:])}
+        done = [json.loads(line) for line in lines[1:]]
         if lines:
             atomic_write(path, "\n".join(lines) + "\n")
-            return rows
+            rows = {video_id: (first, count, crc) for video_id, first, count, crc, _ in done}
+            return rows, done[-1][-1] if done else 0.0
     (folder / PART).write_bytes(b"\0" * _HEADER)
     atomic_write(path, json.dumps(start) + "\n")
-    return {}
+    return {}, 0.0
 
 
 def _read_index(folder: Path) -> dict[str, Any]:
@@ -126,21 +127,45 @@ def _read_index(folder: Path) -> dict[str, Any]:
 
 
 class PackedVideos(VideoSource):
-    """Reads what `vmr pack` wrote; its manifest is that of the source, so that runs on both compare."""
+    """Reads what `vmr pack` wrote instead of the features that it was written from.
 
-    def __init__(self, folder: str | Path, dim: int) -> None:
+    Both are the same features, and say so by the same manifest, unless half precision has changed a number.
+    """
+
+    def __init__(self, folder: str | Path, source: VideoSource) -> None:
         """Stores the place; it is opened on first use.
 
         Args:
             folder: what `vmr pack` was told as `out`.
-            dim: size of a clip's vector.
+            source: what was packed; its files need not be there any more.
         """
         self.folder = Path(folder).expanduser()
-        self.dim = dim
+        self.source = source
+        self.dim = source.dim
+        self.max_clips = source.max_clips
+        self.encodes = source.encodes
+        self._verified: set[str] = set()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            name: value for name, value in self.__dict__.items() if name != "_rows"
+        }  # would be read whole
 
     @cached_property
     def _index(self) -> dict[str, Any]:
-        return _read_index(self.folder)
+        index = _read_index(self.folder)
+        now = json.loads(json.dumps(self.source.manifest()))
+        before = index["source"]
+        if before != now:
+            differing = [key for key in dict.fromkeys((*before, *now)) if before.get(key) != now.get(key)]
+            listed = "; ".join(
+                f"{key}: packed {before.get(key)!r}, now {now.get(key)!r}" for key in differing
+            )
+            raise FeatureError(
+                "unreadable",
+                f"{self.folder} was packed from other features ({listed}). Pack these: vmr pack out=DIR.",
+            )
+        return index
 
     @cached_property
     def _rows(self) -> Array:
@@ -157,16 +182,37 @@ class PackedVideos(VideoSource):
             )
         return rows
 
-    def _stored(self, video_id: str) -> tuple[Array, int]:
+    def _entry(self, video_id: str) -> tuple[int, int, int]:
         try:
             first, count, crc = self._index["videos"][video_id]
         except KeyError:
             raise FeatureError("missing", f"{self.folder} has no features for '{video_id}'.") from None
-        return self._rows[first : first + count], crc
+        return first, count, crc
 
     def load(self, video_id: str) -> Array:
-        """Returns (T, dim) float32."""
-        return self._stored(video_id)[0].astype(np.float32)
+        """Returns (T, dim) float32; the first time, their checksum is compared.
+
+        Raises:
+            FeatureError: if the video was not packed, or is not as it was packed.
+        """
+        first, count, crc = self._entry(video_id)
+        rows = self._rows[first : first + count]
+        if video_id not in self._verified:
+            if zlib.crc32(np.ascontiguousarray(rows).tobytes()) != crc:
+                raise FeatureError(
+                    "unreadable",
+                    f"The checksum of '{video_id}' in {self.folder} does not hold. Delete it and pack anew.",
+                )
+            self._verified.add(video_id)
+        return rows.astype(np.float32)
+
+    def length(self, video_id: str) -> int:
+        """Returns T, without reading the features."""
+        return self._entry(video_id)[1]
+
+    def encode(self, path: Path) -> Array:
+        """Computes (T, dim) float32 for a video file as the source does, rounded as what was packed."""
+        return self.source.encode(path).astype(self._index["dtype"]).astype(np.float32)
 
     def missing(self, video_ids: Sequence[str]) -> list[Problem]:
         """Finds videos that were not packed."""
@@ -178,12 +224,21 @@ class PackedVideos(VideoSource):
 
     def corrupt(self) -> list[str]:
         """Returns the videos whose bytes are not those that were packed."""
-        return [video for video in self._index["videos"] if self._differs(video)]
+        return [video_id for video_id in self._index["videos"] if self._is_corrupt(video_id)]
 
-    def _differs(self, video_id: str) -> bool:
-        rows, crc = self._stored(video_id)
-        return zlib.crc32(np.ascontiguousarray(rows).tobytes()) != crc
+    def _is_corrupt(self, video_id: str) -> bool:
+        try:
+            self.load(video_id)
+        except FeatureError:
+            return True
+        return False
+
+    @property
+    def rounded(self) -> str | None:
+        """The type that changed a number when it was packed; None: every number is the source's."""
+        return str(self._index["dtype"]) if self._index["difference"] else None
 
     def manifest(self) -> dict[str, Any]:
-        """Returns the source's manifest."""
-        return dict(self._index["source"])
+        """Returns the source's manifest, and what the numbers were rounded to if that changed any."""
+        rounded = {} if self.rounded is None else {"packed": self.rounded}
+        return {**self._index["source"], **rounded}
