@@ -35,7 +35,7 @@ def main(cfg: DictConfig) -> int:
     if data.features.origin == "rendered":
         raise VmrError(
             f"features={data.features.name} are rendered: in another world a name is another video, so that "
-            "a pack could be taken for another one's. They are kept under paths.cache anyway: choose other data."
+            "a pack could be taken for another one's. They are kept under paths.cache anyway."
         )
     source.prepare(data.protocol)
     videos = [query.video_id for split in data.protocol.splits.values() for query in split.queries]
