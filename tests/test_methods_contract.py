@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import functools
+import random
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from hydra.utils import instantiate
@@ -255,3 +257,27 @@ def test_weights_survive_saving(method: Method, request: pytest.FixtureRequest, 
     other.load_state_dict(load_file(tmp_path / "model.safetensors"))
     assert torch.equal(other.predict(batch)["spans"], method.predict(batch)["spans"])
     assert torch.equal(other.predict(batch)["scores"], method.predict(batch)["scores"])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_two_trainings_are_equal_and_evaluation_draws_no_numbers(name: str) -> None:
+    trained = []
+    for evaluated in (False, True):
+        method = build(name)
+        if not learns(method):
+            pytest.skip("has no parameters")
+        optimizer = configured(method)
+        for step in range(3):
+            if evaluated:
+                before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
+                method.eval().predict(make_batch(method.needs, seed=9))
+                after = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
+                assert torch.equal(before[0], after[0])
+                assert before[1:] == after[1:]
+            torch.manual_seed(step)
+            total = method.train().total_loss(method.losses(make_batch(method.needs, seed=step)))
+            optimizer.zero_grad()
+            total.backward()
+            optimizer.step()
+        trained.append(method.state_dict())
+    assert all(torch.equal(value, trained[1][key]) for key, value in trained[0].items())
