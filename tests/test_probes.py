@@ -153,15 +153,20 @@ def test_methods_answer_from_what_is_left(features, method):
     # All ask the same; every video is asked twice.
     alike = Split("iid", tuple(replace(query, text="at 2") for query in SPLIT.queries))
 
+    def predicted(split, probe=None):
+        return network.predict(batch(probe(features, split).features if probe else features, split))
+
     def answers(split, probe=None):
-        prediction = network.predict(batch(probe(features, split).features if probe else features, split))
+        prediction = predicted(split, probe)
         return torch.cat((prediction["spans"].flatten(1), prediction["scores"]), 1)
 
     def equal(a, b):
         return torch.allclose(a, b, atol=1e-5)
 
     assert not equal(answers(alike)[::2], answers(alike)[:1]), "the video counts"
-    assert equal(answers(alike, BlankVideo())[::2], answers(alike, BlankVideo())[:1])
+    # Candidates tie where all clips are the same: their scores are equal, in which order they come is open.
+    blank = predicted(alike, BlankVideo())["scores"]
+    assert equal(blank[::2], blank[:1])
     assert not equal(answers(SPLIT)[::2], answers(SPLIT)[1::2]), "the sentence counts"
     assert equal(answers(SPLIT, BlankQuery())[::2], answers(SPLIT, BlankQuery())[1::2])
     assert not equal(answers(SPLIT), answers(SPLIT, ShuffledVideo()))
