@@ -611,13 +611,13 @@ def _markdown(boards: Sequence[Leaderboard]) -> str:
 
 
 def _csv(boards: Sequence[Leaderboard]) -> str:
-    parts = []
+    frames = []
     for board in boards:
         frame = board.frame()
         frame.insert(0, "table", board.title)
         frame["revision"] = [" ".join(sorted({_revision(run) for run in row.runs})) for row in board.rows]
-        parts.append(frame.to_csv(index=False, lineterminator="\n"))
-    return "".join(parts)
+        frames.append(frame)
+    return pd.concat(frames).to_csv(index=False, lineterminator="\n")
 
 
 def _revision(run: Run) -> str:
