@@ -218,6 +218,13 @@ def test_every_format_holds_the_same_cells(runs, tmp_path, capsys):
     assert r"features f\_1" in written["latex"]
     assert "↓" not in written["latex"]
 
+    chosen_out = tmp_path / "chosen.csv"
+    where = "where={method:[weak,close],seed:0}"
+    arguments = ["report", f"runs={runs}", "columns=[R1@0.5]", "format=csv", where, f"out={chosen_out}"]
+    assert cli.main(arguments) == 0
+    assert list(pd.read_csv(chosen_out)["method"]) == ["close", "weak"]
+    capsys.readouterr()
+
     assert cli.main(["report", f"runs={runs}", "columns=[R1@0.5]", "significance=true"]) == 0
     shown = capsys.readouterr().out
     assert "worse than it (paired bootstrap over queries, 95 %)" in shown
