@@ -152,7 +152,7 @@ def test_a_sweep_killed_half_way_ends_with_the_table_of_one_left_alone(vmr, tmp_
 
     sweep = [
         "train", "-m", *TOY, "method=toy", "method.optimizer.lr=0.01,0.05", "seed=0,1,2,3,4,5,6,7,8,9",
-        "trainer.max_epochs=4",
+        "trainer.max_epochs=8",
     ]  # fmt: skip
     assert vmr(*sweep, f"paths.runs={tmp_path}/alone") == 0
 
@@ -168,14 +168,18 @@ def test_a_sweep_killed_half_way_ends_with_the_table_of_one_left_alone(vmr, tmp_
         command, env=ENVIRONMENT, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     deadline = time.monotonic() + 500
-    while (done := len(list(tmp_path.glob("cut/*/*/*/metrics.json")))) < 9 and started.poll() is None:
+
+    def states() -> list[str]:
+        return [state(path.parent) for path in tmp_path.glob("cut/*/*/*/status.json")]
+
+    while (now := states()).count("finished") < 9 or "running" not in now:
+        assert started.poll() is None
         assert time.monotonic() < deadline
-        time.sleep(0.05)
+        time.sleep(0.01)
     os.killpg(started.pid, signal.SIGKILL)
     assert started.wait() == -signal.SIGKILL
-    assert 9 <= done < 20
-    states = [state(path.parent) for path in tmp_path.glob("cut/*/*/*/config.yaml")]
-    assert "running" in states, "the kill came amidst a run"
+    assert "running" in states(), "the kill came amidst a run"
+    assert 9 <= states().count("finished") < 20
 
     again = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
