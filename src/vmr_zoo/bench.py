@@ -9,6 +9,7 @@ the same threads and in the precision of training: their ratio compares machines
 from __future__ import annotations
 
 import contextlib
+import os
 import resource
 import statistics
 import sys
@@ -32,6 +33,7 @@ from vmr_zoo.errors import VmrError
 from vmr_zoo.evaluate import quiet
 from vmr_zoo.files import alone_in
 from vmr_zoo.methods.base import Method, parameter_count
+from vmr_zoo.parallel import torch_threads
 from vmr_zoo.report import wide_console
 
 if TYPE_CHECKING:
@@ -57,13 +59,8 @@ def main(cfg: DictConfig) -> int:
     Raises:
         VmrError: for a method without parameters, or settings that measure nothing.
     """
-    threads = torch.get_num_threads()
-    if cfg.threads is not None:
-        torch.set_num_threads(cfg.threads)
-    try:
+    with torch_threads(cfg.threads):
         row = {"name": _name(cfg), **measure(cfg)}
-    finally:
-        torch.set_num_threads(threads)
     path = Path(cfg.out) / FILE
     with alone_in(path.parent):
         kept = [one for one in stored(path) if any(one.get(key) != row[key] for key in _KEY)]
@@ -329,8 +326,7 @@ def show(rows: Sequence[Mapping[str, Any]]) -> None:
 def _hardware(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    environment = run_dir.environment(0)
-    return f"{environment['processor']}, {environment['cpus']} cores"
+    return f"{run_dir.processor()}, {os.cpu_count()} cores"
 
 
 @contextmanager

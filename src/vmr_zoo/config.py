@@ -48,19 +48,13 @@ _LONGEST_RUN_NAME = 120
 def config_dir() -> Path:
     """Finds `conf/`: the checkout's when the package lies in one, else the copy inside the package.
 
-    The order matters for editable installs, which leave a stale copy inside the package.
-
     Returns:
         An absolute directory that holds `train.yaml`.
 
     Raises:
         VmrError: if neither exists, which means a broken installation.
     """
-    package = Path(__file__).resolve().parent
-    checkout = package.parents[1]
-    candidates = [checkout / "conf", package / "conf"]
-    if not (checkout / "pyproject.toml").is_file():
-        candidates = candidates[1:]
+    candidates = shipped("conf")
     for candidate in candidates:
         if (candidate / "train.yaml").is_file():
             return candidate
@@ -68,6 +62,17 @@ def config_dir() -> Path:
         f"No configuration found; looked for train.yaml in {' and '.join(map(str, candidates))}. "
         "Install vmr_zoo again (pip install --force-reinstall)."
     )
+
+
+def shipped(folder: str) -> list[Path]:
+    """Returns where a folder of the checkout that is shipped inside the package may lie, in order.
+
+    The checkout's comes first: editable installs leave a stale copy inside the package.
+    """
+    package = Path(__file__).resolve().parent
+    checkout = package.parents[1]
+    inside = [package / folder]
+    return [checkout / folder, *inside] if (checkout / "pyproject.toml").is_file() else inside
 
 
 def check_variant(variant: object) -> None:

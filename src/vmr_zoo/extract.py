@@ -91,8 +91,7 @@ def _videos(cfg: DictConfig) -> tuple[dict[str, Path], list[Failure], Any]:
             raise VmrError(f"data={cfg.data.name} renders its own videos. Leave out videos, or data.")
         world = instantiate(cfg.data.protocol.world)
         folder = world_folder(world, cfg.data.protocol.cache)
-        ids = sorted({video_id for split in protocol.published.values() for video_id in split.video_ids})
-        return {video_id: video_path(folder, video_id) for video_id in ids}, [], world
+        return {video_id: video_path(folder, video_id) for video_id in protocol.video_ids}, [], world
     if cfg.videos is None:
         raise VmrError(f"data={cfg.data.name} has no videos of its own: say where they lie, videos=FOLDER.")
     found = find_videos(_plain(cfg.videos))

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from vmr_zoo.files import atomic_write
 from vmr_zoo.printed import PrintedTable
 from vmr_zoo.report import DROP, Leaderboard, Row, Run, Unfinished, board_scores, compare, remark
+from vmr_zoo.run_dir import curve
 from vmr_zoo.significance import FIRST_IOU, Scores
 
 if TYPE_CHECKING:
@@ -121,8 +122,7 @@ def _table(board: Leaderboard, metric: str) -> dict[str, Any]:
     rows = []
     heads, costs = board.cost()
     for row, cost in zip(board.rows, costs, strict=True):
-        header = row.runs[0].header
-        cells = [(text, text) for text in (row.name, str(header.get("method")), str(header.get("variant")))]
+        cells = [(text, text) for text in (row.name, *row.kind)]
         for column in board.columns:
             values = row.values.get((column, metric))
             cells.append((row.cell((column, metric)), str(statistics.fmean(values)) if values else ""))
@@ -302,7 +302,7 @@ def _learning(figure: Figure, rows: Sequence[Row], looks: Sequence[Look]) -> boo
     curves: dict[str, list[tuple[Look, list[pd.Series]]]] = {}
     for row, look in zip(rows, looks, strict=True):
         metric = str(row.runs[0].header.get("selection_metric", ""))
-        found = [curve for run in row.runs if (curve := _curve(run, f"selection/{metric}")) is not None]
+        found = [line for run in row.runs if (line := _curve(run, metric)) is not None]
         if found:
             curves.setdefault(metric, []).append((look, found))
     if not curves:
@@ -322,19 +322,10 @@ def _learning(figure: Figure, rows: Sequence[Row], looks: Sequence[Look]) -> boo
     return True
 
 
-def _curve(run: Run, column: str) -> pd.Series | None:
-    """Reads a curve of one run by epoch, from 1; a resumed run left its earlier part in files of its own."""
-    parts = []
-    for file in [*sorted(run.directory.glob("metrics-*.csv")), run.directory / "metrics.csv"]:
-        if file.is_file() and file.stat().st_size:
-            frame = pd.read_csv(file)
-            if column in frame:
-                own = frame.dropna(subset=[column])
-                parts.append(pd.Series(own[column].to_numpy(), index=own["epoch"].to_numpy() + 1))
-    if not parts:
-        return None
-    curve = pd.concat(parts)
-    return curve[~curve.index.duplicated(keep="last")]
+def _curve(run: Run, metric: str) -> pd.Series | None:
+    """Reads a metric of the selection split by epoch, from 1."""
+    found = curve(run.directory, metric)
+    return pd.Series({epoch + 1: value for epoch, value in found.items()}) if found else None
 
 
 # ------------------------------------------------------------------------------------------------ browser

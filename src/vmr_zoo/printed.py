@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 from omegaconf import ListConfig, OmegaConf
 
-from vmr_zoo.config import config_dir
+from vmr_zoo.config import config_dir, shipped
 from vmr_zoo.errors import VmrError, unknown
 from vmr_zoo.report import REFERENCES, Run, features_title, spread
 from vmr_zoo.run_dir import MANIFEST, read_json
@@ -156,10 +156,7 @@ def printed_dir() -> Path:
     Raises:
         VmrError: if neither exists.
     """
-    package = Path(__file__).resolve().parent
-    candidates = [package.parents[1] / "experiments" / "printed", package / "experiments" / "printed"]
-    if not (package.parents[1] / "pyproject.toml").is_file():
-        candidates = candidates[1:]
+    candidates = shipped("experiments/printed")
     for candidate in candidates:
         if candidate.is_dir():
             return candidate

@@ -34,8 +34,11 @@ if TYPE_CHECKING:
 
 FORMATS = ("table", "markdown", "csv", "latex")
 
-_SAME_TABLE = ("protocol", "features", "origin", "selection", "rounding")
+SAME_TABLE = ("protocol", "features", "origin", "selection", "rounding")
 """What two rows must share to stand in one table."""
+
+NEEDED = (*SAME_TABLE, "name", "method", "variant", "seed", "parameters")
+"""What a header must hold for a row."""
 
 REFERENCES = ("iid", "trivial")
 """The test split that resembles training, where a protocol has one; the others are out of distribution."""
@@ -126,6 +129,12 @@ class Row:
     values: dict[tuple[str, str], list[float]]
     marks: dict[tuple[str, str], str] = field(default_factory=dict)
 
+    @property
+    def kind(self) -> tuple[str, str]:
+        """Method and variant."""
+        header = self.runs[0].header
+        return str(header["method"]), str(header["variant"])
+
     def cell(self, key: tuple[str, str]) -> str:
         """Formats mean ± sample standard deviation over seeds, which one seed does not have."""
         values = self.values.get(key)
@@ -182,17 +191,12 @@ class Leaderboard:
         keys = [(column, metric) for column in self.columns for metric in self.metrics]
         heads, costs = self.cost()
         cells = [
-            [row.name, *_kind(row), *map(row.cell, keys), *cost]
+            [row.name, *row.kind, *map(row.cell, keys), *cost]
             for row, cost in zip(self.rows, costs, strict=True)
         ]
         return pd.DataFrame(
             cells, columns=["run", "method", "variant", *(" ".join(key) for key in keys), *heads]
         )
-
-
-def _kind(row: Row) -> tuple[str, str]:
-    header = row.runs[0].header
-    return str(header.get("method") or ""), str(header.get("variant") or "")
 
 
 def main(cfg: DictConfig) -> int:
@@ -222,10 +226,7 @@ def main(cfg: DictConfig) -> int:
     else:
         runs, unfinished = scan(root, cfg.evals)
     if not runs and not cfg.printed:
-        raise VmrError(
-            f"No finished run below '{root}'. Expected {METRICS} files that `vmr train` wrote; say runs=DIR."
-            + (f" {remark(unfinished)}" if unfinished else "")
-        )
+        raise _no_run(root, unfinished)
     runs = chosen(runs, cfg.where or {}) if runs else []
     from vmr_zoo.printed import asked, printed_tables, touched
 
@@ -314,12 +315,18 @@ def collect(root: Path) -> list[Run]:
     Raises:
         VmrError: if there is none.
     """
-    runs, _ = scan(root)
+    runs, unfinished = scan(root)
     if not runs:
-        raise VmrError(
-            f"No finished run below '{root}'. Expected {METRICS} files that `vmr train` wrote; say runs=DIR."
-        )
+        raise _no_run(root, unfinished)
     return runs
+
+
+def _no_run(root: Path, unfinished: Sequence[Unfinished]) -> VmrError:
+    """Builds the error for a directory without a finished run."""
+    return VmrError(
+        f"No finished run below '{root}'. Expected {METRICS} files that `vmr train` wrote; say runs=DIR."
+        + (f" {remark(unfinished)}" if unfinished else "")
+    )
 
 
 def _run_dirs(folder: Path) -> Iterator[tuple[Path, set[str]]]:
@@ -340,9 +347,7 @@ def _run_dirs(folder: Path) -> Iterator[tuple[Path, set[str]]]:
 def _read_run(folder: Path) -> Run:
     content = read_json(folder / METRICS)
     header = content[HEADER]
-    missing = [
-        key for key in (*_SAME_TABLE, "name", "method", "variant", "seed", "parameters") if key not in header
-    ]
+    missing = [key for key in NEEDED if key not in header]
     if missing:
         raise VmrError(f"{folder / METRICS} has no {', '.join(missing)} in its header.")
     return Run(folder, header, {split: values for split, values in content.items() if split != HEADER})
@@ -429,9 +434,9 @@ def leaderboards(runs: Sequence[Run], metrics: Sequence[str], sort: str | None =
             raise unknown("metric", name, known)
     tables: dict[tuple[str, ...], dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
-        tables[tuple(str(run.header[key]) for key in _SAME_TABLE)][run.header["name"]].append(run)
+        tables[tuple(str(run.header[key]) for key in SAME_TABLE)][run.header["name"]].append(run)
     boards = [
-        _leaderboard(dict(zip(_SAME_TABLE, key, strict=True)), _apart(rows), metrics)
+        _leaderboard(dict(zip(SAME_TABLE, key, strict=True)), _apart(rows), metrics)
         for key, rows in sorted(tables.items())
     ]
     if sort is not None:
@@ -629,8 +634,8 @@ def _revision(run: Run) -> str:
     return f"{git['revision'][:10]}{'+changes' if git.get('dirty') else ''}"
 
 
-def _latex(boards: Sequence[Leaderboard]) -> str:
-    return "\n".join(_latex_table(board.frame(), board.title) for board in boards)
+def _latex(tables: Sequence[Leaderboard] | Sequence[PrintedTable]) -> str:
+    return "\n".join(_latex_table(table.frame(), table.title) for table in tables)
 
 
 def _latex_table(frame: pd.DataFrame, title: str) -> str:
@@ -682,14 +687,10 @@ def _printed_csv(tables: Sequence[PrintedTable]) -> str:
     return "".join(frames)
 
 
-def _printed_latex(tables: Sequence[PrintedTable]) -> str:
-    return "\n".join(_latex_table(one.frame(), one.title) for one in tables)
-
-
 _PRINTED_WRITERS: dict[str, Callable[[Sequence[PrintedTable]], str]] = {
     "table": _printed_markdown,
     "markdown": _printed_markdown,
     "csv": _printed_csv,
-    "latex": _printed_latex,
+    "latex": _latex,
 }
 _WRITERS = {"table": _markdown, "markdown": _markdown, "csv": _csv, "latex": _latex}

@@ -310,7 +310,8 @@ def curve(path: Path, metric: str) -> dict[int, float]:
         if file.is_file():
             with file.open(newline="", encoding="utf-8") as lines:
                 for row in csv.DictReader(lines):
-                    with contextlib.suppress(TypeError, ValueError):  # other lines, and one cut short
+                    # Other lines have none, nor has a session that ended before its first epoch did.
+                    with contextlib.suppress(KeyError, TypeError, ValueError):
                         found[int(row["epoch"])] = float(row[f"selection/{metric}"])
     return found
 
@@ -355,7 +356,7 @@ def environment(seed: int) -> dict[str, Any]:
         "seed": seed,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": processor(),
         "cpus": os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "gpus": gpus,
@@ -366,7 +367,8 @@ def environment(seed: int) -> dict[str, Any]:
     }
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Returns the name of the CPU."""
     info = Path("/proc/cpuinfo")
     if info.is_file():
         for line in info.read_text().splitlines():

@@ -27,6 +27,7 @@ from vmr_zoo import run_dir, wandb_runs
 from vmr_zoo.callbacks import PruneByMedian, StepTime
 from vmr_zoo.errors import VmrError
 from vmr_zoo.evaluate import predict_rows, predictor, print_metrics, quiet, score, splits_of
+from vmr_zoo.parallel import torch_threads
 from vmr_zoo.run_dir import HEADER
 
 if TYPE_CHECKING:
@@ -51,13 +52,10 @@ def main(cfg: DictConfig) -> int:
         VmrError: for anything the user can mend, before training starts where possible.
         SystemExit: after an interruption, 128 plus the signal's number; the run can be resumed.
     """
-    threads = torch.get_num_threads()
-    if cfg.threads is not None:
-        torch.set_num_threads(cfg.threads)
     try:
-        return _train(cfg)
+        with torch_threads(cfg.threads):
+            return _train(cfg)
     finally:
-        torch.set_num_threads(threads)
         wandb = sys.modules.get("wandb")
         if wandb is not None and wandb.run is not None:
             failed = sys.exc_info()[0] is not None

@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from vmr_zoo.config import wandb_offline
 from vmr_zoo.errors import VmrError
+from vmr_zoo.report import NEEDED, SAME_TABLE, Run
 from vmr_zoo.run_dir import HEADER, METRICS, read_json
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger, WandbLogger
 
-    from vmr_zoo.report import Leaderboard, Run
+    from vmr_zoo.report import Leaderboard
 
 log = logging.getLogger(__name__)
 
@@ -32,11 +33,11 @@ _FINAL = "final"
 _SPLITS = "splits"
 """The names of the splits in a run's configuration, in order."""
 
-_SAME_RUN = ("name", "protocol", "features", "origin", "selection", "rounding", "seed")
+_SAME_RUN = (*SAME_TABLE, "name", "seed")
 """What two runs must differ in to be two."""
 
-_NEEDED = (*_SAME_RUN, "method", "variant", "parameters", "train_seconds")
-"""What a header must hold for a row."""
+_NEEDED = (*NEEDED, "train_seconds")
+"""What the header of a run of ours holds."""
 
 _PAGE = 200
 """Runs that one request asks for."""
@@ -167,8 +168,6 @@ def collect(entity: str | None, project: str) -> list[Run]:
 
 def _rebuilt(run: Any) -> Run | None:
     """Builds a run from what `record` logged; None for any other run of the project."""
-    from vmr_zoo.report import Run
-
     header = run.config.get(HEADER)
     if run.state != "finished" or not isinstance(header, dict) or not header.keys() >= set(_NEEDED):
         return None

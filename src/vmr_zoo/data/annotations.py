@@ -116,6 +116,11 @@ class Protocol:
         return self.splits | {TRAIN: self.published_train or self.train}
 
     @property
+    def video_ids(self) -> list[str]:
+        """The distinct videos of all splits as published, sorted."""
+        return sorted({video_id for split in self.published.values() for video_id in split.video_ids})
+
+    @property
     def selected_on_test(self) -> bool:
         """Whether checkpoints are selected on test data, which marks every number of the run."""
         return self.selection_origin.startswith("test")

@@ -10,6 +10,7 @@ continues after the last whole line. Nothing is pickled.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import zlib
@@ -29,14 +30,15 @@ SCHEMA = 2
 DATA, INDEX, PART, JOURNAL = "features.npy", "index.json", "features.part", "journal.jsonl"
 DTYPES = ("float16", "float32")
 _HEADER = 128
-"""Bytes of the npy header, written last, when the number of rows is known."""
+"""Bytes of the npy header, written last, when the number of rows is known: NumPy leaves room for any."""
 
 
 def _header(dtype: str, rows: int, dim: int) -> bytes:
+    header = io.BytesIO()
     descr = np.lib.format.dtype_to_descr(np.dtype(dtype))
-    text = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': ({rows}, {dim}), }}"
-    size = _HEADER - 10
-    return b"\x93NUMPY\x01\x00" + size.to_bytes(2, "little") + text.ljust(size - 1).encode() + b"\n"
+    shape = {"descr": descr, "fortran_order": False, "shape": (rows, dim)}
+    np.lib.format.write_array_header_1_0(header, shape)
+    return header.getvalue()
 
 
 def pack(source: VideoSource, video_ids: Iterable[str], folder: str | Path, dtype: str = "float16") -> float:

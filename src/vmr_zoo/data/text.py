@@ -31,6 +31,7 @@ from vmr_zoo.data.features import QuerySource, l2_normalise
 from vmr_zoo.data.noun_chunks import NounChunks
 from vmr_zoo.errors import VmrError
 from vmr_zoo.files import alone_in
+from vmr_zoo.parallel import torch_threads
 
 _SHARD = 4096
 """Sentences per cache file; an interrupted run loses at most one file's work."""
@@ -240,32 +241,29 @@ class TextEncoder(ABC):
         ids = dict(zip(texts, self._inputs(sentences), strict=True))
         _ = self._model  # before the threads ask for it
         order = sorted(texts, key=lambda key: len(ids[key]))
-        threads = torch.get_num_threads()
 
         def forward(batch: list[bytes]) -> tuple[list[bytes], Array, Array]:
             with torch.inference_mode():
                 return batch, *self._forward([ids[key] for key in batch])
 
-        try:
-            # One thread per batch: these matrices are too small to share out.
-            with (
-                ThreadPoolExecutor(self.workers, initializer=torch.set_num_threads, initargs=(1,)) as pool,
-                Progress(transient=True, disable=len(order) < 1000) as progress,
-            ):
-                task = progress.add_task(f"Embedding sentences ({self.name})", total=len(order))
-                for first in range(0, len(order), _SHARD):
-                    parts = list(self._batches(order[first : first + _SHARD], ids))
-                    stored: list[tuple[list[bytes], Array, Array]] = []
-                    for done in pool.map(forward, parts):
-                        stored.append(done)
-                        progress.advance(task, len(done[0]))
-                    self._cache.add(
-                        [key for batch, _, _ in stored for key in batch],
-                        [rows for _, tokens, _ in stored for rows in tokens],
-                        np.concatenate([sentences for _, _, sentences in stored]),
-                    )
-        finally:
-            torch.set_num_threads(threads)
+        # One thread per batch: these matrices are too small to share out.
+        with (
+            torch_threads(),  # the initializer sets them for all
+            ThreadPoolExecutor(self.workers, initializer=torch.set_num_threads, initargs=(1,)) as pool,
+            Progress(transient=True, disable=len(order) < 1000) as progress,
+        ):
+            task = progress.add_task(f"Embedding sentences ({self.name})", total=len(order))
+            for first in range(0, len(order), _SHARD):
+                parts = list(self._batches(order[first : first + _SHARD], ids))
+                stored: list[tuple[list[bytes], Array, Array]] = []
+                for done in pool.map(forward, parts):
+                    stored.append(done)
+                    progress.advance(task, len(done[0]))
+                self._cache.add(
+                    [key for batch, _, _ in stored for key in batch],
+                    [rows for _, tokens, _ in stored for rows in tokens],
+                    np.concatenate([sentences for _, _, sentences in stored]),
+                )
 
     def _batches(self, keys: list[bytes], ids: dict[bytes, list[int]]) -> list[list[bytes]]:
         """Cuts keys that are sorted by length into batches of one length each."""

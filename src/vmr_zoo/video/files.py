@@ -79,7 +79,7 @@ def videos_of(protocol: Protocol, found: Iterable[str]) -> tuple[dict[str, str],
         VmrError: if not one is found.
     """
     files = set(found)
-    ids = sorted({video_id for split in protocol.published.values() for video_id in split.video_ids})
+    ids = protocol.video_ids
     names = {video_id: [pattern.replace("{id}", video_id) for pattern in NAMES] for video_id in ids}
     chosen = {
         video_id: next(name for name in tried if name in files)
