@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -202,6 +203,29 @@ def test_saliency_that_is_not_there_is_refused_of_a_video_of_one_clip(scores: ob
         score.score_rows(
             [PREDICTION | {"pred_saliency_scores": scores}], SCORED, MetricSettings(highlights=True)
         )
+
+
+@pytest.mark.parametrize("seconds", [1e9, 1e12, 1e308, float("inf")])
+def test_times_beyond_any_video_take_no_memory(seconds: float, tmp_path: Path) -> None:
+    """In what is predicted, in the moments and in the video's length, of which 2 s make a clip."""
+    path = tmp_path / "file.jsonl"
+    moment = HIGHLIGHT | {"duration": seconds, "relevant_windows": [[0, seconds]]}
+    far = PREDICTION | {"pred_relevant_windows": [[0, seconds, 1.0]], "pred_saliency_scores": [1] * 5}
+    tracemalloc.start()
+    if seconds <= 1e9:
+        (row,) = highlights(put(path, lines(moment)))
+        truth = Split("test", (row.query,))
+        assert score.score_rows([far], truth, MetricSettings())["mIoU"] == 100
+        with pytest.raises(VmrError, match=r"expected 500000000 numbers .* found 5"):
+            score.score_rows([far], truth, MetricSettings(highlights=True))
+    else:
+        with pytest.raises(VmrError, match=r"line 1: expected 'duration' as a number from 0 to 1e\+09"):
+            highlights(put(path, lines(moment)))
+        with pytest.raises(VmrError, match=r"line 1 \(query 1\): expected (seconds within|finite windows)"):
+            score.score_rows([far], SCORED, MetricSettings())
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10e6
 
 
 def test_a_split_without_queries_has_nothing_to_train_on_or_to_score(tmp_path: Path) -> None:

@@ -133,6 +133,8 @@ def test_run_name_keeps_what_changes_a_result_and_nothing_else():
         "seed=3",
         "paths.runs=/a/b",
         "logger=csv",
+        "features.packed=/c/d",
+        "data.residency=disk",
         "resume=true",
         "ablation=full",
         "hydra.verbose=true",

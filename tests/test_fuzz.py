@@ -431,7 +431,7 @@ TRUTH = Split(
 )
 
 
-@pytest.mark.filterwarnings("ignore:(overflow|invalid value):RuntimeWarning")
+@pytest.mark.filterwarnings("error")
 @LENGTHS
 def test_a_submission_is_scored_within_bounds_or_refused(times: int, tmp_path: Path) -> None:
     path = tmp_path / "predictions.jsonl"

@@ -20,6 +20,8 @@ from vmr_zoo.data.features import (
 )
 from vmr_zoo.data.packed import DATA, INDEX, JOURNAL, PackedVideos, pack
 from vmr_zoo.errors import VmrError
+from vmr_zoo.report import collect, leaderboards
+from vmr_zoo.run_dir import MANIFEST, read_json
 
 IDS = ["a", "b", "c"]
 
@@ -196,6 +198,20 @@ def test_packing_and_doctor_by_the_command(vmr, tmp_path, capsys):
     assert vmr("pack", *sizes, f"features.packed={out}", f"out={tmp_path / 'again'}") == 2
     assert vmr("pack", "data=shapes", f"out={tmp_path / 'again'}") == 2
     assert "are rendered" in capsys.readouterr().err
+
+
+def test_runs_on_a_pack_and_on_its_source_share_name_manifest_and_row(vmr, tmp_path):
+    sizes = ["data=synthetic", "features.video_dim=8", "data.protocol.train_videos=3"]
+    sizes.append("data.protocol.test_videos=2")
+    assert vmr("pack", *sizes, f"out={tmp_path}/out", "dtype=float32") == 0
+    train = ["train", *sizes, "method=predict_all", "logger=csv", "trainer.max_epochs=1"]
+    train += [f"paths.runs={tmp_path}/runs", "trainer.accelerator=cpu"]
+    assert vmr(*train, "seed=0") == 0
+    assert vmr(*train, "seed=1", f"features.packed={tmp_path}/out") == 0
+    (row,) = leaderboards(collect(tmp_path / "runs"), ["mIoU"])[0].rows
+    assert len(row.runs) == 2
+    manifests = [read_json(run.directory / MANIFEST) for run in row.runs]
+    assert manifests[0] == manifests[1]
 
 
 # ---------------------------------------------------------------------------------------------- residency

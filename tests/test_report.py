@@ -184,6 +184,35 @@ def test_what_is_not_comparable_stands_apart(runs):
     assert any("SIMULATED: no number here comes from pixels" in board.title for board in boards)
 
 
+def test_features_held_in_half_precision_stand_apart(train_toy, tmp_path):
+    for name, storage in (("full", "float32"), ("half", "float16")):
+        assert train_toy(f"data.storage={storage}", method="predict_all", name=f"runs/{name}")[0] == 0
+    boards = leaderboards(collect(tmp_path / "runs"), ["mIoU"])
+    titles = [board.title.partition(";")[0] for board in boards]
+    simulated = "(SIMULATED: no number here comes from pixels)"
+    assert titles == [f"toy, features toy{held} {simulated}" for held in ("", ", held in float16")]
+
+
+REFUSED = {
+    "source=wandb with significance=true": ["source=wandb", "significance=true"],
+    "source=wandb with html=true": ["source=wandb", "html=true"],
+    "source=wandb with evals=true": ["source=wandb", "evals=true"],
+    "printed=… with log=wandb": ["printed=all", "log=wandb"],
+    "printed=… with significance=true": ["printed=[tea/table4]", "significance=true"],
+    "printed=… with sort=…": ["printed=tea", "sort=iid mIoU"],
+    "html=true with format=…": ["html=true", "format=csv"],
+    "videos=… without html=true": ["videos=there"],
+}
+
+
+@pytest.mark.parametrize("found", REFUSED)
+def test_what_would_be_ignored_is_refused_before_anything_is_read(found, capsys, monkeypatch):
+    for reader in ("vmr_zoo.report.scan", "vmr_zoo.wandb_runs.collect"):
+        monkeypatch.setattr(reader, lambda *_: pytest.fail("was read"))
+    assert cli.main(["report", *REFUSED[found]]) == 2
+    assert f"Found {found}." in " ".join(capsys.readouterr().err.split())
+
+
 def test_filters_and_sorting(runs):
     kept = chosen(collect(runs), {"method": ["weak", "close"], "seed": 0})
     assert [run.header["name"] for run in kept] == ["close", "weak"]

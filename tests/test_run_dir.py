@@ -55,6 +55,14 @@ def test_next_free_never_returns_what_exists(tmp_path):
     assert run_dir.next_free(tmp_path, "iid").name == "iid-003"
 
 
+def test_a_curve_is_read_over_sessions_one_of_which_ended_before_its_first_epoch(tmp_path):
+    (tmp_path / "metrics-001.csv").write_text("epoch,step,train/loss\n0,1,0.5\n")
+    lines = "epoch,selection/mIoU,step\n0,10.5,2\n1,,3\n1,12.0,4\n2,1"
+    (tmp_path / "metrics-002.csv").write_text(lines)
+    (tmp_path / "metrics.csv").write_text("epoch,selection/mIoU,step\n1,11.0,4\n2,13.0,6\n")
+    assert run_dir.curve(tmp_path, "mIoU") == {0: 10.5, 1: 11.0, 2: 13.0}
+
+
 def test_a_directory_that_is_no_run_says_so(tmp_path):
     with pytest.raises(VmrError, match=r"no config\.yaml"):
         run_dir.load_config(tmp_path)

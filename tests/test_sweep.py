@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,29 @@ def test_a_full_disk_leaves_what_was_there(train_toy, monkeypatch, capsys):
     assert train_toy("trainer.max_epochs=3", "resume=true")[0] == 0
     a, b = load_file(whole / "model.safetensors"), load_file(run / "model.safetensors")
     assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_run_is_not_resumed_on_other_features_or_annotations(train_toy, monkeypatch, capsys):
+    crash = ["+callbacks.stop._target_=toy.At", "+callbacks.stop.step=4", "+callbacks.stop.signal=0"]
+    code, run = train_toy(*crash)
+    assert (code, state(run)) == (2, "failed")
+    before = stamp(run)
+    capsys.readouterr()
+    whole = toy.protocol()
+    short = replace(whole, train=replace(whole.train, queries=whole.train.queries[:-1]))
+    others = {
+        "video.order: trained on ['toy'], now ['other']": (toy.Video, "manifest", {"order": ["other"]}),
+        "train (then 24 sentences, ": (toy, "protocol", short),
+    }
+    for message, (owner, name, value) in others.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, lambda *args, value=value, **options: value)
+            assert train_toy("resume=true")[0] == 2
+        shown = " ".join(capsys.readouterr().err.split())
+        assert message in shown
+        assert f"Cannot resume {run}" in shown
+        assert stamp(run) == before
+    assert train_toy("resume=true")[0] == 0
 
 
 def test_a_directory_that_cannot_be_written_says_so(train_toy, tmp_path, capsys, monkeypatch):

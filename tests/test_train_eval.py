@@ -17,7 +17,7 @@ from vmr_zoo.score import score_rows
 
 FILES = {
     "config.yaml", "metrics.json", "predictions.jsonl", "model.safetensors", "manifest.json",
-    "environment.json", "status.json", "metrics.csv", "checkpoints",
+    "annotations.json", "environment.json", "status.json", "metrics.csv", "checkpoints",
 }  # fmt: skip
 
 

@@ -169,9 +169,6 @@ def test_report_reads_a_project_and_has_no_predictions_of_it(vmr, project, tmp_p
     arguments = ("source=wandb", "entity=me", "project=mine", "columns=[R1@0.5]")
     assert vmr("report", *arguments, "format=csv") == 0
     assert "41.25" in capsys.readouterr().out
-    for key in ("significance=true", "html=true"):
-        assert vmr("report", *arguments, key, f"out={tmp_path}/out") == 2
-        assert "predictions" in capsys.readouterr().err
     assert vmr("report", *arguments[1:], "source=wanbd") == 2
     assert "wandb" in capsys.readouterr().err
 

@@ -39,6 +39,8 @@ _NOT_IN_RUN_NAME_PREFIXES = (
     "hydra/",
     "choices.",
     "data.residency",
+    "data.num_workers",
+    "features.packed",
     "trainer.accelerator",
     "trainer.enable_",
 )
@@ -111,7 +113,8 @@ def run_name(method: str, variant: str, overrides: Iterable[str]) -> str:
         method: the chosen file in `conf/method`.
         variant: "paper" or "released".
         overrides: what the command line changed. Data, features, method, variant and seed have their own
-            place in the path; paths, loggers and callbacks do not change a result.
+            place in the path; paths, loggers and callbacks do not change a result, nor does features.packed:
+            if packing changed a number, the features have another name.
 
     Returns:
         Such as `bm_detr-paper` or `bm_detr-paper+decoder_memory-raw+no_shift`: one directory name, of

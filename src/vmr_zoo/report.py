@@ -217,6 +217,7 @@ def main(cfg: DictConfig) -> int:
         raise unknown("source", cfg.source, ("runs", "wandb"))
     if cfg.log not in (None, "wandb"):
         raise unknown("log", cfg.log, ("wandb",))
+    _check_together(cfg)
     root = Path(cfg.runs)
     unfinished: list[Unfinished] = []
     if cfg.source == "wandb":
@@ -260,6 +261,33 @@ def main(cfg: DictConfig) -> int:
     if unfinished:
         print(remark(unfinished), file=sys.stdout if cfg.format == "table" else sys.stderr)
     return 1 if any(one.state == _UNREADABLE for one in unfinished) else 0
+
+
+def _check_together(cfg: DictConfig) -> None:
+    """Refuses arguments of which one would be ignored or cannot work, before anything is read.
+
+    Raises:
+        VmrError: names both.
+    """
+    online, papers = cfg.source == "wandb", cfg.printed and not cfg.html
+    lacking = "Weights & Biases has no predictions and no evaluations of the runs; take source=runs."
+    instead = "printed=… shows the papers' tables in place of leaderboards; leave one out, or add html=true."
+    refused = {
+        "source=wandb with significance=true": (online and cfg.significance, lacking),
+        "source=wandb with html=true": (online and cfg.html, lacking),
+        "source=wandb with evals=true": (online and cfg.evals, lacking),
+        "printed=… with log=wandb": (papers and cfg.log, instead),
+        "printed=… with significance=true": (papers and cfg.significance, instead),
+        "printed=… with sort=…": (papers and cfg.sort, instead),
+        "html=true with format=…": (
+            cfg.html and cfg.format != "table",
+            "out=… is the page's then; write the tables by a command of their own.",
+        ),
+        "videos=… without html=true": (cfg.videos and not cfg.html, "The page plays them; add html=true."),
+    }
+    for asked, (wrong, reason) in refused.items():
+        if wrong:
+            raise VmrError(f"Found {asked}. {reason}")
 
 
 def _deliver(cfg: DictConfig, show: Callable[[], None], text: str, count: int) -> None:

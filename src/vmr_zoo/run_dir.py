@@ -9,6 +9,7 @@ none. Nothing here removes an earlier result.
     predictions.jsonl   what the metrics were computed from, in seconds
     model.safetensors   the weights that predicted
     manifest.json       what the features were
+    annotations.json    how many sentences each split had, and a digest of them with their moments
     environment.json    packages, git revision, hardware, seed, threads
     checkpoints/        best.ckpt and last.ckpt, with the optimizer's state
     metrics.csv         the training curves
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import hashlib
 import json
 import os
 import platform
@@ -27,7 +29,7 @@ import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
@@ -35,12 +37,16 @@ from omegaconf import DictConfig, OmegaConf
 from vmr_zoo.errors import VmrError, some
 from vmr_zoo.files import atomic_write
 
+if TYPE_CHECKING:
+    from vmr_zoo.data.annotations import Split
+
 CONFIG = "config.yaml"
 STATUS = "status.json"
 METRICS = "metrics.json"
 PREDICTIONS = "predictions.jsonl"
 WEIGHTS = "model.safetensors"
 MANIFEST = "manifest.json"
+ANNOTATIONS = "annotations.json"
 ENVIRONMENT = "environment.json"
 LAST = Path("checkpoints") / "last.ckpt"
 HEADER = "header"
@@ -55,6 +61,8 @@ _MAY_DIFFER_ON_RESUME = (
     "name",
     "trainer.accelerator",
     "trainer.devices",
+    "data.residency",
+    "data.num_workers",
 )
 
 
@@ -199,6 +207,53 @@ def _check_same(path: Path, config: Mapping[str, Any]) -> None:
             f"Cannot resume {path}: the run was started with other settings: {'; '.join(changed[:5])}. "
             "Give the same settings, or choose another directory with run=DIR."
         )
+
+
+def check_same_data(path: Path, manifest: Mapping[str, Any], annotations: Mapping[str, Any]) -> None:
+    """Refuses to continue a run on other features or other annotations than it was started with.
+
+    Args:
+        path: the run directory; what it does not say is not compared.
+        manifest: of the features that are there now.
+        annotations: what `digests` says of those that are there now.
+
+    Raises:
+        VmrError: listing what differs.
+    """
+    from vmr_zoo.data.features import compare_manifests
+
+    again = f"Put back what the run was started with, or start another with run=DIR. Cannot resume {path}."
+    if (path / MANIFEST).is_file():
+        try:
+            compare_manifests(read_json(path / MANIFEST), manifest)
+        except VmrError as error:
+            raise VmrError(f"{error} {again}") from None
+    if (path / ANNOTATIONS).is_file():
+        earlier = read_json(path / ANNOTATIONS)
+        changed = [
+            f"{name} (then {_sentences(earlier.get(name))}, now {_sentences(annotations.get(name))})"
+            for name in dict.fromkeys((*earlier, *annotations))
+            if earlier.get(name) != annotations.get(name)
+        ]
+        if changed:
+            raise VmrError(
+                f"The annotations are not those that the run was started with: {'; '.join(changed)}. {again}"
+            )
+
+
+def _sentences(split: Mapping[str, Any] | None) -> str:
+    return "no such split" if split is None else f"{split['sentences']} sentences, {split['sha256'][:8]}"
+
+
+def digests(splits: Mapping[str, Split]) -> dict[str, dict[str, Any]]:
+    """Returns for each split how many sentences it has, and a SHA-256 of them with their ground truth."""
+    found = {}
+    for name, split in splits.items():
+        content = hashlib.sha256()
+        for query in split.queries:
+            content.update(f"{query!r}\n".encode())
+        found[name] = {"sentences": len(split.queries), "sha256": content.hexdigest()}
+    return found
 
 
 def keep_earlier(path: Path) -> None:

@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from vmr_zoo.data.annotations import Protocol, Query, Split
+from vmr_zoo.data.annotations import LONGEST, Protocol, Query, Split
 from vmr_zoo.data.protocols import find_split
 from vmr_zoo.errors import VmrError, some
 from vmr_zoo.files import atomic_write
@@ -262,6 +262,12 @@ def _windows(row: Row, place: Place) -> Floats:
                 "Mend or remove it.",
             )
     array = _array(windows, "windows", place)
+    far = np.flatnonzero((np.abs(array[:, :2]) > LONGEST).any(1))
+    if len(far):
+        rank = int(far[0])
+        place.wrong(
+            f"seconds within {LONGEST:g} as window {rank + 1}", _shorten(windows[rank]), "Mend or remove it."
+        )
     reversed_ = np.flatnonzero(array[:, 0] > array[:, 1])
     if len(reversed_):
         rank = int(reversed_[0])

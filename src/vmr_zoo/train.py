@@ -107,9 +107,13 @@ def _fit(cfg: DictConfig, run: Path, config: dict[str, Any], leads: bool) -> int
         torch.cuda.reset_peak_memory_stats()
     if leads:
         resuming = run_dir.open_new(run, config, cfg.resume)
+        manifest, annotations = data.features.manifest(), run_dir.digests(data.protocol.splits)
+        if resuming:
+            run_dir.check_same_data(run, manifest, annotations)
         log.info(f"{cfg.name} on {cfg.data.name} ({cfg.features.name}), seed {cfg.seed} -> {run}")
         run_dir.write_json(run / run_dir.ENVIRONMENT, run_dir.environment(cfg.seed))
-        run_dir.write_json(run / run_dir.MANIFEST, data.features.manifest())
+        run_dir.write_json(run / run_dir.MANIFEST, manifest)
+        run_dir.write_json(run / run_dir.ANNOTATIONS, annotations)
         run_dir.keep_earlier(run / "metrics.csv")  # the logger starts its file anew
         before = run_dir.status(run)["train_seconds"]
     started = time.monotonic()
@@ -274,6 +278,8 @@ def _identity(cfg: DictConfig, data: VMRDataModule, method: Method) -> dict[str,
     """Says what was run: all that decides whether two rows may stand in one table."""
     from vmr_zoo.methods.base import parameter_count
 
+    # Rounding makes them other features, whether or not they had been rounded before.
+    held = "" if data.storage == torch.float32 else f", held in {str(data.storage).removeprefix('torch.')}"
     return {
         "name": cfg.name,
         "method": cfg.choices.method,
@@ -281,7 +287,7 @@ def _identity(cfg: DictConfig, data: VMRDataModule, method: Method) -> dict[str,
         "experiment": cfg.choices.experiment,
         "ablation": cfg.choices.ablation,
         "protocol": data.protocol.name,
-        "features": data.features.name,
+        "features": f"{data.features.name}{held}",
         "origin": data.features.origin,
         "selection": data.selection_origin,
         "selection_metric": data.selection_metric,

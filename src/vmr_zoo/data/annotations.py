@@ -17,6 +17,9 @@ TRAIN = "train"
 PUBLISHED = "published"
 HELD_OUT = "held out of train by video"
 
+LONGEST = 1e9
+"""Seconds or frames beyond which a time is none: what is computed from it stays finite."""
+
 
 @dataclass(frozen=True, slots=True)
 class Query:

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vmr_zoo.data.annotations import Dropped, Query, Split
+from vmr_zoo.data.annotations import LONGEST, Dropped, Query, Split
 from vmr_zoo.errors import VmrError, some
 
 SLIVER = 0.01
@@ -118,10 +118,10 @@ def safe_id(value: Any, where: str) -> str:
 
 
 def _number(value: Any, what: str, where: str) -> float:
-    if type(value) in {int, float} and 0 <= value <= 1e9:  # also false for NaN
+    if type(value) in {int, float} and 0 <= value <= LONGEST:  # also false for NaN
         return float(value)
     raise VmrError(
-        f"{where}: expected {what} as a finite number of at least 0, found {value!r:.80}. "
+        f"{where}: expected {what} as a number from 0 to {LONGEST:g}, found {value!r:.80}. "
         "Compare the line with the published file."
     )
 
