@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 import toy
 
@@ -50,7 +52,15 @@ def test_two_processes_measure_what_one_does_and_leave_one_run(tmp_path):
     assert selected[0] == selected[1]
     assert len(selected[0]) == 2
 
-    learned = train(tmp_path / "learned", *ddp, "data.batch_size=4", "data.eval_batch_size=2")
-    assert learned["header"]["epochs"] == 2
-    assert learned["selection"] != two["selection"]
-    assert json.loads((tmp_path / "learned" / "status.json").read_text())["state"] == "finished"
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_does_from_two_batches_a_step(tmp_path):
+    same = ["data.batch_size=4", "data.eval_batch_size=2", "method.dropout=0"]
+    one = train(tmp_path / "one", *same, "+trainer.accumulate_grad_batches=2")
+    two = train(tmp_path / "two", *same, "trainer.devices=2", "+trainer.strategy=ddp")
+    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("one", "two")]
+    for name, values in weights[0].items():
+        torch.testing.assert_close(weights[1][name], values)
+    for split in ("iid", "ood", "selection"):
+        assert two[split] == pytest.approx(one[split], abs=1e-2)
+    assert json.loads((tmp_path / "two" / "status.json").read_text())["state"] == "finished"

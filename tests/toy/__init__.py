@@ -133,9 +133,9 @@ def features(
 class ToyMethod(Method):
     """Predicts start and end from the mean token; dropout makes it depend on the state of the generator."""
 
-    def __init__(self, *, metrics, loss_weights, optimizer, scheduler, break_at: int = -1) -> None:  # type: ignore[no-untyped-def]
+    def __init__(self, *, metrics, loss_weights, optimizer, scheduler, dropout: float, break_at: int) -> None:  # type: ignore[no-untyped-def]
         super().__init__(loss_weights=loss_weights, metrics=metrics, optimizer=optimizer, scheduler=scheduler)
-        self.net = nn.Sequential(nn.Linear(DIM, 16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 2))
+        self.net = nn.Sequential(nn.Linear(DIM, 16), nn.ReLU(), nn.Dropout(dropout), nn.Linear(16, 2))
         self.break_at = break_at
 
     def _spans(self, batch):  # type: ignore[no-untyped-def]
