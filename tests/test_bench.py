@@ -6,6 +6,8 @@ from types import SimpleNamespace
 import lightning
 import pytest
 import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from torch import nn
 
 from vmr_zoo import bench
@@ -13,6 +15,7 @@ from vmr_zoo.config import compose, config_dir
 from vmr_zoo.errors import VmrError
 from vmr_zoo.methods.base import Method
 
+COST = sorted((config_dir().parent / "experiments/cost").glob("*.yaml"))
 SMALL = [
     "data=synthetic",
     "steps=2",
@@ -83,6 +86,8 @@ def test_a_row_is_stored_with_its_ratio_and_replaced_when_measured_again(vmr, tm
     assert row["flops"] > 0
     assert row["peak_training_gb"] > 0
     reference = row["reference"]
+    assert row["training_set"]["video"] == 8
+    assert row["setup"] > 0
     assert row["ratio"]["step"] == pytest.approx(
         reference["step"] / reference["size"] / row["step_per_query"]["median"]
     )
@@ -116,3 +121,34 @@ def test_every_synthetic_recipe_names_what_it_is_compared_with(recipe):
     assert reference.per in ("query", "video")
     assert reference.step > 0
     assert reference.inference > 0
+
+
+@pytest.mark.parametrize("sweep", COST, ids=lambda path: path.stem)
+def test_every_job_of_a_cost_sweep_is_measured_in_sizes_of_its_own(sweep, vmr, tmp_path, monkeypatch):
+    measured = []
+
+    def measure(cfg):
+        measured.append(OmegaConf.to_container(cfg, resolve=True))
+        return dict.fromkeys(set(bench._KEY) - {"name"})
+
+    monkeypatch.setattr(bench, "measure", measure)
+    monkeypatch.setattr(bench, "show", lambda rows: None)
+    args = ["--config-dir", str(sweep.parent), "--config-name", sweep.stem, f"out={tmp_path}"]
+    assert vmr("bench", *args, "method=vdi") == 0
+    assert len(json.loads((tmp_path / "bench.json").read_text())["rows"]) == len(measured) >= 3
+    assert all(cfg["data"]["name"] == "synthetic" and cfg["threads"] == 1 for cfg in measured)
+    assert all(measured.count(cfg) == 1 for cfg in measured)
+
+
+def test_parameters_that_the_first_epochs_hold_still_are_counted(monkeypatch):
+    monkeypatch.setitem(bench._MATRIX, "cpu", 64)
+    small = ["method=mmn", "method/text=minilm", "data=synthetic", "recipe=none", "trainer.accelerator=cpu"]
+    small += ["method.text.trained_layers=1", "+method.text.layers=2", "method.map_dim=8", "method.dim=8"]
+    small += ["data.protocol.train_videos=2", "data.protocol.test_videos=2", "data.batch_size=2"]
+    cfg = compose("bench", [*small, "steps=1", "warmup=0"])
+    row = bench.measure(cfg)
+    fresh = instantiate(cfg.method)
+    layer = sum(one.numel() for one in fresh.text.model.encoder.layer[1].parameters())
+    rest = sum(one.numel() for name, one in fresh.named_parameters() if not name.startswith("text."))
+    assert row["parameters_trained"] == rest + layer
+    assert row["parameters"] == sum(one.numel() for one in fresh.parameters())

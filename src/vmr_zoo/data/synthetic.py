@@ -25,7 +25,7 @@ def protocol(
     test_videos: int,
     durations: Sequence[float],
     words: Sequence[float],
-    queries_per_video: Sequence[float],
+    queries_per_video: Sequence[float] | int,
     moments_per_query: Sequence[float],
     moment_shares: Sequence[float],
     seed: int = 0,
@@ -37,7 +37,7 @@ def protocol(
         test_videos: videos of the selection split and of the test split, each.
         durations: seconds, evenly spaced quantiles; a single number is the length of every video.
         words: tokens of a query, likewise.
-        queries_per_video: relative frequency of videos with 1, 2, … queries.
+        queries_per_video: relative frequency of videos with 1, 2, … queries; a number: each has so many.
         moments_per_query: relative frequency of queries with 1, 2, … moments.
         moment_shares: length of a moment as a share of the video, quantiles.
         seed: of the draw.
@@ -46,30 +46,37 @@ def protocol(
         A protocol named "synthetic" with one test split.
     """
     rng = np.random.default_rng(seed)
+    # As arrays, once: lists of a configuration are slow to read.
+    lengths, tokens, shares = (np.asarray(values, np.float64) for values in (durations, words, moment_shares))
+    siblings = (
+        queries_per_video if isinstance(queries_per_video, int) else np.asarray(queries_per_video, np.float64)
+    )
+    windows = np.asarray(moments_per_query, np.float64)
 
-    def from_quantiles(values: Sequence[float]) -> float:
+    def from_quantiles(values: Array) -> float:
         return float(np.interp(rng.random(), np.linspace(0, 1, len(values)), values))
 
-    def count(frequencies: Sequence[float]) -> int:
-        share = np.asarray(frequencies, np.float64)
-        return int(rng.choice(len(share), p=share / share.sum())) + 1
+    def count(frequencies: Array | int) -> int:
+        if isinstance(frequencies, int):
+            return frequencies
+        return int(rng.choice(len(frequencies), p=frequencies / frequencies.sum())) + 1
 
     def moment(duration: float) -> tuple[float, float]:
-        length = duration * from_quantiles(moment_shares)
+        length = duration * from_quantiles(shares)
         start = rng.random() * (duration - length)
         return start, start + length
 
     def split(name: str, videos: int) -> Split:
         queries = []
         for number in range(videos):
-            duration = from_quantiles(durations)
-            for place in range(count(queries_per_video)):
+            duration = from_quantiles(lengths)
+            for place in range(count(siblings)):
                 queries.append(
                     Query(
                         query_id=f"{name}_{number}_{place}",
                         video_id=f"{name}_{number}",
-                        text=" ".join(["word"] * max(1, round(from_quantiles(words)))),
-                        moments=tuple(sorted(moment(duration) for _ in range(count(moments_per_query)))),
+                        text=" ".join(["word"] * max(1, round(from_quantiles(tokens)))),
+                        moments=tuple(sorted(moment(duration) for _ in range(count(windows)))),
                         duration=duration,
                     )
                 )

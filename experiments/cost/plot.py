@@ -1,0 +1,133 @@
+"""Draws what the sweeps of this folder measured, and writes the numbers as CSV.
+
+python experiments/cost/plot.py [runs/cost] [docs/img]
+
+Reads RUNS/SWEEP/bench.json; writes IMAGES/cost_SWEEP.png and results.csv beside this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import pandas as pd
+
+from vmr_zoo.bench import FILE, stored
+
+# Wong's eight colours, which colour-blind readers tell apart; a marker each besides.
+STYLES = {
+    "emb": ("#0072B2", "o"),
+    "tea": ("#56B4E9", "s"),
+    "qd_detr": ("#D55E00", "^"),
+    "mesm": ("#E69F00", "v"),
+    "lmr": ("#CC79A7", "D"),
+    "mmn": ("#009E73", "P"),
+    "vdi": ("#000000", "X"),
+    "moment_detr": ("#8C8C8C", "<"),
+    "bm_detr": ("#A6761D", ">"),
+}
+SIZES = {
+    "video_length": ("clips", "clips of a video"),
+    "queries_per_video": ("queries_per_video", "queries of each video"),
+    "batch": ("queries", "queries in a batch, each on a video of its own"),
+    "data_set_size": ("training_videos", "videos in the training split, 10 queries each"),
+}
+PANELS = {
+    "video_length": [("step", "a training step, s"), ("inference_per_query", "an answer, s")],
+    "queries_per_video": [
+        ("step_per_query", "training, s per query"),
+        ("inference_per_query", "an answer, s per query"),
+    ],
+    "batch": [
+        ("step_per_query", "training, s per query"),
+        ("peak_training_gb", "peak memory of training, GB"),
+    ],
+    "data_set_size": [
+        ("epoch", "an epoch, s"),
+        ("setup", "set-up, s"),
+        ("peak_training_gb", "peak memory of training, GB"),
+    ],
+}
+KEPT = ("setup", "peak_training_gb", "peak_inference_gb", "flops", "efficiency", "parameters")
+KEPT += ("parameters_trained", "step_cpu", "cpu_share_training", "cpu_share_inference", "steps")
+KEPT += ("threads", "hardware", "torch")
+TIMED = ("step", "forward", "backward", "optimizer", "loader", "step_per_query", "inference_per_query")
+
+
+def read(file: Path, sweep: str) -> list[dict[str, Any]]:
+    """Returns a flat row per measurement; `_low` and `_high` are quartiles."""
+    rows = []
+    for row in stored(file):
+        batch, training = row["batch"], row["training_set"]
+        flat = {
+            "sweep": sweep,
+            "method": row["method"],
+            "clips": round(batch["clips"]),
+            "queries": round(batch["query"]),
+            "queries_per_video": round(batch["query"] / batch["video"]),
+            "training_videos": training["video"],
+            "training_queries": training["query"],
+        }
+        for name in TIMED:
+            flat[name] = row[name]["median"]
+            flat |= {f"{name}_{end}": row[name][end] for end in ("low", "high")}
+        for end in ("", "_low", "_high"):
+            flat[f"epoch{end}"] = flat[f"step_per_query{end}"] * training["query"]
+        flat |= {key: row[key] for key in KEPT}
+        rows.append(flat)
+    return rows
+
+
+def plot(frame: pd.DataFrame, sweep: str, file: Path) -> None:
+    """Draws a line per method with quartiles, both axes logarithmic."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    from matplotlib.ticker import NullFormatter, ScalarFormatter
+
+    key, label = SIZES[sweep]
+    panels = PANELS[sweep]
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(4.6 * len(panels) + 1.2, 4), layout="constrained")
+    for axis, (name, unit) in zip(axes, panels, strict=True):
+        for method, (colour, marker) in STYLES.items():
+            line = frame[frame.method == method].sort_values(key)
+            if line.empty:
+                continue
+            errors = None
+            if f"{name}_low" in line:
+                errors = [line[name] - line[f"{name}_low"], line[f"{name}_high"] - line[name]]
+            axis.errorbar(
+                line[key], line[name], yerr=errors, label=method, color=colour, marker=marker, markersize=5,
+                linewidth=1.3, elinewidth=0.8, capsize=2,
+            )  # fmt: skip
+        axis.set(xscale="log", yscale="log", xlabel=label, ylabel=unit)
+        axis.set_xticks(sorted(frame[key].unique()))
+        axis.xaxis.set_major_formatter(ScalarFormatter())
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.grid(alpha=0.3, which="both", linewidth=0.4)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
+    figure.savefig(file, dpi=100)
+    pyplot.close(figure)
+
+
+def main() -> None:
+    """Reads, draws, writes."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="?", type=Path, default=Path("runs/cost"))
+    parser.add_argument("images", nargs="?", type=Path, default=Path("docs/img"))
+    args = parser.parse_args()
+    rows = [row for sweep in SIZES for row in read(args.runs / sweep / FILE, sweep)]
+    if not rows:
+        parser.error(f"no {FILE} below {args.runs}: run the sweeps first, see README.md")
+    frame = pd.DataFrame(rows)
+    args.images.mkdir(parents=True, exist_ok=True)
+    for sweep, part in frame.groupby("sweep", sort=False):
+        plot(part, str(sweep), args.images / f"cost_{sweep}.png")
+    frame.to_csv(Path(__file__).parent / "results.csv", index=False, float_format="%.4g", lineterminator="\n")
+
+
+if __name__ == "__main__":
+    main()
