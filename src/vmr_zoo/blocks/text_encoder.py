@@ -68,6 +68,7 @@ class TransformerText(nn.Module):
         start: int,
         end: int,
         pooling: Pooling,
+        causal: bool = False,
         trained_layers: int | None = None,
     ) -> None:
         """Wraps a model.
@@ -78,6 +79,7 @@ class TransformerText(nn.Module):
             end: id of the end token.
             pooling: "mean" over the visible tokens' last states, start and end included (MMN), or "end",
                 the end token's state, projected if the model does so (CLIP).
+            causal: whether the model's tokens see only those before them (CLIP).
             trained_layers: train the last so many layers only, embeddings frozen; None: everything.
 
         Raises:
@@ -87,7 +89,7 @@ class TransformerText(nn.Module):
         if pooling not in ("mean", "end"):
             raise unknown("pooling of the text encoder", pooling, ("mean", "end"))
         self.model = model.train()  # a loaded one comes without its dropout
-        self.start, self.end, self.pooling = start, end, pooling
+        self.start, self.end, self.pooling, self.causal = start, end, pooling, causal
         config: Any = model.config
         projected = pooling == "end" and hasattr(model, "text_projection")
         self.dim: int = config.projection_dim if projected else config.hidden_size
@@ -125,7 +127,7 @@ class TransformerText(nn.Module):
         ids = torch.where(place == 0, self.start, ids)
         special = (place == 0) | (place == last.unsqueeze(1))
         seen = F.pad(visible & mask, (1, 1)) | special
-        if mask.is_cuda:  # the lengths would have to be waited for
+        if mask.device.type != "cpu":  # the lengths would have to be waited for
             return self._encode(ids, seen, last)
         # Half of a batch is padding where one long query sets the width: queries of like length go together.
         order = last.argsort()
@@ -138,7 +140,13 @@ class TransformerText(nn.Module):
     def _encode(self, ids: Tensor, seen: Tensor, last: Tensor) -> Tensor:
         """Encodes ids (B, T), seen as `seen` (R, B, T) says, whose end token stands at `last` (B,)."""
         readings = len(seen)
-        out = self.model(input_ids=ids.repeat(readings, 1), attention_mask=seen.flatten(0, 1).to(torch.int64))
+        mask = seen.flatten(0, 1).to(torch.int64)
+        if mask.device.type != "cpu":
+            # The library looks into a mask of tokens for hidden ones, which would wait for a GPU; it takes a
+            # mask of pairs as it is.
+            pairs = mask.bool()[:, None, None].expand(-1, -1, mask.shape[1], -1)
+            mask = pairs.tril() if self.causal else pairs
+        out = self.model(input_ids=ids.repeat(readings, 1), attention_mask=mask)
         if self.pooling == "mean":
             weights = seen.flatten(0, 1).to(out.last_hidden_state.dtype).unsqueeze(1)
             pooled = (weights @ out.last_hidden_state).squeeze(1) / weights.sum(2)
@@ -207,7 +215,9 @@ def clip_text(folder: str | Path, trained_layers: int | None = None) -> Transfor
     from transformers import CLIPTextModelWithProjection
 
     model = _load(CLIPTextModelWithProjection, folder, "openai/clip-vit-base-patch32")
-    return TransformerText(model=model, start=49406, end=49407, pooling="end", trained_layers=trained_layers)
+    return TransformerText(
+        model=model, start=49406, end=49407, pooling="end", causal=True, trained_layers=trained_layers
+    )
 
 
 def _load(kind: Any, folder: str | Path, example: str, **options: Any) -> nn.Module:

@@ -73,7 +73,7 @@ def choose_proposal(scores: Tensor, bounds: Tensor, mask: Tensor, moment: Tensor
     Returns:
         (B, 2) first and last index of the proposal, or the annotation itself where none overlaps enough.
     """
-    half_open = bounds.new_tensor([0, 1])
+    half_open = torch.arange(2, device=bounds.device)
     overlap = iou((bounds + half_open).float(), (moment + half_open).float().unsqueeze(1))
     eligible = mask & (overlap >= threshold)
     best = scores.detach().masked_fill(~eligible, -torch.inf).argmax(1)
@@ -95,7 +95,7 @@ def endpoint_sets(moment: Tensor, chosen: Tensor, size: int, end_set: EndSet) ->
         Start set and end set, (B, L) bool each.
     """
     if end_set == "one_more":
-        chosen = chosen + chosen.new_tensor([0, 1])
+        chosen = chosen + torch.arange(2, device=chosen.device)
     index = torch.arange(size, device=moment.device)
     low, high = torch.minimum(moment, chosen), torch.maximum(moment, chosen)
     inside = (index >= low.unsqueeze(-1)) & (index <= high.unsqueeze(-1))
@@ -168,7 +168,7 @@ def highlight_loss(logits: Tensor, labels: Tensor, mask: Tensor, positive_weight
 
 def proposal_times(bounds: Tensor, frame_mask: Tensor) -> Tensor:
     """Turns (B, P, 2) first and last indices into fractions of the duration, given the (B, L) frame mask."""
-    return (bounds + bounds.new_tensor([0, 1])) / frame_mask.sum(1)[:, None, None]
+    return (bounds + torch.arange(2, device=bounds.device)) / frame_mask.sum(1)[:, None, None]
 
 
 def ranking_targets(spans: Tensor, moment: Tensor, low: float, high: float) -> Tensor:

@@ -42,7 +42,7 @@ def sample_pairs(
     best, highest = saliency.masked_fill(~saliency_mask, -torch.inf).max(1)
     worst, lowest = saliency.masked_fill(~saliency_mask, torch.inf).min(1)
     rated = (best > worst)[:, None]
-    hard = torch.tensor([[True, False]], device=inside.device) & rated
+    hard = (torch.arange(2, device=inside.device) == 0) & rated
     positive = torch.where(hard, highest[:, None], positive)
     negative = torch.where(hard, lowest[:, None], negative)
     return positive, negative, usable | hard

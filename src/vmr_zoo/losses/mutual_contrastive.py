@@ -95,7 +95,7 @@ class MutualContrast:
             own = _lowest(own / self.sentence_temperature, similar.scatter(1, cells, True))
         moments = (cosine / self.sentence_temperature).index_put((row, video), own).flatten(1).logsumexp(1)
         if self.own_cells == "released":
-            moments = torch.logaddexp(moments, moments.new_tensor(1e-6).log())
+            moments = torch.logaddexp(moments, moments.new_full((), 1e-6).log())
         sentence_loss = _cross_entropy(positive / self.sentence_temperature, moments.unsqueeze(1))
         return moment_loss, sentence_loss
 

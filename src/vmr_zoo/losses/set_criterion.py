@@ -37,12 +37,18 @@ class SetCriterion(nn.Module):
     def match(
         self, logits: Tensor, spans: Tensor, targets: Tensor, target_mask: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Finds the cheapest assignment; arguments as in `forward`, result as of `blocks.matcher.assign`."""
+        """Finds the cheapest assignment; arguments as in `forward`, result as of `blocks.matcher.assign`.
+
+        Several sets of predictions, (layers, B, M, 2), are matched at once, to (layers, B, N).
+        """
         probability = logits.softmax(-1)[..., FOREGROUND]
         l1 = (pairwise(spans) - targets.unsqueeze(1)).abs().sum(-1)
         overlap = giou(pairwise(to_start_end(spans)), to_start_end(targets).unsqueeze(1))
         cost = self.cost_l1 * l1 - self.cost_giou * overlap - self.cost_class * probability.unsqueeze(-1)
-        return assign(cost, target_mask)
+        if cost.dim() == 3:
+            return assign(cost, target_mask)
+        slots, matched = assign(cost.flatten(0, 1), target_mask.repeat(len(cost), 1))
+        return slots.unflatten(0, cost.shape[:2]), matched.unflatten(0, cost.shape[:2])
 
     def forward(
         self, logits: Tensor, spans: Tensor, targets: Tensor, target_mask: Tensor
@@ -62,7 +68,12 @@ class SetCriterion(nn.Module):
             (not over the weights); "class_error", the percentage of matched slots that are called background,
             without gradient.
         """
-        slots, matched = self.match(logits, spans, targets, target_mask)
+        return self._losses(logits, spans, targets, *self.match(logits, spans, targets, target_mask))
+
+    def _losses(
+        self, logits: Tensor, spans: Tensor, targets: Tensor, slots: Tensor, matched: Tensor
+    ) -> dict[str, Tensor]:
+        """Computes the losses of one set of predictions that is matched; see `forward` and `match`."""
         chosen = spans.gather(1, slots.unsqueeze(-1).expand(-1, -1, 2))
         count = matched.sum().clamp(min=1)
         l1 = ((chosen - targets).abs() * matched.unsqueeze(-1)).sum() / (2 * count)
@@ -102,8 +113,10 @@ class SetCriterion(nn.Module):
         """
         losses: dict[str, Tensor] = {}
         last = len(logits) - 1
-        for layer in range(0 if every else last, last + 1):
+        layers = range(0 if every else last, last + 1)
+        slots, matched = self.match(logits[layers.start :], spans[layers.start :], targets, target_mask)
+        for place, layer in enumerate(layers):
             suffix = "" if layer == last else f"/aux{layer}"
-            found = self(logits[layer], spans[layer], targets, target_mask)
+            found = self._losses(logits[layer], spans[layer], targets, slots[place], matched[place])
             losses |= {name + suffix: value for name, value in found.items()}
         return losses
