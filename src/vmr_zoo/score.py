@@ -94,27 +94,29 @@ def read_rows(path: Path) -> tuple[list[Row], list[int]]:
     """
     if not path.is_file():
         raise VmrError(f"No predictions file at '{path}'. Name one with predictions=FILE.jsonl.")
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise VmrError(f"Cannot read '{path}': {error.strerror}. Check its permissions.") from error
     rows: list[Row] = []
     lines: list[int] = []
-    for line, text in enumerate(content.split(b"\n"), start=1):
-        if not text.strip():
-            continue
-        place = Place(str(path), line)
-        try:
-            row = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            place.wrong("one JSON object", f"invalid JSON ({error})", "Write one object per line.")
-        if not isinstance(row, dict):
-            place.wrong("one JSON object", f"a JSON {type(row).__name__}", "Write one object per line.")
-        rows.append(row)
-        lines.append(line)
+    try:
+        with path.open("rb") as file:
+            for line, text in enumerate(file, start=1):
+                if text.strip():
+                    rows.append(_row(text, Place(str(path), line)))
+                    lines.append(line)
+    except OSError as error:
+        raise VmrError(f"Cannot read '{path}': {error.strerror}. Check its permissions.") from error
     if not rows:
         raise VmrError(f"'{path}' is empty: expected one JSON object per query. Write the predictions again.")
     return rows, lines
+
+
+def _row(text: bytes, place: Place) -> Row:
+    try:
+        row = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        place.wrong("one JSON object", f"invalid JSON ({error})", "Write one object per line.")
+    if not isinstance(row, dict):
+        place.wrong("one JSON object", f"a JSON {type(row).__name__}", "Write one object per line.")
+    return row
 
 
 def score_rows(rows: Sequence[Row], split: Split, settings: MetricSettings) -> dict[str, float]:

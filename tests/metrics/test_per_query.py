@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vmr_zoo.errors import VmrError
+from vmr_zoo.metrics import per_query
 from vmr_zoo.metrics.moment import MomentMetrics
 from vmr_zoo.metrics.per_query import mean, query_scores
 from vmr_zoo.metrics.settings import AP_THRESHOLDS, MetricSettings, Rounding
@@ -96,6 +97,18 @@ def test_padding_and_company_change_nothing(rows):
     for i, row in enumerate(rows):
         for name, value in query_scores(*stack([row]), MetricSettings()).items():
             np.testing.assert_allclose(together[name][i], value[0], rtol=1e-12)
+
+
+def test_queries_compared_in_parts_score_the_same(monkeypatch):
+    draw = np.random.default_rng(0)
+    windows, targets = (np.sort(60 * draw.random((7, n, 2))) for n in (10, 3))
+    args = windows, targets, draw.random((7, 3)) < 0.7, MetricSettings(), draw.random((7, 10))
+    whole = query_scores(*args)
+    monkeypatch.setattr(per_query, "_PART", 3)
+    parts = query_scores(*args)
+    assert whole.keys() == parts.keys()
+    for name, values in whole.items():
+        np.testing.assert_array_equal(parts[name], values)
 
 
 def test_average_precision_ranks_by_score_and_reads_only_the_first_windows():

@@ -25,6 +25,10 @@ LENGTHS = {FULL: (-np.inf, np.inf), "short": (0.0, 10.0), "middle": (10.0, 30.0)
 """Moment lengths of each bucket in seconds, the lower bound excluded (QVHighlights, Lei et al. 2021)."""
 
 
+_PART = 4096
+"""Queries that are compared at a time: the comparison takes tens of times the memory of its result."""
+
+
 @dataclass(frozen=True, slots=True)
 class MomentScores:
     """What every moment metric is read from, for the moments of one length bucket.
@@ -103,6 +107,29 @@ def moment_scores(
     Returns:
         Scores by bucket name, "full" first.
     """
+    parts = [
+        _moment_scores(
+            windows[at : at + _PART],
+            targets[at : at + _PART],
+            target_mask[at : at + _PART],
+            None if scores is None else scores[at : at + _PART],
+            ap_windows,
+        )
+        for at in range(0, max(1, len(windows)), _PART)
+    ]
+    return {
+        bucket: MomentScores(
+            np.concatenate([part[bucket].iou for part in parts]),
+            np.concatenate([part[bucket].ap for part in parts]),
+        )
+        for bucket in LENGTHS
+    }
+
+
+def _moment_scores(
+    windows: Floats, targets: Floats, target_mask: Bools, scores: Floats | None, ap_windows: int
+) -> dict[str, MomentScores]:
+    """`moment_scores` of some queries."""
     overlap, union, hull = _overlap(windows, targets)
     # Union and hull agree where spans overlap, up to the last bit. The official evaluator divides by the hull
     # for recall and by the union for average precision; so do we, or a hit exactly at a threshold may differ.
