@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vmr_zoo.blocks.dropout import dropout as dropped
+
 
 def attend(
     query: Tensor,
@@ -40,15 +42,23 @@ def attend(
     if record is not None:
         record.append(_mean_weights(q, k, key_mask))
     if key_mask is None:
-        out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
-        return out.transpose(1, 2).flatten(2)
+        return _attended(q, k, v, None, dropout).transpose(1, 2).flatten(2)
     mask = _by_head(key_mask)
     any_valid = mask.any(-1, keepdim=True)
     # An all-masked row lets every key through and is zeroed afterwards: a softmax over nothing would put NaN
     # into the gradients of the whole batch.
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask | ~any_valid, dropout_p=dropout)
-    out = out * any_valid
+    out = _attended(q, k, v, mask | ~any_valid, dropout) * any_valid
     return out.transpose(1, 2).flatten(2)
+
+
+def _attended(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+    """Attends from (B, H, Lq, E); torch has no fused kernel with dropout on the CPU, and a slow dropout."""
+    if dropout == 0 or query.device.type != "cpu":
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(2, 3)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    return dropped(scores.softmax(-1), dropout) @ value
 
 
 def _by_head(key_mask: Tensor) -> Tensor:

@@ -10,9 +10,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from vmr_zoo.blocks.attention import attend
+from vmr_zoo.blocks.dropout import Dropout
+from vmr_zoo.blocks.dropout import dropout as dropped
 from vmr_zoo.errors import unknown
 
 UnitName = Literal["equation_6", "post_norm"]
@@ -42,7 +43,7 @@ class _Attention(nn.Module):
         bias = torch.zeros(allowed.shape, dtype=query.dtype, device=query.device).masked_fill(~allowed, -1e30)
         q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (query, key, value))
         weights = (q @ k.transpose(2, 3) / q.shape[-1] ** 0.5 + bias).softmax(-1)
-        return (functional.dropout(weights, dropout) @ v).transpose(1, 2).flatten(2)
+        return (dropped(weights, dropout) @ v).transpose(1, 2).flatten(2)
 
 
 class AttentionUnit(nn.Module):
@@ -58,7 +59,7 @@ class AttentionUnit(nn.Module):
         """
         super().__init__()
         self.attention = _Attention(dim, heads, dropout)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self,

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vmr_zoo.blocks.attention import MultiHeadAttention
+from vmr_zoo.blocks.dropout import Dropout
 from vmr_zoo.blocks.projection import Activation, xavier_matrices
 from vmr_zoo.errors import unknown
 
@@ -49,7 +50,7 @@ class _Tail(nn.Module):
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.linear1, self.linear2 = nn.Linear(dim, feedforward_dim), nn.Linear(feedforward_dim, dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, activation: nn.Module) -> Tensor:
         hidden = self.dropout(activation(self.linear1(self.norm1(x))))
@@ -74,7 +75,7 @@ class CrossLayer(nn.Module):
         self.attention = MultiHeadAttention(dim, heads, dropout)
         self.activation = activation()
         self.tails = nn.ModuleList(_Tail(dim, feedforward_dim, dropout) for _ in range(tails))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vmr_zoo.blocks.attention import MultiHeadAttention, attend
+from vmr_zoo.blocks.dropout import Dropout
 from vmr_zoo.blocks.position import sine_coordinates
 from vmr_zoo.blocks.projection import MLP, Activation, FeedForward, xavier_matrices
 
@@ -40,7 +41,7 @@ class QueryDecoderLayer(nn.Module):
         self.cross_attention = MultiHeadAttention(dim, heads, dropout)
         self.ffn = FeedForward(dim, feedforward_dim, activation, dropout)
         self.norm1, self.norm2, self.norm3 = nn.LayerNorm(dim), nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self,
@@ -171,7 +172,7 @@ class AnchorDecoderLayer(nn.Module):
         self.cross_out = nn.Linear(dim, dim)
         self.ffn = FeedForward(dim, feedforward_dim, activation, dropout)
         self.norm1, self.norm2, self.norm3 = nn.LayerNorm(dim), nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def _per_head(self, content: Tensor, position: Tensor) -> Tensor:
         """Concatenates two (B, L, D) within each head, to (B, L, 2 D)."""

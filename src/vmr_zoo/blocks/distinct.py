@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -33,3 +34,23 @@ def distinct_videos(batch: Batch) -> Distinct:
         video.append(number[video_id])
     device = batch["video"].device
     return Distinct(*(torch.tensor(x).to(device, non_blocking=True) for x in (first, video)))
+
+
+def per_video(
+    compute: Callable[..., Tensor], batch: Batch, *inputs: Tensor, training: bool = False
+) -> Tensor:
+    """Computes what depends on a row's video alone, once for each video of the batch.
+
+    Args:
+        compute: row by row, of tensors (V, ...).
+        batch: whose videos.
+        inputs: (B, ...) each, equal in rows on the same video.
+        training: compute every row, since each draws a dropout of its own.
+
+    Returns:
+        What `compute` makes of the inputs, (B, ...).
+    """
+    if training or len(set(batch["video_id"])) == len(batch["video_id"]):
+        return compute(*inputs)
+    first, video = distinct_videos(batch)
+    return compute(*(x[first] for x in inputs))[video]

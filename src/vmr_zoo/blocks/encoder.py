@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from vmr_zoo.blocks.attention import MultiHeadAttention
+from vmr_zoo.blocks.dropout import Dropout
 from vmr_zoo.blocks.projection import MLP, Activation, FeedForward, xavier_matrices
 
 
@@ -25,7 +26,7 @@ class EncoderLayer(nn.Module):
         self.attention = MultiHeadAttention(dim, heads, dropout)
         self.ffn = FeedForward(dim, feedforward_dim, activation, dropout)
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, mask: Tensor, position: Tensor) -> Tensor:
         """Encodes (B, L, D); `mask` (B, L) True = valid, `position` (B, L, D)."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vmr_zoo.blocks.attention_unit import UnitName, attention_unit
+from vmr_zoo.blocks.dropout import Dropout
 from vmr_zoo.errors import unknown
 
 Maxima = Literal["inclusive", "strict"]
@@ -64,7 +65,7 @@ class GuidedConv(nn.Module):
         # Depthwise over time x columns is a grouped convolution over time whose groups are the three columns.
         self.depthwise = nn.Conv1d(3 * dim, dim, kernel, padding=kernel // 2, groups=dim, bias=False)
         self.pointwise = nn.Linear(dim, dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
 
     def forward(self, left: Tensor, right: Tensor, own: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from vmr_zoo.blocks.dropout import Dropout
+
 Activation = Callable[[], nn.Module]
 
 
@@ -25,7 +27,7 @@ class InputProjection(nn.Sequential):
         parts: list[nn.Module] = []
         for i in range(layers):
             width = in_dim if i == 0 else dim
-            parts += [nn.LayerNorm(width), nn.Dropout(dropout), nn.Linear(width, dim)]
+            parts += [nn.LayerNorm(width), Dropout(dropout), nn.Linear(width, dim)]
             if i < layers - 1:
                 parts.append(nn.ReLU())
         super().__init__(*parts)
@@ -63,7 +65,7 @@ class FeedForward(nn.Module):
         super().__init__()
         self.linear1 = nn.Linear(dim, hidden_dim)
         self.activation = activation()
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.linear2 = nn.Linear(hidden_dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:

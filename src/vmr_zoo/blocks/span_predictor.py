@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vmr_zoo.blocks.attention_unit import UnitName
+from vmr_zoo.blocks.dropout import Dropout
 from vmr_zoo.blocks.guided_attention import Exchange, Exchanged, Maxima, Order, Placement, running_maxima
 from vmr_zoo.errors import unknown
 
@@ -48,7 +49,7 @@ class QueryAttention(nn.Module):
             self.w3 = nn.Parameter(torch.empty(1, 1, dim))
             for weight in (self.w1, self.w2, self.w3):
                 nn.init.xavier_uniform_(weight)
-            self.dropout = nn.Dropout(dropout)
+            self.dropout = Dropout(dropout)
         self.output = nn.Linear(4 * dim, dim)
 
     def scores(self, sequence: Tensor, words: Tensor) -> Tensor:

@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 from vmr_zoo.blocks.clips import clips_inside
 from vmr_zoo.blocks.decoder import AnchorDecoder, QueryDecoder, SpanHeads
+from vmr_zoo.blocks.distinct import per_video
 from vmr_zoo.blocks.encoder import Encoder
 from vmr_zoo.blocks.extent import Extent
 from vmr_zoo.blocks.joint_encoder import Encoded, JointEncoder
@@ -330,10 +331,23 @@ class BMDETR(Method):
         negative: Tensor | None = None,
         negative_mask: Tensor | None = None,
     ) -> Output:
-        """Runs the network; the decoder reads the positive query's memory only.
+        """Runs the network on clips (B, Lv, Dv + 2) with TEF; see `run` for the others."""
+        frames = self.encoder.project_video(video)
+        return self.run(frames, video_mask, query, query_mask, negative, negative_mask)
+
+    def run(
+        self,
+        frames_in: Tensor,
+        video_mask: Tensor,
+        query: Tensor,
+        query_mask: Tensor,
+        negative: Tensor | None = None,
+        negative_mask: Tensor | None = None,
+    ) -> Output:
+        """Runs the network on projected clips; the decoder reads the positive query's memory only.
 
         Args:
-            video: (B, Lv, Dv + 2) with TEF.
+            frames_in: (B, Lv, D).
             video_mask: (B, Lv), True = valid.
             query: (B, Lq, Dq).
             query_mask: (B, Lq), True = valid.
@@ -343,7 +357,6 @@ class BMDETR(Method):
         Returns:
             See `Output`.
         """
-        frames_in = self.encoder.project_video(video)
         encoded = self.encoder(
             frames_in, video_mask, self.encoder.project_query(query), query_mask
         )  # Eq. 2-3
@@ -478,8 +491,15 @@ class BMDETR(Method):
             details: also return `frame_probability` and `frame_attention`, if there is a matcher,
                 `decoder_attention` and `decoder_word_attention`.
         """
-        video = append_tef(batch["video"], batch["video_mask"])
-        output = self(video, batch["video_mask"], batch["query"], batch["query_mask"])
+        mask = batch["video_mask"]
+        frames = per_video(
+            lambda video, mask: self.encoder.project_video(append_tef(video, mask)),
+            batch,
+            batch["video"],
+            mask,
+            training=self.training,
+        )
+        output = self.run(frames, mask, batch["query"], batch["query_mask"])
         spans, scores = rank(output.logits[-1], output.spans[-1], self.extent.scale(batch))
         prediction: Prediction = {"spans": spans, "scores": scores}
         if output.saliency is not None:

@@ -31,6 +31,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from vmr_zoo.blocks.distinct import per_video
+from vmr_zoo.blocks.dropout import Dropout
 from vmr_zoo.blocks.guided_attention import GuidedConv
 from vmr_zoo.blocks.narration import Downsample, pool_clips
 from vmr_zoo.blocks.position import sine_coordinates
@@ -116,8 +118,8 @@ class EMB(Method):
             )
         self.dim = dim
         self.max_snippets, self.downsample, self.drop_last_clip = max_snippets, downsample, drop_last_clip
-        self.query_projection = nn.Sequential(nn.Dropout(dropout), nn.Linear(query_dim, dim))
-        self.video_projection = nn.Sequential(nn.Dropout(dropout), nn.Linear(video_dim, dim))
+        self.query_projection = nn.Sequential(Dropout(dropout), nn.Linear(query_dim, dim))
+        self.video_projection = nn.Sequential(Dropout(dropout), nn.Linear(video_dim, dim))
         self.branch = branch()
         self.proposals = proposals
         self.boundary = boundary
@@ -146,7 +148,7 @@ class EMB(Method):
     def forward(self, batch: Batch) -> Output:
         """Runs the network without the proposals."""
         video, mask, clip_snippet = self.snippets(batch)
-        frames = self.position(self.video_projection(video))
+        frames = self.position(per_video(self.video_projection, batch, video, training=self.training))
         words = self.position(self.query_projection(batch["query"]))
         located = self.branch(frames, mask, words, batch["query_mask"])  # Eq. 7-11
         paths = [PathLogits(1.0, located.logits.start, located.logits.end)]

@@ -29,6 +29,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from vmr_zoo.blocks.distinct import per_video
 from vmr_zoo.blocks.position import sine_coordinates
 from vmr_zoo.blocks.projection import Activation, InputProjection
 from vmr_zoo.errors import VmrError
@@ -179,7 +180,7 @@ class LMR(QDDETR):
         if not self.narrations:
             return super().read(batch)
         narration = Narration(
-            self.project_narration(batch["narration"]),
+            per_video(self.project_narration, batch, batch["narration"], training=self.training),
             batch["narration_mask"],
             sine_coordinates(batch["narration_spans"][..., 1:], self.dim),
         )

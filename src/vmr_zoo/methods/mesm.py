@@ -32,6 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vmr_zoo.blocks.cross_encoder import attention_mask
+from vmr_zoo.blocks.dropout import Dropout
 from vmr_zoo.blocks.other_video import negative_rows
 from vmr_zoo.blocks.projection import Activation
 from vmr_zoo.errors import VmrError, unknown
@@ -236,7 +237,7 @@ class MESM(QDDETR):
             self.missing_word = nn.Parameter(torch.zeros(query_dim)) if unknown_word else None
             self.word_head = nn.Sequential(
                 nn.LayerNorm(dim),
-                nn.Dropout(dropout),
+                Dropout(dropout),
                 nn.Linear(dim, dim),
                 nn.ReLU(),
                 nn.Linear(dim, vocabulary + 1),

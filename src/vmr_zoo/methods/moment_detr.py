@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from vmr_zoo.blocks.clips import clips_inside
 from vmr_zoo.blocks.decoder import QueryDecoder, SpanHeads
+from vmr_zoo.blocks.distinct import per_video
 from vmr_zoo.blocks.encoder import Encoder
 from vmr_zoo.blocks.extent import Extent
 from vmr_zoo.blocks.joint_encoder import Encoded, JointEncoder
@@ -127,12 +128,15 @@ class MomentDETR(Method):
     def forward(self, batch: Batch) -> Output:
         """Runs the network."""
         video_mask = batch["video_mask"]
-        video = self.encoder.project_video(append_tef(batch["video"], video_mask))
+        video = per_video(self._project, batch, batch["video"], video_mask, training=self.training)
         query = self.encoder.project_query(batch["query"])
         encoded = self.encoder(video, video_mask, query, batch["query_mask"])
         states, references = self.decoder(encoded.memory, encoded.mask, encoded.position)
         logits, spans = self.heads(states, references)
         return Output(logits, spans, self.saliency(encoded.video).squeeze(-1), encoded, states)
+
+    def _project(self, video: Tensor, mask: Tensor) -> Tensor:
+        return self.encoder.project_video(append_tef(video, mask))
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Set losses of the last decoder layer or of every one, and the saliency margin."""

@@ -27,6 +27,7 @@ from torch import Tensor
 from vmr_zoo.blocks.clips import clips_inside
 from vmr_zoo.blocks.cross_encoder import CrossEncoder
 from vmr_zoo.blocks.decoder import AnchorDecoder, SpanHeads
+from vmr_zoo.blocks.distinct import per_video
 from vmr_zoo.blocks.encoder import Encoder
 from vmr_zoo.blocks.extent import Extent
 from vmr_zoo.blocks.other_video import negative_rows
@@ -274,12 +275,15 @@ class QDDETR(Method):
         """Projects the inputs; clips have sine positions, words none."""
         mask = batch["video_mask"]
         return Read(
-            self.project_video(append_tef(batch["video"], mask)),
+            per_video(self._project, batch, batch["video"], mask, training=self.training),
             mask,
             sine_position(mask, self.dim),
             self.project_query(batch["query"]),
             batch["query_mask"],
         )
+
+    def _project(self, video: Tensor, mask: Tensor) -> Tensor:
+        return self.project_video(append_tef(video, mask))
 
     def fuse(self, read: Read, record: list[Tensor] | None = None) -> Fused:
         """Lets every clip attend to the words.

@@ -16,6 +16,8 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
 
+from vmr_zoo.blocks.distinct import per_video
+from vmr_zoo.blocks.dropout import Dropout
 from vmr_zoo.blocks.narration import Downsample, align_narration
 from vmr_zoo.blocks.proposal_branch import ProposalBranch
 from vmr_zoo.blocks.span_predictor import EndpointBranch
@@ -110,7 +112,7 @@ class TEA(EMB):
                 "which is EMB)."
             )
         self.needs = frozenset({"narration"})
-        self.narration_projection = nn.Sequential(nn.Dropout(dropout), nn.Linear(narration_dim, dim))
+        self.narration_projection = nn.Sequential(Dropout(dropout), nn.Linear(narration_dim, dim))
         if alpha > 0:
             self.paragraph = branch() if guided_paragraph else branch(guide_placement=None)
         self.initialise()
@@ -123,7 +125,7 @@ class TEA(EMB):
         words, word_mask = self.position(self.query_projection(batch["query"])), batch["query_mask"]
         paragraph = self.align(batch, mask)
 
-        frames = self.video_projection(video)
+        frames = per_video(self.video_projection, batch, video, training=self.training)
         if self.merge is not None:
             frames = self.merge(frames, paragraph, mask)  # Eq. 4-5
         frames = self.position(frames)

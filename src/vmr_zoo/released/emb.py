@@ -368,6 +368,7 @@ class EMBReleased(Released):
             "spans": spans,
             "span_mask": torch.ones(spans.shape[:2], dtype=torch.bool),
             "duration": duration,
+            "video_id": [str(row) for row in range(len(duration))],
         }
 
     @staticmethod

@@ -216,6 +216,7 @@ class MESMReleased(Released):
             "duration": duration,
             "clip_seconds": clip_seconds,
             "video_index": torch.arange(len(duration)) if graded else groups,
+            "video_id": [str(row) for row in range(len(duration))],
             "saliency": torch.zeros_like(video_mask, dtype=torch.float32),
         }
         inside = method.inside(batch | {"saliency": case["target/saliency_label"]} if graded else batch)

@@ -85,6 +85,7 @@ class MomentDETRReleased(Released):
             "span_mask": span_mask,
             "duration": duration,
             "clip_seconds": torch.full_like(duration, clip),
+            "video_id": [str(row) for row in range(len(duration))],
         }
         positive, negative = case["target/saliency_pos_labels"], case["target/saliency_neg_labels"]
 

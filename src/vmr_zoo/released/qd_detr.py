@@ -239,6 +239,7 @@ class QDDETRReleased(Released):
             "duration": duration,
             "clip_seconds": clip_seconds,
             "video_index": torch.arange(len(duration)),
+            "video_id": [str(row) for row in range(len(duration))],
             "saliency": case["target/saliency_all_labels"],
         }
 
