@@ -1,12 +1,14 @@
-"""Batches at the edge of what data can be: losses and gradients stay finite, in float32 and in bfloat16."""
+"""Losses and gradients stay finite at the edge of what data can be; bfloat16, fused and compiled steps."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import lightning
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from batches import make_batch, row
 from test_methods_contract import METHODS, build, configured, learns
@@ -79,3 +81,47 @@ def test_losses_and_gradients_are_finite(name: str, bfloat16: bool) -> None:
             ]
             assert odd_gradients == [], f"{edge}, step {step}"
             optimizer.step()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_bfloat16_a_fused_optimizer_and_clipping_train_together(name: str) -> None:
+    method = build(name)
+    if not learns(method):
+        pytest.skip("has no parameters")
+    method = build(name, changes={"optimizer": {"fused": True}})
+    before = {key: value.clone() for key, value in method.state_dict().items()}
+    trainer = lightning.Trainer(
+        max_steps=1,
+        precision="bf16-mixed",
+        gradient_clip_val=0.1,
+        accelerator="cpu",
+        limit_val_batches=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(method, DataLoader([make_batch(method.needs)], batch_size=None))
+    after = method.state_dict()
+    assert all(value.isfinite().all() for value in after.values())
+    assert any(not torch.equal(after[key], value) for key, value in before.items())
+    assert all(group["fused"] for group in trainer.optimizers[0].param_groups)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in ("moment_detr", "mmn") else pytest.mark.slow)
+        for name in METHODS
+    ],
+)
+def test_compiled_the_losses_and_the_names_of_the_weights_are_the_same(name: str) -> None:
+    found = []
+    for compiled in (False, True):
+        method = build(name).eval()
+        if compiled:
+            method.compile(backend="eager")  # traced as for any backend, and run as it is
+        torch.manual_seed(0)
+        found.append((list(method.state_dict()), method.losses(make_batch(method.needs))))
+    assert found[0][0] == found[1][0]
+    torch.testing.assert_close(found[1][1], found[0][1], atol=0, rtol=0)

@@ -97,6 +97,8 @@ def _fit(cfg: DictConfig, run: Path, config: dict[str, Any], leads: bool) -> int
     """
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)
     method: Method = instantiate(cfg.method)
+    if cfg.compile:
+        method.compile()  # in place: the names of the weights stay
     data: VMRDataModule = instantiate(cfg.data, needs=method.needs)
     data.prepare_data()
     with quiet():

@@ -156,7 +156,11 @@ class Method(lightning.LightningModule):
         """Builds the optimizer and, if there is one, the per-epoch scheduler."""
         if self._optimizer is None:
             return None
-        optimizer = self._optimizer(self.parameter_groups())
+        optimizer: Any = self._optimizer(self.parameter_groups())
+        if getattr(optimizer, "_step_supports_amp_scaling", False):
+            # A fused one would unscale float16 gradients in its step, so that Lightning refuses to clip them,
+            # in bfloat16 too, where nothing is scaled. Without this Lightning unscales first and clips then.
+            optimizer._step_supports_amp_scaling = False
         if self._scheduler is None:
             return optimizer
         return {

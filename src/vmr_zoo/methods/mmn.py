@@ -173,6 +173,10 @@ class MMN(Method):
         self.text_rate, self.frozen_text_epochs = text_rate, frozen_text_epochs
         self._trained_text = [p for p in text.parameters() if p.requires_grad]
 
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compiles the map, nearly all of the work; `forward` reads ids, which are new in each batch."""
+        self.map.compile(*args, **kwargs)
+
     def moments(self, batch: Batch) -> Moments:
         """Computes the candidates of each distinct video."""
         first, video = distinct_videos(batch)
