@@ -81,10 +81,10 @@ def read(file: Path, sweep: str) -> list[dict[str, Any]]:
 
 
 def plot(frame: pd.DataFrame, sweep: str, file: Path) -> None:
-    """Draws a line per method with quartiles, both axes logarithmic."""
+    """Draws a line per method with quartiles; axes are logarithmic, that of memory is not."""
     matplotlib.use("Agg")
     from matplotlib import pyplot
-    from matplotlib.ticker import NullFormatter, ScalarFormatter
+    from matplotlib.ticker import NullFormatter
 
     key, label = SIZES[sweep]
     panels = PANELS[sweep]
@@ -101,10 +101,14 @@ def plot(frame: pd.DataFrame, sweep: str, file: Path) -> None:
                 line[key], line[name], yerr=errors, label=method, color=colour, marker=marker, markersize=5,
                 linewidth=1.3, elinewidth=0.8, capsize=2,
             )  # fmt: skip
-        axis.set(xscale="log", yscale="log", xlabel=label, ylabel=unit)
+        memory = name.startswith("peak")  # most of it is torch itself
+        axis.set(xscale="log", yscale="linear" if memory else "log", xlabel=label, ylabel=unit)
         axis.set_xticks(sorted(frame[key].unique()))
-        axis.xaxis.set_major_formatter(ScalarFormatter())
+        axis.xaxis.set_major_formatter("{x:g}")
         axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.yaxis.set_major_formatter("{x:g}")
+        if not memory:
+            axis.yaxis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:e}"[0] in "25" else "")
         axis.grid(alpha=0.3, which="both", linewidth=0.4)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
     figure.savefig(file, dpi=100)
@@ -123,6 +127,11 @@ def main() -> None:
     if not rows:
         parser.error(f"no {FILE} below {args.runs}: run the sweeps first, see README.md")
     frame = pd.DataFrame(rows)
+    busy = frame[frame.cpu_share_training < 0.9]
+    for row in busy.itertuples():
+        print(
+            f"Something else ran, measure again: {row.sweep}, {row.method}, {row.cpu_share_training:.0%} CPU"
+        )
     args.images.mkdir(parents=True, exist_ok=True)
     for sweep, part in frame.groupby("sweep", sort=False):
         plot(part, str(sweep), args.images / f"cost_{sweep}.png")
