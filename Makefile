@@ -13,6 +13,9 @@ INSTALLED := $(VENV)/.installed
 
 DEMO_RUNS := runs/demo
 
+# A process a core, at most 8 for the memory's sake, each with one thread of torch.
+FAST_TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses=8 --dist=worksteal -m "not slow and not gpu"
+
 # Settings of the machine that would install elsewhere, or less.
 unexport PIP_USER PIP_TARGET PIP_PREFIX PIP_ROOT PIP_NO_DEPS PIP_REQUIRE_VIRTUALENV PIP_CONSTRAINT PIP_DRY_RUN
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
@@ -40,13 +43,13 @@ demo: $(INSTALLED)
 	$(BIN)/vmr report runs=$(DEMO_RUNS) significance=true html=true
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(FAST_TESTS)
 
 test-all: $(INSTALLED)
 	$(BIN)/python -m pytest
 
 coverage: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not slow and not gpu" --cov=vmr_zoo --cov-branch --cov-report=term:skip-covered
+	$(FAST_TESTS) --cov --cov-report=term-missing:skip-covered
 
 bench: $(INSTALLED)
 	$(BIN)/vmr bench -m method=emb,tea,qd_detr,mesm,mmn,vdi,moment_detr,bm_detr,lmr data=synthetic

@@ -27,12 +27,12 @@ from vmr_zoo import run_dir, wandb_runs
 from vmr_zoo.callbacks import PruneByMedian, StepTime
 from vmr_zoo.errors import VmrError
 from vmr_zoo.evaluate import predict_rows, predictor, print_metrics, quiet, score, splits_of
+from vmr_zoo.methods.base import Method, parameter_count
 from vmr_zoo.parallel import torch_threads
 from vmr_zoo.run_dir import HEADER
 
 if TYPE_CHECKING:
     from vmr_zoo.data.datamodule import VMRDataModule
-    from vmr_zoo.methods.base import Method
 
 log = logging.getLogger(__name__)
 
@@ -97,6 +97,7 @@ def _fit(cfg: DictConfig, run: Path, config: dict[str, Any], leads: bool) -> int
     """
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)
     method: Method = instantiate(cfg.method)
+    parameters = parameter_count(method)  # before first epochs in which some are frozen
     if cfg.compile:
         method.compile()  # in place: the names of the weights stay
     data: VMRDataModule = instantiate(cfg.data, needs=method.needs)
@@ -148,7 +149,7 @@ def _fit(cfg: DictConfig, run: Path, config: dict[str, Any], leads: bool) -> int
             stopped("pruned", verdict)
             log.info(f"Pruned {run}: {verdict}.")
             return 0
-        header, metrics = _results(cfg, run, trainer, method, data, seconds)
+        header, metrics = _results(cfg, run, trainer, method, data, seconds, parameters)
     except SystemExit as stop:
         # Lightning ends both Ctrl-C and SIGTERM by SystemExit, the latter with exit code 0. A launcher may
         # end a job likewise, and needs its own exit code back: submitit starts a job anew by it.
@@ -176,6 +177,7 @@ def _results(
     method: Method,
     data: VMRDataModule,
     seconds: float,
+    parameters: int,
 ) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
     """Predicts every split with the selected weights and writes what came out.
 
@@ -194,6 +196,7 @@ def _results(
         rows += split_rows
     header = {
         **_identity(cfg, data, method),
+        "parameters": parameters,
         "epochs": trainer.current_epoch,
         "best_epoch": best,
         "train_seconds": round(seconds, 1),
@@ -278,8 +281,6 @@ def _export(method: Method, path: Path) -> None:
 
 def _identity(cfg: DictConfig, data: VMRDataModule, method: Method) -> dict[str, Any]:
     """Says what was run: all that decides whether two rows may stand in one table."""
-    from vmr_zoo.methods.base import parameter_count
-
     # Rounding makes them other features, whether or not they had been rounded before.
     held = "" if data.storage == torch.float32 else f", held in {str(data.storage).removeprefix('torch.')}"
     return {
@@ -295,7 +296,6 @@ def _identity(cfg: DictConfig, data: VMRDataModule, method: Method) -> dict[str,
         "selection_metric": data.selection_metric,
         "rounding": method.metrics.settings.rounding.description,
         "seed": cfg.seed,
-        "parameters": parameter_count(method),
         "longest_training_video": max(query.duration for query in data.protocol.train.queries),
     }
 
