@@ -425,10 +425,13 @@ class _Clock(Callback):
         self._ended = self._now(module)
 
     def per(self) -> dict[str, list[float]]:
-        """Returns the seconds of each batch, its loading included, by query and by video that it holds."""
+        """Returns what each query, and each video, took of its batch's seconds, loading included."""
         whole = [a + b for a, b in zip(self._between("start", "end"), self._loader, strict=True)]
         return {
-            unit: [seconds / count for seconds, count in zip(whole, counts, strict=True)]
+            # Each as often as it was in a batch: the rest of a split, a batch of one, counts as one.
+            unit: [
+                seconds / count for seconds, count in zip(whole, counts, strict=True) for _ in range(count)
+            ]
             for unit, counts in (("query", self.queries), ("video", self.videos))
         }
 
