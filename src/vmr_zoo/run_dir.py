@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 CONFIG = "config.yaml"
 STATUS = "status.json"
+_LONGEST_MESSAGE = 4000
 METRICS = "metrics.json"
 PREDICTIONS = "predictions.jsonl"
 WEIGHTS = "model.safetensors"
@@ -340,7 +341,8 @@ def set_status(path: Path, state: str, seconds: float, message: str = "") -> Non
         seconds: trained so far, earlier sessions included.
         message: why it stopped.
     """
-    write_json(path / STATUS, {"state": state, "train_seconds": round(seconds, 3), "message": message})
+    short = message[:_LONGEST_MESSAGE]  # a compiler's can be of megabytes
+    write_json(path / STATUS, {"state": state, "train_seconds": round(seconds, 3), "message": short})
 
 
 def status(path: Path) -> dict[str, Any]:
