@@ -39,7 +39,7 @@ def stamp(run: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in run.iterdir() if path.is_file()}
 
 
-@pytest.mark.parametrize("launcher", ["basic", "joblib"])
+@pytest.mark.parametrize("launcher", ["basic", pytest.param("joblib", marks=pytest.mark.slow)])
 def test_a_sweep_run_again_does_only_what_is_missing(vmr, tmp_path, capsys, launcher):
     """Three seeds and one that is none: failed, recorded, told; the second time only that is tried."""
     sweep = [
