@@ -9,7 +9,6 @@ import torch
 
 from batches import make_batch
 from test_methods_contract import build
-from vmr_zoo.blocks.position import append_tef
 from vmr_zoo.errors import VmrError
 from vmr_zoo.methods.bm_detr import BMDETR
 
@@ -96,7 +95,12 @@ def test_padded_softmax_depends_on_padding_and_masked_does_not() -> None:
         short = {k: v[3:] for k, v in batch.items()}
         cut = {**short, "video": short["video"][:, :7], "video_mask": short["video_mask"][:, :7]}
         padded, tight = (
-            method(append_tef(b["video"], b["video_mask"]), b["video_mask"], b["query"], b["query_mask"])
+            method(
+                method.encoder.project_clips(b["video"], b["video_mask"]),
+                b["video_mask"],
+                b["query"],
+                b["query_mask"],
+            )
             for b in (short, cut)
         )
         close = torch.allclose(padded.frames.attention[:, :7], tight.frames.attention, atol=1e-6)

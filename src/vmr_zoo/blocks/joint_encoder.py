@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vmr_zoo.blocks.encoder import Encoder
-from vmr_zoo.blocks.position import sine_position
+from vmr_zoo.blocks.position import append_tef, sine_position
 from vmr_zoo.blocks.projection import InputProjection
 
 
@@ -69,6 +69,10 @@ class JointEncoder(nn.Module):
         self.project_video = InputProjection(video_dim, dim, projection_layers, input_dropout)
         self.project_query = InputProjection(query_dim, dim, projection_layers, input_dropout)
         self.encoder = encoder
+
+    def project_clips(self, video: Tensor, mask: Tensor) -> Tensor:
+        """Appends TEF to clips (B, Lv, Dv) and projects them, to (B, Lv, D); `mask` (B, Lv), True = valid."""
+        return self.project_video(append_tef(video, mask))
 
     def forward(self, video: Tensor, video_mask: Tensor, query: Tensor, query_mask: Tensor) -> Encoded:
         """Encodes a projected video with a projected query.

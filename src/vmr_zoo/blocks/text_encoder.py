@@ -140,11 +140,13 @@ class TransformerText(nn.Module):
     def _encode(self, ids: Tensor, seen: Tensor, last: Tensor) -> Tensor:
         """Encodes ids (B, T), seen as `seen` (R, B, T) says, whose end token stands at `last` (B,)."""
         readings = len(seen)
-        mask = seen.flatten(0, 1).to(torch.int64)
-        if mask.device.type != "cpu":
+        mask = seen.flatten(0, 1)
+        if mask.device.type == "cpu":
+            mask = mask.to(torch.int64)
+        else:
             # The library looks into a mask of tokens for hidden ones, which would wait for a GPU; it takes a
             # mask of pairs as it is.
-            pairs = mask.bool()[:, None, None].expand(-1, -1, mask.shape[1], -1)
+            pairs = mask[:, None, None].expand(-1, -1, mask.shape[1], -1)
             mask = pairs.tril() if self.causal else pairs
         out = self.model(input_ids=ids.repeat(readings, 1), attention_mask=mask)
         if self.pooling == "mean":

@@ -324,19 +324,6 @@ class BMDETR(Method):
 
     def forward(
         self,
-        video: Tensor,
-        video_mask: Tensor,
-        query: Tensor,
-        query_mask: Tensor,
-        negative: Tensor | None = None,
-        negative_mask: Tensor | None = None,
-    ) -> Output:
-        """Runs the network on clips (B, Lv, Dv + 2) with TEF; see `run` for the others."""
-        frames = self.encoder.project_video(video)
-        return self.run(frames, video_mask, query, query_mask, negative, negative_mask)
-
-    def run(
-        self,
         frames_in: Tensor,
         video_mask: Tensor,
         query: Tensor,
@@ -432,7 +419,8 @@ class BMDETR(Method):
 
     def run_rows(self, rows: Batch) -> Output:
         """Runs the network on the rows of a training step, with their negative queries if it uses any."""
-        inputs = [rows["video"], rows["video_mask"], rows["query"], rows["query_mask"]]
+        frames = self.encoder.project_video(rows["video"])
+        inputs = [frames, rows["video_mask"], rows["query"], rows["query_mask"]]
         if self.negatives:
             inputs += [rows["negative_query"], rows["negative_query_mask"]]
         return self(*inputs)
@@ -492,14 +480,8 @@ class BMDETR(Method):
                 `decoder_attention` and `decoder_word_attention`.
         """
         mask = batch["video_mask"]
-        frames = per_video(
-            lambda video, mask: self.encoder.project_video(append_tef(video, mask)),
-            batch,
-            batch["video"],
-            mask,
-            training=self.training,
-        )
-        output = self.run(frames, mask, batch["query"], batch["query_mask"])
+        frames = per_video(self.encoder.project_clips, batch, batch["video"], mask, training=self.training)
+        output = self(frames, mask, batch["query"], batch["query_mask"])
         spans, scores = rank(output.logits[-1], output.spans[-1], self.extent.scale(batch))
         prediction: Prediction = {"spans": spans, "scores": scores}
         if output.saliency is not None:

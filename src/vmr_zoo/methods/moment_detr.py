@@ -22,7 +22,6 @@ from vmr_zoo.blocks.distinct import per_video
 from vmr_zoo.blocks.encoder import Encoder
 from vmr_zoo.blocks.extent import Extent
 from vmr_zoo.blocks.joint_encoder import Encoded, JointEncoder
-from vmr_zoo.blocks.position import append_tef
 from vmr_zoo.blocks.projection import Activation
 from vmr_zoo.blocks.ranking import like_ranked, rank
 from vmr_zoo.losses.margin import margin_loss, sample_pairs
@@ -128,15 +127,13 @@ class MomentDETR(Method):
     def forward(self, batch: Batch) -> Output:
         """Runs the network."""
         video_mask = batch["video_mask"]
-        video = per_video(self._project, batch, batch["video"], video_mask, training=self.training)
+        project = self.encoder.project_clips
+        video = per_video(project, batch, batch["video"], video_mask, training=self.training)
         query = self.encoder.project_query(batch["query"])
         encoded = self.encoder(video, video_mask, query, batch["query_mask"])
         states, references = self.decoder(encoded.memory, encoded.mask, encoded.position)
         logits, spans = self.heads(states, references)
         return Output(logits, spans, self.saliency(encoded.video).squeeze(-1), encoded, states)
-
-    def _project(self, video: Tensor, mask: Tensor) -> Tensor:
-        return self.encoder.project_video(append_tef(video, mask))
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Set losses of the last decoder layer or of every one, and the saliency margin."""

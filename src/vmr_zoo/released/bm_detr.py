@@ -153,7 +153,8 @@ class BMDETRReleased(Released):
         method.eval()
         with torch.no_grad():
             video, mask = rows.batch["video"][: len(batch["duration"])], batch["video_mask"]
-            answer = method(video, mask, batch["query"], batch["query_mask"])
+            frames = method.encoder.project_video(video)
+            answer = method(frames, mask, batch["query"], batch["query_mask"])
         results |= self._outputs("", answer, rows)
         clip = float(options["clip_length"])
         longest = torch.clamp(batch["duration"], max=options["max_v_l"] * clip)
