@@ -485,7 +485,8 @@ def test_odd_sentences_and_lengths_pass_from_the_file_to_a_prediction(tmp_path: 
     ]
     path = tmp_path / "predictions.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in answers), encoding="utf-8")
-    assert set(score.score_rows(score.read_rows(path)[0], split, MetricSettings())) >= {"R1@0.5", "mIoU"}
+    scored = score.score_queries(score.read_rows(path), split, MetricSettings())
+    assert set(scored.metrics) >= {"R1@0.5", "mIoU"}
 
 
 @pytest.mark.parametrize("read", [charades, tacos, highlights, narrations, queries])

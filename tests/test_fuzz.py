@@ -184,7 +184,7 @@ def test_scores_of_a_file_are_those_of_the_loops(times: int) -> None:
                     "pred_saliency_scores": [s for s, _ in clips],
                 }
             )
-        rows = json.loads(json.dumps(rows))  # as they come out of a file
+        rows = score.placed(json.loads(json.dumps(rows)))  # as they come out of a file
         scored = score.score_queries(rows, Split("test", tuple(queries)), MetricSettings(highlights=True))
         got = {name: values.tolist() for name, values in scored.queries.items()}
         for number, (windows, moments, clips) in enumerate(videos):
@@ -443,8 +443,9 @@ def test_a_submission_is_scored_within_bounds_or_refused(times: int, tmp_path: P
         path.write_bytes(damaged(content, rng) if kind < 2 else content)
 
         def scores() -> Any:
-            rows, lines = score.read_rows(path)
-            return score.score_queries(rows, TRUTH, MetricSettings(highlights=True), str(path), lines)
+            return score.score_queries(
+                score.read_rows(path), TRUTH, MetricSettings(highlights=True), str(path)
+            )
 
         scored = only_our_error(scores)
         if scored is not None:

@@ -97,7 +97,8 @@ def test_qvhighlights_numbers_are_the_official_ones_to_the_last_byte(tmp_path, c
 def test_bm_detr_evaluator_is_reproduced(case):
     golden = json.loads(EVAL.read_text())[case]
     split = Split("test", tuple(query(row) for row in golden["ground_truth"]))
-    scored = score.score_queries(golden["submission"], split, MetricSettings(highlights=case == "hl"))
+    rows = score.placed(golden["submission"])
+    scored = score.score_queries(rows, split, MetricSettings(highlights=case == "hl"))
     expected = golden["metrics"]
     got = {"full": official.moment_report(scored.moments["full"], (0.3, 0.4, 0.5, 0.6, 0.7))}
     if case == "hl":
@@ -113,7 +114,7 @@ def test_scoring_a_file_imports_no_torch():
 
 
 def test_scores_are_kept_by_query_in_the_order_of_the_rows():
-    scored = score.score_queries(GOOD[::-1], SPLIT, HIGHLIGHTS)
+    scored = score.score_queries(score.placed(GOOD[::-1]), SPLIT, HIGHLIGHTS)
     assert scored.query_ids == ("2", "1")
     assert scored.queries["R1@0.5"].tolist() == [0, 1]
     assert scored.queries["HIT@1"].tolist() == [0, 1]
@@ -144,9 +145,8 @@ def test_own_names_go_to_the_file_and_say_how_windows_are_rounded(tmp_path, caps
 
 def test_a_submission_without_saliency_is_scored_for_moments_only():
     rows = [{k: v for k, v in row.items() if k != "pred_saliency_scores"} for row in GOOD]
-    assert not [
-        k for k in score.score_queries(rows, SPLIT, HIGHLIGHTS).official["brief"] if k.startswith("HL")
-    ]
+    scored = score.score_queries(score.placed(rows), SPLIT, HIGHLIGHTS)
+    assert not [k for k in scored.official["brief"] if k.startswith("HL")]
 
 
 @pytest.mark.parametrize("scores", [[0, 2, 1, 0], [0, 2, 1, 0, 0, 0]])

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -26,7 +26,7 @@ from vmr_zoo.errors import VmrError, some
 from vmr_zoo.files import atomic_write
 from vmr_zoo.metrics import official
 from vmr_zoo.metrics.highlight import CLIP_SECONDS, highlight_scores
-from vmr_zoo.metrics.per_query import Floats, MomentScores, mean, moment_scores, name_scores
+from vmr_zoo.metrics.per_query import PART, Floats, MomentScores, mean, moment_scores, name_scores
 from vmr_zoo.metrics.settings import MetricSettings
 
 Row = Mapping[str, Any]
@@ -48,6 +48,9 @@ class Place:
         raise VmrError(
             f"{self.source}, line {self.line}{query}: expected {expected}, found {found}. {remedy}"
         )
+
+
+Placed = tuple[Row, Place]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,33 +83,41 @@ class Scored:
         return official.report(self.moments, self.highlights)
 
 
-def read_rows(path: Path) -> tuple[list[Row], list[int]]:
-    """Reads a JSON Lines file.
+def read_rows(path: Path) -> Iterator[Placed]:
+    """Reads a JSON Lines file, line by line as the rows are asked for.
 
     Args:
         path: one JSON object per line; blank lines are passed over.
 
     Returns:
-        The objects, and the line of each, counted from 1.
+        The objects, each with its place.
 
     Raises:
-        VmrError: if there is no such file, it is empty, or a line is not a JSON object.
+        VmrError: if there is no such file; while reading: if it is empty, or a line is not a JSON object.
     """
     if not path.is_file():
         raise VmrError(f"No predictions file at '{path}'. Name one with predictions=FILE.jsonl.")
-    rows: list[Row] = []
-    lines: list[int] = []
+    return _read(path)
+
+
+def _read(path: Path) -> Iterator[Placed]:
+    empty = True
     try:
         with path.open("rb") as file:
             for line, text in enumerate(file, start=1):
                 if text.strip():
-                    rows.append(_row(text, Place(str(path), line)))
-                    lines.append(line)
+                    empty = False
+                    place = Place(str(path), line)
+                    yield _row(text, place), place
     except OSError as error:
         raise VmrError(f"Cannot read '{path}': {error.strerror}. Check its permissions.") from error
-    if not rows:
+    if empty:
         raise VmrError(f"'{path}' is empty: expected one JSON object per query. Write the predictions again.")
-    return rows, lines
+
+
+def placed(rows: Iterable[Row], source: str = "predictions") -> Iterator[Placed]:
+    """Counts rows as lines of `source`, from 1."""
+    return ((row, Place(source, line)) for line, row in enumerate(rows, start=1))
 
 
 def _row(text: bytes, place: Place) -> Row:
@@ -119,7 +130,7 @@ def _row(text: bytes, place: Place) -> Row:
     return row
 
 
-def score_rows(rows: Sequence[Row], split: Split, settings: MetricSettings) -> dict[str, float]:
+def score_rows(rows: Iterable[Row], split: Split, settings: MetricSettings) -> dict[str, float]:
     """Scores the rows of a predictions file; see `score_queries` for the scores of single queries.
 
     Args:
@@ -133,24 +144,21 @@ def score_rows(rows: Sequence[Row], split: Split, settings: MetricSettings) -> d
     Raises:
         VmrError: for a bad row, with its line and query id.
     """
-    return score_queries(rows, split, settings).metrics
+    return score_queries(placed(rows), split, settings).metrics
 
 
 def score_queries(
-    rows: Sequence[Row],
-    split: Split,
-    settings: MetricSettings,
-    source: str = "predictions",
-    lines: Sequence[int] | None = None,
+    rows: Iterable[Placed], split: Split, settings: MetricSettings, source: str = "predictions"
 ) -> Scored:
     """Scores the rows of a predictions file, query by query.
+
+    Of each row only the numbers that are scored are kept: rows may come from a file of any size.
 
     Args:
         rows: exactly one per query of `split`, in any order; rows that name another split are left out.
         split: the ground truth.
         settings: what is measured.
         source: the file's name, for errors.
-        lines: the line of each row, for errors; None for 1, 2, ….
 
     Returns:
         The scores, in the order of the rows.
@@ -158,14 +166,21 @@ def score_queries(
     Raises:
         VmrError: for a bad row, with its line and query id.
     """
-    placed = [
-        (row, Place(source, line)) for row, line in zip(rows, lines or range(1, len(rows) + 1), strict=True)
-    ]
-    matched = _match(placed, split, source)
-    queries = [query for _, _, query in matched]
-    targets, target_mask = _pad([np.array(query.moments) for query in queries])
-    read = max(settings.windows, 5)
-    windows, window_mask = _pad([_windows(row, place)[:read] for row, place, _ in matched])
+    kept = max(settings.windows, 5)
+    windows = np.zeros((len(split.queries), kept, 3))
+    window_mask = np.zeros(windows.shape[:2], dtype=bool)
+    queries: list[Query] = []
+    saliency = _Saliency()
+    for row, place, query in _match(rows, split, source):
+        given = _windows(row, place)[:kept]
+        windows[len(queries), : len(given)] = given
+        window_mask[len(queries), : len(given)] = True
+        queries.append(query)
+        if settings.highlights:
+            saliency.add(row, query, place)
+    most = int(window_mask.sum(1).max())
+    windows, window_mask = windows[:, :most], window_mask[:, :most]
+    targets, target_mask = _targets(queries)
     moments = moment_scores(
         windows[..., :2],
         targets,
@@ -173,7 +188,7 @@ def score_queries(
         np.where(window_mask, windows[..., 2], -np.inf),
         settings.windows,
     )
-    highlights = _highlights(matched, split) if settings.highlights else None
+    highlights = saliency.scores(queries, split)
     rounded = settings.rounding.apply(windows[..., :2])
     obeys = np.array_equal(rounded[window_mask], windows[window_mask][:, :2])
     return Scored(
@@ -188,10 +203,7 @@ def score_queries(
     )
 
 
-Matched = tuple[Row, Place, Query]
-
-
-def _match(rows: Sequence[tuple[Row, Place]], split: Split, source: str) -> list[Matched]:
+def _match(rows: Iterable[Placed], split: Split, source: str) -> Iterator[tuple[Row, Place, Query]]:
     """Pairs the rows of the split with its queries, one to one."""
     if not split.queries:
         raise VmrError(f"Split '{split.name}' has no queries ({split.source}), so there is nothing to score.")
@@ -203,7 +215,7 @@ def _match(rows: Sequence[tuple[Row, Place]], split: Split, source: str) -> list
             "cannot be scored here. Send the predictions to the benchmark's server."
         )
     other: Counter[str] = Counter()
-    matched: dict[str, Matched] = {}
+    lines: dict[str, int] = {}
     for row, place in rows:
         if row.get("split", split.name) != split.name:
             other[str(row["split"])] += 1
@@ -219,9 +231,10 @@ def _match(rows: Sequence[tuple[Row, Place]], split: Split, source: str) -> list
                 "one that it does not have",
                 "Check data= and split=: the file may belong to another split or data set.",
             )
-        if query_id in matched:
-            first = matched[query_id][1].line
-            place.wrong("one row per query", f"this query on line {first} already", "Remove one of the two.")
+        if query_id in lines:
+            place.wrong(
+                "one row per query", f"this query on line {lines[query_id]} already", "Remove one of the two."
+            )
         query = queries[query_id]
         video_id = row.get("video_id", row.get("vid", query.video_id))
         if video_id != query.video_id:
@@ -230,8 +243,9 @@ def _match(rows: Sequence[tuple[Row, Place]], split: Split, source: str) -> list
                 f"video {video_id!r}",
                 "Check data= and split=: the ids may be another data set's.",
             )
-        matched[query_id] = (row, place, query)
-    missing = [query_id for query_id in queries if query_id not in matched]
+        lines[query_id] = place.line
+        yield row, place, query
+    missing = [query_id for query_id in queries if query_id not in lines]
     if missing:
         hint = f" Rows of other splits were left out: {dict(other)}." if other else ""
         raise VmrError(
@@ -239,7 +253,6 @@ def _match(rows: Sequence[tuple[Row, Place]], split: Split, source: str) -> list
             f"'{split.name}': {some(missing)}. Every query needs a row: a score over a part "
             f"would not compare.{hint}"
         )
-    return list(matched.values())
 
 
 def _shorten(value: object) -> str:
@@ -290,6 +303,45 @@ def _array(values: Sequence[Any], what: str, place: Place) -> Floats:
     return array
 
 
+class _Saliency:
+    """The saliency of rows, one after the other."""
+
+    def __init__(self) -> None:
+        self._predicted: list[Floats] = []
+        self._without: Place | None = None
+
+    def add(self, row: Row, query: Query, place: Place) -> None:
+        """Checks and keeps a row's numbers."""
+        if "pred_saliency_scores" in row:
+            self._predicted.append(_saliency(row, _clips(query), place))
+        elif self._without is None:
+            self._without = place
+
+    def scores(self, queries: Sequence[Query], split: Split) -> dict[str, Floats] | None:
+        """Scores the rows that were added, those of `queries`; None if none has any saliency."""
+        if not self._predicted:
+            return None
+        if self._without is not None:
+            self._without.wrong(
+                "'pred_saliency_scores', which other rows have", "none", "Give it in every row or in none."
+            )
+        annotators = next((len(rating) for query in queries for _, rating in query.saliency), 0)
+        if not annotators:
+            raise VmrError(
+                f"Split '{split.name}' has no clip ratings, so highlights cannot be scored on it. "
+                "Use metrics=moments."
+            )
+        parts = [
+            _highlights(queries[at : at + PART], self._predicted[at : at + PART], annotators)
+            for at in range(0, len(queries), PART)
+        ]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _clips(query: Query) -> int:
+    return math.ceil(query.duration / CLIP_SECONDS)
+
+
 def _saliency(row: Row, clips: int, place: Place) -> Floats:
     """Checks the saliency of a row: one finite number per clip, give or take the last clip."""
     scores = row["pred_saliency_scores"]
@@ -306,42 +358,26 @@ def _saliency(row: Row, clips: int, place: Place) -> Floats:
     return _array(scores, "saliency", place)
 
 
-def _highlights(matched: Sequence[Matched], split: Split) -> dict[str, Floats] | None:
-    """Scores the saliency; None if no row has any."""
-    present = ["pred_saliency_scores" in row for row, _, _ in matched]
-    if not any(present):
-        return None
-    if not all(present):
-        matched[present.index(False)][1].wrong(
-            "'pred_saliency_scores', which other rows have", "none", "Give it in every row or in none."
-        )
-    queries = [query for _, _, query in matched]
-    if not any(query.saliency for query in queries):
-        raise VmrError(
-            f"Split '{split.name}' has no clip ratings, so highlights cannot be scored on it. "
-            "Use metrics=moments."
-        )
-    clips = np.array([math.ceil(query.duration / CLIP_SECONDS) for query in queries])
-    predicted = [_saliency(row, int(n), place) for (row, place, _), n in zip(matched, clips, strict=True)]
+def _highlights(queries: Sequence[Query], predicted: Sequence[Floats], annotators: int) -> dict[str, Floats]:
+    """Scores the saliency of some queries."""
+    clips = np.array([_clips(query) for query in queries])
     length = int(clips.max())
     scores = np.zeros((len(queries), length + 1))
-    for target, values in zip(scores, predicted, strict=True):
-        target[: len(values)] = values
-    rated = [rating for query in queries for rating in query.saliency]
-    row = np.repeat(np.arange(len(queries)), [len(query.saliency) for query in queries])
-    values = np.array([value for _, value in rated])
-    ratings = np.zeros((len(queries), length, values.shape[1]), dtype=np.int64)
-    ratings[row, [clip for clip, _ in rated]] = values
+    ratings = np.zeros((len(queries), length, annotators), dtype=np.int64)
+    for number, (query, values) in enumerate(zip(queries, predicted, strict=True)):
+        scores[number, : len(values)] = values
+        for clip, rating in query.saliency:
+            ratings[number, clip] = rating
     top = np.array([values.argmax() for values in predicted])
     return highlight_scores(scores[:, :length], top, ratings, clips)
 
 
-def _pad(arrays: Sequence[Floats]) -> tuple[Floats, NDArray[np.bool_]]:
-    """Stacks arrays (n_i, D) to (B, max n, D), zero padded, with a mask (B, max n), True = given."""
-    counts = np.array([len(array) for array in arrays])
+def _targets(queries: Sequence[Query]) -> tuple[Floats, NDArray[np.bool_]]:
+    """Stacks moments to (B, N, 2) seconds, zero padded, with a mask (B, N), True = a moment."""
+    counts = np.array([len(query.moments) for query in queries])
     mask = np.arange(counts.max()) < counts[:, None]
-    padded = np.zeros((*mask.shape, arrays[0].shape[1]))
-    padded[mask] = np.concatenate(arrays)
+    padded = np.zeros((*mask.shape, 2))
+    padded[mask] = np.array([moment for query in queries for moment in query.moments])
     return padded, mask
 
 
@@ -378,13 +414,13 @@ def main(cfg: Any) -> int:
             "Nothing to score. Name a file of predictions: vmr score predictions=FILE.jsonl data=… split=…"
         )
     path = Path(str(cfg.predictions))
-    rows, lines = read_rows(path)
+    rows = read_rows(path)
     protocol: Protocol = instantiate(cfg.data.protocol)
     split = find_split(protocol, cfg.split)
     # The torchmetrics class that conf/metrics/*.yaml names has the same fields, but imports torch.
     node = {**cfg.metrics, "_target_": "vmr_zoo.metrics.settings.MetricSettings"}
     settings: MetricSettings = instantiate(node, _convert_="all")
-    scored = score_queries(rows, split, settings, str(path), lines)
+    scored = score_queries(rows, split, settings, str(path))
     _print(scored, f"{path.name} on {protocol.name}, split {split.name}")
     if cfg.get("out"):
         own = {**scored.metrics, "rounding": scored.rounding}

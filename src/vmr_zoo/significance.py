@@ -20,7 +20,7 @@ from vmr_zoo import run_dir
 from vmr_zoo.data.annotations import Query, Split
 from vmr_zoo.metrics.per_query import moment_scores, name_scores
 from vmr_zoo.metrics.settings import MetricSettings, Rounding
-from vmr_zoo.score import Row, read_rows, score_queries
+from vmr_zoo.score import Row, placed, read_rows, score_queries
 
 RESAMPLES = 10_000
 LEVEL = 0.95
@@ -103,7 +103,7 @@ def split_rows(files: Sequence[Path]) -> dict[str, list[Row]]:
                 rows[row["split"]].append(row)
         except (OSError, ValueError, TypeError, KeyError):
             # `vmr score` reads at half the speed and says what is wrong.
-            for row in read_rows(file)[0]:
+            for row, _ in read_rows(file):
                 rows[row.get("split", "")].append(row)
     return rows
 
@@ -193,7 +193,7 @@ def _checked(rows: Sequence[Row], settings: MetricSettings, split: str, source: 
         )
         for row in rows
     )
-    return score_queries(rows, Split(split, queries), settings, source).queries
+    return score_queries(placed(rows, source), Split(split, queries), settings, source).queries
 
 
 def _settings(run: Path) -> MetricSettings:

@@ -25,7 +25,7 @@ LENGTHS = {FULL: (-np.inf, np.inf), "short": (0.0, 10.0), "middle": (10.0, 30.0)
 """Moment lengths of each bucket in seconds, the lower bound excluded (QVHighlights, Lei et al. 2021)."""
 
 
-_PART = 4096
+PART = 4096
 """Queries that are compared at a time: the comparison takes tens of times the memory of its result."""
 
 
@@ -107,23 +107,19 @@ def moment_scores(
     Returns:
         Scores by bucket name, "full" first.
     """
-    parts = [
-        _moment_scores(
-            windows[at : at + _PART],
-            targets[at : at + _PART],
-            target_mask[at : at + _PART],
-            None if scores is None else scores[at : at + _PART],
-            ap_windows,
-        )
-        for at in range(0, max(1, len(windows)), _PART)
-    ]
-    return {
-        bucket: MomentScores(
-            np.concatenate([part[bucket].iou for part in parts]),
-            np.concatenate([part[bucket].ap for part in parts]),
-        )
+    shape = windows.shape[:2]
+    result = {
+        bucket: MomentScores(np.empty(shape), np.empty((len(windows), len(AP_THRESHOLDS))))
         for bucket in LENGTHS
     }
+    for at in range(0, len(windows), PART):
+        part = slice(at, at + PART)
+        ranking = None if scores is None else scores[part]
+        found = _moment_scores(windows[part], targets[part], target_mask[part], ranking, ap_windows)
+        for bucket, one in found.items():
+            result[bucket].iou[part] = one.iou
+            result[bucket].ap[part] = one.ap
+    return result
 
 
 def _moment_scores(
