@@ -79,7 +79,7 @@ def test_narrations_have_to_be_given_and_to_be_of_the_same_narrator(vmr, place, 
 
 
 def test_a_long_video_is_searched_in_windows_that_are_ranked_together(place):
-    retriever = Retriever.from_run(place / "moment_detr", window_seconds=6)
+    retriever = Retriever.from_run(place / "moment_detr", window_seconds=6, batch_size=3)
     video = retriever.encode(videos(place) / "train_00000.mp4")
     windows = video._windows()
     assert [w.first for w in windows[:-1]] == list(range(0, len(video.clips) - 6, 3))

@@ -126,7 +126,7 @@ def main() -> None:
     rows = [row for sweep in SIZES for row in read(args.runs / sweep / FILE, sweep)]
     if not rows:
         parser.error(f"no {FILE} below {args.runs}: run the sweeps first, see README.md")
-    frame = pd.DataFrame(rows)
+    frame = pd.DataFrame(rows).sort_values(["sweep", "method", *(key for key, _ in SIZES.values())])
     busy = frame[frame.cpu_share_training < 0.9]
     for row in busy.itertuples():
         print(

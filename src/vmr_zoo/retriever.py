@@ -123,6 +123,7 @@ class Retriever:
         *,
         device: str | torch.device | None = None,
         window_seconds: float | None = None,
+        batch_size: int = 100,
         cache: str | Path | None = None,
     ) -> Retriever:
         """Rebuilds a method and its encoders from a run directory.
@@ -131,6 +132,7 @@ class Retriever:
             run: the directory.
             device: where the method runs; None: a GPU if there is one.
             window_seconds: see `__init__`; None: the length of the longest video that the run was trained on.
+            batch_size: see `__init__`. MMN and VDI make their map of a video once for each batch.
             cache: where embeddings of sentences are kept; None: where the run kept them.
 
         Raises:
@@ -160,6 +162,7 @@ class Retriever:
             narrator=(trained["narration"] or {}).get("narrator"),
             device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
             window_seconds=window_seconds,
+            batch_size=batch_size,
         )
 
     def encode(self, video: str | Path, narrations: str | Path | None = None) -> EncodedVideo:
