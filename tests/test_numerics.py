@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 
 import lightning
@@ -125,3 +126,28 @@ def test_compiled_the_losses_and_the_names_of_the_weights_are_the_same(name: str
         found.append((list(method.state_dict()), method.losses(make_batch(method.needs))))
     assert found[0][0] == found[1][0]
     torch.testing.assert_close(found[1][1], found[0][1], atol=0, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="no compiler")
+@pytest.mark.parametrize("name", METHODS)
+def test_inductor_computes_the_same_losses_and_gradients(name: str) -> None:
+    method = build(name).eval()
+    if not learns(method):
+        pytest.skip("has no parameters")
+    batches = [make_batch(method.needs), row(make_batch(method.needs, seed=1), 1)]
+
+    def steps() -> list[tuple[dict[str, Tensor], dict[str, Tensor]]]:
+        found = []
+        for batch in batches:
+            torch.manual_seed(0)
+            losses = method.losses(batch)
+            method.zero_grad()
+            method.total_loss(losses).backward()
+            gradients = {key: p.grad.clone() for key, p in method.named_parameters() if p.grad is not None}
+            found.append(({key: value.detach() for key, value in losses.items()}, gradients))
+        return found
+
+    plain = steps()
+    method.compile()
+    torch.testing.assert_close(steps(), plain, atol=1e-4, rtol=1e-3)
