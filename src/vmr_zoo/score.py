@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vmr_zoo.data.annotations import LONGEST, Protocol, Query, Split
 from vmr_zoo.data.protocols import find_split
@@ -26,7 +25,7 @@ from vmr_zoo.errors import VmrError, some
 from vmr_zoo.files import atomic_write
 from vmr_zoo.metrics import official
 from vmr_zoo.metrics.highlight import CLIP_SECONDS, highlight_scores
-from vmr_zoo.metrics.per_query import PART, Floats, MomentScores, mean, moment_scores, name_scores
+from vmr_zoo.metrics.per_query import PART, Floats, MomentScores, mean, moment_scores, name_scores, packed
 from vmr_zoo.metrics.settings import MetricSettings
 
 Row = Mapping[str, Any]
@@ -166,7 +165,7 @@ def score_queries(
     Raises:
         VmrError: for a bad row, with its line and query id.
     """
-    kept = max(settings.windows, 5)
+    kept = settings.windows_read
     windows = np.zeros((len(split.queries), kept, 3))
     window_mask = np.zeros(windows.shape[:2], dtype=bool)
     queries: list[Query] = []
@@ -180,7 +179,7 @@ def score_queries(
             saliency.add(row, query, place)
     most = int(window_mask.sum(1).max())
     windows, window_mask = windows[:, :most], window_mask[:, :most]
-    targets, target_mask = _targets(queries)
+    targets, target_mask = packed([query.moments for query in queries], 2)
     moments = moment_scores(
         windows[..., :2],
         targets,
@@ -370,15 +369,6 @@ def _highlights(queries: Sequence[Query], predicted: Sequence[Floats], annotator
             ratings[number, clip] = rating
     top = np.array([values.argmax() for values in predicted])
     return highlight_scores(scores[:, :length], top, ratings, clips)
-
-
-def _targets(queries: Sequence[Query]) -> tuple[Floats, NDArray[np.bool_]]:
-    """Stacks moments to (B, N, 2) seconds, zero padded, with a mask (B, N), True = a moment."""
-    counts = np.array([len(query.moments) for query in queries])
-    mask = np.arange(counts.max()) < counts[:, None]
-    padded = np.zeros((*mask.shape, 2))
-    padded[mask] = np.array([moment for query in queries for moment in query.moments])
-    return padded, mask
 
 
 def _print(scored: Scored, title: str) -> None:

@@ -8,17 +8,16 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from hydra.utils import instantiate
-from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
 from vmr_zoo import run_dir
 from vmr_zoo.data.annotations import Query, Split
-from vmr_zoo.metrics.per_query import moment_scores, name_scores
+from vmr_zoo.metrics.per_query import Floats, moment_scores, name_scores, packed
 from vmr_zoo.metrics.settings import MetricSettings, Rounding
 from vmr_zoo.score import Row, placed, read_rows, score_queries
 
@@ -30,7 +29,6 @@ FIRST_IOU = "mIoU"
 _DRAWS = 2_000_000
 """Draws at a time: bounds the memory of the bootstrap to some 40 MB, whatever the number of queries."""
 
-Floats = NDArray[np.float64]
 Scores = dict[str, pd.DataFrame]
 """Of one run, by split: (N, metrics) float32 scores in [0, 1], a row for each query id; NaN where a metric
 does not apply to a query."""
@@ -158,10 +156,10 @@ def _scored(rows: Sequence[Row], settings: MetricSettings) -> dict[str, Floats] 
     """Scores rows by metric, without the checks of `vmr score`; None where they would fail."""
     if not rows:
         return None
-    read = max(settings.windows, 5)
+    read = settings.windows_read
     try:
-        windows, window_mask = _packed([row["pred_relevant_windows"][:read] for row in rows], 3)
-        targets, target_mask = _packed([row["moments"] for row in rows], 2)
+        windows, window_mask = packed([row["pred_relevant_windows"][:read] for row in rows], 3)
+        targets, target_mask = packed([row["moments"] for row in rows], 2)
     except (KeyError, TypeError, ValueError):
         return None
     if not np.isfinite(windows).all() or not window_mask[:, 0].all():
@@ -170,15 +168,6 @@ def _scored(rows: Sequence[Row], settings: MetricSettings) -> dict[str, Floats] 
     return name_scores(
         moment_scores(windows[..., :2], targets, target_mask, order, settings.windows), settings
     )
-
-
-def _packed(lists: Sequence[Sequence[Any]], width: int) -> tuple[Floats, NDArray[np.bool_]]:
-    """Stacks lists of n_i rows to (B, max n, width), zero padded, with a mask (B, max n), True = given."""
-    counts = np.array([len(one) for one in lists])
-    mask = np.arange(counts.max()) < counts[:, None]
-    padded = np.zeros((*mask.shape, width))
-    padded[mask] = np.array([item for one in lists for item in one], dtype=np.float64).reshape(-1, width)
-    return padded, mask
 
 
 def _checked(rows: Sequence[Row], settings: MetricSettings, split: str, source: str) -> dict[str, Floats]:

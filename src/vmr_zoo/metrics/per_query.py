@@ -9,8 +9,9 @@ Sizes: B queries, K predicted windows, N moments (padded), T IoU thresholds. Eve
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +41,15 @@ class MomentScores:
 
     iou: Floats
     ap: Floats
+
+
+def packed(lists: Sequence[Sequence[Any]], width: int) -> tuple[Floats, Bools]:
+    """Stacks lists of n_i rows to (B, max n, width), zero padded, with a mask (B, max n), True = given."""
+    counts = np.array([len(one) for one in lists])
+    mask = np.arange(counts.max()) < counts[:, None]
+    padded = np.zeros((*mask.shape, width))
+    padded[mask] = np.array([item for one in lists for item in one], dtype=np.float64).reshape(-1, width)
+    return padded, mask
 
 
 def _overlap(windows: Floats, targets: Floats) -> tuple[Floats, Floats, Floats]:

@@ -98,3 +98,8 @@ class MetricSettings:
                 )
         if self.windows < 1:
             raise VmrError(f"Expected metrics.windows to be at least 1, found {self.windows}.")
+
+    @property
+    def windows_read(self) -> int:
+        """How many windows per query any metric reads: R5@m reads five."""
+        return max(self.windows, 5)
