@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import toy
-from vmr_zoo import cli
+from vmr_zoo.cli import main
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -33,7 +33,7 @@ def vmr() -> Callable[..., int]:
 
     def run(verb: str, *args: str) -> int:
         try:
-            return cli.main([verb, *args])
+            return main.main([verb, *args])
         except SystemExit as stop:
             return int(stop.code or 0)
 

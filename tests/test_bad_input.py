@@ -22,12 +22,13 @@ from safetensors.torch import save_file
 
 import toy
 from test_methods_contract import build
-from vmr_zoo import predict, score
-from vmr_zoo.data import readers
-from vmr_zoo.data.annotations import TRAIN, Protocol, Query, Split
-from vmr_zoo.data.collate import SplitData
-from vmr_zoo.data.datamodule import VMRDataModule
-from vmr_zoo.data.features import (
+from vmr_zoo.cli import predict
+from vmr_zoo.data.annotations import readers
+from vmr_zoo.data.annotations.records import TRAIN, Protocol, Query, Split
+from vmr_zoo.data.batches.datamodule import VMRDataModule
+from vmr_zoo.data.batches.sampling import RowBatch
+from vmr_zoo.data.batches.split_dataset import SplitData
+from vmr_zoo.data.features.store import (
     FeatureError,
     FeatureSet,
     FileFeatures,
@@ -37,10 +38,10 @@ from vmr_zoo.data.features import (
     WordVectors,
 )
 from vmr_zoo.data.narrations import MANIFEST_KEYS, manifest_path, read_narrations
-from vmr_zoo.data.sampling import RowBatch
+from vmr_zoo.engine import scoring
 from vmr_zoo.errors import VmrError
-from vmr_zoo.import_checkpoint import read as read_checkpoint
 from vmr_zoo.metrics.settings import MetricSettings
+from vmr_zoo.parity.checkpoint_import import read as read_checkpoint
 
 # --- annotations, narrations and sentences
 
@@ -200,7 +201,7 @@ SCORED = Split("test", (Query("1", "v", "x", ((0.0, 1.0),), 1.5, ((0, (1, 2, 3))
 @pytest.mark.parametrize("scores", [[], "", {}])
 def test_saliency_that_is_not_there_is_refused_of_a_video_of_one_clip(scores: object) -> None:
     with pytest.raises(VmrError, match=r"line 1 .query 1.: expected a list of numbers"):
-        score.score_rows(
+        scoring.score_rows(
             [PREDICTION | {"pred_saliency_scores": scores}], SCORED, MetricSettings(highlights=True)
         )
 
@@ -215,14 +216,14 @@ def test_times_beyond_any_video_take_no_memory(seconds: float, tmp_path: Path) -
     if seconds <= 1e9:
         (row,) = highlights(put(path, lines(moment)))
         truth = Split("test", (row.query,))
-        assert score.score_rows([far], truth, MetricSettings())["mIoU"] == 100
+        assert scoring.score_rows([far], truth, MetricSettings())["mIoU"] == 100
         with pytest.raises(VmrError, match=r"expected 500000000 numbers .* found 5"):
-            score.score_rows([far], truth, MetricSettings(highlights=True))
+            scoring.score_rows([far], truth, MetricSettings(highlights=True))
     else:
         with pytest.raises(VmrError, match=r"line 1: expected 'duration' as a number from 0 to 1e\+09"):
             highlights(put(path, lines(moment)))
         with pytest.raises(VmrError, match=r"line 1 \(query 1\): expected (seconds within|finite windows)"):
-            score.score_rows([far], SCORED, MetricSettings())
+            scoring.score_rows([far], SCORED, MetricSettings())
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 10e6
@@ -230,7 +231,7 @@ def test_times_beyond_any_video_take_no_memory(seconds: float, tmp_path: Path) -
 
 def test_a_split_without_queries_has_nothing_to_train_on_or_to_score(tmp_path: Path) -> None:
     with pytest.raises(VmrError, match=r"Split 'c2_w10' has no queries \(val.jsonl\)"):
-        score.score_rows([], Split("c2_w10", (), source="val.jsonl"), MetricSettings())
+        scoring.score_rows([], Split("c2_w10", (), source="val.jsonl"), MetricSettings())
     whole = toy.protocol()
     for empty in (TRAIN, "selection", "ood"):
         splits = {name: Split(name, ()) if name == empty else split for name, split in whole.splits.items()}
@@ -485,7 +486,7 @@ def test_odd_sentences_and_lengths_pass_from_the_file_to_a_prediction(tmp_path: 
     ]
     path = tmp_path / "predictions.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in answers), encoding="utf-8")
-    scored = score.score_queries(score.read_rows(path), split, MetricSettings())
+    scored = scoring.score_queries(scoring.read_rows(path), split, MetricSettings())
     assert set(scored.metrics) >= {"R1@0.5", "mIoU"}
 
 

@@ -10,10 +10,10 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import nn
 
-from vmr_zoo import bench
-from vmr_zoo.config import compose, config_dir
+from vmr_zoo.config.compose import compose, config_dir
+from vmr_zoo.engine import bench
 from vmr_zoo.errors import VmrError
-from vmr_zoo.methods.base import Method
+from vmr_zoo.methods.base import Method, Training
 
 COST = sorted((config_dir().parent / "experiments/cost").glob("*.yaml"))
 SMALL = [
@@ -38,7 +38,7 @@ class Linear(Method):
     """One Linear map: (B, 7, 6) to (B, 7, 5)."""
 
     def __init__(self) -> None:
-        super().__init__(loss_weights={"mean": 1.0}, metrics=None)
+        super().__init__(Training(loss_weights={"mean": 1.0}, metrics=None))
         self.map = nn.Linear(6, 5)
 
     def losses(self, batch):

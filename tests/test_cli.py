@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 import toy
-from vmr_zoo import cli
-from vmr_zoo.config import config_dir
+from vmr_zoo.cli import main
+from vmr_zoo.config.compose import config_dir
 from vmr_zoo.errors import VmrError
 
 ROOT = Path(__file__).parents[1]
@@ -58,7 +58,7 @@ ROOT = Path(__file__).parents[1]
     ],
 )
 def test_a_mistake_gets_one_message_and_exit_code_2(args, expected, capsys):
-    assert cli.main(args) == 2
+    assert main.main(args) == 2
     shown = capsys.readouterr()
     assert shown.err.count("vmr: ") == 1
     assert "Traceback" not in shown.err + shown.out
@@ -69,9 +69,9 @@ def test_a_mistake_gets_one_message_and_exit_code_2(args, expected, capsys):
 def test_full_error_shows_the_traceback(monkeypatch):
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     with pytest.raises(VmrError):
-        cli.main(["trian"])
+        main.main(["trian"])
     with pytest.raises(Exception, match="bm_dter"):
-        cli.main(["train", "method=bm_dter"])
+        main.main(["train", "method=bm_dter"])
 
 
 def test_our_own_mistakes_keep_their_traceback(monkeypatch):
@@ -79,16 +79,16 @@ def test_our_own_mistakes_keep_their_traceback(monkeypatch):
         raise ZeroDivisionError
 
     monkeypatch.setitem(sys.modules, "broken_verb", types.SimpleNamespace(main=main))
-    monkeypatch.setitem(cli.VERBS, "report", ("broken_verb", ""))
+    monkeypatch.setitem(main.VERBS, "report", ("broken_verb", ""))
     with pytest.raises(ZeroDivisionError):
-        cli.main(["report"])
+        main.main(["report"])
 
 
 def test_the_exit_code_of_a_verb_is_the_exit_code(monkeypatch):
     monkeypatch.setitem(sys.modules, "fussy_verb", types.SimpleNamespace(main=lambda cfg: 1))
-    monkeypatch.setitem(cli.VERBS, "report", ("fussy_verb", ""))
-    assert cli.main(["report"]) == 1
-    assert cli.main(["report", "-m", "format=table,csv"]) == 1
+    monkeypatch.setitem(main.VERBS, "report", ("fussy_verb", ""))
+    assert main.main(["report"]) == 1
+    assert main.main(["report", "-m", "format=table,csv"]) == 1
 
 
 def test_one_failed_job_does_not_stop_a_sweep(vmr, tmp_path, capsys):
@@ -106,11 +106,11 @@ def test_one_failed_job_does_not_stop_a_sweep(vmr, tmp_path, capsys):
 
 
 def test_help_names_every_verb_and_each_verb_its_choices(capsys):
-    assert cli.main(["--help"]) == 0
+    assert main.main(["--help"]) == 0
     shown = capsys.readouterr().out
-    assert all(verb in shown for verb in cli.VERBS)
+    assert all(verb in shown for verb in main.VERBS)
     with pytest.raises(SystemExit) as stop:
-        cli.main(["train", "--help"])
+        main.main(["train", "--help"])
     assert not stop.value.code
     shown = capsys.readouterr().out
     assert "vmr train method=bm_detr" in shown
@@ -118,15 +118,15 @@ def test_help_names_every_verb_and_each_verb_its_choices(capsys):
 
 
 def test_cfg_prints_the_composed_configuration(capsys):
-    assert cli.main(["train", "data=charades_cd", "method=predict_all", "--cfg", "job"]) == 0
-    assert "vmr_zoo.data.protocols.charades_cd" in capsys.readouterr().out
+    assert main.main(["train", "data=charades_cd", "method=predict_all", "--cfg", "job"]) == 0
+    assert "vmr_zoo.data.annotations.protocols.charades_cd" in capsys.readouterr().out
 
 
 def test_completion_offers_verbs_and_a_verbs_choices(monkeypatch, capsys):
-    assert cli.main(["completion", "bash"]) == 0
+    assert main.main(["completion", "bash"]) == 0
     assert "train" in capsys.readouterr().out
     monkeypatch.setenv("COMP_LINE", "vmr data=charades_c")
-    assert cli.main(["train", "-sc", "query=bash"]) == 0
+    assert main.main(["train", "-sc", "query=bash"]) == 0
     assert set(capsys.readouterr().out.split()) == {"data=charades_cd", "data=charades_cg"}
 
 
@@ -141,7 +141,7 @@ def test_completion_script_runs_in_bash(tmp_path):
     )
     stub.chmod(0o755)
     script = tmp_path / "completion.sh"
-    script.write_text(cli._COMPLETION.replace("VERBS", " ".join(cli.VERBS)))
+    script.write_text(main._COMPLETION.replace("VERBS", " ".join(main.VERBS)))
     ask = (
         f'source {script}; COMP_LINE="vmr tra"; COMP_WORDS=(vmr tra); COMP_CWORD=1; _vmr;'
         'echo "${COMPREPLY[@]}";'
@@ -158,7 +158,7 @@ def test_completion_script_runs_in_bash(tmp_path):
 
 def test_score_and_help_never_wait_for_torch():
     code = (
-        "import sys; from vmr_zoo.cli import main; main(['--help']); assert 'hydra' not in sys.modules;"
+        "import sys; from vmr_zoo.cli.main import main; main(['--help']); assert 'hydra' not in sys.modules;"
         "assert main(['score', 'data=charades_cd', 'predictions=none.jsonl', 'split=iid']) == 2;"
         "assert 'torch' not in sys.modules, 'torch was imported'"
     )
@@ -191,12 +191,12 @@ def test_a_wheel_works_outside_any_checkout(tmp_path):
         ["train", "data=charades_cd", "method=bias_kde", "--cfg", "job"],
     ):
         shown = subprocess.run(
-            [sys.executable, "-m", "vmr_zoo.cli", *args],
+            [sys.executable, "-m", "vmr_zoo.cli.main", *args],
             cwd=tmp_path, env=environment, capture_output=True, text=True, check=True,
         ).stdout  # fmt: skip
         assert "bias_kde" in shown
     found = subprocess.run(
-        [sys.executable, "-c", "from vmr_zoo.config import config_dir; print(config_dir())"],
+        [sys.executable, "-c", "from vmr_zoo.config.compose import config_dir; print(config_dir())"],
         cwd=tmp_path, env=environment, capture_output=True, text=True, check=True,
     ).stdout.strip()  # fmt: skip
     assert Path(found) == site / "vmr_zoo" / "conf"

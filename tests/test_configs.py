@@ -8,7 +8,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from vmr_zoo.config import by_variant, compose, config_dir, register_resolvers, run_name, sweep_jobs
+from vmr_zoo.config.compose import by_variant, compose, config_dir, register_resolvers, run_name, sweep_jobs
 from vmr_zoo.errors import VmrError
 from vmr_zoo.methods.base import Method
 

@@ -22,7 +22,7 @@ def train(run: Path, *args: str) -> dict:
     command = [
         sys.executable,
         "-m",
-        "vmr_zoo.cli",
+        "vmr_zoo.cli.main",
         "train",
         toy.SEARCH,
         "data=toy",
@@ -39,7 +39,7 @@ def train(run: Path, *args: str) -> dict:
 @pytest.mark.slow
 def test_two_processes_measure_what_one_does_and_leave_one_run(tmp_path):
     ddp = ["trainer.devices=2", "+trainer.strategy=ddp"]
-    still = ["method.optimizer.lr=0", "data.eval_batch_size=2"]  # weights that stay as they are
+    still = ["method.training.optimizer.lr=0", "data.eval_batch_size=2"]  # weights that stay as they are
     one, two = train(tmp_path / "one", *still), train(tmp_path / "two", *still, *ddp)
     for metrics in (one, two):
         times = ("name", "train_seconds", "step_ms", "inference_ms")

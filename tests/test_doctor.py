@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from vmr_zoo import doctor
+from vmr_zoo.engine import doctor
 from vmr_zoo.errors import VmrError
 
 ROOT = Path(__file__).parents[2] / "shared" / "data"
 
 
 def configuration(tmp_path: Path, protocol: str, annotations: Path, **more: object) -> DictConfig:
-    target = {"_target_": f"vmr_zoo.data.protocols.{protocol}", "root": "${paths.annotations}"}
+    target = {"_target_": f"vmr_zoo.data.annotations.protocols.{protocol}", "root": "${paths.annotations}"}
     paths = {"annotations": str(annotations), "features": str(tmp_path / "features")}
     return OmegaConf.create(
         {"paths": paths, "data": {"protocol": target}, "out": str(tmp_path / "out.json")} | more
@@ -42,19 +42,22 @@ def small_data(root: Path) -> None:
 
 def features(root: Path, video_dim: int = 4) -> dict[str, Any]:
     def files(kind: str, dim: int) -> dict[str, Any]:
-        package = "vmr_zoo.data.features"
+        package = "vmr_zoo.data.features.store"
         store = {"_target_": f"{package}.FileStore", "folder": str(root / kind), "suffix": ".npy"}
         return {"_target_": f"{package}.FileFeatures", "backbone": kind, "dim": dim, "store": store}
 
     return {
-        "_target_": "vmr_zoo.data.features.FeatureSet",
+        "_target_": "vmr_zoo.data.features.store.FeatureSet",
         "name": "tiny",
         "origin": "real",
         "video_dim": video_dim,
         "query_dim": 3,
         "clip_seconds": 1.0,
-        "video": {"_target_": "vmr_zoo.data.features.VideoFiles", "sources": [files("video", video_dim)]},
-        "query": {"_target_": "vmr_zoo.data.features.QueryFiles", "source": files("query", 3)},
+        "video": {
+            "_target_": "vmr_zoo.data.features.store.VideoFiles",
+            "sources": [files("video", video_dim)],
+        },
+        "query": {"_target_": "vmr_zoo.data.features.store.QueryFiles", "source": files("query", 3)},
     }
 
 

@@ -15,10 +15,10 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from vmr_zoo.config import config_dir
-from vmr_zoo.data.annotations import Protocol
-from vmr_zoo.data.protocols import PUBLISHED_PROTOCOLS
-from vmr_zoo.doctor import main
+from vmr_zoo.config.compose import config_dir
+from vmr_zoo.data.annotations.protocols import PUBLISHED_PROTOCOLS
+from vmr_zoo.data.annotations.records import Protocol
+from vmr_zoo.engine.doctor import main
 from vmr_zoo.errors import VmrError
 
 ROOT = Path(__file__).parents[2] / "shared" / "data"
@@ -111,7 +111,7 @@ def small(server: Server) -> dict[str, Any]:
         for name, body in server.files.items()
     }
     return {
-        "_target_": "vmr_zoo.data.download.Source",
+        "_target_": "vmr_zoo.data.annotations.download.Source",
         "title": "Small Charades-CD",
         "read_by": ["charades_cd"],
         "url": f"http://127.0.0.1:{server.server_port}/folder",
@@ -135,11 +135,11 @@ def doctor(small: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[
             "paths": {"annotations": root},
             "data": {
                 "name": "charades_cd",
-                "protocol": {"_target_": "vmr_zoo.data.protocols.charades_cd", "root": root},
+                "protocol": {"_target_": "vmr_zoo.data.annotations.protocols.charades_cd", "root": root},
             },
             "sources": {"small": small | changes},
             "network": {
-                "_target_": "vmr_zoo.data.download.Network",
+                "_target_": "vmr_zoo.data.annotations.download.Network",
                 "timeout": 5,
                 "retries": 2,
                 "backoff": 0,

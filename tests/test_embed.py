@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from hydra.utils import instantiate
 
-from vmr_zoo.cli import main
-from vmr_zoo.config import compose
-from vmr_zoo.data.annotations import Query
-from vmr_zoo.data.features import l2_normalise
+from vmr_zoo.cli.main import main
+from vmr_zoo.config.compose import compose
+from vmr_zoo.data.annotations.records import Query
+from vmr_zoo.data.features.store import l2_normalise
 from vmr_zoo.data.narrations import MANIFEST_KEYS, Narration, write_narrations
-from vmr_zoo.data.text import SentenceEncoder, TextEncoder
-from vmr_zoo.embed import read_queries
+from vmr_zoo.data.text.encoders import SentenceEncoder, TextEncoder
+from vmr_zoo.engine.embedding import read_queries
 from vmr_zoo.errors import VmrError
 
 TEXTS = ["A person opens the door.", "person sits down", "a dog runs"]

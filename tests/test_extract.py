@@ -12,12 +12,12 @@ import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from vmr_zoo.cli import main
-from vmr_zoo.config import compose
-from vmr_zoo.data.extracted import ExtractedVideos
-from vmr_zoo.data.features import l2_normalise
+from vmr_zoo.cli.main import main
+from vmr_zoo.config.compose import compose
+from vmr_zoo.data.features.extracted import ExtractedVideos
+from vmr_zoo.data.features.store import l2_normalise
 from vmr_zoo.errors import VmrError
-from vmr_zoo.run_dir import relocatable
+from vmr_zoo.runs.directory import relocatable
 from vmr_zoo.video.decode import VideoError
 from vmr_zoo.video.encoder import VideoEncoder
 from vmr_zoo.video.extraction import extract
@@ -160,12 +160,12 @@ def test_the_command_extracts_reports_resumes_and_shards(videos, tmp_path, capsy
 
 def test_a_data_set_names_the_videos_and_those_without_a_file(videos, tmp_path, monkeypatch, capsys):
     """The protocol of action labels is stood in for by one that names two videos."""
-    from vmr_zoo.data.annotations import Protocol, Query, Split
+    from vmr_zoo.data.annotations.records import Protocol, Query, Split
 
     queries = tuple(Query(f"q{v}", v, "a text", ((0.0, 1.0),), 3.0) for v in ("v1", "gone"))
     split = Split("train", queries)
     protocol = Protocol("p", split, split, {"test": split}, "published")
-    monkeypatch.setattr("vmr_zoo.data.protocols.charades_sta", lambda **_: protocol)
+    monkeypatch.setattr("vmr_zoo.data.annotations.protocols.charades_sta", lambda **_: protocol)
     out = tmp_path / "out"
     assert main(["extract", "data=charades_sta", f"videos={videos}", "encoder=grid", f"out={out}"]) == 1
     assert [path.stem for path in out.glob("*.npz")] == ["v1"]
@@ -226,9 +226,12 @@ def test_extracted_folders_become_a_feature_set_that_says_how_it_was_made(tmp_pa
 @pytest.mark.parametrize(
     "node",
     [
-        {"_target_": "vmr_zoo.files.os.mkdir", "_args_": ["made"]},
-        {"_target_": "vmr_zoo.data.shapes.GridEncoder", "hues": {"_target_": "os.mkdir", "path": "made"}},
-        {"_target_": "vmr_zoo.data.shapes.GridEncoder", "colours": 3},
+        {"_target_": "vmr_zoo.utils.files.os.mkdir", "_args_": ["made"]},
+        {
+            "_target_": "vmr_zoo.data.worlds.shapes.GridEncoder",
+            "hues": {"_target_": "os.mkdir", "path": "made"},
+        },
+        {"_target_": "vmr_zoo.data.worlds.shapes.GridEncoder", "colours": 3},
     ],
 )
 def test_a_manifest_builds_encoders_and_runs_nothing_else(node, tmp_path, monkeypatch):

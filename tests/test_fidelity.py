@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pytest
 import yaml
 
-from vmr_zoo.config import config_dir
+from vmr_zoo.config.compose import config_dir
 
 CONF = config_dir()
 PAGE = Path(__file__).parents[1] / "docs" / "fidelity.md"

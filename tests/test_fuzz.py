@@ -25,16 +25,18 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from vmr_zoo import predict, score, spans
-from vmr_zoo.cli import _as_typed
-from vmr_zoo.data import readers
-from vmr_zoo.data.annotations import Query, Split
-from vmr_zoo.data.features import FileFeatures, FileStore, Hdf5Store, WordVectors
+from vmr_zoo import spans
+from vmr_zoo.cli import predict
+from vmr_zoo.cli.main import _as_typed
+from vmr_zoo.data.annotations import readers
+from vmr_zoo.data.annotations.records import Query, Split
+from vmr_zoo.data.features.store import FileFeatures, FileStore, Hdf5Store, WordVectors
 from vmr_zoo.data.narrations import MANIFEST_KEYS, manifest_path, read_narrations
+from vmr_zoo.engine import scoring
 from vmr_zoo.errors import VmrError
-from vmr_zoo.import_checkpoint import read as read_checkpoint
 from vmr_zoo.metrics.settings import MetricSettings
-from vmr_zoo.released.case import Case
+from vmr_zoo.parity.case import Case
+from vmr_zoo.parity.checkpoint_import import read as read_checkpoint
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 
@@ -184,8 +186,8 @@ def test_scores_of_a_file_are_those_of_the_loops(times: int) -> None:
                     "pred_saliency_scores": [s for s, _ in clips],
                 }
             )
-        rows = score.placed(json.loads(json.dumps(rows)))  # as they come out of a file
-        scored = score.score_queries(rows, Split("test", tuple(queries)), MetricSettings(highlights=True))
+        rows = scoring.placed(json.loads(json.dumps(rows)))  # as they come out of a file
+        scored = scoring.score_queries(rows, Split("test", tuple(queries)), MetricSettings(highlights=True))
         got = {name: values.tolist() for name, values in scored.queries.items()}
         for number, (windows, moments, clips) in enumerate(videos):
             ious = [max(overlap(w, m) for m in moments) for w in windows]
@@ -443,8 +445,8 @@ def test_a_submission_is_scored_within_bounds_or_refused(times: int, tmp_path: P
         path.write_bytes(damaged(content, rng) if kind < 2 else content)
 
         def scores() -> Any:
-            return score.score_queries(
-                score.read_rows(path), TRUTH, MetricSettings(highlights=True), str(path)
+            return scoring.score_queries(
+                scoring.read_rows(path), TRUTH, MetricSettings(highlights=True), str(path)
             )
 
         scored = only_our_error(scores)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from hydra.utils import instantiate
 
-from vmr_zoo.config import compose, config_dir
-from vmr_zoo.data.annotations import Query
+from vmr_zoo.config.compose import compose, config_dir
+from vmr_zoo.data.annotations.records import Query
 
 FILES = [*sorted((config_dir() / "experiment" / "emb").glob("*.yaml")), config_dir() / "import.yaml"]
 

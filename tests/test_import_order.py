@@ -57,4 +57,4 @@ def test_imports_go_one_way(path):
 def test_the_test_sees_a_wrong_import(tmp_path):
     bad = tmp_path / "bad.py"
     bad.write_text("def f():\n    from vmr_zoo.data import datamodule\n")
-    assert "vmr_zoo.data.datamodule" in imports(bad)
+    assert "vmr_zoo.data.batches.datamodule" in imports(bad)

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from hydra.utils import instantiate
 
-from vmr_zoo.config import compose
+from vmr_zoo.config.compose import compose
 from vmr_zoo.data.narrations import Narration, manifest_path, read_narrations
+from vmr_zoo.engine.narration import narrate
 from vmr_zoo.errors import VmrError
-from vmr_zoo.narrate import narrate
 from vmr_zoo.narrators import Narrated, Narrator
 from vmr_zoo.video.decode import VideoError
 

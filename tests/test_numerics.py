@@ -89,7 +89,7 @@ def test_bfloat16_a_fused_optimizer_and_clipping_train_together(name: str) -> No
     method = build(name)
     if not learns(method):
         pytest.skip("has no parameters")
-    method = build(name, changes={"optimizer": {"fused": True}})
+    method = build(name, changes={"training": {"optimizer": {"fused": True}}})
     before = {key: value.clone() for key, value in method.state_dict().items()}
     trainer = lightning.Trainer(
         max_steps=1,

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from toy import Sentence
-from vmr_zoo.data.annotations import Protocol, Query, Split
-from vmr_zoo.data.collate import OnDevice, Ragged, hold
-from vmr_zoo.data.datamodule import VMRDataModule
-from vmr_zoo.data.features import (
+from vmr_zoo.data.annotations.records import Protocol, Query, Split
+from vmr_zoo.data.batches.datamodule import VMRDataModule
+from vmr_zoo.data.batches.split_dataset import OnDevice, Ragged, hold
+from vmr_zoo.data.features.packed import DATA, INDEX, JOURNAL, PackedVideos, pack
+from vmr_zoo.data.features.store import (
     FeatureError,
     FeatureSet,
     FileFeatures,
@@ -18,10 +19,9 @@ from vmr_zoo.data.features import (
     VideoFiles,
     compare_manifests,
 )
-from vmr_zoo.data.packed import DATA, INDEX, JOURNAL, PackedVideos, pack
 from vmr_zoo.errors import VmrError
-from vmr_zoo.report import collect, leaderboards
-from vmr_zoo.run_dir import MANIFEST, read_json
+from vmr_zoo.report.leaderboard import collect, leaderboards
+from vmr_zoo.runs.directory import MANIFEST, read_json
 
 IDS = ["a", "b", "c"]
 
@@ -227,7 +227,7 @@ def test_batches_do_not_depend_on_where_features_lie(source, residency, storage)
 def test_auto_holds_what_fits_and_reads_the_rest_for_every_batch(source, monkeypatch):
     whole = 4 * 9 * 4  # bytes: three videos of together nine clips of four numbers
     for free, held in ((2 * whole, True), (2 * whole - 2, False)):
-        monkeypatch.setattr("vmr_zoo.data.collate.free_memory", lambda free=free: free)
+        monkeypatch.setattr("vmr_zoo.data.batches.split_dataset.free_memory", lambda free=free: free)
         found = hold(source, IDS, torch.float32, "auto", "train", watched=False)
         assert isinstance(found, Ragged) is held
         assert found.lengths.tolist() == [2, 3, 4]

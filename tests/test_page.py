@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from test_report import write
-from vmr_zoo import cli
+from vmr_zoo.cli import main
 
 CHROMIUM = next((path for name in ("chromium", "chromium-browser") if (path := shutil.which(name))), None)
 EVIL = "</script><script>document.title='broken'</script><img src=x onerror=document.title='broken'>"
@@ -50,7 +50,7 @@ def page(tmp_path, capsys):
             row |= {"query": EVIL, "pred_saliency_scores": [0.0, 1.0, 0.5]}
         (run / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     asked = ["columns=[R1@0.5]", "html=true", "significance=true", "printed=[tea/table4]"]
-    assert cli.main(["report", f"runs={tmp_path}", f"videos={tmp_path / 'videos'}", *asked]) == 0
+    assert main.main(["report", f"runs={tmp_path}", f"videos={tmp_path / 'videos'}", *asked]) == 0
     out = capsys.readouterr().out
     assert "report.html" in out
     return tmp_path / "report.html"

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vmr_zoo import cli
+from vmr_zoo.cli import main
+from vmr_zoo.engine.retriever import Moment, Retriever
 from vmr_zoo.errors import VmrError
-from vmr_zoo.retriever import Moment, Retriever
 
 WORLD = [
     f"data.protocol.world.{setting}"
@@ -26,7 +26,7 @@ def place(tmp_path_factory):
     common = ["data=shapes", *WORLD, f"paths.cache={root}/cache", "trainer.max_epochs=1", "logger=none"]
     sizes = ["method.dim=16", "method.heads=2", "method.feedforward_dim=16"]
     for method, options in {"moment_detr": sizes, "tea": ["method.dim=16"]}.items():
-        assert cli.main(["train", *common, f"method={method}", f"run={root}/{method}", *options]) == 0
+        assert main.main(["train", *common, f"method={method}", f"run={root}/{method}", *options]) == 0
     return root
 
 

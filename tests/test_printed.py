@@ -7,10 +7,10 @@ import json
 import pytest
 
 from test_report import write
-from vmr_zoo import cli
+from vmr_zoo.cli import main
 from vmr_zoo.errors import VmrError
-from vmr_zoo.printed import asked, printed_tables, touched
-from vmr_zoo.report import collect
+from vmr_zoo.report.leaderboard import collect
+from vmr_zoo.report.paper_tables import asked, printed_tables, touched
 
 
 def put(root, name, value, backbones=(), seed=0, **header):
@@ -109,7 +109,7 @@ def test_tables_are_asked_for_by_name():
 
 def test_the_command_prints_a_papers_table_without_any_run(tmp_path, capsys):
     for kind in ("table", "markdown", "csv", "latex"):
-        assert cli.main(["report", f"runs={tmp_path}", "printed=tea/table4", f"format={kind}"]) == 0
+        assert main.main(["report", f"runs={tmp_path}", "printed=tea/table4", f"format={kind}"]) == 0
         shown = capsys.readouterr().out
         assert "54.28" in shown
         assert "needs features emb of charades" in shown

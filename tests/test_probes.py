@@ -9,13 +9,13 @@ import torch
 from hydra.utils import instantiate
 
 import toy
-from vmr_zoo.config import compose
-from vmr_zoo.data.annotations import Split
-from vmr_zoo.data.collate import SplitData
-from vmr_zoo.data.features import NarrationSource
-from vmr_zoo.data.sampling import RowBatch
+from vmr_zoo.config.compose import compose
+from vmr_zoo.data.annotations.records import Split
+from vmr_zoo.data.batches.sampling import RowBatch
+from vmr_zoo.data.batches.split_dataset import SplitData
+from vmr_zoo.data.features.store import NarrationSource
+from vmr_zoo.engine.probes import BlankQuery, BlankVideo, OtherQuery, ShuffledVideo
 from vmr_zoo.errors import VmrError
-from vmr_zoo.probes import BlankQuery, BlankVideo, OtherQuery, ShuffledVideo
 
 PATCHES = 3
 NEEDS = frozenset({"narration", "patches", "query_tokens", "noun_mask", "sibling_queries"})
@@ -136,8 +136,8 @@ def tiny(method, *overrides):
         "mesm": ["method.dim=16", "method.heads=2", "method.feedforward_dim=16"],
         "vdi": [
             "method/text=minilm", "method.text._target_=toy.text_encoder", "method.visual_context=null",
-            "method.spatial_dynamic=null", "method.loss_weights.visual_context=null",
-            "method.loss_weights.spatial_dynamic=null",
+            "method.spatial_dynamic=null", "method.training.loss_weights.visual_context=null",
+            "method.training.loss_weights.spatial_dynamic=null",
         ],
     }  # fmt: skip
     dims = [f"features.{name}={toy.DIM}" for name in ("video_dim", "query_dim", "narration_dim")]

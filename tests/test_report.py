@@ -9,10 +9,20 @@ import pandas as pd
 import pytest
 from scipy.stats import bootstrap
 
-from vmr_zoo import cli
+from vmr_zoo.cli import main
 from vmr_zoo.errors import VmrError
-from vmr_zoo.report import BEST, DROP, WORSE, board_scores, chosen, collect, compare, leaderboards, scan
-from vmr_zoo.significance import paired_bootstrap, query_scores, split_rows
+from vmr_zoo.report.leaderboard import (
+    BEST,
+    DROP,
+    WORSE,
+    board_scores,
+    chosen,
+    collect,
+    compare,
+    leaderboards,
+    scan,
+)
+from vmr_zoo.report.significance import paired_bootstrap, query_scores, split_rows
 
 QUERIES = 200
 
@@ -133,7 +143,7 @@ def test_what_did_not_finish_is_told_and_no_row(runs, capsys):
     (runs / "broken").mkdir()
     (runs / "broken" / "metrics.json").write_text("{")
     (runs / "strong" / "seed0" / "wandb" / "metrics.json").mkdir(parents=True)
-    assert cli.main(["report", f"runs={runs}", "columns=[R1@0.5]"]) == 1  # one could not be read
+    assert main.main(["report", f"runs={runs}", "columns=[R1@0.5]"]) == 1  # one could not be read
     shown = capsys.readouterr().out
     assert "1 unreadable, 1 failed, 1 running" in shown
     assert "(ValueError: loss is [red]nan)" in shown
@@ -207,9 +217,9 @@ REFUSED = {
 
 @pytest.mark.parametrize("found", REFUSED)
 def test_what_would_be_ignored_is_refused_before_anything_is_read(found, capsys, monkeypatch):
-    for reader in ("vmr_zoo.report.scan", "vmr_zoo.wandb_runs.collect"):
+    for reader in ("vmr_zoo.report.leaderboard.scan", "vmr_zoo.report.wandb_runs.collect"):
         monkeypatch.setattr(reader, lambda *_: pytest.fail("was read"))
-    assert cli.main(["report", *REFUSED[found]]) == 2
+    assert main.main(["report", *REFUSED[found]]) == 2
     assert f"Found {found}." in " ".join(capsys.readouterr().err.split())
 
 
@@ -234,10 +244,10 @@ def test_every_format_holds_the_same_cells(runs, tmp_path, capsys):
         (runs / "weak" / f"seed{seed}" / "environment.json").write_text(json.dumps({"git": git}))
     for kind in ("csv", "markdown", "latex"):
         out = tmp_path / f"table.{kind}"
-        assert cli.main(["report", f"runs={runs}", f"format={kind}", f"out={out}", "significance=true"]) == 2
+        assert main.main(["report", f"runs={runs}", f"format={kind}", f"out={out}", "significance=true"]) == 2
         assert "Unknown metric 'R1@0.7'" in capsys.readouterr().err  # a default column that these runs lack
         arguments = ["report", f"runs={runs}", f"format={kind}", f"out={out}", "columns=[R1@0.5]"]
-        assert cli.main([*arguments, "significance=true"]) == 0
+        assert main.main([*arguments, "significance=true"]) == 0
         written[kind] = out.read_text()
     frame = pd.read_csv(tmp_path / "table.csv", dtype=str)
     assert list(frame["iid R1@0.5"]) == ["79.00", f"80.00{BEST}", f"50.00 ± 7.07{WORSE}"]
@@ -250,10 +260,10 @@ def test_every_format_holds_the_same_cells(runs, tmp_path, capsys):
     chosen_out = tmp_path / "chosen.csv"
     where = "where={method:[weak,close],seed:0}"
     arguments = ["report", f"runs={runs}", "columns=[R1@0.5]", "format=csv", where, f"out={chosen_out}"]
-    assert cli.main(arguments) == 0
+    assert main.main(arguments) == 0
     assert list(pd.read_csv(chosen_out)["method"]) == ["close", "weak"]
     capsys.readouterr()
 
-    assert cli.main(["report", f"runs={runs}", "columns=[R1@0.5]", "significance=true"]) == 0
+    assert main.main(["report", f"runs={runs}", "columns=[R1@0.5]", "significance=true"]) == 0
     shown = capsys.readouterr().out
     assert "worse than it (paired bootstrap over queries, 95 %)" in shown

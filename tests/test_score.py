@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from vmr_zoo import score
-from vmr_zoo.data.annotations import PUBLISHED, Protocol, Query, Split
+from vmr_zoo.data.annotations.records import PUBLISHED, Protocol, Query, Split
+from vmr_zoo.engine import scoring
 from vmr_zoo.errors import VmrError
 from vmr_zoo.metrics import official
 from vmr_zoo.metrics.settings import MetricSettings, Rounding
@@ -85,9 +85,9 @@ def write(path, rows):
 
 @needs_shared
 def test_qvhighlights_numbers_are_the_official_ones_to_the_last_byte(tmp_path, capsys):
-    protocol = {"_target_": "vmr_zoo.data.protocols.qvhighlights", "root": str(SHARED / "data")}
+    protocol = {"_target_": "vmr_zoo.data.annotations.protocols.qvhighlights", "root": str(SHARED / "data")}
     out = tmp_path / "out.json"
-    assert score.main(configuration(PREDICTIONS, data={"protocol": protocol}, out=str(out))) == 0
+    assert scoring.main(configuration(PREDICTIONS, data={"protocol": protocol}, out=str(out))) == 0
     assert out.read_text() == OFFICIAL.read_text()
     assert "34.84" in capsys.readouterr().out
 
@@ -97,8 +97,8 @@ def test_qvhighlights_numbers_are_the_official_ones_to_the_last_byte(tmp_path, c
 def test_bm_detr_evaluator_is_reproduced(case):
     golden = json.loads(EVAL.read_text())[case]
     split = Split("test", tuple(query(row) for row in golden["ground_truth"]))
-    rows = score.placed(golden["submission"])
-    scored = score.score_queries(rows, split, MetricSettings(highlights=case == "hl"))
+    rows = scoring.placed(golden["submission"])
+    scored = scoring.score_queries(rows, split, MetricSettings(highlights=case == "hl"))
     expected = golden["metrics"]
     got = {"full": official.moment_report(scored.moments["full"], (0.3, 0.4, 0.5, 0.6, 0.7))}
     if case == "hl":
@@ -108,13 +108,15 @@ def test_bm_detr_evaluator_is_reproduced(case):
 
 
 def test_scoring_a_file_imports_no_torch():
-    code = "import sys, vmr_zoo.score; print([m for m in ('torch', 'lightning') if m in sys.modules])"
+    code = (
+        "import sys, vmr_zoo.engine.scoring; print([m for m in ('torch', 'lightning') if m in sys.modules])"
+    )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"
 
 
 def test_scores_are_kept_by_query_in_the_order_of_the_rows():
-    scored = score.score_queries(score.placed(GOOD[::-1]), SPLIT, HIGHLIGHTS)
+    scored = scoring.score_queries(scoring.placed(GOOD[::-1]), SPLIT, HIGHLIGHTS)
     assert scored.query_ids == ("2", "1")
     assert scored.queries["R1@0.5"].tolist() == [0, 1]
     assert scored.queries["HIT@1"].tolist() == [0, 1]
@@ -127,7 +129,7 @@ def test_our_own_rows_are_scored_by_split():
     ]
     ours = [{k: v for k, v in row.items() if k not in ("qid", "vid")} for row in ours]
     elsewhere = {"split": "ood", "query_id": "7", "pred_relevant_windows": [[0, 1, 1.0]]}
-    assert score.score_rows([elsewhere, *ours], SPLIT, HIGHLIGHTS) == score.score_rows(
+    assert scoring.score_rows([elsewhere, *ours], SPLIT, HIGHLIGHTS) == scoring.score_rows(
         GOOD, SPLIT, HIGHLIGHTS
     )
 
@@ -135,7 +137,7 @@ def test_our_own_rows_are_scored_by_split():
 def test_own_names_go_to_the_file_and_say_how_windows_are_rounded(tmp_path, capsys):
     out = tmp_path / "deep" / "out.json"
     path = write(tmp_path / "rows.jsonl", good(0, pred_relevant_windows=[[2.00001, 6, 0.9]]))
-    assert score.main(configuration(path, metrics="moments", out=str(out))) == 0
+    assert scoring.main(configuration(path, metrics="moments", out=str(out))) == 0
     written = json.loads(out.read_text())
     assert written["R1@0.5"] == 50
     assert written["rounding"] == "as submitted, not: 4 decimals"
@@ -145,13 +147,13 @@ def test_own_names_go_to_the_file_and_say_how_windows_are_rounded(tmp_path, caps
 
 def test_a_submission_without_saliency_is_scored_for_moments_only():
     rows = [{k: v for k, v in row.items() if k != "pred_saliency_scores"} for row in GOOD]
-    scored = score.score_queries(score.placed(rows), SPLIT, HIGHLIGHTS)
+    scored = scoring.score_queries(scoring.placed(rows), SPLIT, HIGHLIGHTS)
     assert not [k for k in scored.official["brief"] if k.startswith("HL")]
 
 
 @pytest.mark.parametrize("scores", [[0, 2, 1, 0], [0, 2, 1, 0, 0, 0]])
 def test_saliency_may_end_a_clip_early_or_late(scores):
-    assert score.score_rows(good(0, pred_saliency_scores=scores), SPLIT, HIGHLIGHTS)["HIT@1"] == 50
+    assert scoring.score_rows(good(0, pred_saliency_scores=scores), SPLIT, HIGHLIGHTS)["HIT@1"] == 50
 
 
 WINDOWS = "pred_relevant_windows"
@@ -202,7 +204,7 @@ BAD_ROWS = {
 def test_a_bad_row_is_reported_with_line_and_query(tmp_path, rows, where, what):
     path = write(tmp_path / "rows.jsonl", rows)
     with pytest.raises(VmrError) as caught:
-        score.main(configuration(path))
+        scoring.main(configuration(path))
     for expected in (str(path), where, what):
         assert expected in str(caught.value)
 
@@ -222,20 +224,20 @@ def test_a_file_that_is_not_json_lines_is_reported(tmp_path, content, what):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(VmrError, match=what):
-        score.main(configuration(path))
+        scoring.main(configuration(path))
 
 
 def test_a_missing_file_and_a_missing_key_are_reported(tmp_path):
     with pytest.raises(VmrError, match="No predictions file at"):
-        score.main(configuration(tmp_path / "none.jsonl"))
+        scoring.main(configuration(tmp_path / "none.jsonl"))
     with pytest.raises(VmrError, match="predictions=FILE"):
-        score.main(configuration("???"))
+        scoring.main(configuration("???"))
 
 
 def test_ground_truth_that_cannot_be_scored_is_reported():
     withheld = Split("test", (Query("1", "video1", "", (), 10.0),))
     with pytest.raises(VmrError, match="withheld"):
-        score.score_rows(GOOD[:1], withheld, HIGHLIGHTS)
+        scoring.score_rows(GOOD[:1], withheld, HIGHLIGHTS)
     unrated = Split("test", (Query("1", "video1", "", ((2.0, 6.0),), 10.0),), Counter())
     with pytest.raises(VmrError, match="metrics=moments"):
-        score.score_rows(GOOD[:1], unrated, HIGHLIGHTS)
+        scoring.score_rows(GOOD[:1], unrated, HIGHLIGHTS)

@@ -16,7 +16,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf, open_dict
 
-from vmr_zoo.config import config_dir, register_resolvers, settle
+from vmr_zoo.config.compose import config_dir, register_resolvers, settle
 from vmr_zoo.errors import VmrError
 from vmr_zoo.methods.base import Method
 

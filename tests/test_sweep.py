@@ -21,10 +21,12 @@ from lightning.pytorch.callbacks import Callback
 from safetensors.torch import load_file
 
 import toy
-from vmr_zoo import cli, files, run_dir
-from vmr_zoo.callbacks import should_prune
-from vmr_zoo.config import compose, config_dir
+from vmr_zoo.cli import main
+from vmr_zoo.config.compose import compose, config_dir
+from vmr_zoo.engine.callbacks import should_prune
 from vmr_zoo.errors import VmrError
+from vmr_zoo.runs import directory
+from vmr_zoo.utils import files
 
 TOY = (toy.SEARCH, "data=toy", "logger=csv", "trainer.accelerator=cpu", "trainer.max_epochs=2")
 TESTS = Path(__file__).parent
@@ -32,7 +34,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{TESTS}{os.pathsep}{os.environ.get(
 
 
 def state(run: Path) -> str:
-    return run_dir.status(run)["state"]
+    return directory.status(run)["state"]
 
 
 def stamp(run: Path) -> dict[str, int]:
@@ -66,7 +68,7 @@ def test_a_sweep_run_again_does_only_what_is_missing(vmr, tmp_path, capsys, laun
 
 
 def test_a_directory_that_only_records_a_failure_is_free(train_toy, tmp_path):
-    run_dir.record_failure(tmp_path / "run", "no features")
+    directory.record_failure(tmp_path / "run", "no features")
     assert state(tmp_path / "run") == "failed"
     code, run = train_toy(method="predict_all")
     assert code == 0
@@ -74,11 +76,11 @@ def test_a_directory_that_only_records_a_failure_is_free(train_toy, tmp_path):
 
 
 def test_two_runs_do_not_share_a_directory(train_toy, tmp_path, capsys):
-    with run_dir.hold(tmp_path / "run"):
+    with directory.hold(tmp_path / "run"):
         assert train_toy(method="predict_all")[0] == 2
         assert "Another process is at work" in capsys.readouterr().err
         assert train_toy("resume=true", method="predict_all")[0] == 2
-        run_dir.record_failure(tmp_path / "run", "not mine")
+        directory.record_failure(tmp_path / "run", "not mine")
         assert state(tmp_path / "run") == "new"
     assert not (tmp_path / "run").exists(), "an untouched directory leaves no trace"
     assert train_toy(method="predict_all")[0] == 0
@@ -148,7 +150,7 @@ def test_a_directory_that_cannot_be_written_says_so(train_toy, tmp_path, capsys,
         raise PermissionError(errno.EROFS, os.strerror(errno.EROFS))
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_dir.FileLock, "acquire", refuse)
+        patch.setattr(directory.FileLock, "acquire", refuse)
         assert train_toy("resume=true", method="predict_all")[0] == 2
     assert "Read-only file system" in capsys.readouterr().err
     assert stamp(run) == before
@@ -175,7 +177,8 @@ def test_a_sweep_killed_half_way_ends_with_the_table_of_one_left_alone(vmr, tmp_
         return [{k: v for k, v in row.items() if not k.endswith((" s", " ms", "seconds"))} for row in rows]
 
     sweep = [
-        "train", "-m", *TOY, "method=toy", "method.optimizer.lr=0.01,0.05", "seed=0,1,2,3,4,5,6,7,8,9",
+        "train", "-m", *TOY, "method=toy", "method.training.optimizer.lr=0.01,0.05",
+        "seed=0,1,2,3,4,5,6,7,8,9",
         "trainer.max_epochs=8",
     ]  # fmt: skip
     assert vmr(*sweep, f"paths.runs={tmp_path}/alone") == 0
@@ -183,7 +186,7 @@ def test_a_sweep_killed_half_way_ends_with_the_table_of_one_left_alone(vmr, tmp_
     command = [
         sys.executable,
         "-m",
-        "vmr_zoo.cli",
+        "vmr_zoo.cli.main",
         *sweep,
         f"paths.runs={tmp_path}/cut",
         "hydra.launcher.n_jobs=2",
@@ -212,14 +215,14 @@ def test_a_sweep_killed_half_way_ends_with_the_table_of_one_left_alone(vmr, tmp_
 
 
 def _train(args: list[str]) -> None:
-    sys.exit(cli.main(["train", *args]))
+    sys.exit(main.main(["train", *args]))
 
 
 @pytest.mark.slow
 def test_killed_at_random_steps_and_resumed_equals_undisturbed(train_toy, tmp_path):
     """Three SIGKILLs, at steps drawn anew each time that this test runs."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["vmr_zoo.train", "toy"])
+    context.set_forkserver_preload(["vmr_zoo.engine.training", "toy"])
     steps = sorted(random.SystemRandom().sample(range(1, 12), 3))  # four epochs of three steps
 
     def train(*args: str) -> int | None:
@@ -278,7 +281,7 @@ def test_every_search_space_names_arguments_of_its_method(method):
     space = OmegaConf.load(config_dir() / "search" / f"{method}.yaml").hydra.sweeper.params
     found, fixed = create_params_from_overrides([f"{key}={value}" for key, value in space.items()])
     assert not fixed
-    assert "method.optimizer.lr" in found
+    assert "method.training.optimizer.lr" in found
     lowest = {k: getattr(v, "choices", None) or [v.low] for k, v in found.items()}
     cfg = compose("train", [f"search={method}", "data=shapes", *(f"{k}={v[0]}" for k, v in lowest.items())])
     assert cfg.choices.method == method
@@ -300,26 +303,26 @@ def test_a_search_maximises_the_selection_metric_and_goes_on_where_it_stopped(vm
     runs = list(tmp_path.glob("toy-toy/search/toy-paper+max_epochs-2/*/seed0"))
     assert len(runs) == 2
     values = [json.loads((run / "metrics.json").read_text())["selection"]["mIoU"] for run in runs]
-    assert [run_dir.objective(run) for run in runs] == values
+    assert [directory.objective(run) for run in runs] == values
     best = (tmp_path / "optimization_results.yaml").read_text()
     assert f"best_value: {max(values)}" in best
 
 
 def test_a_pruned_run_says_so_and_stands_in_no_leaderboard(train_toy, vmr, tmp_path):
     prune = [
-        "+callbacks.prune._target_=vmr_zoo.callbacks.PruneByMedian", "+callbacks.prune.run=${run}",
+        "+callbacks.prune._target_=vmr_zoo.engine.callbacks.PruneByMedian", "+callbacks.prune.run=${run}",
         "+callbacks.prune.metric=mIoU", "+callbacks.prune.startup=1", "+callbacks.prune.warmup=2",
         "trainer.max_epochs=6",
     ]  # fmt: skip
-    _, good = train_toy(*prune, "method.optimizer.lr=0.05", name="study/good/seed0")
-    code, bad = train_toy(*prune, "method.optimizer.lr=0", name="study/bad/seed0")
+    _, good = train_toy(*prune, "method.training.optimizer.lr=0.05", name="study/good/seed0")
+    code, bad = train_toy(*prune, "method.training.optimizer.lr=0", name="study/bad/seed0")
     assert code == 0
     assert (state(good), state(bad)) == ("finished", "pruned")
-    assert "the median of 1 other trials" in run_dir.status(bad)["message"]
-    assert run_dir.objective(bad) < run_dir.objective(good)
+    assert "the median of 1 other trials" in directory.status(bad)["message"]
+    assert directory.objective(bad) < directory.objective(good)
     assert not (bad / "metrics.json").exists()
     before = stamp(bad)
-    assert train_toy(*prune, "method.optimizer.lr=0", "resume=true", name="study/bad/seed0")[0] == 0
+    assert train_toy(*prune, "method.training.optimizer.lr=0", "resume=true", name="study/bad/seed0")[0] == 0
     assert stamp(bad) == before
     out = tmp_path / "board.csv"
     assert vmr("report", f"runs={tmp_path}/study", "format=csv", f"out={out}") == 0

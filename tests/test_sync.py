@@ -18,7 +18,7 @@ from batches import make_batch
 from sync import DEVICE, Detector, to_device
 from test_methods_contract import METHODS, build, configured, learns
 from vmr_zoo.blocks.text_encoder import TransformerText
-from vmr_zoo.callbacks import LearningRate, NonFiniteLoss, SeedSteps, StepTime
+from vmr_zoo.engine.callbacks import LearningRate, NonFiniteLoss, SeedSteps, StepTime
 from vmr_zoo.types import Batch
 
 WAITS: dict[str, Callable[[Tensor], object]] = {

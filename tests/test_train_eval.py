@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 
 import toy
 from toy import protocol
+from vmr_zoo.engine.scoring import score_rows
 from vmr_zoo.metrics.settings import MetricSettings
-from vmr_zoo.run_dir import HEADER
-from vmr_zoo.score import score_rows
+from vmr_zoo.runs.directory import HEADER
 
 FILES = {
     "config.yaml", "metrics.json", "predictions.jsonl", "model.safetensors", "manifest.json",
@@ -114,8 +114,8 @@ def test_no_result_is_overwritten(train_toy, capsys):
     assert "resume=true" in capsys.readouterr().err
     assert train_toy("resume=true")[0] == 0, "a finished run has nothing to resume"
     assert ((run / "metrics.json").read_bytes(), (run / "metrics.json").stat().st_mtime_ns) == before
-    assert train_toy("resume=true", "method.optimizer.lr=0.5")[0] == 2
-    assert "method.optimizer.lr was 0.02, now 0.5" in capsys.readouterr().err
+    assert train_toy("resume=true", "method.training.optimizer.lr=0.5")[0] == 2
+    assert "method.training.optimizer.lr was 0.02, now 0.5" in capsys.readouterr().err
 
 
 def test_a_loss_that_is_no_number_stops_with_its_parts_named(train_toy, capsys):
@@ -168,7 +168,7 @@ VDI = (
     "method.joint_dim=8",
     "method.visual_context.heads=2",
     "method.spatial_dynamic=null",
-    "method.loss_weights.spatial_dynamic=null",
+    "method.training.loss_weights.spatial_dynamic=null",
 )
 
 

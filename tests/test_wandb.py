@@ -15,9 +15,9 @@ import pandas as pd
 import pytest
 
 import toy
-from vmr_zoo import wandb_runs
 from vmr_zoo.errors import VmrError
-from vmr_zoo.report import Leaderboard, Row, Run, collect, leaderboards
+from vmr_zoo.report import wandb_runs
+from vmr_zoo.report.leaderboard import Leaderboard, Row, Run, collect, leaderboards
 
 wandb = pytest.importorskip("wandb")
 
@@ -218,7 +218,7 @@ def test_wandbs_own_client_pages_through_a_project():
         command = [
             sys.executable,
             "-c",
-            "import sys; from vmr_zoo.cli import main; sys.exit(main())",
+            "import sys; from vmr_zoo.cli.main import main; sys.exit(main())",
             "report",
         ]
         command += ["source=wandb", "entity=me", "project=mine", "columns=[mIoU]", "format=csv"]

@@ -14,7 +14,7 @@ from typing import Any
 import matplotlib
 import pandas as pd
 
-from vmr_zoo.bench import FILE, stored
+from vmr_zoo.engine.bench import FILE, stored
 
 # Wong's eight colours, which colour-blind readers tell apart; a marker each besides.
 STYLES = {

@@ -106,7 +106,7 @@ def measure(*args: str) -> tuple[float, float, float]:
     Raises:
         subprocess.CalledProcessError: if it fails.
     """
-    command = [sys.executable, "-m", "vmr_zoo.cli", *args]
+    command = [sys.executable, "-m", "vmr_zoo.cli.main", *args]
     with tempfile.TemporaryFile() as output:
         started = time.perf_counter()
         child = os.posix_spawn(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from vmr_zoo.report import collect
+from vmr_zoo.report.leaderboard import collect
 
 PREFIX = "shapes_narrator_error_"
 METHODS = {"tea": "TEA", "lmr": "LMR", "emb": "EMB (no narrations)", "qd_detr": "QD-DETR (no narrations)"}

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vmr_zoo.data.action_labels import ActionLabelClips, ActionLabelNarrations, ActionLabels, Rates
-from vmr_zoo.data.features import FeatureError
+from vmr_zoo.data.features.store import FeatureError
+from vmr_zoo.data.worlds.action_labels import ActionLabelClips, ActionLabelNarrations, ActionLabels, Rates
 from vmr_zoo.errors import VmrError
 
 REAL = Path(__file__).parents[2].parent / "shared" / "data" / "charades"

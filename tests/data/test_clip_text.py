@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from vmr_zoo.data.annotations import Query
-from vmr_zoo.data.clip_text import ClipTokens
-from vmr_zoo.data.features import FeatureError, FileFeatures, FileStore, QueryFiles
-from vmr_zoo.data.noun_chunks import NounChunks
+from vmr_zoo.data.annotations.records import Query
+from vmr_zoo.data.features.store import FeatureError, FileFeatures, FileStore, QueryFiles
+from vmr_zoo.data.text.clip import ClipTokens
+from vmr_zoo.data.text.noun_chunks import NounChunks
 
 
 def tokens(folder, **options) -> ClipTokens:

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from hydra.utils import instantiate
 
-from vmr_zoo.config import compose
-from vmr_zoo.data import protocols
-from vmr_zoo.data.annotations import HELD_OUT
-from vmr_zoo.data.parsing import ClauseCounts, count_words
-from vmr_zoo.doctor import inspect
+from vmr_zoo.config.compose import compose
+from vmr_zoo.data.annotations import protocols
+from vmr_zoo.data.annotations.records import HELD_OUT
+from vmr_zoo.data.text.parsing import ClauseCounts, count_words
+from vmr_zoo.engine.doctor import inspect
 from vmr_zoo.errors import VmrError
 
 ROOT = Path(__file__).parents[3] / "shared" / "data"

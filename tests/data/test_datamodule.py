@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from vmr_zoo.data.annotations import Protocol, Query, Split
-from vmr_zoo.data.datamodule import VMRDataModule
-from vmr_zoo.data.features import FeatureSet, NarrationSource, Problem, QuerySource, VideoSource
-from vmr_zoo.data.negatives import NegativeSampling
-from vmr_zoo.data.sampling import RowBatch
+from vmr_zoo.data.annotations.records import Protocol, Query, Split
+from vmr_zoo.data.batches.datamodule import VMRDataModule
+from vmr_zoo.data.batches.negatives import NegativeSampling
+from vmr_zoo.data.batches.sampling import RowBatch
+from vmr_zoo.data.features.store import FeatureSet, NarrationSource, Problem, QuerySource, VideoSource
 from vmr_zoo.errors import VmrError
 from vmr_zoo.types import NEEDS
 

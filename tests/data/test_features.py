@@ -10,9 +10,9 @@ import pytest
 import torch
 from hydra.utils import instantiate
 
-from vmr_zoo.config import compose, config_dir
-from vmr_zoo.data.annotations import Protocol, Query, Split
-from vmr_zoo.data.features import (
+from vmr_zoo.config.compose import compose, config_dir
+from vmr_zoo.data.annotations.records import Protocol, Query, Split
+from vmr_zoo.data.features.store import (
     FeatureError,
     FeatureSet,
     FileFeatures,

@@ -3,8 +3,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vmr_zoo.data.annotations import Query
-from vmr_zoo.data.negatives import NegativeSampling, same_video_pairs
+from vmr_zoo.data.annotations.records import Query
+from vmr_zoo.data.batches.negatives import NegativeSampling, same_video_pairs
 from vmr_zoo.errors import VmrError
 
 CHARADES = Path(__file__).parents[3] / "shared/data/charades/charades_sta_train.txt"

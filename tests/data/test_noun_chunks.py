@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from vmr_zoo.data.noun_chunks import NounChunks
+from vmr_zoo.data.text.noun_chunks import NounChunks
 from vmr_zoo.errors import VmrError
 
 CHUNKS = [

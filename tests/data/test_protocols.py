@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from vmr_zoo.data import protocols, readers
-from vmr_zoo.data.annotations import HELD_OUT, PUBLISHED, Protocol, shared_videos
+from vmr_zoo.data.annotations import protocols, readers
+from vmr_zoo.data.annotations.records import HELD_OUT, PUBLISHED, Protocol, shared_videos
 from vmr_zoo.errors import VmrError
 
 ROOT = Path(__file__).parents[3] / "shared" / "data"

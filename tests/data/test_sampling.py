@@ -3,7 +3,7 @@ from itertools import chain
 import numpy as np
 import pytest
 
-from vmr_zoo.data.sampling import EpochBatchSampler, group_by_video, uniform
+from vmr_zoo.data.batches.sampling import EpochBatchSampler, group_by_video, uniform
 
 LENGTHS = np.random.default_rng(0).integers(5, 60, 203)
 VIDEO = np.random.default_rng(1).integers(0, 60, 203)

@@ -6,20 +6,13 @@ import av
 import numpy as np
 import pytest
 
-from vmr_zoo.data.shapes import GridEncoder, Narrator, WorldSettings, protocol
-from vmr_zoo.data.shapes.features import RenderedNarrations, RenderedVideos, features_folder
-from vmr_zoo.data.shapes.generate import (
-    SPLITS,
-    VERSION,
-    annotate,
-    generate_world,
-    scenes,
-    video_path,
-)
-from vmr_zoo.data.shapes.render import write
-from vmr_zoo.data.shapes.sentences import Clause, matching
-from vmr_zoo.data.shapes.world import GROUPS, Background, Event, Scene, Thing, held_out, sample_scene
-from vmr_zoo.data.text import SentenceEncoder
+from vmr_zoo.data.text.encoders import SentenceEncoder
+from vmr_zoo.data.worlds.shapes import GridEncoder, Narrator, WorldSettings, protocol
+from vmr_zoo.data.worlds.shapes.features import RenderedNarrations, RenderedVideos, features_folder
+from vmr_zoo.data.worlds.shapes.generate import SPLITS, VERSION, annotate, generate_world, scenes, video_path
+from vmr_zoo.data.worlds.shapes.render import write
+from vmr_zoo.data.worlds.shapes.sentences import Clause, matching
+from vmr_zoo.data.worlds.shapes.world import GROUPS, Background, Event, Scene, Thing, held_out, sample_scene
 from vmr_zoo.errors import VmrError
 
 TINY = WorldSettings(train_videos=4, test_videos=2, shortest=16, longest=20)
@@ -177,7 +170,7 @@ def test_interrupted_rendering_resumes_and_half_a_file_is_none(tmp_path, monkeyp
             raise KeyboardInterrupt
         write(scene, path, fps, height)
 
-    monkeypatch.setattr("vmr_zoo.data.shapes.render.write", fails_at_third)
+    monkeypatch.setattr("vmr_zoo.data.worlds.shapes.render.write", fails_at_third)
     with pytest.raises(KeyboardInterrupt):
         generate_world(TINY, tmp_path, processes=1)
     (folder,) = (tmp_path / "shapes").iterdir()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from vmr_zoo.data.shifting import TemporalShift
+from vmr_zoo.data.batches.shifting import TemporalShift
 from vmr_zoo.errors import VmrError
 
 GOLDEN = Path(__file__).parents[3] / "shared/golden/bm_detr_a.npz"

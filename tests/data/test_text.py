@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vmr_zoo.data.annotations import Query
-from vmr_zoo.data.cache import content_hash
-from vmr_zoo.data.text import EncodedQueries, SentenceEncoder
+from vmr_zoo.data.annotations.records import Query
+from vmr_zoo.data.text.cache import content_hash
+from vmr_zoo.data.text.encoders import EncodedQueries, SentenceEncoder
 from vmr_zoo.errors import VmrError
 
 TEXTS = [

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from vmr_zoo.data.annotations import Query
-from vmr_zoo.data.clip_text import ClipTextEncoder
-from vmr_zoo.data.features import FeatureError, WordVectors
-from vmr_zoo.data.noun_chunks import NounChunks
-from vmr_zoo.data.text import EncodedQueries, SentenceEncoder, TextEncoder
-from vmr_zoo.data.text_llama import LlamaEmbeddings
-from vmr_zoo.data.text_words import WordVectorEncoder
+from vmr_zoo.data.annotations.records import Query
+from vmr_zoo.data.features.store import FeatureError, WordVectors
+from vmr_zoo.data.text.clip import ClipTextEncoder
+from vmr_zoo.data.text.encoders import EncodedQueries, SentenceEncoder, TextEncoder
+from vmr_zoo.data.text.llama import LlamaEmbeddings
+from vmr_zoo.data.text.noun_chunks import NounChunks
+from vmr_zoo.data.text.word_vectors import WordVectorEncoder
 from vmr_zoo.errors import VmrError
 
 TEXTS = ["A person opens the door.", "the unflappable dog runs", "a person runs"]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vmr_zoo.errors import VmrError
-from vmr_zoo.released.weights import WeightNames
+from vmr_zoo.parity.weights import WeightNames
 
 Array = NDArray[Any]
 _NUMBERED = re.compile(r"((?:\.|^)(?:layers|convs|bn|input_txt_proj|input_vid_proj)\.)\d+\.")

@@ -19,11 +19,11 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 import toy
-from vmr_zoo import run_dir
-from vmr_zoo.config import compose
+from vmr_zoo.config.compose import compose
 from vmr_zoo.errors import VmrError
-from vmr_zoo.import_checkpoint import configuration, read
-from vmr_zoo.released.detr import SHARED_SETTINGS
+from vmr_zoo.parity.checkpoint_import import configuration, read
+from vmr_zoo.parity.released.detr import SHARED_SETTINGS
+from vmr_zoo.runs import directory
 
 sys.path.insert(0, str(Path(__file__).parent))
 from authors import weights
@@ -119,7 +119,7 @@ def test_a_checkpoint_becomes_a_run_that_evaluates(vmr, method, tmp_path):
     file, out = checkpoint(method, tmp_path), tmp_path / "run"
     assert run_import(vmr, method, file, out) == 0
 
-    cfg = run_dir.load_config(out)
+    cfg = directory.load_config(out)
     assert cfg.variant == "released"
     assert cfg.method.video_dim == toy.DIM
     assert cfg.method.dim == (16 if method in ("mmn", "emb") else 32)

@@ -17,10 +17,10 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from vmr_zoo.config import compose
+from vmr_zoo.config.compose import compose
 from vmr_zoo.methods.base import Method
-from vmr_zoo.parity import build, check
-from vmr_zoo.released.case import Case, Number, Released
+from vmr_zoo.parity.case import Case, Number, Released
+from vmr_zoo.parity.check import build, check
 
 sys.path.insert(0, str(Path(__file__).parent))
 import authors

@@ -16,11 +16,11 @@ from torch import nn
 
 import toy
 from batches import NARRATION_DIM, PATCH_DIM, PATCHES, QUERY_DIM, VIDEO_DIM, make_batch
-from vmr_zoo import run_dir
 from vmr_zoo.blocks.attention import MultiHeadAttention, attend
-from vmr_zoo.config import compose
-from vmr_zoo.data.datamodule import VMRDataModule
+from vmr_zoo.config.compose import compose
+from vmr_zoo.data.batches.datamodule import VMRDataModule
 from vmr_zoo.methods.base import Method
+from vmr_zoo.runs import directory
 
 DETR = ("moment_detr", "bm_detr", "qd_detr", "mesm", "lmr")
 SIZES = {
@@ -130,7 +130,7 @@ def test_bm_detr_answers_with_both_sides_of_equation_7() -> None:
     # The negative query in the batch is for training only.
     without = {key: value for key, value in batch.items() if not key.startswith("negative")}
     assert torch.equal(details(method, without)["frame_probability"], found["frame_probability"])
-    off = build("bm_detr", {"background": False, "loss_weights.frame_probability": None})
+    off = build("bm_detr", {"background": False, "training.loss_weights.frame_probability": None})
     assert details(off, batch).keys() == {"decoder_attention", "decoder_word_attention"}
 
 
@@ -265,7 +265,7 @@ def test_eval_writes_the_details_beside_the_predictions(train_toy, vmr, capsys) 
 
 def trained(run: Path) -> tuple[Method, VMRDataModule]:
     """The method and the data of a run."""
-    cfg = run_dir.load_config(run)
+    cfg = directory.load_config(run)
     method = instantiate(cfg.method)
     load_model(method, str(run / "model.safetensors"))
     data = instantiate(cfg.data, needs=method.needs)

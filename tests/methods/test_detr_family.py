@@ -33,7 +33,7 @@ def test_without_its_parts_it_is_moment_detr() -> None:
         aux_losses=True,
         activation={"_target_": "torch.nn.ReLU", "_partial_": True},
         criterion={"cost_l1": 10.0, "cost_giou": 1.0, "cost_class": 4.0},
-        loss_weights={"frame_probability": None, "semantic": None},
+        training={"loss_weights": {"frame_probability": None, "semantic": None}},
     )
     assert off.needs == base.needs
     off.load_state_dict(base.state_dict())  # the same parameters, by name
@@ -136,12 +136,12 @@ def test_the_shifted_copy_moves_clips_targets_and_ratings_together() -> None:
 
 
 def test_losses_are_the_mean_of_both_copies() -> None:
-    method = bm_detr(loss_weights={"margin": None})  # its pairs are drawn
+    method = bm_detr(training={"loss_weights": {"margin": None}})  # its pairs are drawn
     batch = make_batch(method.needs)
     both = method.losses(batch)
     identity = torch.arange(batch["video"].shape[1]).repeat(4, 1)
     twice = method.losses(batch | {"shift_order": identity, "shifted_spans": batch["spans"]})
-    once = bm_detr(loss_weights={"margin": None}, shifting=False)
+    once = bm_detr(training={"loss_weights": {"margin": None}}, shifting=False)
     once.load_state_dict(method.state_dict())
     alone = once.losses(batch)
     for name, value in alone.items():
@@ -153,7 +153,7 @@ def test_losses_are_the_mean_of_both_copies() -> None:
     ("changes", "message"),
     [
         ({"decoder_memory": "wieghted"}, "Did you mean weighted"),
-        ({"background": False}, "loss_weights.frame_probability=null"),
+        ({"background": False}, "training.loss_weights.frame_probability=null"),
         ({"span_unit": "frames"}, "span_unit"),
     ],
 )

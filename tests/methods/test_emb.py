@@ -8,11 +8,11 @@ import torch
 from hydra.utils import instantiate
 
 from vmr_zoo.blocks.narration import pool_clips
-from vmr_zoo.config import compose
+from vmr_zoo.config.compose import compose
 from vmr_zoo.losses.boundary import overlap_threshold, span_to_indices
 from vmr_zoo.methods.emb import EMB
-from vmr_zoo.parity import build, check
-from vmr_zoo.released.case import Case
+from vmr_zoo.parity.case import Case
+from vmr_zoo.parity.check import build, check
 
 GOLDEN = Path(__file__).parents[2].parent / "shared" / "golden"
 CASES = [GOLDEN / name for name in ("emb_a.npz", "emb_b.npz") if (GOLDEN / name).exists()]

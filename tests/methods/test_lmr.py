@@ -12,15 +12,15 @@ from omegaconf import OmegaConf, open_dict
 
 from batches import NARRATION_DIM, QUERY_DIM, VIDEO_DIM, make_batch
 from vmr_zoo.blocks.position import sine_position
-from vmr_zoo.config import compose
+from vmr_zoo.config.compose import compose
 from vmr_zoo.errors import VmrError
 from vmr_zoo.methods.lmr import LMR
 
 OFF = {
     "narrations": False,
     "language_queries": False,
-    "loss_weights.rank_contrast": 1.0,
-    "loss_weights.margin": 1.0,
+    "training.loss_weights.rank_contrast": 1.0,
+    "training.loss_weights.margin": 1.0,
 }
 
 
@@ -138,7 +138,7 @@ def test_without_visual_features_only_the_narrations_matter() -> None:
     ("changes", "hint"),
     [
         ({"visual": False, "narrations": False}, "narrations=true"),
-        ({"visual": False, "loss_weights.margin": 1.0}, r"margin=null"),
+        ({"visual": False, "training.loss_weights.margin": 1.0}, r"margin=null"),
     ],
 )
 def test_impossible_combinations_are_refused(changes, hint) -> None:

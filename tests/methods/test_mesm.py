@@ -13,13 +13,13 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf, open_dict
 
 from batches import QUERY_DIM, VIDEO_DIM, make_batch, mask_of, stretch
-from vmr_zoo.config import compose
+from vmr_zoo.config.compose import compose
 from vmr_zoo.errors import VmrError
 from vmr_zoo.losses.reconstruction import word_reconstruction
 from vmr_zoo.losses.segment_contrast import SegmentContrast
 from vmr_zoo.methods.mesm import MESM, Masking, draw_words
-from vmr_zoo.parity import build, check
-from vmr_zoo.released.case import Case
+from vmr_zoo.parity.case import Case
+from vmr_zoo.parity.check import build, check
 from vmr_zoo.spans import giou, iou
 
 GOLDEN = Path(__file__).parents[2].parent / "shared" / "golden"
@@ -28,12 +28,12 @@ OFF = {
     "frame_word_layers": None,
     "generator_layers": None,
     "similarity": "token",
-    "loss_weights.word_reconstruction": None,
-    "loss_weights.segment_contrast": None,
-    "loss_weights.clip_entropy": None,
-    "loss_weights.negative_pair": 1.0,
-    "loss_weights.rank_contrast": 1.0,
-    "loss_weights.margin": 1.0,
+    "training.loss_weights.word_reconstruction": None,
+    "training.loss_weights.segment_contrast": None,
+    "training.loss_weights.clip_entropy": None,
+    "training.loss_weights.negative_pair": 1.0,
+    "training.loss_weights.rank_contrast": 1.0,
+    "training.loss_weights.margin": 1.0,
 }
 
 

@@ -12,13 +12,13 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, DistilBert
 from batches import make_batch, row
 from test_methods_contract import build
 from vmr_zoo.blocks.text_encoder import GivenTokens, TransformerText, clip_text
-from vmr_zoo.config import compose
+from vmr_zoo.config.compose import compose
 from vmr_zoo.errors import VmrError
 from vmr_zoo.losses.mutual_contrastive import MutualContrast, truth_overlap
-from vmr_zoo.parity import build as build_released
-from vmr_zoo.parity import check
-from vmr_zoo.released.case import Case
-from vmr_zoo.released.mmn import MMNReleased
+from vmr_zoo.parity.case import Case
+from vmr_zoo.parity.check import build as build_released
+from vmr_zoo.parity.check import check
+from vmr_zoo.parity.released.mmn import MMNReleased
 from vmr_zoo.spans import iou
 
 GOLDEN = Path(__file__).parents[2] / ".." / "shared" / "golden"

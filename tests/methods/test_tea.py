@@ -6,7 +6,7 @@ from hydra.utils import instantiate
 from omegaconf import open_dict
 
 from batches import NARRATION_DIM, QUERY_DIM, VIDEO_DIM, make_batch, row, stretch
-from vmr_zoo.config import compose
+from vmr_zoo.config.compose import compose
 from vmr_zoo.methods.emb import EMB
 from vmr_zoo.methods.tea import TEA
 

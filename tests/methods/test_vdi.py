@@ -8,7 +8,7 @@ from hydra.utils import instantiate
 from omegaconf import open_dict
 
 from batches import PATCH_DIM, PATCHES, QUERY_DIM, VIDEO_DIM, make_batch
-from vmr_zoo.config import compose
+from vmr_zoo.config.compose import compose
 from vmr_zoo.errors import VmrError
 from vmr_zoo.losses.injection import correlation_consistency
 from vmr_zoo.methods.mmn import MMN
@@ -17,8 +17,8 @@ from vmr_zoo.methods.vdi import SpatialDynamic
 OFF = [
     "method.visual_context=null",
     "method.spatial_dynamic=null",
-    "method.loss_weights.visual_context=null",
-    "method.loss_weights.spatial_dynamic=null",
+    "method.training.loss_weights.visual_context=null",
+    "method.training.loss_weights.spatial_dynamic=null",
 ]
 NEEDS = {"query_tokens", "noun_mask", "patches"}
 SMALL = [
@@ -159,7 +159,7 @@ def test_retrieving_by_parts_of_the_query():
 
 
 def test_the_text_encoder_learns_at_a_tenth_of_the_rate_and_later():
-    vdi = build("vdi", "method.optimizer.lr=0.02")
+    vdi = build("vdi", "method.training.optimizer.lr=0.02")
     rest, text = vdi.configure_optimizers().param_groups
     assert (rest["lr"], text["lr"]) == (0.02, pytest.approx(0.002))
     trained = {id(p) for p in vdi.text.parameters() if p.requires_grad}

@@ -10,10 +10,10 @@ from typing import Any
 import huggingface_hub
 import pytest
 
-from vmr_zoo.config import compose
+from vmr_zoo.config.compose import compose
 from vmr_zoo.data.narrations import read_narrations
 from vmr_zoo.errors import VmrError
-from vmr_zoo.narrators import ModelNarrator, model
+from vmr_zoo.narrators import ModelNarrator, vision_language
 from vmr_zoo.video.decode import VideoError, sample
 
 CAPTION = {"prompt": "caption this frame", "template": "USER : <image> {prompt} ASSISTANT :"}
@@ -129,7 +129,7 @@ def test_a_video_that_breaks_off_costs_only_itself(
                 raise VideoError("corrupt", "b breaks off")
             yield frame
 
-    monkeypatch.setattr(model, "sample", breaking)
+    monkeypatch.setattr(vision_language, "sample", breaking)
     one = narrator(llava, "llava", batch_size=4)
     told = {told.video_id: told for told in one.stream(paths.items())}
     assert list(told) == ["a", "b", "c"]

@@ -15,10 +15,10 @@ from torch import nn
 from transformers import DistilBertConfig, DistilBertModel
 
 from vmr_zoo.blocks.text_encoder import TransformerText
-from vmr_zoo.data.annotations import Protocol, Query, Split
-from vmr_zoo.data.features import FeatureSet, QuerySource, VideoSource
+from vmr_zoo.data.annotations.records import Protocol, Query, Split
+from vmr_zoo.data.features.store import FeatureSet, QuerySource, VideoSource
 from vmr_zoo.errors import VmrError
-from vmr_zoo.methods.base import Method
+from vmr_zoo.methods.base import Method, Training
 
 CONF = Path(__file__).parent / "conf"
 SEARCH = f"hydra.searchpath=[file://{CONF}]"
@@ -133,8 +133,8 @@ def features(
 class ToyMethod(Method):
     """Predicts start and end from the mean token; dropout makes it depend on the state of the generator."""
 
-    def __init__(self, *, metrics, loss_weights, optimizer, scheduler, dropout: float, break_at: int) -> None:  # type: ignore[no-untyped-def]
-        super().__init__(loss_weights=loss_weights, metrics=metrics, optimizer=optimizer, scheduler=scheduler)
+    def __init__(self, *, training: Training, dropout: float, break_at: int) -> None:
+        super().__init__(training)
         self.net = nn.Sequential(nn.Linear(DIM, 16), nn.ReLU(), nn.Dropout(dropout), nn.Linear(16, 2))
         self.break_at = break_at
 

@@ -21,12 +21,12 @@ from typing import Any
 
 import numpy as np
 
-from vmr_zoo.data.annotations import Protocol
-from vmr_zoo.data.cache import Array
-from vmr_zoo.data.features import FeatureError, NarrationSource, Problem
-from vmr_zoo.data.text import TextEncoder
+from vmr_zoo.data.annotations.records import Protocol
+from vmr_zoo.data.features.store import FeatureError, NarrationSource, Problem
+from vmr_zoo.data.text.cache import Array
+from vmr_zoo.data.text.encoders import TextEncoder
 from vmr_zoo.errors import VmrError
-from vmr_zoo.files import atomic_path, atomic_write
+from vmr_zoo.utils.files import atomic_path, atomic_write
 
 MANIFEST_KEYS = ("model", "revision", "prompt", "sampling_rate", "seed", "date")
 """What a narration manifest holds at least; null where it does not apply. `prompt` may be a list."""

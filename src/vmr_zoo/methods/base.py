@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import lightning
@@ -18,6 +19,25 @@ OptimizerFactory = Callable[[Iterable[Any]], torch.optim.Optimizer]
 SchedulerFactory = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
 
 
+@dataclass(frozen=True)
+class Training:
+    """How a method is trained and validated.
+
+    Attributes:
+        metrics: what validation computes, with the thresholds and the rounding of the data set.
+        loss_weights: weight by loss name; None turns a loss off. The names are those that the method's
+            `losses` returns, without the `/auxN` of intermediate decoder layers, which share the weight of
+            their parent. A loss that is turned off may be absent from `losses`.
+        optimizer: called with the parameter groups; None for a method without parameters.
+        scheduler: called with the optimizer and stepped once per epoch; None keeps the learning rate.
+    """
+
+    metrics: MomentMetrics
+    loss_weights: Mapping[str, float | None] = field(default_factory=dict)
+    optimizer: OptimizerFactory | None = None
+    scheduler: SchedulerFactory | None = None
+
+
 class Method(lightning.LightningModule):
     """A moment retrieval method.
 
@@ -26,37 +46,20 @@ class Method(lightning.LightningModule):
     Attributes:
         needs: the optional batch fields that the method reads, names out of `vmr_zoo.types.NEEDS`; an
             instance may set its own, when a switch drops one.
-        loss_weights: weight by loss name; None turns a loss off. Its keys are those of `losses`, less the
-            `/auxN` that intermediate decoder layers append (they share their parent's weight), plus losses
-            turned off.
-        details: whether `predict_step` asks `predict` for details; whoever predicts sets it.
-        last_losses: the losses of the latest training step, detached, for whoever explains a loss that is no
-            number.
+        loss_weights: see `Training`.
+        details: whether `predict_step` asks `predict` for details; the caller sets it.
+        last_losses: the detached losses of the latest training step, used to report non-finite losses.
     """
 
     needs: frozenset[str] = frozenset()
 
-    def __init__(
-        self,
-        *,
-        loss_weights: Mapping[str, float | None],
-        metrics: MomentMetrics,
-        optimizer: OptimizerFactory | None = None,
-        scheduler: SchedulerFactory | None = None,
-    ) -> None:
-        """Stores what the base owns.
-
-        Args:
-            loss_weights: weight by loss name; None turns the loss off.
-            metrics: what validation computes, the data set's own thresholds and rounding.
-            optimizer: called with the parameter groups; None for a method without parameters.
-            scheduler: called with the optimizer, stepped once per epoch; None keeps the learning rate.
-        """
+    def __init__(self, training: Training) -> None:
+        """Stores what the base class owns."""
         super().__init__()
-        self.loss_weights = dict(loss_weights)
-        self.metrics = metrics
-        self._optimizer = optimizer
-        self._scheduler = scheduler
+        self.loss_weights = dict(training.loss_weights)
+        self.metrics = training.metrics
+        self._optimizer = training.optimizer
+        self._scheduler = training.scheduler
         self.details = False
         self.last_losses: dict[str, Tensor] = {}
 
@@ -81,7 +84,7 @@ class Method(lightning.LightningModule):
         """
         if name not in self.loss_weights:
             raise VmrError(
-                f"{type(self).__name__} has a loss '{name}', but method.loss_weights names only "
+                f"{type(self).__name__} has a loss '{name}', but method.training.loss_weights names only "
                 f"{', '.join(sorted(self.loss_weights))}. Add it (null turns it off)."
             )
         return self.loss_weights[name]
@@ -115,8 +118,8 @@ class Method(lightning.LightningModule):
         ]
         if idle:
             raise VmrError(
-                f"method.loss_weights weighs {', '.join(idle)}, which {type(self).__name__} does not compute "
-                f"as it is configured. It computes {', '.join(sorted(parents))}. Set the others to null."
+                f"method.training.loss_weights weighs {', '.join(idle)}, which {type(self).__name__} "
+                f"does not compute as it is configured. It computes {', '.join(sorted(parents))}. Set the others to null."
             )
         if not terms:
             raise VmrError(f"Every loss of {type(self).__name__} is turned off: {self.loss_weights}.")

@@ -21,8 +21,7 @@ from scipy.stats import gaussian_kde
 from torch import Tensor
 
 from vmr_zoo.errors import VmrError
-from vmr_zoo.methods.base import Method
-from vmr_zoo.metrics.moment import MomentMetrics
+from vmr_zoo.methods.base import Method, Training
 from vmr_zoo.types import Batch, Prediction
 
 
@@ -35,18 +34,18 @@ class BiasKDE(Method):
 
     moments: Tensor
 
-    def __init__(self, *, metrics: MomentMetrics, seed: int = 0, samples: int = 10) -> None:
+    def __init__(self, *, training: Training, seed: int = 0, samples: int = 10) -> None:
         """Starts without a density; one pass over the training split gives it.
 
         Args:
-            metrics: what validation computes.
+            training: see `Training`.
             seed: of the draws.
             samples: how many moments are drawn per query, at least 5.
 
         Raises:
             VmrError: if `samples` is below 5.
         """
-        super().__init__(loss_weights={}, metrics=metrics)
+        super().__init__(training)
         if samples < 5:
             raise VmrError(f"Expected method.samples >= 5, since R5 reads five predictions; found {samples}.")
         self.seed = seed

@@ -25,7 +25,6 @@ undoes it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -47,8 +46,7 @@ from vmr_zoo.losses.contrastive import pair_contrast
 from vmr_zoo.losses.frame_probability import frame_probability_loss
 from vmr_zoo.losses.margin import margin_loss, sample_pairs
 from vmr_zoo.losses.set_criterion import SetCriterion
-from vmr_zoo.methods.base import Method, OptimizerFactory, SchedulerFactory
-from vmr_zoo.metrics.moment import MomentMetrics
+from vmr_zoo.methods.base import Method, Training
 from vmr_zoo.spans import to_centre_width
 from vmr_zoo.types import Batch, Prediction
 
@@ -163,10 +161,7 @@ class BMDETR(Method):
         margin: float,
         span_unit: str,
         max_clips: int,
-        loss_weights: Mapping[str, float | None],
-        metrics: MomentMetrics,
-        optimizer: OptimizerFactory,
-        scheduler: SchedulerFactory | None = None,
+        training: Training,
     ) -> None:
         """Builds the network.
 
@@ -205,15 +200,12 @@ class BMDETR(Method):
             margin: Delta of Eq. 15.
             span_unit: see `blocks.extent.Extent`.
             max_clips: see `blocks.extent.Extent`.
-            loss_weights: see `Method`.
-            metrics: see `Method`.
-            optimizer: see `Method`.
-            scheduler: see `Method`.
+            training: see `Method`.
 
         Raises:
             VmrError: for an unknown value of a switch, or a frame probability loss without `background`.
         """
-        super().__init__(loss_weights=loss_weights, metrics=metrics, optimizer=optimizer, scheduler=scheduler)
+        super().__init__(training)
         for name, value, valid in (
             ("decoder_memory", decoder_memory, ("weighted", "raw")),
             ("frame_softmax", frame_softmax, ("masked", "padded")),
@@ -226,7 +218,7 @@ class BMDETR(Method):
         if not background and self.weight("frame_probability") is not None:
             raise VmrError(
                 "The frame probability loss needs the frame-query matcher, but method.background is false. "
-                "Set method.loss_weights.frame_probability=null too."
+                "Set method.training.loss_weights.frame_probability=null too."
             )
         self.needs = frozenset(
             {"saliency"}

@@ -25,7 +25,7 @@ its candidate sets need one: its weight is EMB's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -40,8 +40,7 @@ from vmr_zoo.blocks.proposal_branch import ProposalBranch, Proposals
 from vmr_zoo.blocks.span_predictor import EndpointBranch, Located, rank_spans
 from vmr_zoo.errors import VmrError
 from vmr_zoo.losses.boundary import ElasticBoundary, PathLogits, overlap_threshold
-from vmr_zoo.methods.base import Method, OptimizerFactory
-from vmr_zoo.metrics.moment import MomentMetrics
+from vmr_zoo.methods.base import Method, Training
 from vmr_zoo.types import Batch, Prediction
 
 
@@ -83,9 +82,7 @@ class EMB(Method):
         boundary: ElasticBoundary,
         answers: int,
         nms_iou: float,
-        loss_weights: Mapping[str, float | None],
-        metrics: MomentMetrics,
-        optimizer: OptimizerFactory,
+        training: Training,
     ) -> None:
         """Builds the network.
 
@@ -103,18 +100,16 @@ class EMB(Method):
             boundary: losses and candidate sets.
             answers: K, moments in a prediction.
             nms_iou: largest IoU of two of them.
-            loss_weights: see `Method`.
-            metrics: see `Method`.
-            optimizer: see `Method`; its learning rate decays linearly to 0, step by step.
+            training: see `Method`.
 
         Raises:
             VmrError: if exactly one of the proposals and their ranking loss is turned off.
         """
-        super().__init__(loss_weights=loss_weights, metrics=metrics, optimizer=optimizer)
+        super().__init__(training)
         if (proposals is None) != (self.weight("ranking") is None):
             raise VmrError(
                 "The ranking loss trains the proposals: turn off both (method.proposals=null "
-                "method.loss_weights.ranking=null) or neither."
+                "method.training.loss_weights.ranking=null) or neither."
             )
         self.dim = dim
         self.max_snippets, self.downsample, self.drop_last_clip = max_snippets, downsample, drop_last_clip

@@ -24,8 +24,6 @@ No code was released. What the paper leaves open and is chosen here:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
@@ -34,9 +32,8 @@ from vmr_zoo.blocks.position import sine_coordinates
 from vmr_zoo.blocks.projection import Activation, InputProjection
 from vmr_zoo.errors import VmrError
 from vmr_zoo.losses.set_criterion import SetCriterion
-from vmr_zoo.methods.base import OptimizerFactory, SchedulerFactory
+from vmr_zoo.methods.base import Training
 from vmr_zoo.methods.qd_detr import QDDETR, Fused, Narration, Output, Read
-from vmr_zoo.metrics.moment import MomentMetrics
 from vmr_zoo.types import Batch, Prediction
 
 
@@ -75,10 +72,7 @@ class LMR(QDDETR):
         criterion: SetCriterion,
         span_unit: str,
         max_clips: int,
-        loss_weights: Mapping[str, float | None],
-        metrics: MomentMetrics,
-        optimizer: OptimizerFactory,
-        scheduler: SchedulerFactory | None = None,
+        training: Training,
     ) -> None:
         """Builds the network; arguments that are not listed are QD-DETR's.
 
@@ -112,10 +106,7 @@ class LMR(QDDETR):
             criterion: see `QDDETR`.
             span_unit: see `QDDETR`.
             max_clips: see `QDDETR`.
-            loss_weights: see `Method`; "negative_pair" is Eq. 8.
-            metrics: see `Method`.
-            optimizer: see `Method`.
-            scheduler: see `Method`.
+            training: see `Method`; "negative_pair" is Eq. 8.
 
         Raises:
             VmrError: if there is nothing to read, or a loss that needs clips goes without them.
@@ -144,10 +135,7 @@ class LMR(QDDETR):
             criterion=criterion,
             span_unit=span_unit,
             max_clips=max_clips,
-            loss_weights=loss_weights,
-            metrics=metrics,
-            optimizer=optimizer,
-            scheduler=scheduler,
+            training=training,
         )
         if not visual and not (narrations and fuse_narrations):
             raise VmrError(
@@ -156,8 +144,8 @@ class LMR(QDDETR):
             )
         if not visual and any(self.weight(name) is not None for name in ("rank_contrast", "margin")):
             raise VmrError(
-                "Without visual features LMR has no clips to rate. Set "
-                "method.loss_weights.rank_contrast=null and method.loss_weights.margin=null."
+                "Without visual features LMR has no clips to rate. Set method.training.loss_weights.rank_contrast=null "
+                "and method.training.loss_weights.margin=null."
             )
         if narrations and narration_dim is None:
             raise VmrError(

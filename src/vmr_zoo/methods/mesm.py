@@ -24,7 +24,6 @@ as often when it masks words; here, as in the paper, all words are alike.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -40,9 +39,8 @@ from vmr_zoo.losses.reconstruction import word_reconstruction
 from vmr_zoo.losses.saliency import clip_entropy
 from vmr_zoo.losses.segment_contrast import SegmentContrast
 from vmr_zoo.losses.set_criterion import SetCriterion
-from vmr_zoo.methods.base import OptimizerFactory, SchedulerFactory
+from vmr_zoo.methods.base import Training
 from vmr_zoo.methods.qd_detr import QDDETR, Fused, Output, Read
-from vmr_zoo.metrics.moment import MomentMetrics
 from vmr_zoo.types import Batch
 
 CONTEXTS = ("attended", "inert")
@@ -122,10 +120,7 @@ class MESM(QDDETR):
         criterion: SetCriterion,
         span_unit: str,
         max_clips: int,
-        loss_weights: Mapping[str, float | None],
-        metrics: MomentMetrics,
-        optimizer: OptimizerFactory,
-        scheduler: SchedulerFactory | None = None,
+        training: Training,
     ) -> None:
         """Builds the network; arguments that are not listed are QD-DETR's.
 
@@ -167,11 +162,8 @@ class MESM(QDDETR):
             criterion: see `QDDETR`.
             span_unit: see `QDDETR`.
             max_clips: see `QDDETR`.
-            loss_weights: see `Method`. "word_reconstruction" (Eq. 2), "segment_contrast" (Eq. 5) and
+            training: see `Method`. "word_reconstruction" (Eq. 2), "segment_contrast" (Eq. 5) and
                 "clip_entropy" (Eq. 6) come on top of QD-DETR's.
-            metrics: see `Method`.
-            optimizer: see `Method`.
-            scheduler: see `Method`.
 
         Raises:
             VmrError: for an unknown value of a switch, or a loss on a part that is left out.
@@ -200,10 +192,7 @@ class MESM(QDDETR):
             criterion=criterion,
             span_unit=span_unit,
             max_clips=max_clips,
-            loss_weights=loss_weights,
-            metrics=metrics,
-            optimizer=optimizer,
-            scheduler=scheduler,
+            training=training,
             similarity=similarity,
             token_is_key=token_is_key,
         )
@@ -219,7 +208,7 @@ class MESM(QDDETR):
             ("segment_contrast", "generator_layers", generator_layers),
         ):
             if layers is None and self.weight(loss) is not None:
-                raise VmrError(f"method.{part} is null; set method.loss_weights.{loss}=null too.")
+                raise VmrError(f"method.{part} is null; set method.training.loss_weights.{loss}=null too.")
         self.vocabulary, self.unknown_word = vocabulary, unknown_word
         self.reconstruct_from, self.label_smoothing = reconstruct_from, label_smoothing
         self.context, self.normalise_token = context, normalise_token

@@ -20,7 +20,6 @@ says that they are switched off.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -39,8 +38,7 @@ from vmr_zoo.blocks.text_encoder import GivenTokens, TransformerText
 from vmr_zoo.errors import VmrError
 from vmr_zoo.losses.mutual_contrastive import MutualContrast
 from vmr_zoo.losses.scaled_iou import scaled_iou_loss
-from vmr_zoo.methods.base import Method, OptimizerFactory, SchedulerFactory
-from vmr_zoo.metrics.moment import MomentMetrics
+from vmr_zoo.methods.base import Method, Training
 from vmr_zoo.types import Batch, Prediction
 
 CONTRASTIVE = ("moment_to_sentence", "sentence_to_moment")
@@ -109,10 +107,7 @@ class MMN(Method):
         answers: int,
         text_rate: float,
         frozen_text_epochs: int,
-        loss_weights: Mapping[str, float | None],
-        metrics: MomentMetrics,
-        optimizer: OptimizerFactory,
-        scheduler: SchedulerFactory | None = None,
+        training: Training,
     ) -> None:
         """Builds the network.
 
@@ -141,15 +136,12 @@ class MMN(Method):
             answers: moments in a prediction.
             text_rate: learning rate of the text encoder, relative to everything else.
             frozen_text_epochs: in its first epochs it is not trained.
-            loss_weights: see `Method`.
-            metrics: see `Method`.
-            optimizer: see `Method`.
-            scheduler: see `Method`.
+            training: see `Method`.
 
         Raises:
             VmrError: if the segments do not divide into clips.
         """
-        super().__init__(loss_weights=loss_weights, metrics=metrics, optimizer=optimizer, scheduler=scheduler)
+        super().__init__(training)
         if segments % clips:
             raise VmrError(
                 f"Expected method.segments to be a multiple of method.clips, found {segments}, {clips}."
@@ -271,7 +263,9 @@ class MMN(Method):
         ]
         if self._trained_text:
             if not isinstance(self._optimizer, functools.partial) or "lr" not in self._optimizer.keywords:
-                raise VmrError("method.optimizer needs lr, of which the text encoder gets method.text_rate.")
+                raise VmrError(
+                    "method.training.optimizer needs lr, of which the text encoder gets method.text_rate."
+                )
             groups.append(
                 {"params": self._trained_text, "lr": self.text_rate * self._optimizer.keywords["lr"]}
             )

@@ -11,7 +11,6 @@ Differs from the released code (jayleicn/moment_detr) in one switch:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -26,8 +25,7 @@ from vmr_zoo.blocks.projection import Activation
 from vmr_zoo.blocks.ranking import like_ranked, rank
 from vmr_zoo.losses.margin import margin_loss, sample_pairs
 from vmr_zoo.losses.set_criterion import SetCriterion
-from vmr_zoo.methods.base import Method, OptimizerFactory, SchedulerFactory
-from vmr_zoo.metrics.moment import MomentMetrics
+from vmr_zoo.methods.base import Method, Training
 from vmr_zoo.spans import to_centre_width
 from vmr_zoo.types import Batch, Prediction
 
@@ -75,10 +73,7 @@ class MomentDETR(Method):
         aux_losses: bool,
         span_unit: str,
         max_clips: int,
-        loss_weights: Mapping[str, float | None],
-        metrics: MomentMetrics,
-        optimizer: OptimizerFactory,
-        scheduler: SchedulerFactory | None = None,
+        training: Training,
     ) -> None:
         """Builds the network.
 
@@ -100,12 +95,9 @@ class MomentDETR(Method):
             aux_losses: apply the set losses to every decoder layer instead of the last one.
             span_unit: see `blocks.extent.Extent`.
             max_clips: see `blocks.extent.Extent`.
-            loss_weights: see `Method`; intermediate decoder layers use the same weights.
-            metrics: see `Method`.
-            optimizer: see `Method`.
-            scheduler: see `Method`.
+            training: see `Method`; intermediate decoder layers use the same weights.
         """
-        super().__init__(loss_weights=loss_weights, metrics=metrics, optimizer=optimizer, scheduler=scheduler)
+        super().__init__(training)
         encoder = Encoder(dim, heads, feedforward_dim, encoder_layers, activation=activation, dropout=dropout)
         self.encoder = JointEncoder(
             video_dim + 2,

@@ -13,8 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vmr_zoo.methods.base import Method
-from vmr_zoo.metrics.moment import MomentMetrics
+from vmr_zoo.methods.base import Method, Training
 from vmr_zoo.types import Batch, Prediction
 
 K = 5
@@ -23,9 +22,9 @@ K = 5
 class PredictAll(Method):
     """Predicts the whole video; has no parameters and nothing to learn."""
 
-    def __init__(self, *, metrics: MomentMetrics) -> None:
-        """Stores the metrics."""
-        super().__init__(loss_weights={}, metrics=metrics)
+    def __init__(self, *, training: Training) -> None:
+        """Has nothing to build."""
+        super().__init__(training)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Returns no losses."""

@@ -17,7 +17,6 @@ the result.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -38,8 +37,7 @@ from vmr_zoo.blocks.saliency_encoder import SaliencyEncoder, Scored
 from vmr_zoo.losses.margin import margin_loss, sample_pairs
 from vmr_zoo.losses.saliency import negative_pair_loss, rank_contrast
 from vmr_zoo.losses.set_criterion import SetCriterion
-from vmr_zoo.methods.base import Method, OptimizerFactory, SchedulerFactory
-from vmr_zoo.metrics.moment import MomentMetrics
+from vmr_zoo.methods.base import Method, Training
 from vmr_zoo.spans import to_centre_width
 from vmr_zoo.types import Batch, Prediction
 
@@ -187,10 +185,7 @@ class QDDETR(Method):
         criterion: SetCriterion,
         span_unit: str,
         max_clips: int,
-        loss_weights: Mapping[str, float | None],
-        metrics: MomentMetrics,
-        optimizer: OptimizerFactory,
-        scheduler: SchedulerFactory | None = None,
+        training: Training,
         similarity: str = "token",
         token_is_key: bool = True,
     ) -> None:
@@ -220,14 +215,11 @@ class QDDETR(Method):
             criterion: matching and set losses.
             span_unit: see `blocks.extent.Extent`.
             max_clips: see `blocks.extent.Extent`.
-            loss_weights: see `Method`.
-            metrics: see `Method`.
-            optimizer: see `Method`.
-            scheduler: see `Method`.
+            training: see `Method`.
             similarity: what scores a clip, see `blocks.saliency_encoder.SaliencyEncoder`.
             token_is_key: see there.
         """
-        super().__init__(loss_weights=loss_weights, metrics=metrics, optimizer=optimizer, scheduler=scheduler)
+        super().__init__(training)
         rated = any(self.loss_weights.get(name) is not None for name in ("rank_contrast", "margin"))
         self.needs = frozenset({"saliency"} if rated else set())
         self.contrasts = any(

@@ -12,7 +12,7 @@ L_vmr; p^s and p^e of Eq. 14 sum to 1 + alpha and are not renormalised.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from torch import Tensor, nn
 
@@ -23,9 +23,8 @@ from vmr_zoo.blocks.proposal_branch import ProposalBranch
 from vmr_zoo.blocks.span_predictor import EndpointBranch
 from vmr_zoo.errors import VmrError
 from vmr_zoo.losses.boundary import ElasticBoundary, PathLogits
-from vmr_zoo.methods.base import OptimizerFactory
+from vmr_zoo.methods.base import Training
 from vmr_zoo.methods.emb import EMB, Output
-from vmr_zoo.metrics.moment import MomentMetrics
 from vmr_zoo.types import Batch
 
 
@@ -51,9 +50,7 @@ class TEA(EMB):
         boundary: ElasticBoundary,
         answers: int,
         nms_iou: float,
-        loss_weights: Mapping[str, float | None],
-        metrics: MomentMetrics,
-        optimizer: OptimizerFactory,
+        training: Training,
     ) -> None:
         """Builds the network; arguments that are not listed are EMB's.
 
@@ -75,9 +72,7 @@ class TEA(EMB):
             boundary: see `EMB`.
             answers: see `EMB`.
             nms_iou: see `EMB`.
-            loss_weights: see `Method`.
-            metrics: see `Method`.
-            optimizer: see `EMB`.
+            training: see `Method`.
 
         Raises:
             VmrError: if alpha is negative, or narrations are used but have no width.
@@ -95,9 +90,7 @@ class TEA(EMB):
             boundary=boundary,
             answers=answers,
             nms_iou=nms_iou,
-            loss_weights=loss_weights,
-            metrics=metrics,
-            optimizer=optimizer,
+            training=training,
         )
         if alpha < 0:
             raise VmrError(f"method.alpha weights a probability (Eq. 14); expected 0 or more, found {alpha}.")

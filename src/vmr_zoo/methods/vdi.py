@@ -18,7 +18,7 @@ trained.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -33,9 +33,8 @@ from vmr_zoo.blocks.text_encoder import GivenTokens, TransformerText
 from vmr_zoo.errors import VmrError, unknown
 from vmr_zoo.losses.injection import correlation_consistency
 from vmr_zoo.losses.mutual_contrastive import MutualContrast
-from vmr_zoo.methods.base import OptimizerFactory, SchedulerFactory
+from vmr_zoo.methods.base import Training
 from vmr_zoo.methods.mmn import MMN
-from vmr_zoo.metrics.moment import MomentMetrics
 from vmr_zoo.types import Batch, Prediction
 
 Reading = Literal["full", "static", "dynamic"]
@@ -237,10 +236,7 @@ class VDI(MMN):
         visual_context: Callable[..., VisualContext] | None,
         spatial_dynamic: Callable[..., SpatialDynamic] | None,
         retrieve_by: Reading,
-        loss_weights: Mapping[str, float | None],
-        metrics: MomentMetrics,
-        optimizer: OptimizerFactory,
-        scheduler: SchedulerFactory | None = None,
+        training: Training,
     ) -> None:
         """Builds the network; arguments that are not listed are MMN's.
 
@@ -275,10 +271,7 @@ class VDI(MMN):
             spatial_dynamic: makes Eq. 3-5, widths excepted; None leaves them out.
             retrieve_by: what is looked for when answering: the "full" query, or its "static" or "dynamic"
                 part (Figure 3).
-            loss_weights: see `Method`.
-            metrics: see `Method`.
-            optimizer: see `Method`.
-            scheduler: see `Method`.
+            training: see `Method`.
 
         Raises:
             VmrError: for an unknown reading, or if there is no text encoder to inject anything into.
@@ -307,10 +300,7 @@ class VDI(MMN):
             answers=answers,
             text_rate=text_rate,
             frozen_text_epochs=frozen_text_epochs,
-            loss_weights=loss_weights,
-            metrics=metrics,
-            optimizer=optimizer,
-            scheduler=scheduler,
+            training=training,
         )
         if retrieve_by not in ("full", "static", "dynamic"):
             raise unknown("retrieve_by", retrieve_by, ("full", "static", "dynamic"))

@@ -20,7 +20,7 @@ class MomentMetrics(Metric):
 
     The states are sums over queries and counts of queries, so processes add up to the exact mean. Highlight
     metrics need every annotator's rating, of which a batch holds the sum: they are computed from the
-    predictions file (`vmr_zoo.score.score_rows`), never here.
+    predictions file (`vmr_zoo.engine.scoring.score_rows`), never here.
 
     Attributes:
         settings: what is measured; `vmr score` reads the same.

@@ -4,8 +4,8 @@
 `shapes` with the simulated narrator of the rendered world. `vmr narrate` runs one of them over many videos.
 """
 
-from vmr_zoo.narrators.model import ModelNarrator
-from vmr_zoo.narrators.narrator import Narrated, Narrator
+from vmr_zoo.narrators.base import Narrated, Narrator
 from vmr_zoo.narrators.shapes import ShapesNarrator
+from vmr_zoo.narrators.vision_language import ModelNarrator
 
 __all__ = ["ModelNarrator", "Narrated", "Narrator", "ShapesNarrator"]

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from vmr_zoo.data.narrations import Narration
-from vmr_zoo.data.shapes import Narrator as SceneNarrator
-from vmr_zoo.data.shapes import WorldSettings
-from vmr_zoo.data.shapes.generate import scenes
-from vmr_zoo.data.shapes.world import Scene
+from vmr_zoo.data.worlds.shapes import Narrator as SceneNarrator
+from vmr_zoo.data.worlds.shapes import WorldSettings
+from vmr_zoo.data.worlds.shapes.generate import scenes
+from vmr_zoo.data.worlds.shapes.world import Scene
 from vmr_zoo.errors import VmrError
-from vmr_zoo.narrators.narrator import Narrated, Narrator
+from vmr_zoo.narrators.base import Narrated, Narrator
 
 
 class ShapesNarrator(Narrator):

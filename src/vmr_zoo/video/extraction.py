@@ -23,8 +23,8 @@ import av
 import numpy as np
 
 from vmr_zoo.errors import VmrError, unknown
-from vmr_zoo.files import atomic_path
-from vmr_zoo.parallel import in_parallel, progress_bar
+from vmr_zoo.utils.files import atomic_path
+from vmr_zoo.utils.parallel import in_parallel, progress_bar
 from vmr_zoo.video import manifest
 from vmr_zoo.video.decode import VideoError
 from vmr_zoo.video.encoder import Array, VideoEncoder

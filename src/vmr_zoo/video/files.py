@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 from vmr_zoo.errors import VmrError, some
 
 if TYPE_CHECKING:
-    from vmr_zoo.data.annotations import Protocol
+    from vmr_zoo.data.annotations.records import Protocol
 
 SUFFIXES = (
     *(".3gp", ".asf", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg"),

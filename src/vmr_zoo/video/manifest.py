@@ -15,7 +15,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_class, instantiate
 
 from vmr_zoo.errors import VmrError
-from vmr_zoo.files import atomic_write
+from vmr_zoo.utils.files import atomic_write
 from vmr_zoo.video.encoder import VideoEncoder
 
 NAME = "manifest.json"
@@ -111,7 +111,7 @@ def build(node: Mapping[str, Any]) -> VideoEncoder:
         found = get_class(target) if target.startswith(PACKAGE) else None
     except (ImportError, ValueError):
         found = None
-    # A name may begin with the package's and lead out of it: vmr_zoo.files.os.system.
+    # A name may begin with the package's and lead out of it: vmr_zoo.utils.files.os.system.
     if found is None or not issubclass(found, VideoEncoder):
         raise VmrError(f"{target} is no encoder; only encoders of this package ({PACKAGE}…) are built.")
     try:
@@ -158,6 +158,6 @@ def declared(key: str, folders: Sequence[str | Path]) -> Any:
     if not having:
         return None
     if key == "patch_source":
-        target = "vmr_zoo.data.extracted.ExtractedPatches"
+        target = "vmr_zoo.data.features.extracted.ExtractedPatches"
         return {"_target_": target, "folders": [str(folder) for folder in folders]}
     return manifests[having[0]][key]

@@ -1,0 +1,1 @@
+"""The command vmr and its verbs."""

@@ -1,0 +1,125 @@
+"""`vmr extract`: turns videos into feature files, and lists the videos that have none at the end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from vmr_zoo.config.compose import build
+from vmr_zoo.data.worlds.shapes.features import features_folder
+from vmr_zoo.data.worlds.shapes.generate import video_path, world_folder
+from vmr_zoo.errors import VmrError
+from vmr_zoo.video.extraction import Failure, extract
+from vmr_zoo.video.files import find_videos, shard, videos_of
+from vmr_zoo.video.manifest import NAME, PACKAGE
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from vmr_zoo.data.annotations.records import Protocol
+    from vmr_zoo.video.encoder import VideoEncoder
+
+_LISTED = 50
+
+
+def main(cfg: DictConfig) -> int:
+    """Extracts the features of the videos that a configuration means.
+
+    Args:
+        cfg: composed from `conf/extract.yaml`.
+
+    Returns:
+        1 if a video failed or is missing, else 0.
+
+    Raises:
+        VmrError: if no video is meant, the encoder cannot be built, or the folder was filled otherwise.
+    """
+    node = encoder_node(cfg.encoder)
+    videos, failures, world = _videos(cfg)
+    if cfg.shard is not None:
+        ids = set(shard([*videos, *(failure.video_id for failure in failures)], cfg.shard))
+        videos = {video_id: path for video_id, path in videos.items() if video_id in ids}
+        failures = [failure for failure in failures if failure.video_id in ids]
+    encoder: VideoEncoder = build(cfg.encoder)
+    if cfg.out is not None:
+        out = Path(cfg.out).expanduser()
+    elif world is not None:
+        out = features_folder(world, cfg.data.protocol.cache, encoder, cfg.storage)
+    else:
+        raise VmrError("Expected out=FOLDER, where the features go.")
+    before = sum((out / f"{video_id}.npz").exists() for video_id in videos)
+    failures += extract(videos, encoder, node, out, cfg.storage, cfg.batch_size, cfg.processes)
+    console = Console()
+    made = sum((out / f"{video_id}.npz").exists() for video_id in videos) - before
+    earlier = f", {before} were there" if before else ""
+    console.print(Text(f"{out}: extracted {made} of {len(videos)} videos{earlier}; settings in {NAME}."))
+    _report(failures, console)
+    return 1 if failures else 0
+
+
+def encoder_node(cfg: DictConfig) -> dict[str, Any]:
+    """Returns the node that rebuilds an encoder elsewhere: resolved, and without the device it ran on.
+
+    Raises:
+        VmrError: if it names a class outside of this package.
+    """
+    node: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    if not str(node.get("_target_")).startswith(PACKAGE):
+        raise VmrError(
+            f"encoder._target_={node.get('_target_')}; expected a class of this package ({PACKAGE}…)."
+        )
+    node.pop("device", None)
+    return node
+
+
+def _videos(cfg: DictConfig) -> tuple[dict[str, Path], list[Failure], Any]:
+    """Returns the videos meant, those that have no file, and the world if they are rendered."""
+    if cfg.get("data") is None:
+        if cfg.videos is None:
+            raise VmrError("Expected videos=FOLDER (a glob, a file, a .txt of paths, a list), or data=NAME.")
+        return find_videos(_plain(cfg.videos)), [], None
+    protocol: Protocol = build(cfg.data.protocol)
+    if "world" in cfg.data.protocol:
+        if cfg.videos is not None:
+            raise VmrError(f"data={cfg.data.name} renders its own videos. Leave out videos, or data.")
+        world = instantiate(cfg.data.protocol.world)
+        folder = world_folder(world, cfg.data.protocol.cache)
+        return {video_id: video_path(folder, video_id) for video_id in protocol.video_ids}, [], world
+    if cfg.videos is None:
+        raise VmrError(f"data={cfg.data.name} has no videos of its own: say where they lie, videos=FOLDER.")
+    found = find_videos(_plain(cfg.videos))
+    chosen, missing = videos_of(protocol, found)
+    failures = [
+        Failure(video_id, "missing", f"No file called {video_id}.* under videos={cfg.videos}.")
+        for video_id in missing
+    ]
+    # A file keeps its own name, by which the features of its video are looked for too.
+    return {name: found[name] for name in chosen.values()}, failures, None
+
+
+def _plain(value: Any) -> Any:
+    """Turns a list of the configuration into a plain one."""
+    return OmegaConf.to_container(value) if OmegaConf.is_list(value) else str(value)
+
+
+def _report(failures: list[Failure], console: Console) -> None:
+    """Prints a table of the videos without features."""
+    if not failures:
+        return
+    table = Table(title=f"{len(failures)} videos without features", box=SIMPLE_HEAD, title_justify="left")
+    for heading in ("video", "kind", "what happened"):
+        table.add_column(heading, overflow="fold")
+    for failure in failures[:_LISTED]:
+        table.add_row(*map(Text, failure))
+    console.print(table)
+    if len(failures) > _LISTED:
+        kinds = {kind: sum(failure.kind == kind for failure in failures) for _, kind, _ in failures}
+        counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+        console.print(Text(f"and {len(failures) - _LISTED} more; in all {counts}."))

@@ -1,0 +1,1 @@
+"""Composition of the Hydra configuration, its resolvers and run names."""

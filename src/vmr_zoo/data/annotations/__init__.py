@@ -1,0 +1,1 @@
+"""Published annotation files: records, readers, protocols, download."""

@@ -1,0 +1,1 @@
+"""Video, query and narration features on disk."""

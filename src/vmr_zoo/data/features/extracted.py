@@ -1,0 +1,182 @@
+"""Features that `vmr extract` wrote, described by their own manifests."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from vmr_zoo.data.features.store import FeatureError, FileFeatures, FileStore, VideoFiles, l2_normalise
+from vmr_zoo.data.text.cache import Array
+from vmr_zoo.errors import VmrError
+from vmr_zoo.video.encoder import VideoEncoder, encode_video
+from vmr_zoo.video.manifest import PACKAGE, build, declared, describe, read
+
+
+class ExtractedVideos(VideoFiles):
+    """Clip vectors of one or several folders, concatenated in the declared order, cut to the shortest.
+
+    Attributes:
+        encoders: the configuration node of each folder's encoder, which a run stores.
+    """
+
+    encodes = True
+
+    def __init__(
+        self,
+        folders: Sequence[str | Path],
+        encoders: Sequence[Mapping[str, Any]],
+        normalise: bool = True,
+        max_clips: int | None = None,
+        overlong: Literal["truncate", "mean_pool"] = "truncate",
+    ) -> None:
+        """Reads the manifests.
+
+        Args:
+            folders: folders that `vmr extract` filled, in the order of the concatenation.
+            encoders: the nodes of their encoders, `${extracted:encoders,…}`.
+            normalise: whether to L2-normalise each folder's vectors on their own.
+            max_clips: see `VideoFiles`.
+            overlong: see `VideoFiles`.
+
+        Raises:
+            VmrError: if a folder has no manifest, clips differ in length, or an encoder is none of ours.
+        """
+        declared("clip_seconds", folders)  # refuses clips of different lengths
+        self.manifests = [read(folder) for folder in folders]
+        self.encoders = list(encoders)
+        self.normalise = normalise
+        # Not compared with the manifests' nodes, whose files of weights may lie elsewhere on this machine.
+        for node in self.encoders:
+            if not str(node.get("_target_")).startswith(PACKAGE):
+                raise VmrError(
+                    f"features.video.encoders names {node.get('_target_')}; only encoders of this package "
+                    f"({PACKAGE}…) are built."
+                )
+        super().__init__(
+            [
+                FileFeatures(
+                    manifest["backbone"],
+                    manifest["dim"],
+                    FileStore(folder, ".npz", key="features"),
+                    normalise,
+                )
+                for folder, manifest in zip(folders, self.manifests, strict=True)
+            ],
+            max_clips,
+            overlong,
+        )
+
+    @cached_property
+    def _built(self) -> list[VideoEncoder]:
+        """The encoders, each checked against what its folder says."""
+        built = []
+        for node, manifest in zip(self.encoders, self.manifests, strict=True):
+            encoder = build(node)
+            now = json.loads(json.dumps(describe(encoder, manifest["dtype"])))
+            differing = [key for key in now if now[key] != manifest.get(key)]
+            if differing:
+                listed = "; ".join(f"{key}: {manifest.get(key)!r}, now {now[key]!r}" for key in differing)
+                raise VmrError(
+                    f"The encoder {manifest['backbone']} is not the one that made the features of the run: "
+                    f"{listed}. Give it the same weights (features.video.encoders in the run's config.yaml)."
+                )
+            built.append(encoder)
+        return built
+
+    def encode(self, path: Path) -> Array:
+        """Computes (T, dim) float32 for a video file, by the encoders that filled the folders.
+
+        A long video is pooled as in training, but never cut.
+
+        Raises:
+            VideoError: if the file cannot be decoded.
+            VmrError: if an encoder is not the one that made the features.
+        """
+        arrays = []
+        for encoder, manifest in zip(self._built, self.manifests, strict=True):
+            clips = encode_video(encoder, path).astype(manifest["dtype"]).astype(np.float32)
+            arrays.append(l2_normalise(clips) if self.normalise else clips)
+        return self.joined(arrays)
+
+    def manifest(self) -> dict[str, Any]:
+        """Returns the order, the treatment of long videos, and each folder's manifest.
+
+        The node of an encoder is left out: it names files of weights, whose content the manifest names.
+        """
+        settings = [
+            {key: value for key, value in manifest.items() if key != "encoder"} for manifest in self.manifests
+        ]
+        return {**super().manifest(), "encoders": settings}
+
+
+class ExtractedPatches(VideoFiles):
+    """Patch vectors of the one folder that has them, with as many clips as the clip vectors."""
+
+    def __init__(
+        self,
+        folders: Sequence[str | Path],
+        normalise: bool = False,
+        max_clips: int | None = None,
+        overlong: Literal["truncate", "mean_pool"] = "truncate",
+    ) -> None:
+        """Finds the folder with patches.
+
+        Args:
+            folders: those of `ExtractedVideos`, which decide the number of clips.
+            normalise: whether to L2-normalise each patch vector.
+            max_clips: see `VideoFiles`.
+            overlong: see `VideoFiles`.
+
+        Raises:
+            VmrError: if not exactly one folder has patches.
+        """
+        dim = declared("patch_dim", folders)
+        if dim is None:
+            raise VmrError(f"No folder has patch features: {', '.join(map(str, folders))}.")
+        manifests = [read(folder) for folder in folders]
+        place = next(number for number, manifest in enumerate(manifests) if manifest["patches"] is not None)
+        self.found = manifests[place]
+        source = _PatchFiles(self.found, FileStore(folders[place], ".npz", key="patches"), normalise)
+        super().__init__([source], max_clips, overlong)
+        others = [folder for number, folder in enumerate(folders) if number != place]
+        self._lengths = [FileStore(folder, ".npz", key="features") for folder in others]
+
+    def load(self, video_id: str) -> Array:
+        """Returns (T, P, dim) float32, T the shortest folder's length.
+
+        Raises:
+            FeatureError: see `FileFeatures.read`.
+        """
+        patches = super().load(video_id)
+        return patches[: min([len(patches), *(len(store.read(video_id)[0]) for store in self._lengths)])]
+
+    def manifest(self) -> dict[str, Any]:
+        """Returns the treatment of long videos and the folder's manifest."""
+        settings = {key: value for key, value in self.found.items() if key != "encoder"}
+        return {**super().manifest(), "encoder": settings}
+
+
+class _PatchFiles(FileFeatures):
+    """Patch vectors as `vmr extract` stores them: (T, P, dim), without a token for the whole frame."""
+
+    def __init__(self, manifest: Mapping[str, Any], store: FileStore, normalise: bool) -> None:
+        super().__init__(manifest["backbone"], manifest["patch_dim"], store, normalise)
+        self.count = manifest["patches"]
+        self.part = "patches"
+
+    def read(self, identifier: str) -> Array:
+        """Reads one id's patches: (T, P, dim) float32."""
+        array, where = self.store.read(identifier)
+        if array.ndim != 3 or array.shape[1:] != (self.count, self.dim):
+            raise FeatureError(
+                "dimension", f"{where} has shape {array.shape}; expected (T, {self.count}, {self.dim})."
+            )
+        array = array.astype(np.float32)
+        if not np.isfinite(array).all():
+            raise FeatureError("not finite", f"{where} holds NaN or infinite values.")
+        return l2_normalise(array) if self.normalise else array

@@ -1,0 +1,248 @@
+"""Video features packed into one flat array: what `vmr pack` writes once, and a reader that maps it.
+
+    features.npy    (all clips, dim) float16 or float32, video after video
+    index.json      the source's manifest, the largest absolute difference between a number and what is stored
+                    for it, and for each video its first row, its rows and their CRC-32
+
+While packing, `features.part` and `journal.jsonl` grow instead, a line a video; a run that was stopped
+continues after the last whole line. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import zlib
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vmr_zoo.data.features.store import Array, FeatureError, Problem, VideoSource
+from vmr_zoo.errors import VmrError, unknown
+from vmr_zoo.utils.files import alone_in, atomic_write
+
+SCHEMA = 2
+DATA, INDEX, PART, JOURNAL = "features.npy", "index.json", "features.part", "journal.jsonl"
+DTYPES = ("float16", "float32")
+_HEADER = 128
+"""Bytes of the npy header, written last, when the number of rows is known: NumPy leaves room for any."""
+
+
+def _header(dtype: str, rows: int, dim: int) -> bytes:
+    header = io.BytesIO()
+    descr = np.lib.format.dtype_to_descr(np.dtype(dtype))
+    shape = {"descr": descr, "fortran_order": False, "shape": (rows, dim)}
+    np.lib.format.write_array_header_1_0(header, shape)
+    return header.getvalue()
+
+
+def pack(source: VideoSource, video_ids: Iterable[str], folder: str | Path, dtype: str = "float16") -> float:
+    """Packs videos, or continues to; does nothing where all of them lie packed already.
+
+    Args:
+        source: where features come from, prepared.
+        video_ids: what to pack.
+        folder: where to; one source per folder.
+        dtype: "float16" or "float32".
+
+    Returns:
+        The largest absolute difference between a number and what was stored for it.
+
+    Raises:
+        VmrError: if the folder holds another source or other videos, a number does not fit, or a video cannot
+            be read.
+    """
+    if dtype not in DTYPES:
+        raise unknown("dtype", dtype, DTYPES)
+    wanted, folder = list(dict.fromkeys(video_ids)), Path(folder)
+    start = {"schema": SCHEMA, "dtype": dtype, "dim": source.dim, "source": source.manifest()}
+    start = json.loads(json.dumps(start))
+    with alone_in(folder):
+        if (folder / INDEX).is_file():
+            index = _read_index(folder)
+            if {key: index[key] for key in start} != start or not set(wanted) <= index["videos"].keys():
+                raise VmrError(f"{folder} holds other packed features. Choose another folder with out=DIR.")
+            return float(index["difference"])
+        rows, worst = _journal(folder, start)
+        done = sum(count for _, count, _ in rows.values())
+        with (folder / PART).open("r+b") as part, (folder / JOURNAL).open("a") as journal:
+            part.truncate(_HEADER + done * source.dim * np.dtype(dtype).itemsize)
+            part.seek(0, os.SEEK_END)
+            for video_id in wanted:
+                if video_id in rows:
+                    continue
+                array = source.load(video_id)
+                with np.errstate(over="ignore"):
+                    kept = np.ascontiguousarray(array, dtype=dtype)
+                if not np.isfinite(kept).all():
+                    raise VmrError(f"'{video_id}' holds numbers beyond {dtype}. Pack with dtype=float32.")
+                worst = max(worst, float(np.abs(kept.astype(np.float32) - array).max()))
+                part.write(kept.tobytes())
+                part.flush()
+                os.fsync(part.fileno())  # the journal must never name what is not there
+                rows[video_id] = (done, len(kept), zlib.crc32(kept.tobytes()))
+                journal.write(json.dumps([video_id, *rows[video_id], worst]) + "\n")
+                journal.flush()
+                done += len(kept)
+            part.seek(0)
+            part.write(_header(dtype, done, source.dim))
+        (folder / PART).replace(folder / DATA)
+        atomic_write(folder / INDEX, json.dumps({**start, "difference": worst, "rows": done, "videos": rows}))
+        (folder / JOURNAL).unlink()
+    return worst
+
+
+def _journal(folder: Path, start: dict[str, Any]) -> tuple[dict[str, tuple[int, int, int]], float]:
+    """Reads how far an earlier run came, or begins; a line that was cut off is dropped."""
+    path = folder / JOURNAL
+    if path.is_file() and not (folder / PART).is_file() and (folder / DATA).is_file():
+        (folder / DATA).replace(folder / PART)  # stopped between the last two steps
+    if path.is_file() and (folder / PART).is_file():
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+        if lines and json.loads(lines[0]) != start:
+            raise VmrError(f"{folder} holds other features, half packed. Choose another folder with out=DIR.")
+        done = [json.loads(line) for line in lines[1:]]
+        if lines:
+            atomic_write(path, "\n".join(lines) + "\n")
+            rows = {video_id: (first, count, crc) for video_id, first, count, crc, _ in done}
+            return rows, done[-1][-1] if done else 0.0
+    (folder / PART).write_bytes(b"\0" * _HEADER)
+    atomic_write(path, json.dumps(start) + "\n")
+    return {}, 0.0
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    path = folder / INDEX
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FeatureError("missing", f"Expected packed features at {path}; make them by vmr pack.") from None
+    except ValueError as error:
+        raise FeatureError("unreadable", f"{path} is not valid JSON ({error}). Pack anew.") from error
+    if not isinstance(index, dict) or index.get("schema") != SCHEMA:
+        raise FeatureError("unreadable", f"{path} was not written by this vmr pack. Pack anew.")
+    return index
+
+
+class PackedVideos(VideoSource):
+    """Reads what `vmr pack` wrote instead of the features that it was written from.
+
+    Both are the same features, and say so by the same manifest, unless half precision has changed a number.
+    """
+
+    def __init__(self, folder: str | Path, source: VideoSource) -> None:
+        """Stores the place; it is opened on first use.
+
+        Args:
+            folder: what `vmr pack` was told as `out`.
+            source: what was packed; its files need not be there any more.
+        """
+        self.folder = Path(folder).expanduser()
+        self.source = source
+        self.dim = source.dim
+        self.max_clips = source.max_clips
+        self.encodes = source.encodes
+        self._verified: set[str] = set()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            name: value for name, value in self.__dict__.items() if name != "_rows"
+        }  # would be read whole
+
+    @cached_property
+    def _index(self) -> dict[str, Any]:
+        index = _read_index(self.folder)
+        now = json.loads(json.dumps(self.source.manifest()))
+        before = index["source"]
+        if before != now:
+            differing = [key for key in dict.fromkeys((*before, *now)) if before.get(key) != now.get(key)]
+            listed = "; ".join(
+                f"{key}: packed {before.get(key)!r}, now {now.get(key)!r}" for key in differing
+            )
+            raise FeatureError(
+                "unreadable",
+                f"{self.folder} was packed from other features ({listed}). Pack these: vmr pack out=DIR.",
+            )
+        return index
+
+    @cached_property
+    def _rows(self) -> Array:
+        path = self.folder / DATA
+        try:
+            rows = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise FeatureError("unreadable", f"{path} cannot be read ({error}). Pack anew.") from error
+        expected = (self._index["rows"], self.dim)
+        if rows.shape != expected or rows.dtype != self._index["dtype"]:
+            raise FeatureError(
+                "dimension",
+                f"{path} has {rows.dtype} {rows.shape}; expected {self._index['dtype']} {expected}.",
+            )
+        return rows
+
+    def _entry(self, video_id: str) -> tuple[int, int, int]:
+        try:
+            first, count, crc = self._index["videos"][video_id]
+        except KeyError:
+            raise FeatureError("missing", f"{self.folder} has no features for '{video_id}'.") from None
+        return first, count, crc
+
+    def load(self, video_id: str) -> Array:
+        """Returns (T, dim) float32; the first time, their checksum is compared.
+
+        Raises:
+            FeatureError: if the video was not packed, or is not as it was packed.
+        """
+        first, count, crc = self._entry(video_id)
+        rows = np.array(self._rows[first : first + count])
+        if video_id not in self._verified:
+            if zlib.crc32(rows.tobytes()) != crc:
+                raise FeatureError(
+                    "unreadable",
+                    f"The checksum of '{video_id}' in {self.folder} does not hold. Delete it and pack anew.",
+                )
+            self._verified.add(video_id)
+        full: Array = torch.from_numpy(rows).float().numpy()  # numpy's astype takes thrice as long
+        return full
+
+    def length(self, video_id: str) -> int:
+        """Returns T, without reading the features."""
+        return self._entry(video_id)[1]
+
+    def encode(self, path: Path) -> Array:
+        """Computes (T, dim) float32 for a video file as the source does, rounded as what was packed."""
+        return self.source.encode(path).astype(self._index["dtype"]).astype(np.float32)
+
+    def missing(self, video_ids: Sequence[str]) -> list[Problem]:
+        """Finds videos that were not packed."""
+        try:
+            lacking = tuple(video_id for video_id in video_ids if video_id not in self._index["videos"])
+        except FeatureError as error:
+            return [Problem("video", error.kind, tuple(video_ids), str(error))]
+        return [Problem("video", "missing", lacking, f"Not packed in {self.folder}.")] if lacking else []
+
+    def corrupt(self) -> list[str]:
+        """Returns the videos whose bytes are not those that were packed."""
+        return [video_id for video_id in self._index["videos"] if self._is_corrupt(video_id)]
+
+    def _is_corrupt(self, video_id: str) -> bool:
+        try:
+            self.load(video_id)
+        except FeatureError:
+            return True
+        return False
+
+    @property
+    def rounded(self) -> str | None:
+        """The type that changed a number when it was packed; None: every number is the source's."""
+        return str(self._index["dtype"]) if self._index["difference"] else None
+
+    def manifest(self) -> dict[str, Any]:
+        """Returns the source's manifest, and what the numbers were rounded to if that changed any."""
+        rounded = {} if self.rounded is None else {"packed": self.rounded}
+        return {**self._index["source"], **rounded}

@@ -1,0 +1,1 @@
+"""Text encoders, token ids, noun chunks, word vectors and the embedding cache."""

@@ -1,0 +1,325 @@
+"""CLIP's text tower as a text encoder, and CLIP's own tokens beside features that lie in files (VDI)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vmr_zoo.data.annotations.records import Protocol, Query
+from vmr_zoo.data.features.store import FeatureError, Problem, QueryFiles, QuerySource
+from vmr_zoo.data.text.cache import Array, content_hash
+from vmr_zoo.data.text.encoders import TextEncoder, Tokens, file_hash
+from vmr_zoo.data.text.noun_chunks import NounChunks
+from vmr_zoo.errors import VmrError, nearest, unknown
+
+
+def clip_tokens(tokenizer: Any, text: str) -> Tokens:
+    """Splits a sentence as CLIP does, without the start and the end token.
+
+    Args:
+        tokenizer: open_clip's `SimpleTokenizer`.
+        text: the sentence.
+
+    Returns:
+        Ids, the characters of the word that each is a piece of, and the text that these count in: cleaned
+        and in lower case.
+    """
+    cleaned = tokenizer.clean_fn(text)
+    ids, offsets = [], []
+    for word in tokenizer.pat.finditer(cleaned):
+        symbols = "".join(tokenizer.byte_encoder[byte] for byte in word.group().encode())
+        for piece in tokenizer.bpe(symbols).split(" "):
+            ids.append(tokenizer.encoder[piece])
+            offsets.append(word.span())
+    return Tokens(np.array(ids, np.int64), np.array(offsets, np.int64).reshape(-1, 2), cleaned)
+
+
+class ClipTextEncoder(TextEncoder):
+    """The text tower of a CLIP, by open_clip.
+
+    Token vectors are the states after the last layer's output went through the final LayerNorm, before the
+    projection: what the Moment-DETR family calls `last_hidden_state`. The sentence vector is the end token's
+    state, projected into the space shared with images: `pooler_output` there, `encode_text` in open_clip.
+    """
+
+    def __init__(
+        self,
+        cache: str | Path,
+        model: str = "ViT-B-32-quickgelu",
+        pretrained: str = "openai",
+        special_tokens: bool = False,
+        device: str = "cpu",
+        batch_size: int = 64,
+        workers: int = 2,
+    ) -> None:
+        """Stores the choice; the weights are loaded when the first sentence is not in the cache.
+
+        Args:
+            cache: the project's cache folder (`paths.cache`).
+            model: open_clip's name of the architecture. OpenAI's weights want the "-quickgelu" ones.
+            pretrained: a file of weights (safetensors, or a state dict that `torch.load` reads with
+                weights_only), or open_clip's tag of published ones, downloaded once.
+            special_tokens: whether token vectors hold those of the start and the end token, as the files of
+                the Moment-DETR family do.
+            device: where to compute, such as "cpu" or "cuda".
+            batch_size: sentences per batch.
+            workers: batches computed at a time.
+
+        Raises:
+            VmrError: if open_clip knows no such model, or its text tower is not CLIP's own.
+        """
+        super().__init__(cache, batch_size, workers)
+        import open_clip  # takes seconds
+
+        config = open_clip.get_model_config(model)
+        if config is None:
+            close = nearest(model, open_clip.list_models()) or open_clip.list_models()[:5]
+            raise unknown("CLIP model", model, close)
+        text = config["text_cfg"]
+        foreign = [key for key in _FOREIGN if text.get(key)]
+        if text.get("pool_type", "argmax") != "argmax":
+            foreign.append("pool_type")
+        if foreign or "multimodal_cfg" in config:
+            raise VmrError(
+                f"Expected a model with CLIP's own text tower and byte pairs (text_encoder.model), found "
+                f"{model} with {', '.join(foreign) or 'multimodal_cfg'}. Choose another, such as ViT-B-32."
+            )
+        self.name = model
+        self.pretrained = pretrained
+        self.special_tokens = special_tokens
+        self.device = device
+        self.token_dim: int = text["width"]
+        self.dim: int = config["embed_dim"]
+        self._config = config
+        self._context: int = text.get("context_length", 77)
+
+    @cached_property
+    def _weights(self) -> Path:
+        """The file of weights, downloaded if `pretrained` is a tag."""
+        file = Path(self.pretrained).expanduser()
+        if file.is_file():
+            return file
+        from open_clip import download_pretrained, get_pretrained_cfg, list_pretrained_tags_by_model
+
+        published = get_pretrained_cfg(self.name, self.pretrained)
+        if not published:
+            tags = list_pretrained_tags_by_model(self.name)
+            raise VmrError(
+                f"Expected text_encoder.pretrained to be a file or a tag of {self.name} "
+                f"({', '.join(tags) or 'which has none'}), found '{self.pretrained}'."
+            )
+        if published.get("quick_gelu", False) != self._config.get("quick_gelu", False):
+            twin = self.name.removesuffix("-quickgelu")
+            twin = twin if twin != self.name else f"{self.name}-quickgelu"
+            raise VmrError(
+                f"The weights '{self.pretrained}' were trained with another activation than {self.name} has. "
+                f"Set text_encoder.model={twin}."
+            )
+        try:
+            return Path(download_pretrained(published))
+        except Exception as error:  # no network, disk full, …: many kinds, none of them ours to mend
+            raise VmrError(
+                f"The weights '{self.pretrained}' of {self.name} cannot be downloaded ({error!s:.200}). "
+                "Without network: copy the file here and name it as text_encoder.pretrained=FILE."
+            ) from error
+
+    @cached_property
+    def revision(self) -> str:
+        """The hash of the architecture and of the file of weights."""
+        return content_hash(json.dumps(self._config, sort_keys=True), file_hash(self._weights)).hex()
+
+    def manifest(self) -> dict[str, Any]:
+        """Returns the model, its weights, and what a token vector is."""
+        return {
+            **super().manifest(),
+            "token_dim": self.token_dim,
+            "tokens": "after the final LayerNorm, before the projection",
+            "special_tokens": self.special_tokens,
+        }
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        from open_clip.tokenizer import SimpleTokenizer
+
+        return SimpleTokenizer()
+
+    def _pieces(self, text: str) -> Tokens:
+        """Splits a sentence, leaving room for the start and the end token."""
+        tokens = clip_tokens(self._tokenizer, text)
+        room = slice(self._context - 2)
+        return Tokens(tokens.ids[room], tokens.offsets[room], tokens.text)
+
+    def tokenise(self, texts: Sequence[str]) -> list[Tokens]:
+        """Splits sentences into CLIP's byte pairs; rows correspond to those of `tokens`.
+
+        Args:
+            texts: N sentences.
+
+        Returns:
+            N token lists, of at most 75 pieces for the usual context of 77.
+        """
+        split = [self._pieces(text) for text in texts]
+        if not self.special_tokens:
+            return split
+        nothing = np.zeros((1, 2), np.int64)
+        return [
+            Tokens(
+                np.array(self._with_ends(tokens), np.int64),
+                np.concatenate([nothing, tokens.offsets, nothing]),
+                tokens.text,
+            )
+            if len(tokens.ids)
+            else tokens
+            for tokens in split
+        ]
+
+    def _with_ends(self, tokens: Tokens) -> list[int]:
+        return [self._tokenizer.sot_token_id, *tokens.ids.tolist(), self._tokenizer.eot_token_id]
+
+    def tokens(self, texts: Sequence[str]) -> list[Array]:
+        """Embeds sentences token by token.
+
+        Args:
+            texts: N sentences.
+
+        Returns:
+            N arrays (L, token_dim) float32, not normalised; the start and the end token's rows only with
+            `special_tokens`.
+
+        Raises:
+            VmrError: if a sentence has no token.
+        """
+        states = self.states(texts)
+        return states if self.special_tokens else [rows[1:-1] for rows in states]
+
+    def _inputs(self, texts: Sequence[str]) -> list[list[int]]:
+        return [self._with_ends(self._pieces(text)) for text in texts]
+
+    @cached_property
+    def _model(self) -> Any:
+        """The text tower; the image tower is built to load the file and let go."""
+        import open_clip
+
+        file = self._weights
+        try:
+            # Pickle is never executed: torch.load with weights_only, or safetensors.
+            model = open_clip.create_model(
+                self.name, pretrained=str(file), precision="fp32", weights_only=True
+            )
+        except Exception as error:  # RuntimeError, UnpicklingError, SafetensorError, KeyError, …
+            raise VmrError(
+                f"{file} does not hold weights of {self.name} that can be read without running code "
+                f"({error!s:.300}). Expected safetensors or a plain state dict; OpenAI's own .pt files are "
+                "programs (TorchScript): use the tag or another copy."
+            ) from error
+        tower = getattr(model, "text", model)
+        if hasattr(tower, "visual"):
+            del tower.visual
+        return tower.eval().to(self.device)
+
+    def _forward(self, ids: list[list[int]]) -> tuple[Array, Array]:
+        tower = self._model
+        tokens = torch.tensor(ids, device=self.device)
+        length = tokens.shape[1]
+        # The tower looks back only, so that what open_clip pads to 77 need not be computed.
+        x = tower.token_embedding(tokens) + tower.positional_embedding[:length]
+        x = tower.ln_final(tower.transformer(x, attn_mask=tower.attn_mask[:length, :length]))
+        pooled = x[:, -1]
+        if isinstance(tower.text_projection, torch.nn.Linear):
+            pooled = tower.text_projection(pooled)
+        elif tower.text_projection is not None:
+            pooled = pooled @ tower.text_projection
+        return x.half().cpu().numpy(), pooled.half().cpu().numpy()
+
+
+_FOREIGN = ("hf_model_name", "hf_tokenizer_name", "tokenizer_kwargs", "no_causal_mask", "embed_cls")
+"""What a configuration says when its text tower is something else than CLIP's: BERT, SigLIP, CoCa."""
+
+
+class ClipTokens(QuerySource):
+    """Token features out of files, and the ids and noun chunks of the same tokens.
+
+    Ids come from CLIP's byte pairs, which open_clip ships. Neither they nor the features served hold the
+    start and the end token, which the files do.
+    """
+
+    has_token_ids = True
+    has_noun_masks = True
+
+    def __init__(self, source: QueryFiles, nouns: NounChunks, max_tokens: int | None = 32) -> None:
+        """Stores the parts.
+
+        Args:
+            source: files with one row per token, start and end token included; not cut (`max_tokens: null`).
+            nouns: what finds noun chunks.
+            max_tokens: only the first ones are kept; None: all.
+        """
+        self.source = source
+        self.dim = source.dim
+        self.nouns = nouns
+        self.max_tokens = max_tokens
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        from open_clip.tokenizer import SimpleTokenizer
+
+        return SimpleTokenizer()
+
+    def tokenise(self, text: str) -> tuple[Array, Array, str]:
+        """Splits a sentence as CLIP does.
+
+        Returns:
+            Ids (L,) int64, characters (L, 2) of the word that each is a piece of, end exclusive, and the
+            text that these count in: cleaned and in lower case.
+        """
+        tokens = clip_tokens(self._tokenizer, text)
+        cut = slice(self.max_tokens)
+        return tokens.ids[cut], tokens.offsets[cut], tokens.text
+
+    def prepare(self, protocol: Protocol) -> None:
+        """Prepares the files."""
+        self.source.prepare(protocol)
+
+    def load(self, query: Query) -> Array:
+        """Returns (L, dim) float32, without the start and the end token.
+
+        Raises:
+            FeatureError: if the file has another number of tokens than the sentence.
+        """
+        count = len(self.token_ids(query))
+        rows = self.source.load(query)
+        if len(rows) < count + 2:
+            raise FeatureError(
+                "dimension",
+                f"The file of '{query.query_id}' has {len(rows)} rows; expected at least {count + 2}: "
+                f"start, the {count} tokens of '{query.text}', end.",
+            )
+        return rows[1 : count + 1]
+
+    def token_ids(self, query: Query) -> Array:
+        """Returns (L,) int64 tokenizer ids, one per row of `load`."""
+        return self.tokenise(query.text)[0]
+
+    def noun_mask(self, query: Query) -> Array:
+        """Returns (L,) bool, which rows of `load` belong to a noun chunk."""
+        _, offsets, cleaned = self.tokenise(query.text)
+        return self.nouns.mask(cleaned, offsets)
+
+    def missing(self, queries: Sequence[Query]) -> list[Problem]:
+        """Finds queries without a file."""
+        return self.source.missing(queries)
+
+    def manifest(self) -> dict[str, Any]:
+        """Returns the source, the tokens and the noun chunks."""
+        return {
+            **self.source.manifest(),
+            "max_tokens": self.max_tokens,
+            "tokens": "clip",
+            "nouns": self.nouns.manifest(),
+        }

@@ -1,0 +1,87 @@
+"""GloVe and other tables of word vectors as a text encoder."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from vmr_zoo.data.text.cache import Array, content_hash
+from vmr_zoo.data.text.encoders import TextEncoder, Tokens, file_hash
+from vmr_zoo.data.text.word_table import WordTable, words
+from vmr_zoo.errors import VmrError
+
+
+class WordVectorEncoder(TextEncoder):
+    """One vector per word, as the table holds it; a sentence is the mean of its words (TEA, equation 3).
+
+    Words are the lower-cased runs of letters, digits and apostrophes; those that the table lacks are left
+    out.
+    """
+
+    def __init__(self, cache: str | Path, file: str | Path, name: str, dim: int = 300) -> None:
+        """Stores the place; the table is read on first use.
+
+        Args:
+            cache: the project's cache folder (`paths.cache`).
+            file: GloVe's published text file, or an npz with `words` and `vectors`.
+            name: what the vectors are, such as "glove_6b_300d".
+            dim: size of one vector.
+        """
+        super().__init__(cache, batch_size=256, workers=1)
+        self.file = Path(file).expanduser()
+        self.name = name
+        self.dim = self.token_dim = dim
+
+    @cached_property
+    def revision(self) -> str:
+        """The hash of the table; a file of 5 GB takes some seconds, once per process."""
+        try:
+            return content_hash("words", file_hash(self.file)).hex()
+        except OSError as error:
+            raise self._unusable(error) from error
+
+    @cached_property
+    def _model(self) -> WordTable:
+        try:
+            table = WordTable(self.file, self.dim)
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise self._unusable(error) from error
+        if table.dim != self.dim:
+            raise self._unusable(ValueError(f"its vectors have {table.dim} numbers"))
+        return table
+
+    def _unusable(self, error: Exception) -> VmrError:
+        return VmrError(
+            f"Expected word vectors of {self.dim} numbers at {self.file} (GloVe's text file, or npz with "
+            f"words and vectors): {error}. Set text_encoder.file and text_encoder.dim."
+        )
+
+    def tokenise(self, texts: Sequence[str]) -> list[Tokens]:
+        """Splits sentences into words that the table has; ids are its rows.
+
+        Args:
+            texts: N sentences.
+
+        Returns:
+            N token lists.
+        """
+        rows = self._model.rows
+        split = []
+        for text in texts:
+            known = [(rows[word], span) for word, span in words(text) if word in rows]
+            ids = np.array([row for row, _ in known], np.int64)
+            spans = np.array([span for _, span in known], np.int64).reshape(-1, 2)
+            split.append(Tokens(ids, spans, text.lower()))
+        return split
+
+    def _inputs(self, texts: Sequence[str]) -> list[list[int]]:
+        return [tokens.ids.tolist() for tokens in self.tokenise(texts)]
+
+    def _forward(self, ids: list[list[int]]) -> tuple[Array, Array]:
+        rows = np.array(ids)
+        vectors = self._model.vectors(rows.ravel()).reshape(*rows.shape, self.dim)
+        return vectors, vectors.mean(1)

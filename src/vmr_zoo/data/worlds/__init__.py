@@ -1,0 +1,1 @@
+"""Generated data: rendered shapes, simulated action labels, random numbers."""

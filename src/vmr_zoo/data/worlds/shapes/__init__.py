@@ -1,0 +1,54 @@
+"""The embedded data set: coloured shapes in action, rendered into real video files.
+
+`world` says what happens, `render` draws and encodes it, `sentences` asks about it, `narrator` narrates it,
+`encoder` turns decoded pixels into features, `generate` runs all of that once and caches it, `features`
+serves it. This package imports neither torch nor the feature readers, which every rendering process would
+pay for.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from vmr_zoo.data.annotations.records import Protocol, Query, Split
+from vmr_zoo.data.worlds.shapes.encoder import GridEncoder
+from vmr_zoo.data.worlds.shapes.generate import SPLITS, generate_world
+from vmr_zoo.data.worlds.shapes.narrator import Narrator
+from vmr_zoo.data.worlds.shapes.world import WorldSettings
+
+__all__ = ["GridEncoder", "Narrator", "WorldSettings", "protocol"]
+
+
+def protocol(world: WorldSettings, cache: str | Path, processes: int | None = None) -> Protocol:
+    """Returns the shapes protocol, rendering its videos first if the cache lacks them.
+
+    Args:
+        world: what the data look like.
+        cache: `paths.cache`.
+        processes: how many render at a time; None: one per available core.
+
+    Returns:
+        Splits train, selection, and the tests iid, ood_time, novel_word, novel_composition, complex.
+    """
+    folder = generate_world(world, cache, processes)
+    splits = {name: _read(name, folder / "annotations" / f"{name}.jsonl") for name in SPLITS}
+    train, selection = splits.pop("train"), splits.pop("selection")
+    return Protocol("shapes", train, selection, splits, "generated")
+
+
+def _read(name: str, path: Path) -> Split:
+    rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    return Split(
+        name,
+        tuple(
+            Query(
+                row["query_id"],
+                row["video_id"],
+                row["query"],
+                tuple((start, end) for start, end in row["moments"]),
+                row["duration"],
+            )
+            for row in rows
+        ),
+    )

@@ -1,0 +1,1 @@
+"""What the verbs run: training, evaluation, scoring, prediction, benchmarks."""

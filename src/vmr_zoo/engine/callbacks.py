@@ -1,0 +1,291 @@
+"""What happens around training: progress, seeding by epoch, and stopping at a loss that is no number."""
+
+from __future__ import annotations
+
+import logging
+import math
+import multiprocessing
+import os
+import random
+import sys
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback, Checkpoint, LearningRateMonitor, RichProgressBar
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import Tensor
+
+from vmr_zoo.errors import VmrError
+from vmr_zoo.runs import directory
+
+log = logging.getLogger(__name__)
+
+
+class SeedSteps(Callback):
+    """Seeds every generator before each training step, from the run's seed, the epoch and the step.
+
+    Dropout then depends on these alone and not on what ran before, so that a run resumed at any step equals
+    one that was never interrupted, bit for bit on CPU, with no generator state to store.
+    """
+
+    def __init__(self, seed: int) -> None:
+        """Stores the run's seed."""
+        self.seed = seed
+
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Seeds Python, NumPy and torch."""
+        entropy = (self.seed, trainer.current_epoch, batch_idx, trainer.global_rank)
+        state = np.random.SeedSequence(entropy).generate_state(1)
+        random.seed(int(state[0]))
+        np.random.seed(int(state[0]))  # noqa: NPY002  # the legacy generator is the one that libraries share
+        torch.manual_seed(int(state[0]))
+
+
+class Resumable(Checkpoint):
+    """Saves the checkpoint that `resume=true` continues from: after each epoch, and when asked to stop.
+
+    ModelCheckpoint's `save_last` does not serve: it saves only when the epoch was the best so far. As a
+    `Checkpoint` this one runs after ModelCheckpoint, if listed after it, and so knows the best epoch.
+    """
+
+    def __init__(self, path: str) -> None:
+        """Stores where the checkpoint goes."""
+        self.path = path
+
+    def _save(self, trainer: lightning.Trainer) -> None:
+        """Saves under a temporary name first: a kill or a full disk leaves the earlier one whole."""
+        temporary = f"{self.path}.part"
+        trainer.save_checkpoint(temporary, weights_only=False)
+        if trainer.is_global_zero:
+            os.replace(temporary, self.path)
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Saves, at the end of an epoch."""
+        self._save(trainer)
+
+    def on_exception(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
+    ) -> None:
+        """Saves between two steps (SIGTERM, Ctrl-C); any other exception may have come amidst one."""
+        if isinstance(exception, SIGTERMException):
+            self._save(trainer)
+
+
+class NonFiniteLoss(Callback):
+    """Stops training when a loss is NaN or infinite, naming the parts.
+
+    On CPU each step is checked before its gradient is taken. On a GPU a check would make every step wait for
+    the device, so the values are kept there and read every `every` steps and before validation.
+    """
+
+    def __init__(self, every: int = 50) -> None:
+        """Stores how many steps may pass between two checks on a GPU."""
+        self.every = every
+        self._kept: list[tuple[int, dict[str, Tensor]]] = []
+
+    def on_before_backward(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, loss: Tensor
+    ) -> None:
+        """Keeps the loss and its parts, and checks them when it is time."""
+        self._kept.append(
+            (trainer.global_step, {"loss": loss.detach(), **getattr(pl_module, "last_losses", {})})
+        )
+        if loss.device.type == "cpu" or len(self._kept) >= self.every:
+            self._check()
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Checks what is left."""
+        self._check()
+
+    def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Checks what is left, before weights without a meaning predict."""
+        self._check()
+
+    def _check(self) -> None:
+        kept, self._kept = self._kept, []
+        if not kept:
+            return
+        totals = torch.stack([parts["loss"].float() for _, parts in kept]).tolist()
+        for (step, parts), total in zip(kept, totals, strict=True):
+            if not math.isfinite(total):
+                values = {name: float(value) for name, value in parts.items() if name != "loss"}
+                bad = [name for name, value in values.items() if not math.isfinite(value)]
+                listed = ", ".join(f"{name}={value:g}" for name, value in values.items())
+                raise VmrError(
+                    f"The loss became {total} at step {step}, from {' and '.join(bad) or 'the weighted sum'} "
+                    f"({listed}). Expected finite numbers. Look for NaN in the features with `vmr doctor`, "
+                    "or lower method.training.optimizer.lr."
+                )
+
+
+class PruneByMedian(Callback):
+    """Stops a trial of a search that does worse than the median of its siblings did at the same epoch.
+
+    Optuna's MedianPruner decides, from the selection split alone: the best that the trial has reached so far
+    against what each finished or pruned sibling had then. Siblings are read from their run directories, which
+    an interrupted search still has.
+    """
+
+    def __init__(self, run: str, metric: str, startup: int, warmup: int) -> None:
+        """Stores whom to compare with.
+
+        Args:
+            run: the run directory, `STUDY/TRIAL/seedN`; siblings are `STUDY/*/seedN`.
+            metric: the selection metric, the higher the better.
+            startup: how many siblings must have ended before any trial is pruned.
+            warmup: epochs that every trial may train.
+        """
+        self.run, self.metric, self.startup, self.warmup = Path(run), metric, startup, warmup
+        self.curve: dict[int, float] = {}
+        self.verdict = ""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Goes into the checkpoint."""
+        return {"curve": self.curve}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Comes from the checkpoint."""
+        self.curve = dict(state_dict["curve"])
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Decides, at the end of an epoch, in the process that leads; the others follow."""
+        name = f"selection/{self.metric}"
+        if trainer.sanity_checking or name not in trainer.callback_metrics:
+            return
+        self.curve[trainer.current_epoch] = float(trainer.callback_metrics[name])
+        siblings = [
+            directory.curve(path, self.metric)
+            for path in sorted(self.run.parent.parent.glob(f"*/{self.run.name}"))
+            if path != self.run and directory.status(path)["state"] in ("finished", "pruned")
+        ]
+        behind = trainer.is_global_zero and should_prune(self.curve, siblings, self.startup, self.warmup)
+        if trainer.strategy.broadcast(behind):
+            trainer.should_stop = True
+            self.verdict = (
+                f"{name} reached {max(self.curve.values()):.2f} in {len(self.curve)} epochs, less than the "
+                f"median of {len(siblings)} other trials"
+            )
+
+
+def should_prune(
+    curve: Mapping[int, float], siblings: Sequence[Mapping[int, float]], startup: int, warmup: int
+) -> bool:
+    """Asks Optuna's MedianPruner about a trial.
+
+    Args:
+        curve: the trial's metric by epoch, the higher the better.
+        siblings: those of trials that have ended.
+        startup: how many siblings must have ended before any trial is pruned.
+        warmup: epochs that every trial may train.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # adding trials is experimental in the release that Hydra pins
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)  # else it tells of each trial
+        pruner = optuna.pruners.MedianPruner(n_startup_trials=startup, n_warmup_steps=warmup)
+        study = optuna.create_study(direction="maximize", pruner=pruner)
+        for other in siblings:
+            if other:
+                trial = optuna.trial.create_trial(value=max(other.values()), intermediate_values=dict(other))
+                study.add_trial(trial)
+        own = study.ask()
+        for epoch, value in sorted(curve.items()):
+            own.report(value, epoch)
+        return bool(own.should_prune())
+
+
+class StepTime(Callback):
+    """Sums up what training steps take, waiting for the loader included and validation left out.
+
+    On a GPU, which works behind the process, single steps mean nothing and their sum still does.
+    """
+
+    def __init__(self) -> None:
+        """Starts at no step."""
+        self.steps, self.seconds, self._since = 0, 0.0, 0.0
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Starts the clock."""
+        self._since = time.monotonic()
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Starts the clock again, where validation came amidst an epoch."""
+        self._since = time.monotonic()
+
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Counts the step."""
+        now = time.monotonic()
+        self.seconds += now - self._since
+        self.steps += 1
+        self._since = now
+
+
+class LearningRate(LearningRateMonitor):
+    """Logs the learning rate of each epoch, where there is an optimizer and a logger."""
+
+    def __init__(self) -> None:
+        """Logs once per epoch."""
+        super().__init__(logging_interval="epoch")
+
+    def on_train_start(self, trainer: lightning.Trainer, *args: Any, **kwargs: Any) -> None:
+        """Starts, unless there is nothing to log or nowhere to log it."""
+        if trainer.loggers and trainer.optimizers:
+            super().on_train_start(trainer, *args, **kwargs)
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, *args: Any, **kwargs: Any) -> None:
+        """Logs, unless there is nothing to log or nowhere to log it."""
+        if trainer.loggers and trainer.optimizers:
+            super().on_train_epoch_start(trainer, *args, **kwargs)
+
+
+class EpochLines(Callback):
+    """Prints one line per epoch: what a log file or a pipe can hold of a progress bar."""
+
+    def __init__(self, title: str = "") -> None:
+        """Stores what the lines start with."""
+        self.title = title
+        self._started = 0.0
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Starts the clock."""
+        self._started = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Prints the epoch, its loss, the selection metric and the seconds it took."""
+        if not self._started:
+            return  # Lightning ends an epoch once more that a resumed run had ended already
+        metrics = trainer.callback_metrics
+        parts = [f"{self.title} epoch {trainer.current_epoch + 1}/{trainer.max_epochs}".strip()]
+        if "train/loss" in metrics:
+            parts.append(f"loss {float(metrics['train/loss']):.4f}")
+        monitor = getattr(trainer.checkpoint_callback, "monitor", None)
+        if monitor and monitor in metrics:
+            parts.append(f"{monitor} {float(metrics[monitor]):.2f}")
+        parts.append(f"{time.monotonic() - self._started:.1f} s")
+        log.info("  ".join(parts))
+
+
+def progress(title: str = "") -> Callback:
+    """Shows progress: Rich bars on a terminal, one line per epoch elsewhere and in parallel jobs.
+
+    Args:
+        title: what the lines start with.
+    """
+    alone = multiprocessing.parent_process() is None
+    return RichProgressBar(leave=True) if alone and sys.stdout.isatty() else EpochLines(title)

@@ -1,0 +1,268 @@
+"""`vmr embed`: computes text features once: into the cache, where training finds them, or into files.
+
+Everything goes through the cache, some thousand sentences at a time, so that an interrupted call goes on
+where it was. Files are in the Moment-DETR family's layout (`features/query=clip_text` reads it):
+`qid{qid}.npz` with `last_hidden_state` (L, D), start and end token included, and `pooler_output` (D,).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+
+from vmr_zoo.config.compose import build
+from vmr_zoo.data.annotations.readers import safe_id
+from vmr_zoo.data.annotations.records import Protocol
+from vmr_zoo.data.narrations import read_narrations
+from vmr_zoo.data.text.encoders import EncodedQueries, TextEncoder, Work
+from vmr_zoo.errors import VmrError, some, unknown
+from vmr_zoo.utils.files import atomic_path, atomic_write
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+IDS = ("qid", "query_id", "id")
+TEXTS = ("query", "sentence", "text")
+_AT_ONCE = 512
+"""Sentences whose features lie in memory while files are written."""
+
+
+class Sentence(NamedTuple):
+    """One sentence of a file of queries.
+
+    Attributes:
+        query_id: what its feature file will be named after.
+        text: the sentence.
+    """
+
+    query_id: str
+    text: str
+
+
+def main(cfg: DictConfig) -> int:
+    """Embeds what the configuration names.
+
+    Args:
+        cfg: composed from `conf/embed.yaml`; reads `data`, `features`, `text_encoder`, `queries`,
+            `narrations`, `out`.
+
+    Returns:
+        1 if some sentences could not be embedded, which are listed, else 0.
+
+    Raises:
+        VmrError: if nothing is named, or something cannot be read or written.
+    """
+    if not (cfg.get("data") or cfg.get("queries") or cfg.get("narrations")):
+        raise VmrError(
+            "vmr embed needs sentences: data=NAME (such as data=shapes), queries=FILE (.csv, .jsonl or .txt) "
+            "or narrations=FILE.jsonl."
+        )
+    if cfg.get("out") and not cfg.get("queries"):
+        raise VmrError("out=FOLDER is where the features of queries=FILE go; data and narrations are cached.")
+    console = Console()
+    encoder = build(cfg.text_encoder) if cfg.get("text_encoder") else None
+    failed: list[str] = []
+    if cfg.get("data"):
+        failed += _data(cfg, encoder, console)
+    if cfg.get("queries") or cfg.get("narrations"):
+        if encoder is None:
+            raise VmrError(
+                "Sentences of a file need text_encoder=NAME: minilm, clip_vit_b32, sentence, glove, llama."
+            )
+        if cfg.get("queries"):
+            failed += _queries(Path(cfg.queries).expanduser(), cfg.get("out"), encoder, console)
+        if cfg.get("narrations"):
+            by_video, _ = read_narrations(cfg.narrations)
+            texts = [narration.text for said in by_video.values() for narration in said]
+            failed += _embed(encoder, texts, "narrations", console)
+    if failed:
+        console.print(
+            f"{len(failed):,} sentences have no word that the encoder knows: {some(failed)}", soft_wrap=True
+        )
+    return 1 if failed else 0
+
+
+def _data(cfg: DictConfig, encoder: TextEncoder | None, console: Console) -> list[str]:
+    """Embeds a protocol's sentences and narrations: by `encoder`, or as the features are configured."""
+    name = cfg.features.name
+    protocol: Protocol = build(cfg.data.protocol)
+    texts = [query.text for split in protocol.splits.values() for query in split.queries]
+    if encoder is None:
+        query = build(cfg.features.query)
+        if not isinstance(query, EncodedQueries):
+            raise VmrError(
+                f"features={name} reads its sentences' features from files: there is nothing to compute. "
+                "Name an encoder (text_encoder=clip_vit_b32), or features that compute (features/query=clip)."
+            )
+        failed = _embed(query.encoder, texts, "sentences", console)
+    else:
+        failed = _embed(encoder, texts, "sentences", console)
+    node = cfg.features.get("narration")
+    if not node:
+        return failed
+    if encoder is not None:
+        if "encoder" not in node:
+            console.print(f"narrations: features={name} embeds its own by itself; left alone.")
+            return failed
+        node.encoder = cfg.text_encoder
+    narration = build(node)
+    narration.prepare(protocol)
+    if isinstance(used := getattr(narration, "encoder", None), TextEncoder):
+        _say("narrations", used.work, "the others, if any, were in the cache", used, console)
+    return failed
+
+
+def _embed(encoder: TextEncoder, texts: Iterable[str], what: str, console: Console) -> list[str]:
+    """Embeds sentences and says how many, and how fast.
+
+    Returns:
+        Those that have no token.
+    """
+    distinct = list(dict.fromkeys(texts))
+    good, bad = _sorted_out(encoder, distinct)
+    before = replace(encoder.work)
+    encoder.embed(good)
+    done = Work(encoder.work.computed - before.computed, encoder.work.seconds - before.seconds)
+    cached = len(good) - done.computed
+    _say(what, done, f"{cached:,} of {len(good):,} were in the cache", encoder, console)
+    return bad
+
+
+def _sorted_out(encoder: TextEncoder, texts: list[str]) -> tuple[list[str], list[str]]:
+    """Parts sentences with tokens from those without."""
+    split = encoder.tokenise(texts) if texts else []
+    good = [text for text, tokens in zip(texts, split, strict=True) if len(tokens.ids)]
+    return good, [text for text, tokens in zip(texts, split, strict=True) if not len(tokens.ids)]
+
+
+def _say(what: str, work: Work, cached: str, encoder: TextEncoder, console: Console) -> None:
+    """Prints one line about what was done."""
+    pace = f" in {work.seconds:.1f} s, {work.computed / work.seconds:,.0f} a second" if work.computed else ""
+    console.print(f"{what} by {encoder.name}: {work.computed:,} computed{pace}; {cached}.", soft_wrap=True)
+
+
+# --- files
+
+
+def _queries(file: Path, out: str | None, encoder: TextEncoder, console: Console) -> list[str]:
+    """Embeds a file of sentences, and writes one feature file each if `out` says where."""
+    rows = read_queries(file)
+    bad = set(_embed(encoder, [row.text for row in rows], "queries", console))
+    if out:
+        folder = Path(out).expanduser()
+        good = [row for row in rows if row.text not in bad]
+        write_features(folder, good, encoder)
+        console.print(f"Wrote {len(good):,} files to {folder}.", soft_wrap=True)
+    return [f"{row.query_id} '{row.text}'" for row in rows if row.text in bad]
+
+
+def write_features(folder: Path, rows: list[Sentence], encoder: TextEncoder) -> None:
+    """Writes features in the Moment-DETR family's layout, float16, and a manifest.json beside them.
+
+    Args:
+        folder: where to; what another encoder wrote there is never mixed with.
+        rows: the sentences, each with at least one token.
+        encoder: what embeds them.
+
+    Raises:
+        VmrError: if the folder holds features of another encoder, or cannot be written.
+    """
+    manifest = {**encoder.manifest(), "layout": "qid{qid}.npz: last_hidden_state, pooler_output"}
+    beside = folder / "manifest.json"
+    try:
+        if beside.is_file():
+            if json.loads(beside.read_text(encoding="utf-8")) != manifest:
+                raise VmrError(f"{folder} holds features of another encoder ({beside}). Choose another out=.")
+        elif folder.is_dir() and any(folder.glob("qid*.npz")):
+            raise VmrError(
+                f"{folder} holds features of unknown origin (no {beside.name}). Choose another out=."
+            )
+        atomic_write(beside, json.dumps(manifest, indent=2) + "\n")
+        starts = range(0, len(rows), _AT_ONCE)
+        for start in track(starts, "Writing", transient=True, disable=len(starts) < 2):
+            part = rows[start : start + _AT_ONCE]
+            texts = [row.text for row in part]
+            for row, states, pooled in zip(part, encoder.states(texts), encoder.pooled(texts), strict=True):
+                with atomic_path(folder / f"qid{row.query_id}.npz") as path:
+                    np.savez(
+                        path,
+                        last_hidden_state=states.astype(np.float16),
+                        pooler_output=pooled.astype(np.float16),
+                    )
+    except (OSError, ValueError) as error:
+        raise VmrError(f"Cannot write features to {folder} ({error}). Choose another out=.") from error
+
+
+def read_queries(file: Path) -> list[Sentence]:
+    """Reads sentences and their ids.
+
+    Args:
+        file: a .csv with a header or a .jsonl of objects, in which the id is `qid`, `query_id` or `id` and
+            the sentence `query`, `sentence` or `text`; or a .txt with a sentence a line. Where there are no
+            ids, sentences are numbered from 0.
+
+    Returns:
+        The sentences in the order of the file; ids are distinct and safe in a file name.
+
+    Raises:
+        VmrError: naming the line that cannot be used.
+    """
+    readers: dict[str, Callable[[str, Path], Iterable[tuple[str, dict[str, Any]]]]] = {
+        ".csv": _csv,
+        ".jsonl": _jsonl,
+        ".txt": _txt,
+    }
+    if file.suffix not in readers:
+        raise unknown("kind of file of queries", file.suffix, readers)
+    try:
+        content = file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise VmrError(f"Expected sentences in UTF-8 at {file}: {error}.") from error
+    rows: dict[str, str] = {}
+    for number, (where, row) in enumerate(readers[file.suffix](content, file)):
+        text = next((row[key] for key in TEXTS if row.get(key)), None)
+        if not isinstance(text, str):
+            raise VmrError(f"{where}: expected a sentence under {', '.join(TEXTS)}; found {sorted(row)}.")
+        identifier = next((row[key] for key in IDS if row.get(key) is not None), number)
+        query_id = safe_id(str(identifier) if type(identifier) is int else identifier, where)
+        if query_id in rows:
+            raise VmrError(f"{where}: the id '{query_id}' was used before. Each sentence needs its own.")
+        rows[query_id] = text.strip()
+    if not rows:
+        raise VmrError(f"{file} holds no sentence.")
+    return [Sentence(*row) for row in rows.items()]
+
+
+def _csv(content: str, file: Path) -> Iterable[tuple[str, dict[str, Any]]]:
+    reader = csv.DictReader(io.StringIO(content, newline=""))
+    for row in reader:
+        yield f"{file}, line {reader.line_num}", {str(key): value for key, value in row.items()}
+
+
+def _jsonl(content: str, file: Path) -> Iterable[tuple[str, dict[str, Any]]]:
+    for number, line in enumerate(content.split("\n"), 1):
+        if not line.strip():
+            continue
+        where = f"{file}, line {number}"
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise VmrError(f"{where}: not valid JSON ({error}).") from error
+        if not isinstance(row, dict):
+            raise VmrError(f"{where}: expected an object, found {line:.80}.")
+        yield where, row
+
+
+def _txt(content: str, file: Path) -> Iterable[tuple[str, dict[str, Any]]]:
+    for number, line in enumerate(content.split("\n"), 1):
+        if line.strip():
+            yield f"{file}, line {number}", {"text": line}

@@ -1,0 +1,415 @@
+"""Finding moments in a video file with a trained run, from Python.
+
+    retriever = Retriever.from_run("runs/shapes-shapes/mesm-paper/seed0")
+    video = retriever.encode("clip.mp4")                         # decoded and encoded once
+    for moment in video.search("a person opens the door"):      # searched as often as you like
+        print(moment.start, moment.end, moment.score)
+
+The run's own configuration decides how the video and the sentences are encoded; features that came out of
+somebody else's files cannot be computed for a new video, which is said and not guessed at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from lightning.fabric.utilities import move_data_to_device
+from torch import Tensor
+
+from vmr_zoo.config.compose import build
+from vmr_zoo.data.annotations.records import Query, Split
+from vmr_zoo.data.batches.datamodule import FOR_DETAILS, TRAINING_ONLY
+from vmr_zoo.data.batches.sampling import EpochBatchSampler
+from vmr_zoo.data.batches.split_dataset import SplitData
+from vmr_zoo.data.features.store import FeatureSet, NarrationSource, VideoSource, compare_manifests
+from vmr_zoo.data.narrations import NarrationFile, read_narrations
+from vmr_zoo.data.text.cache import Array
+from vmr_zoo.engine.evaluation import load_weights
+from vmr_zoo.errors import VmrError
+from vmr_zoo.runs import directory
+from vmr_zoo.spans import nms
+from vmr_zoo.video.decode import duration
+
+if TYPE_CHECKING:
+    from vmr_zoo.methods.base import Method
+
+NMS_IOU = 0.5
+"""Of two moments that different windows found and that overlap more, the worse goes."""
+
+_FREE_OF_A_NARRATOR = {"date", "seed", "dtype"}
+"""What may differ between the narrations of training and those of a new video."""
+
+_SCORES_BY_CLIP = ("frame_probability", "highlight")
+"""Details that say how well a clip fits, for methods without saliency; best first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """One answer.
+
+    Attributes:
+        start: seconds.
+        end: seconds.
+        score: the method's confidence; comparable within one run only.
+    """
+
+    start: float
+    end: float
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a run says about one sentence.
+
+    Attributes:
+        query: the sentence.
+        moments: best first.
+        clip_scores: (clips,) how well each clip fits: saliency, or the probability of a frame to lie in the
+            moment; None for a method that has neither.
+    """
+
+    query: str
+    moments: list[Moment]
+    clip_scores: Array | None
+
+
+class Retriever:
+    """A trained method with the encoders of its features."""
+
+    def __init__(
+        self,
+        method: Method,
+        features: FeatureSet,
+        *,
+        narrator: Mapping[str, Any] | None = None,
+        device: str | torch.device = "cpu",
+        window_seconds: float | None = None,
+        batch_size: int = 100,
+    ) -> None:
+        """Stores the parts; `from_run` builds them.
+
+        Args:
+            method: with its weights.
+            features: the features that it was trained on.
+            narrator: manifest of the narrations that it was trained on; None: there were none.
+            device: where the method runs.
+            window_seconds: a longer video is searched in windows of this length, each overlapping half of the
+                next; None: never.
+            batch_size: windows times queries per forward pass.
+
+        Raises:
+            VmrError: for a window of no length.
+        """
+        if window_seconds is not None and window_seconds <= 0:
+            raise VmrError(f"Expected a window longer than 0 s, found {window_seconds}.")
+        self.method = method.to(device).eval()
+        self.features = features
+        self.narrator = narrator
+        self.device = torch.device(device)
+        self.window_seconds = window_seconds
+        self.batch_size = batch_size
+        self.needs = method.needs - TRAINING_ONLY - FOR_DETAILS
+
+    @classmethod
+    def from_run(
+        cls,
+        run: str | Path,
+        *,
+        device: str | torch.device | None = None,
+        window_seconds: float | None = None,
+        batch_size: int = 100,
+        cache: str | Path | None = None,
+    ) -> Retriever:
+        """Rebuilds a method and its encoders from a run directory.
+
+        Args:
+            run: the directory.
+            device: where the method runs; None: a GPU if there is one.
+            window_seconds: see `__init__`; None: the length of the longest video that the run was trained on.
+            batch_size: see `__init__`. MMN and VDI make their map of a video once for each batch.
+            cache: where embeddings of sentences are kept; None: where the run kept them.
+
+        Raises:
+            VmrError: if the run is incomplete, or its features cannot be computed for a new video.
+        """
+        run = Path(run)
+        stored = directory.load_config(run, paths={"cache": cache})
+        header = directory.read_json(run / directory.METRICS)[directory.HEADER]
+        features: FeatureSet = build(stored.features)
+        if not features.video.encodes or not features.query.encodes:
+            part = "clips" if not features.video.encodes else "sentences"
+            raise VmrError(
+                f"{run} was trained on features={features.name}, whose {part} come out of ready-made files: "
+                "how to compute them for something new is not known. Train on features made here (`vmr "
+                "extract`, then features=extracted; docs/extract.md), and ask that run."
+            )
+        trained = directory.read_json(run / directory.MANIFEST)
+        now = {"video": features.video.manifest(), "query": features.query.manifest()}
+        compare_manifests({key: trained[key] for key in now}, now)
+        method: Method = build(stored.method)
+        load_weights(method, run / directory.WEIGHTS)
+        if window_seconds is None:
+            window_seconds = _longest(features, header.get("longest_training_video"))
+        return cls(
+            method,
+            features,
+            narrator=(trained["narration"] or {}).get("narrator"),
+            device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
+            window_seconds=window_seconds,
+            batch_size=batch_size,
+        )
+
+    def encode(self, video: str | Path, narrations: str | Path | None = None) -> EncodedVideo:
+        """Decodes and encodes a video.
+
+        Args:
+            video: any file that PyAV decodes.
+            narrations: a narration file that holds this video (by its file name without suffix), for a method
+                that reads narrations; `vmr narrate` makes one.
+
+        Raises:
+            VideoError: if the file cannot be decoded.
+            VmrError: if the method needs narrations and there are none, or those of another narrator.
+        """
+        path = Path(video)
+        seconds = duration(path)
+        vectors = times = None
+        if "narration" in self.needs:
+            vectors, times = self._narrations(path, narrations)
+        return EncodedVideo(self, path, seconds, self.features.video.encode(path), vectors, times)
+
+    def _narrations(self, path: Path, file: str | Path | None) -> tuple[Array, Array]:
+        """Embeds what was narrated about a video: (Ln, dim) and (Ln, 2) seconds."""
+        source = self.features.narration
+        if not isinstance(source, NarrationFile):
+            raise VmrError("The method reads narrations, but the features of its run have none.")
+        if file is None:
+            raise VmrError(
+                f"{type(self.method).__name__} reads narrations; found none for {path}. Make them by `vmr "
+                f"narrate videos={path} out=FILE.jsonl` with the narrator of the training data, and give "
+                "narrations=FILE.jsonl."
+            )
+        asked, trained = read_narrations(file)[1], self.narrator or {}
+        keys = [key for key in dict.fromkeys((*trained, *asked)) if key not in _FREE_OF_A_NARRATOR]
+        differing = [key for key in keys if asked.get(key) != trained.get(key)]
+        if differing:
+            listed = "; ".join(f"{key}: {trained.get(key)!r}, now {asked.get(key)!r}" for key in differing)
+            raise VmrError(f"{file} has another narrator than the run was trained with: {listed}.")
+        return NarrationFile(file, source.encoder).load(path.stem)
+
+
+@dataclass(frozen=True)
+class EncodedVideo:
+    """A video that has been decoded and encoded, ready to be searched many times.
+
+    Attributes:
+        retriever: whose encoder it was.
+        path: the file.
+        duration: seconds.
+        clips: (T, dim) float32.
+        narration: (Ln, dim) float32, None for a method that reads none.
+        narration_seconds: (Ln, 2) float32 start and end.
+    """
+
+    retriever: Retriever
+    path: Path
+    duration: float
+    clips: Array
+    narration: Array | None = None
+    narration_seconds: Array | None = None
+
+    def search(self, query: str, top_k: int = 5) -> list[Moment]:
+        """Finds the moments that a sentence describes.
+
+        Args:
+            query: the sentence.
+            top_k: how many moments to return at most.
+
+        Returns:
+            Moments in seconds, best first.
+        """
+        return self.answer([query], top_k)[0].moments
+
+    @torch.inference_mode()
+    def answer(self, queries: Sequence[str], top_k: int = 5) -> list[Answer]:
+        """Answers several sentences, each independently of the others.
+
+        Args:
+            queries: N sentences.
+            top_k: how many moments to return at most for each.
+
+        Returns:
+            N answers. Moments of all windows are ranked together.
+
+        Raises:
+            VmrError: if a sentence has no word.
+        """
+        if top_k < 1:
+            raise VmrError(f"Expected top_k of at least 1, found {top_k}.")
+        if not queries:
+            return []
+        retriever, windows = self.retriever, self._windows()
+        rows = [
+            Query(f"{number}-{window}", str(window), text, (), windows[window].seconds)
+            for number, text in enumerate(queries)
+            for window in range(len(windows))
+        ]
+        retriever.features.query.encode(queries)
+        split = Split("asked", tuple(rows))
+        data = SplitData(split, self._features(windows), retriever.needs)
+        found: list[list[Moment]] = [[] for _ in queries]
+        sums = np.zeros((len(queries), len(self.clips)), np.float32)
+        counts = np.zeros(len(self.clips), np.float32)
+        for window in windows:
+            counts[window.first : window.last] += 1
+        scored = False
+        sampler = EpochBatchSampler(
+            list(np.arange(len(rows))[:, None]), data.clips.numpy(), retriever.batch_size
+        )
+        for chosen in sampler:
+            batch = move_data_to_device(data[chosen], retriever.device)
+            prediction = retriever.method.predict(batch, details=True)
+            spans, scores = prediction["spans"].float().cpu(), prediction["scores"].float().cpu()
+            curve = _clip_scores(prediction)
+            for place, row in enumerate(chosen.rows.tolist()):
+                number, window = row // len(windows), windows[row % len(windows)]
+                found[number] += _moments(spans[place], scores[place], window)
+                if curve is not None:
+                    scored = True
+                    values = curve[place, : len(window)]
+                    if len(values) < len(window):  # the method pooled neighbouring clips
+                        places = np.linspace(0, len(values) - 1, len(window))
+                        values = np.interp(places, np.arange(len(values)), values)
+                    sums[number, window.first : window.last] += values
+        return [
+            Answer(text, _ranked(moments, top_k, len(windows)), sums[number] / counts if scored else None)
+            for number, (text, moments) in enumerate(zip(queries, found, strict=True))
+        ]
+
+    def _windows(self) -> list[_Window]:
+        """Cuts the video into windows that overlap by half, the last one flush with the end."""
+        count = len(self.clips)
+        seconds = self.retriever.features.clip_length(self.duration, count)
+        most = self.retriever.window_seconds
+        size = count if most is None else max(1, int(np.ceil(most / seconds)))
+        if size >= count:
+            return [_Window(0, count, 0.0, self.duration)]
+        starts = [*range(0, count - size, max(1, size // 2)), count - size]
+        return [
+            _Window(
+                first, first + size, first * seconds, min(size * seconds, self.duration - first * seconds)
+            )
+            for first in starts
+        ]
+
+    def _features(self, windows: Sequence[_Window]) -> FeatureSet:
+        """Serves the windows as videos called "0", "1" and so on."""
+        features = self.retriever.features
+        clips = {str(i): self.clips[w.first : w.last] for i, w in enumerate(windows)}
+        narrations = None
+        if self.narration is not None and self.narration_seconds is not None:
+            told = {}
+            for i, window in enumerate(windows):
+                times = self.narration_seconds - window.offset
+                inside = (times[:, 1] >= 0) & (times[:, 0] <= window.seconds)
+                told[str(i)] = (self.narration[inside], times[inside].clip(0, window.seconds))
+            narrations = _Narrations(told, self.narration.shape[1])
+        return replace(
+            features,
+            video=_Clips(clips, features.video_dim),
+            narration=narrations,
+            narration_dim=None if narrations is None else narrations.dim,
+            patches=None,
+            patch_dim=None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Window:
+    """Clips `first` to `last` - 1 of a video, which begin at `offset` and last `seconds`."""
+
+    first: int
+    last: int
+    offset: float
+    seconds: float
+
+    def __len__(self) -> int:
+        return self.last - self.first
+
+
+class _Clips(VideoSource):
+    """Clips in memory."""
+
+    def __init__(self, clips: dict[str, Array], dim: int) -> None:
+        self.clips = clips
+        self.dim = dim
+
+    def load(self, video_id: str) -> Array:
+        return self.clips[video_id]
+
+    def manifest(self) -> dict[str, Any]:
+        return {}
+
+
+class _Narrations(NarrationSource):
+    """Narrations in memory."""
+
+    def __init__(self, narrations: dict[str, tuple[Array, Array]], dim: int) -> None:
+        self.narrations = narrations
+        self.dim = dim
+
+    def load(self, video_id: str) -> tuple[Array, Array]:
+        return self.narrations[video_id]
+
+    def manifest(self) -> dict[str, Any]:
+        return {}
+
+
+def _longest(features: FeatureSet, longest_video: float | None) -> float | None:
+    """Returns the seconds of the longest video that training saw; None if that is not recorded."""
+    most = features.video.max_clips
+    if most is None or features.clip_seconds is None:
+        return longest_video
+    cut = most * features.clip_seconds
+    return cut if longest_video is None else min(cut, longest_video)
+
+
+def _clip_scores(prediction: Any) -> Array | None:
+    """Returns one score per clip, (B, Lv or fewer), if the method has such a thing."""
+    details = prediction.get("details", {})
+    for curve in (prediction.get("saliency"), *(details.get(name) for name in _SCORES_BY_CLIP)):
+        if curve is not None:
+            values: Array = curve.float().cpu().numpy()
+            return values
+    return None
+
+
+def _moments(spans: Tensor, scores: Tensor, window: _Window) -> list[Moment]:
+    """Turns the fractions of a window into seconds of the video; what only fills a short list goes."""
+    return [
+        Moment(window.offset + start * window.seconds, window.offset + end * window.seconds, score)
+        for (start, end), score in zip(spans.tolist(), scores.tolist(), strict=True)
+        if score != 0 or end > start
+    ]
+
+
+def _ranked(moments: Iterable[Moment], top_k: int, windows: int) -> list[Moment]:
+    """Ranks the moments of all windows together."""
+    ranked = sorted(moments, key=lambda moment: -moment.score)
+    if windows > 1 and ranked:
+        # What two windows both see is found twice.
+        spans = torch.tensor([[[moment.start, moment.end] for moment in ranked]])
+        scores = torch.tensor([[moment.score for moment in ranked]])
+        kept, kept_scores = nms(spans, scores, NMS_IOU, keep=min(top_k, len(ranked)))
+        ranked = [
+            Moment(start, end, score)
+            for (start, end), score in zip(kept[0].tolist(), kept_scores[0].tolist(), strict=True)
+            if score != 0 or end > start
+        ]
+    return ranked[:top_k]

@@ -1,0 +1,75 @@
+"""The picture of an answer: thumbnails along the timeline, the moments found, and how well each clip fits."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vmr_zoo.errors import VmrError
+from vmr_zoo.utils.files import atomic_path
+from vmr_zoo.video.decode import sample
+
+if TYPE_CHECKING:
+    from vmr_zoo.engine.retriever import Answer, EncodedVideo
+
+THUMBNAILS = 10
+_WIDTH = 12.0
+"""Inches."""
+
+
+def draw(video: EncodedVideo, answers: Sequence[Answer], out: str | Path) -> None:
+    """Draws the answers to one or several sentences about a video.
+
+    Args:
+        video: what was searched.
+        answers: one panel each; the best moment is drawn darkest, ranks stand on the bars.
+        out: the picture; its suffix says what it is (.png, .pdf, .svg).
+
+    Raises:
+        VideoError: if the file has gone in the meantime.
+        VmrError: for an unknown suffix, or a place that cannot be written.
+    """
+    from matplotlib.figure import Figure  # without pyplot: no window, no state
+
+    frames = list(itertools.islice(sample(video.path, video.duration / THUMBNAILS), THUMBNAILS))
+    pictures = [frame.reformat(height=120, width=round(120 * frame.width / frame.height)) for frame in frames]
+    strip = np.concatenate([picture.to_ndarray(format="rgb24") for picture in pictures], axis=1)
+    strip_height = _WIDTH * strip.shape[0] / strip.shape[1]
+    figure = Figure(figsize=(_WIDTH, strip_height + 1.5 * len(answers) + 0.6), layout="constrained")
+    axes = figure.subplots(
+        1 + len(answers), 1, sharex=True, squeeze=False, height_ratios=[strip_height] + [1.5] * len(answers)
+    )[:, 0]
+    # The last sample may be missing where the file is a little shorter than it says.
+    axes[0].imshow(strip, extent=(0, video.duration * len(frames) / THUMBNAILS, 0, 1), aspect="auto")
+    axes[0].set_yticks([])
+    for axis, answer in zip(axes[1:], answers, strict=True):
+        axis.set_title(answer.query, loc="left", fontsize=10, parse_math=False, wrap=True)
+        for rank, moment in reversed(list(enumerate(answer.moments))):
+            axis.barh(
+                -rank,
+                moment.end - moment.start,
+                left=moment.start,
+                height=0.8,
+                color="tab:blue",
+                alpha=1 / (1 + 0.6 * rank),
+            )
+            axis.text(moment.end, -rank, f" {rank + 1}", va="center", fontsize=8)
+        axis.set_yticks([])
+        axis.set_ylim(-max(1, len(answer.moments)) + 0.4, 0.6)
+        if answer.clip_scores is not None:
+            edges = np.linspace(0, video.duration, len(answer.clip_scores) + 1)
+            scores = axis.twinx()
+            scores.stairs(answer.clip_scores, edges, color="tab:orange", baseline=None)
+            scores.set_yticks([])
+            scores.set_ylabel("clip score", color="tab:orange", fontsize=8)
+    axes[-1].set_xlim(0, video.duration)
+    axes[-1].set_xlabel("seconds")
+    try:
+        with atomic_path(out) as temporary:
+            figure.savefig(temporary, dpi=120)
+    except (ValueError, OSError) as error:
+        raise VmrError(f"Cannot write picture={out}: {error}. Name a .png, .pdf or .svg file.") from error

@@ -1,0 +1,1 @@
+"""The released code of the papers: its weights and numbers against ours."""

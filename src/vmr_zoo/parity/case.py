@@ -1,0 +1,246 @@
+"""Golden cases: inputs, weights and every number that the authors' code made of them, in one .npz file."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vmr_zoo.errors import VmrError
+from vmr_zoo.methods.base import Method
+from vmr_zoo.parity.weights import WeightNames
+
+
+class Case:
+    """A golden case; remembers which of its arrays were read.
+
+    Attributes:
+        path: where it came from.
+        options: the authors' options, from the array `config`.
+        keys: the names of all arrays, in the order of the file.
+        read: the names of the arrays that `case[name]` gave out.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Reads a file.
+
+        Args:
+            path: an .npz file without pickled objects.
+
+        Raises:
+            VmrError: if it cannot be read or has no `config`.
+        """
+        self.path = path
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                self._arrays = {name: file[name] for name in file.files}
+            self.options: dict[str, Any] = dict(json.loads(str(self._arrays["config"])))
+        except Exception as error:  # what a broken file raises depends on the byte
+            raise VmrError(
+                f"Expected a golden case (.npz without pickled objects, with JSON in an array 'config') "
+                f"in {path}, but: {error}"
+            ) from error
+        self.keys = list(self._arrays)
+        self.read = {"config"}
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._arrays
+
+    def __getitem__(self, key: str) -> Tensor:
+        """Returns an array as a tensor and notes that it was read.
+
+        Raises:
+            VmrError: if the file has none of that name.
+        """
+        if key not in self._arrays:
+            raise VmrError(f"{self.path} has no array '{key}': it is not a golden case of this method.")
+        self.read.add(key)
+        return torch.from_numpy(self._arrays[key])
+
+    def stored(self, key: str) -> Tensor:
+        """Returns an array without noting it, for the comparison."""
+        return torch.from_numpy(self._arrays[key])
+
+    def group(self, prefix: str) -> dict[str, Tensor]:
+        """Returns the arrays `prefix/…` by what follows the prefix."""
+        start = prefix + "/"
+        return {key.removeprefix(start): self[key] for key in self.keys if key.startswith(start)}
+
+
+@dataclass(frozen=True)
+class Number:
+    """A recomputed array, and how near it has to come.
+
+    Attributes:
+        value: what we computed.
+        atol: absolute tolerance, a number or one per entry of the last axis.
+        rtol: tolerance relative to the stored value, added to the absolute one.
+        where: bool, broadcastable to the value; only True entries are compared (padding holds anything).
+    """
+
+    value: Tensor
+    atol: float | Tensor
+    rtol: float = 0.0
+    where: Tensor | None = None
+
+
+class Released(ABC):
+    """What one method's released code calls things, and how to recompute its golden cases.
+
+    Attributes:
+        names: how its weights are named.
+    """
+
+    names: WeightNames
+
+    @abstractmethod
+    def settings(self, options: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Translates the authors' options and the shapes of their weights.
+
+        Args:
+            options: the authors' options.
+            weights: the authors' weights by their names.
+
+        Returns:
+            Values by dotted key of the `method` node.
+
+        Raises:
+            VmrError: if an option is missing or has a value that is not implemented.
+        """
+
+    @abstractmethod
+    def data(self, options: Mapping[str, Any]) -> str:
+        """Names the data set (a file in conf/data) that a checkpoint was trained on.
+
+        Raises:
+            VmrError: if none of ours corresponds.
+        """
+
+    @abstractmethod
+    def recompute(self, method: Method, case: Case) -> dict[str, Number]:
+        """Recomputes what a case stores.
+
+        Args:
+            method: with the case's weights and settings, in `variant: released`.
+            case: the case; what is read from it through `case[...]` counts as given, everything else has to
+                be among the results.
+
+        Returns:
+            Recomputed arrays by the case's own keys. Keys that the case does not store are ignored.
+        """
+
+
+def gradients(
+    method: Method,
+    names: WeightNames,
+    case: Case,
+    total: Tensor,
+    *,
+    norm_key: str,
+    clip: float,
+    atol: float,
+    rtol: float = 0.0,
+) -> dict[str, Number]:
+    """Recomputes the gradients of a case and its weights after one step of the optimizer.
+
+    The optimizer is the one that the method's configuration builds.
+
+    Args:
+        method: whose weights `total` depends on.
+        names: of its weights.
+        case: the case.
+        total: the loss.
+        norm_key: under which the global norm of the gradients is stored.
+        clip: the norm that gradients are clipped to before the step.
+        atol: tolerance of a gradient.
+        rtol: relative tolerance of a gradient, and of the norm.
+
+    Returns:
+        Numbers by key.
+    """
+    parameters = dict(method.named_parameters())
+    method.zero_grad(set_to_none=True)
+    total.backward()
+    results: dict[str, Number] = {}
+    for name, stored in _named(case, "grad").items():
+        ours = names.ours(name)
+        if ours is None or (gradient := parameters[ours].grad) is None:
+            continue  # not recomputed, which the comparison reports
+        full = torch.zeros_like(stored)
+        full[: len(gradient)] = gradient
+        results[f"grad/{name}"] = Number(full, atol, rtol)
+    trained = [p for p in parameters.values() if p.grad is not None]
+    norm = torch.nn.utils.clip_grad_norm_(trained, clip)
+    results[norm_key] = Number(norm, 1e-4, max(rtol, 1e-5))
+
+    configured = method.configure_optimizers()
+    optimizer = configured["optimizer"] if isinstance(configured, dict) else configured
+    optimizer.step()
+    for name, stored in _named(case, "after_step").items():
+        ours = names.ours(name)
+        after = case[f"param/{name}"].clone()  # what is never used has no gradient and stays
+        firm = torch.ones_like(stored, dtype=torch.bool)
+        if ours is not None:
+            after[: len(parameters[ours])] = parameters[ours].detach()
+            gradient = parameters[ours].grad
+            if gradient is not None:
+                # Adam's first step is the sign of the gradient, so that of a gradient near zero is noise.
+                firm[: len(gradient)] = gradient.abs() > 1e-6
+        results[f"after_step/{name}"] = Number(after, 1e-6, where=firm)
+    return results
+
+
+def _named(case: Case, prefix: str) -> dict[str, Tensor]:
+    start = prefix + "/"
+    return {key.removeprefix(start): case.stored(key) for key in case.keys if key.startswith(start)}
+
+
+def pairs(slots: Tensor, matched: Tensor) -> Tensor:
+    """Lists an assignment as the authors do: rows (row, slot, target), by row, then by slot.
+
+    Args:
+        slots: (B, N) as `blocks.matcher.assign` gives them.
+        matched: (B, N).
+
+    Returns:
+        (number of pairs, 3) int64.
+    """
+    row, target = matched.nonzero(as_tuple=True)
+    slot = slots[row, target]
+    order = torch.argsort(row * (int(slots.max()) + 1) + slot)
+    return torch.stack((row, slot, target), 1)[order]
+
+
+def windows(seconds: Tensor, duration: Tensor) -> tuple[Tensor, Tensor]:
+    """Turns windows in seconds, padded with NaN, into the contract's spans.
+
+    Args:
+        seconds: (B, W, 2).
+        duration: (B,).
+
+    Returns:
+        Spans (B, W, 2) as fractions of the duration, not clipped to it, and their mask (B, W).
+    """
+    mask = ~seconds.isnan().any(-1)
+    return (seconds / duration[:, None, None]).nan_to_num(0.0), mask
+
+
+def encoder_layers(method: Method) -> tuple[list[Tensor], Sequence[Any]]:
+    """Collects the output of every encoder layer of the next forward passes.
+
+    Returns:
+        The list that they are appended to, and the handles to remove afterwards.
+    """
+    collected: list[Tensor] = []
+    layers = method.get_submodule("encoder.encoder").layers
+    return collected, [
+        layer.register_forward_hook(lambda _module, _inputs, output: collected.append(output))
+        for layer in layers  # type: ignore[union-attr]
+    ]

@@ -1,0 +1,159 @@
+"""Moment-DETR's released code (jayleicn/moment_detr, commit b7e553a): its names, options and golden cases."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vmr_zoo.blocks.position import append_tef, sine_position
+from vmr_zoo.errors import VmrError
+from vmr_zoo.methods.base import Method
+from vmr_zoo.methods.moment_detr import MomentDETR
+from vmr_zoo.metrics.settings import Rounding
+from vmr_zoo.parity.case import Case, Number, Released, encoder_layers, gradients, pairs, windows
+from vmr_zoo.parity.released import detr
+from vmr_zoo.parity.weights import WeightNames
+from vmr_zoo.spans import to_centre_width
+from vmr_zoo.types import Batch
+
+_OUTPUT, _LOSS, _GRADIENT = 5e-5, 1e-5, 1e-4
+_LOSSES = {
+    "loss_span": "span_l1",
+    "loss_giou": "span_giou",
+    "loss_label": "label",
+    "class_error": "class_error",
+}
+_ROUNDING = Rounding(decimals=4, clamp=(0, 150), multiple_of=2)  # whatever the data
+
+
+class MomentDETRReleased(Released):
+    """Moment-DETR."""
+
+    names = WeightNames(
+        rules=[
+            (r"transformer\.decoder\.layers\.(\d+)\.self_attn\.(.*)", r"decoder.layers.\1.self_attention.\2"),
+            (
+                r"transformer\.decoder\.layers\.(\d+)\.multihead_attn\.(.*)",
+                r"decoder.layers.\1.cross_attention.\2",
+            ),
+            (r"query_embed\.weight", r"decoder.query_position.weight"),
+            *detr.SHARED_NAMES,
+        ],
+        unused=detr.UNUSED,
+    )
+
+    def __init__(self, normalise: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]) -> None:
+        """Takes the data side's normalisation of one feature source, to be checked on the case's inputs."""
+        self.normalise = normalise
+
+    def settings(self, options: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict[str, Any]:
+        """See `Released.settings`."""
+        if options.get("contrastive_align_loss"):
+            raise VmrError(
+                "The authors' option contrastive_align_loss is on; no released script sets it, "
+                "and vmr_zoo's moment_detr has no such loss."
+            )
+        return detr.settings(options, detr.SHARED_SETTINGS, also=("aux_loss",)) | {
+            "aux_losses": options["aux_loss"],
+            "video_dim": detr.video_dim(weights),
+            "query_dim": detr.query_dim(weights),
+        }
+
+    def data(self, options: Mapping[str, Any]) -> str:
+        """See `Released.data`."""
+        return detr.data(options)
+
+    def recompute(self, method: Method, case: Case) -> dict[str, Number]:
+        """See `Released.recompute`; tolerances from the notes beside the cases."""
+        assert isinstance(method, MomentDETR)
+        options = case.options
+        video, video_mask = case["input/src_vid"], case["input/src_vid_mask"] > 0
+        query, query_mask = case["input/src_txt"], case["input/src_txt_mask"] > 0
+        duration = case["input/duration"]
+        spans, span_mask = windows(case["input/windows_sec"], duration)
+        clip = float(options["clip_length"])
+        batch: Batch = {
+            "video": video[..., :-2],
+            "video_mask": video_mask,
+            "query": query,
+            "query_mask": query_mask,
+            "spans": spans,
+            "span_mask": span_mask,
+            "duration": duration,
+            "clip_seconds": torch.full_like(duration, clip),
+            "video_id": [str(row) for row in range(len(duration))],
+        }
+        positive, negative = case["target/saliency_pos_labels"], case["target/saliency_neg_labels"]
+
+        method.train()
+        collected, handles = encoder_layers(method)
+        output = method(batch)
+        for handle in handles:
+            handle.remove()
+        targets = to_centre_width(method.extent.targets(spans, batch))
+        losses = method.losses_of(output, batch, positive, negative, torch.ones_like(positive).bool())
+
+        raw = detr.normalise(case["input/raw_video"], options["video_source_dims"], self.normalise)
+        encoded = output.encoded
+        clips, tokens, both = (m.unsqueeze(-1) for m in (video_mask, query_mask, encoded.mask))
+        results = {
+            "input/src_vid": Number(append_tef(raw, video_mask), 1e-6),
+            "input/src_txt": Number(
+                detr.normalise(case["input/raw_text"], [query.shape[-1]], self.normalise), 1e-6
+            ),
+            "target/spans_flat": Number(targets[span_mask], 1e-6),
+            "target/num_spans": Number(span_mask.sum(1), 0),
+            "output/pred_logits": Number(output.logits[-1], _OUTPUT),
+            "output/pred_score": Number(output.logits[-1].softmax(-1)[..., 0], _OUTPUT),
+            "output/pred_spans": Number(output.spans[-1], _OUTPUT),
+            "output/saliency_scores": Number(output.saliency, _OUTPUT, where=video_mask),
+            "output/decoder_hs": Number(output.states, _OUTPUT),
+            "output/vid_position": Number(
+                sine_position(video_mask, encoded.memory.shape[-1]), _OUTPUT, where=clips
+            ),
+            "output/projed_video_feat": Number(method.encoder.project_video(video), _OUTPUT, where=clips),
+            "output/projed_words_feat": Number(method.encoder.project_query(query), _OUTPUT, where=tokens),
+            "output/encoder_memory": Number(encoded.memory, _OUTPUT, where=both),
+            "output/memory_video": Number(encoded.video, _OUTPUT, where=clips),
+            "output/memory_text": Number(encoded.query, _OUTPUT, where=tokens),
+            "loss/loss_saliency": Number(losses["margin"], 1e-6, _LOSS),
+            "loss/total_weighted": Number(method.total_loss(losses), 1e-6, _LOSS),
+        }
+        for i, layer in enumerate(collected):
+            results[f"output/encoder_layer{i}"] = Number(layer, _OUTPUT, where=both)
+        last = len(output.logits) - 1
+        for i, (logits, predicted) in enumerate(zip(output.logits, output.spans, strict=True)):
+            match = pairs(*method.criterion.match(logits, predicted, targets, span_mask))
+            results["output/match_last" if i == last else f"output/match_aux{i}"] = Number(match, 0)
+            if i < last:
+                results[f"output/aux{i}_pred_logits"] = Number(logits, _OUTPUT)
+                results[f"output/aux{i}_pred_spans"] = Number(predicted, _OUTPUT)
+
+        for theirs, ours in _LOSSES.items():
+            results[f"loss/{theirs}"] = Number(losses[ours], 1e-6, _LOSS)
+            for i in range(last if method.aux_losses else 0):
+                results[f"loss/{theirs}_{i}"] = Number(losses[f"{ours}/aux{i}"], 1e-6, _LOSS)
+
+        method.eval()
+        with torch.no_grad():
+            answer = method(batch)
+        post = detr.rounded_windows(answer.logits[-1], answer.spans[-1], duration, _ROUNDING)
+        results |= detr.compare_windows(post)
+        # Submitted in float16: one step of it is up to a thousandth of the value.
+        half = torch.where(video_mask, answer.saliency.half().float(), torch.nan)
+        results["output/post_saliency"] = Number(half, _OUTPUT, 1e-3)
+
+        results |= gradients(
+            method,
+            self.names,
+            case,
+            method.total_loss(losses),
+            norm_key="loss/grad_norm_before_clip",
+            clip=options["grad_clip"],
+            atol=_GRADIENT,
+        )
+        return results

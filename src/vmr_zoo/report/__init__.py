@@ -1,0 +1,1 @@
+"""Leaderboards, significance, the papers' tables, the HTML page and wandb."""
