@@ -19,7 +19,13 @@ class SetCriterion(nn.Module):
     """
 
     def __init__(
-        self, *, cost_l1: float, cost_giou: float, cost_class: float, background_weight: float = 0.1
+        self,
+        *,
+        cost_l1: float,
+        cost_giou: float,
+        cost_class: float,
+        background_weight: float = 0.1,
+        every_layer: bool = False,
     ) -> None:
         """Stores the weights.
 
@@ -28,10 +34,12 @@ class SetCriterion(nn.Module):
             cost_giou: of the negative generalised IoU in the matching cost.
             cost_class: of the negative foreground probability in the matching cost.
             background_weight: of a slot without a target in the class loss.
+            every_layer: apply the losses to every decoder layer instead of the last one.
         """
         super().__init__()
         self.cost_l1, self.cost_giou, self.cost_class = cost_l1, cost_giou, cost_class
         self.background_weight = background_weight
+        self.every_layer = every_layer
 
     @torch.no_grad()
     def match(
@@ -97,23 +105,22 @@ class SetCriterion(nn.Module):
         }
 
     def over_layers(
-        self, logits: Tensor, spans: Tensor, targets: Tensor, target_mask: Tensor, *, every: bool
+        self, logits: Tensor, spans: Tensor, targets: Tensor, target_mask: Tensor
     ) -> dict[str, Tensor]:
-        """Computes the losses of what a decoder predicts after its last layer or after each.
+        """Computes the losses of the last decoder layer, or of every layer with `every_layer`.
 
         Args:
             logits: (layers, B, M, 2).
             spans: (layers, B, M, 2).
             targets: see `forward`.
             target_mask: see `forward`.
-            every: whether the layers before the last count; theirs get "/aux0", "/aux1", … appended.
 
         Returns:
-            Scalars, see `forward`.
+            Scalars by the names of `forward`; those of the layers before the last end in "/aux0", "/aux1", ….
         """
         losses: dict[str, Tensor] = {}
         last = len(logits) - 1
-        layers = range(0 if every else last, last + 1)
+        layers = range(0 if self.every_layer else last, last + 1)
         slots, matched = self.match(logits[layers.start :], spans[layers.start :], targets, target_mask)
         for place, layer in enumerate(layers):
             suffix = "" if layer == last else f"/aux{layer}"

@@ -1,12 +1,10 @@
 """Moment-DETR: set prediction of moments by a Transformer over video and query.
 
 Paper: Lei, Berg, Bansal, "Detecting Moments and Highlights in Videos via Natural Language Queries", NeurIPS
-    2021,
-https://arxiv.org/abs/2107.09609. Baseline of BM-DETR and QD-DETR.
+2021, arXiv 2107.09609. Baseline of BM-DETR and QD-DETR.
 
 Differs from the released code (jayleicn/moment_detr) in one switch:
-- `span_unit`: targets are fractions of the duration (`duration`) instead of the clips read (`clips`,
-  released).
+- `span_unit.unit`: targets are fractions of the duration (`duration`) | of the clips read (`clips`).
 """
 
 from __future__ import annotations
@@ -16,13 +14,12 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from vmr_zoo.blocks.clips import clips_inside
-from vmr_zoo.blocks.decoder import QueryDecoder, SpanHeads
+from vmr_zoo.blocks.decoder import SpanHeads
+from vmr_zoo.blocks.detr_network import DETRNetwork
 from vmr_zoo.blocks.distinct import per_video
-from vmr_zoo.blocks.encoder import Encoder
-from vmr_zoo.blocks.extent import Extent
-from vmr_zoo.blocks.joint_encoder import Encoded, JointEncoder
-from vmr_zoo.blocks.projection import Activation
+from vmr_zoo.blocks.joint_encoder import Encoded
 from vmr_zoo.blocks.ranking import like_ranked, rank
+from vmr_zoo.blocks.span_unit import SpanUnit
 from vmr_zoo.losses.margin import margin_loss, sample_pairs
 from vmr_zoo.losses.set_criterion import SetCriterion
 from vmr_zoo.methods.base import Method, Training
@@ -30,7 +27,7 @@ from vmr_zoo.spans import to_centre_width
 from vmr_zoo.types import Batch, Prediction
 
 
-class Output(NamedTuple):
+class MomentDETROutput(NamedTuple):
     """What the network computes.
 
     Attributes:
@@ -58,21 +55,10 @@ class MomentDETR(Method):
         *,
         video_dim: int,
         query_dim: int,
-        dim: int,
-        heads: int,
-        feedforward_dim: int,
-        encoder_layers: int,
-        decoder_layers: int,
-        queries: int,
-        activation: Activation,
-        projection_layers: int,
-        dropout: float,
-        input_dropout: float,
+        network: DETRNetwork,
         criterion: SetCriterion,
         margin: float,
-        aux_losses: bool,
-        span_unit: str,
-        max_clips: int,
+        span_unit: SpanUnit,
         training: Training,
     ) -> None:
         """Builds the network.
@@ -80,43 +66,20 @@ class MomentDETR(Method):
         Args:
             video_dim: width of the clip features, without TEF.
             query_dim: width of the token features.
-            dim: D, width of the model.
-            heads: attention heads.
-            feedforward_dim: width inside the position-wise networks.
-            encoder_layers: layers of the encoder.
-            decoder_layers: layers of the decoder.
-            queries: M, the number of predicted moments.
-            activation: of the position-wise networks.
-            projection_layers: Linear maps per input projection.
-            dropout: in encoder and decoder.
-            input_dropout: in the input projections.
+            network: sizes of encoder and decoder.
             criterion: matching and set losses.
-            margin: by which a relevant clip's saliency should exceed an irrelevant one's.
-            aux_losses: apply the set losses to every decoder layer instead of the last one.
-            span_unit: see `blocks.extent.Extent`.
-            max_clips: see `blocks.extent.Extent`.
-            training: see `Method`; intermediate decoder layers use the same weights.
+            margin: by which the saliency of a relevant clip should exceed that of an irrelevant one.
+            span_unit: unit of the predicted spans.
+            training: loss weights, optimizer, and what validation computes.
         """
         super().__init__(training)
-        encoder = Encoder(dim, heads, feedforward_dim, encoder_layers, activation=activation, dropout=dropout)
-        self.encoder = JointEncoder(
-            video_dim + 2,
-            query_dim,
-            encoder,
-            dim,
-            projection_layers=projection_layers,
-            input_dropout=input_dropout,
-        )
-        self.decoder = QueryDecoder(
-            dim, heads, feedforward_dim, decoder_layers, queries, activation=activation, dropout=dropout
-        )
-        self.heads = SpanHeads(dim)
-        self.saliency = nn.Linear(dim, 1)
-        self.criterion = criterion
-        self.margin, self.aux_losses = margin, aux_losses
-        self.extent = Extent(span_unit, max_clips)
+        self.encoder = network.joint_encoder(video_dim, query_dim)
+        self.decoder = network.query_decoder()
+        self.heads = SpanHeads(network.dim)
+        self.saliency = nn.Linear(network.dim, 1)
+        self.criterion, self.margin, self.span_unit = criterion, margin, span_unit
 
-    def forward(self, batch: Batch) -> Output:
+    def forward(self, batch: Batch) -> MomentDETROutput:
         """Runs the network."""
         video_mask = batch["video_mask"]
         project = self.encoder.project_clips
@@ -125,7 +88,7 @@ class MomentDETR(Method):
         encoded = self.encoder(video, video_mask, query, batch["query_mask"])
         states, references = self.decoder(encoded.memory, encoded.mask, encoded.position)
         logits, spans = self.heads(states, references)
-        return Output(logits, spans, self.saliency(encoded.video).squeeze(-1), encoded, states)
+        return MomentDETROutput(logits, spans, self.saliency(encoded.video).squeeze(-1), encoded, states)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Set losses of the last decoder layer or of every one, and the saliency margin."""
@@ -136,13 +99,11 @@ class MomentDETR(Method):
         return self.losses_of(self(batch), batch, *pairs)
 
     def losses_of(
-        self, output: Output, batch: Batch, positive: Tensor, negative: Tensor, usable: Tensor
+        self, output: MomentDETROutput, batch: Batch, positive: Tensor, negative: Tensor, usable: Tensor
     ) -> dict[str, Tensor]:
         """Computes the losses of an output on given margin pairs; see `losses.margin.margin_loss`."""
-        targets = to_centre_width(self.extent.targets(batch["spans"], batch))
-        losses = self.criterion.over_layers(
-            output.logits, output.spans, targets, batch["span_mask"], every=self.aux_losses
-        )
+        targets = to_centre_width(self.span_unit.targets(batch["spans"], batch))
+        losses = self.criterion.over_layers(output.logits, output.spans, targets, batch["span_mask"])
         losses["margin"] = margin_loss(output.saliency, positive, negative, usable, self.margin)
         return losses
 
@@ -154,7 +115,7 @@ class MomentDETR(Method):
             details: also return `decoder_attention` and `decoder_word_attention`.
         """
         output = self(batch)
-        spans, scores = rank(output.logits[-1], output.spans[-1], self.extent.scale(batch))
+        spans, scores = rank(output.logits[-1], output.spans[-1], self.span_unit.scale(batch))
         prediction: Prediction = {"spans": spans, "scores": scores, "saliency": output.saliency}
         if details:
             record: list[Tensor] = []

@@ -46,7 +46,7 @@ _SETTINGS = {
     "saliency_margin": "margin",
     "iou_gamma": "contrast.gamma",
     "recss_tau": "contrast.temperature",
-    "aux_loss": "aux_losses",
+    "aux_loss": "criterion.every_layer",
     "eos_coef": "criterion.background_weight",
     "set_cost_span": "criterion.cost_l1",
     "set_cost_giou": "criterion.cost_giou",

@@ -58,7 +58,7 @@ class MomentDETRReleased(Released):
                 "and vmr_zoo's moment_detr has no such loss."
             )
         return detr.settings(options, detr.SHARED_SETTINGS, also=("aux_loss",)) | {
-            "aux_losses": options["aux_loss"],
+            "criterion.every_layer": options["aux_loss"],
             "video_dim": detr.video_dim(weights),
             "query_dim": detr.query_dim(weights),
         }
@@ -135,7 +135,7 @@ class MomentDETRReleased(Released):
 
         for theirs, ours in _LOSSES.items():
             results[f"loss/{theirs}"] = Number(losses[ours], 1e-6, _LOSS)
-            for i in range(last if method.aux_losses else 0):
+            for i in range(last if method.criterion.every_layer else 0):
                 results[f"loss/{theirs}_{i}"] = Number(losses[f"{ours}/aux{i}"], 1e-6, _LOSS)
 
         method.eval()

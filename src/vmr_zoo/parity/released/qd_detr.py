@@ -161,7 +161,7 @@ class QDDETRReleased(Released):
             "video_dim": video_dim,
             "query_dim": detr.query_dim(weights),
             "aligner_layers": layers(weights, "transformer.t2v_encoder"),
-            "aux_losses": options["aux_loss"],
+            "criterion.every_layer": options["aux_loss"],
             **saliency_weights(options["lw_saliency"]),
         }
 

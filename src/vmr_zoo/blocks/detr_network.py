@@ -1,0 +1,92 @@
+"""Sizes of the Moment-DETR family's networks, and the parts that are built from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vmr_zoo.blocks.decoder import AnchorDecoder, QueryDecoder
+from vmr_zoo.blocks.encoder import Encoder
+from vmr_zoo.blocks.joint_encoder import JointEncoder
+from vmr_zoo.blocks.projection import Activation, InputProjection
+
+
+@dataclass(frozen=True)
+class DETRNetwork:
+    """Sizes of a transformer encoder and decoder with projected inputs; each method builds its parts here.
+
+    Attributes:
+        dim: D, width of the model.
+        heads: attention heads.
+        feedforward_dim: width inside the position-wise networks.
+        activation: of the position-wise networks.
+        dropout: in attention, residuals and position-wise networks.
+        input_dropout: in the input projections.
+        projection_layers: Linear maps per input projection.
+        encoder_layers: self-attention layers of the encoder.
+        decoder_layers: layers of the decoder.
+        queries: M, the number of predicted moments.
+    """
+
+    dim: int
+    heads: int
+    feedforward_dim: int
+    activation: Activation
+    dropout: float
+    input_dropout: float
+    projection_layers: int
+    encoder_layers: int
+    decoder_layers: int
+    queries: int
+
+    def input_projection(self, features_dim: int) -> InputProjection:
+        """Projects features of width `features_dim` to D."""
+        return InputProjection(features_dim, self.dim, self.projection_layers, self.input_dropout)
+
+    def encoder(self, *, scale_positions: bool = False) -> Encoder:
+        """Builds the self-attention encoder; see `Encoder`."""
+        return Encoder(
+            self.dim,
+            self.heads,
+            self.feedforward_dim,
+            self.encoder_layers,
+            activation=self.activation,
+            dropout=self.dropout,
+            scale_positions=scale_positions,
+        )
+
+    def joint_encoder(self, video_dim: int, query_dim: int, *, scale_positions: bool = False) -> JointEncoder:
+        """Builds the encoder of video and query in one sequence; `video_dim` is without TEF."""
+        return JointEncoder(
+            video_dim + 2,
+            query_dim,
+            self.encoder(scale_positions=scale_positions),
+            self.dim,
+            projection_layers=self.projection_layers,
+            input_dropout=self.input_dropout,
+        )
+
+    def query_decoder(self) -> QueryDecoder:
+        """Builds the decoder with learned query positions."""
+        return QueryDecoder(
+            self.dim,
+            self.heads,
+            self.feedforward_dim,
+            self.decoder_layers,
+            self.queries,
+            activation=self.activation,
+            dropout=self.dropout,
+        )
+
+    def anchor_decoder(self, *, refine: bool, width_first: bool = False) -> AnchorDecoder:
+        """Builds the decoder with learnable spans; see `AnchorDecoder`."""
+        return AnchorDecoder(
+            self.dim,
+            self.heads,
+            self.feedforward_dim,
+            self.decoder_layers,
+            self.queries,
+            activation=self.activation,
+            dropout=self.dropout,
+            refine=refine,
+            width_first=width_first,
+        )
