@@ -1,10 +1,11 @@
 # make demo   the main job on the embedded data: render, extract, narrate, embed, train the five papers' methods,
 #             print the leaderboard and write it as a page
 # make test   the tests without the slow ones
-# Both make .venv and install by themselves; a second call finds that done.
-# make bench  what a step and an answer of each method cost on this machine
+# Both create .venv and install everything on the first call.
+# make docs   the documentation site in build/site
+# make bench  training-step and inference time of each method on this machine
 # make audit  known vulnerabilities of what is installed
-# CONSTRAINTS=constraints.txt installs the versions that the tests last passed with.
+# CONSTRAINTS=constraints.txt installs the versions with which the tests last passed.
 
 PYTHON ?= python3
 VENV := .venv
@@ -13,14 +14,14 @@ INSTALLED := $(VENV)/.installed
 
 DEMO_RUNS := runs/demo
 
-# A process a core, at most 8 for the memory's sake, each with one thread of torch.
+# One process per core, at most 8 to limit memory, each with one torch thread.
 FAST_TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses=8 --dist=worksteal -m "not slow and not gpu"
 
-# Settings of the machine that would install elsewhere, or less.
+# These settings of the user would make pip install elsewhere, or less.
 unexport PIP_USER PIP_TARGET PIP_PREFIX PIP_ROOT PIP_NO_DEPS PIP_REQUIRE_VIRTUALENV PIP_CONSTRAINT PIP_DRY_RUN
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: install demo test test-all coverage bench audit lint format clean
+.PHONY: install demo test test-all coverage bench audit lint format docs clean
 
 install: $(INSTALLED)
 
@@ -32,8 +33,8 @@ $(INSTALLED): pyproject.toml
 	$(BIN)/python -m pip install --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e '.[dev]'
 	@touch $@
 
-# Given again, a sweep trains only what is missing. conf/recipe/shapes is sized for a CPU, where models so small use one
-# core each: a sweep trains one on every core. The two baselines see no video and have nothing to train.
+# Re-running a sweep resumes it. conf/recipe/shapes sets one thread per job, so a sweep trains one model on each core. The
+# two baselines see no video and have nothing to train.
 demo: $(INSTALLED)
 	$(BIN)/vmr extract data=shapes encoder=grid
 	$(BIN)/vmr narrate data=shapes narrator=shapes
@@ -61,10 +62,20 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python tests/structure.py
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The pages keep their places in the repository, so that links work on GitHub and on the site. Files that pages link to
+# come along.
+docs: $(INSTALLED)
+	rm -rf build/docs
+	mkdir -p build/docs
+	git ls-files -z -- '*.md' LICENSE CITATION.cff constraints.txt Makefile docs experiments conf src tests/golden | \
+		xargs -0 tar -cf - | tar -xf - -C build/docs
+	$(BIN)/mkdocs build --strict --quiet
 
 # Never touches runs/ or the cache.
 clean:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
 import torch
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from vmr_zoo.types import Batch
@@ -29,7 +31,7 @@ def make_batch(needs: Collection[str] = (), seed: int = 0, moments: Collection[i
     torch.manual_seed(seed)
     video_mask, query_mask, span_mask = mask_of(CLIPS), mask_of(TOKENS), mask_of(moments)
     rows = len(CLIPS)
-    # Moments do not touch, start on no clip boundary, and leave clips outside.
+    # Moments are disjoint, start on no clip boundary, and leave clips outside.
     edges = torch.rand(rows, 2 * span_mask.shape[1]).sort(1).values * 0.8 + 0.1
     spans = edges.reshape(rows, -1, 2) * span_mask.unsqueeze(-1)
     duration = torch.tensor(CLIPS) * 2.0 - 0.3
@@ -57,8 +59,6 @@ def make_batch(needs: Collection[str] = (), seed: int = 0, moments: Collection[i
     if "sibling_queries" in needs:
         batch["sibling_mask"] = mask_of((1, 0, 1, 2))
         batch["sibling_query"] = _padded(batch["sibling_mask"], QUERY_DIM)
-        ends = torch.rand(rows, 2, 2).sort(-1).values
-        batch["sibling_spans"] = ends * batch["sibling_mask"].unsqueeze(-1)
     if "shift" in needs:
         order = torch.arange(video_mask.shape[1]).repeat(rows, 1)
         for row in (0, 2, 3):
@@ -78,7 +78,7 @@ def make_batch(needs: Collection[str] = (), seed: int = 0, moments: Collection[i
         batch["saliency_mask"] = video_mask & (torch.rand(video_mask.shape) < 0.6)
         batch["saliency"] = torch.randint(0, 12, video_mask.shape) * batch["saliency_mask"].float()
     for key in ("video", "patches", "narration", "narration_mask", "narration_spans"):
-        if key in batch:  # what belongs to the video
+        if key in batch:  # these belong to the video
             batch[key][2] = batch[key][0]  # type: ignore[literal-required]
     torch.set_rng_state(generator_state)
     return batch
@@ -92,7 +92,6 @@ AXIS_1 = {
     "narration_spans": "narration_mask",
     "negative_query": "negative_query_mask",
     "sibling_query": "sibling_mask",
-    "sibling_spans": "sibling_mask",
     "shifted_spans": "span_mask",
     "patches": "video_mask",
     "query_tokens": "query_mask",
@@ -100,7 +99,7 @@ AXIS_1 = {
     "noun_mask": "query_mask",
     "saliency": "video_mask",
 }
-"""Which mask tells a field's valid places along its second axis."""
+"""The mask of each field's second axis."""
 
 
 def stretch(batch: Batch, extra: int, seed: int = 1) -> Batch:
@@ -139,3 +138,33 @@ def row(batch: Batch, index: int) -> Batch:
             one = one[:, : max(1, int(batch[key_of_mask][index].sum()))]
         alone[key] = one
     return alone
+
+
+SMALL: dict[str, Any] = {
+    "dim": 16,
+    "feedforward_dim": 24,
+    "joint_dim": 8,
+    "pooling_dim": 8,
+    "heads": 2,
+    "layers": 2,
+    "queries": 6,
+    "segments": 4,
+    "clips": 4,
+    "diagonals": [3],
+}
+"""Sizes of small networks, by the argument's name or by its last word: `encoder_layers` are `layers`."""
+
+
+def shrink(node: DictConfig) -> None:
+    """Sets the sizes in a method's configuration to those of `SMALL`, at every depth.
+
+    A new method needs no entry here if its sizes end in one of these words. `max_…` limits the data, not the
+    network, and stays.
+    """
+    for key in map(str, node):
+        if OmegaConf.is_interpolation(node, key) or node[key] is None or key.startswith("max_"):
+            continue
+        if OmegaConf.is_dict(node[key]):
+            shrink(node[key])
+        else:
+            node[key] = SMALL.get(key, SMALL.get(key.rsplit("_", 1)[-1], node[key]))

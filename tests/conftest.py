@@ -1,4 +1,4 @@
-"""What every test shares: no run leaves the temporary folder, and nothing calls home."""
+"""Shared by every test: runs stay in the temporary folder, and nothing is sent to a server."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vmr_zoo.cli import main
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips what needs a GPU where there is none."""
+    """Skips GPU tests without a GPU."""
     if not torch.cuda.is_available():
         for item in items:
             if "gpu" in item.keywords:
@@ -29,7 +29,7 @@ def _at_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture
 def vmr() -> Callable[..., int]:
-    """Runs `vmr` in this process and returns its exit code; `toy` puts the test data set within reach."""
+    """Runs `vmr` in this process and returns its exit code; `toy.SEARCH` adds the test data set."""
 
     def run(verb: str, *args: str) -> int:
         try:

@@ -1,7 +1,7 @@
-"""Finds, without a GPU, the operations that would make the host wait for one.
+"""Detects operations that would make the host wait for a GPU, without a GPU.
 
-Numbers are computed on the CPU by tensors that say they lie on another device ("meta"), so that whatever asks
-for a value on the host, or moves one across, passes through here as it would with a GPU.
+Tensors report another device ("meta") and compute on the CPU. Every read of a value on the host, and every
+copy between devices, passes through here as it would with a GPU.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ WAITS = {
     _aten.unique_dim: "the size depends on values",
     _aten.unique_consecutive: "the size depends on values",
     _aten.multinomial: "its probabilities are checked on the host",
-    _aten.isin: "it may sort out duplicates, whose number depends on values",
+    _aten.isin: "it may remove duplicates, whose number depends on values",
     _aten._linalg_check_errors: "its success is checked on the host",
 }
 """Operators whose CUDA kernels make the host wait, and why."""
@@ -40,7 +40,7 @@ _INDEXED = (_aten.index, _aten.index_put, _aten.index_put_, _aten._index_put_imp
 
 
 class DeviceTensor(Tensor):
-    """A tensor on the pretended device; `host` holds its numbers."""
+    """A tensor on the simulated device; `host` holds its values."""
 
     host: Tensor
 
@@ -62,20 +62,20 @@ class DeviceTensor(Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Is reached outside of a detector only."""
+        """Called outside a detector only."""
         raise RuntimeError(f"{func} on the pretended device outside of a Detector")
 
     def tolist(self) -> Any:
-        """Copies to the host, as any device's does."""
+        """Copies to the host, as on any device."""
         return self.cpu().tolist()
 
     def __repr__(self) -> str:  # type: ignore[override]
-        """Names the shape; numbers would have to be waited for."""
+        """Shows the shape; values would require a wait."""
         return f"DeviceTensor({tuple(self.shape)})"
 
 
 class _MadeOnHost(TorchFunctionMode):
-    """Makes a tensor of Python's numbers on the host, and then moves it, as torch does inside."""
+    """Creates a tensor from Python numbers on the host and then moves it, as torch does internally."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Splits `torch.tensor`, `torch.as_tensor` and `new_tensor`."""
@@ -91,14 +91,14 @@ class _MadeOnHost(TorchFunctionMode):
 
 
 class Detector(TorchDispatchMode):
-    """Runs what is on the pretended device, and notes what would wait.
+    """Runs operations of the simulated device and records those that would wait.
 
     Attributes:
         found: one entry per wait: the operator and the reason.
     """
 
     def __init__(self) -> None:
-        """Starts with nothing found."""
+        """Starts empty."""
         super().__init__()
         self.found: list[str] = []
         self._made = _MadeOnHost()
@@ -116,7 +116,7 @@ class Detector(TorchDispatchMode):
         self._made.__exit__(kind, value, trace)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Notes, computes on the CPU, and wraps what belongs on the device."""
+        """Records waits, computes on the CPU, and wraps results on the device."""
         kwargs = dict(kwargs or {})
         tensors = list(_tensors((args, kwargs)))
         on_device = any(isinstance(x, DeviceTensor) for x in tensors)
@@ -139,7 +139,7 @@ class Detector(TorchDispatchMode):
         return return_and_correct_aliasing(func, args, kwargs, out) if on_device else out
 
     def _waits(self, packet: Any, tensors: list[Tensor], args: Any, kwargs: Any) -> str | None:
-        """Says why the host of a GPU would wait, None if it would not."""
+        """Returns why the host would wait, None if it would not."""
         if packet in WAITS:
             return WAITS[packet]
         if packet is _aten.repeat_interleave and kwargs.get("output_size") is None:
@@ -170,7 +170,7 @@ def _host(x: Tensor) -> Tensor:
 
 
 def _map(change: Callable[[Tensor], Tensor], tree: Any) -> Any:
-    """Changes the tensors of an operator's arguments; torch's own pytree takes three times as long."""
+    """Maps the tensors in an operator's arguments; three times as fast as torch's pytree."""
     if isinstance(tree, Tensor):
         return change(tree)
     if isinstance(tree, (list, tuple)):
@@ -189,7 +189,7 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
 
 
 def to_device(x: Any) -> Any:
-    """Puts a module, in place, or the tensors of a batch onto the pretended device; call it in a detector."""
+    """Moves a module, in place, or the tensors of a batch to the simulated device; needs a detector."""
     if isinstance(x, nn.Module):
         before = torch.__future__.get_swap_module_params_on_conversion()
         torch.__future__.set_swap_module_params_on_conversion(True)  # parameters stay the same objects

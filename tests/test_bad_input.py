@@ -1,7 +1,7 @@
-"""Broken and odd input: every fault gets one message that says what, where and how to mend it.
+"""Broken and odd input: every fault gets one message that says what, where and how to fix it.
 
-What the readers' own tests hold (`tests/data/test_protocols.py`, `test_features.py`, `test_narrations.py`,
-`tests/test_score.py`, `tests/test_cli.py`) is not repeated; docs/reliability.md lists all of them.
+Complements the readers' own tests (`tests/data/test_protocols.py`, `test_features.py`, `test_narrations.py`,
+`tests/test_score.py`, `tests/test_cli.py`); docs/reliability.md lists all of them.
 """
 
 from __future__ import annotations
@@ -22,26 +22,23 @@ from safetensors.torch import save_file
 
 import toy
 from test_methods_contract import build
-from vmr_zoo.cli import predict
 from vmr_zoo.data.annotations import readers
 from vmr_zoo.data.annotations.records import TRAIN, Protocol, Query, Split
+from vmr_zoo.data.annotations.rows import numbered, split_of
 from vmr_zoo.data.batches.datamodule import VMRDataModule
 from vmr_zoo.data.batches.sampling import RowBatch
-from vmr_zoo.data.batches.split_dataset import SplitData
-from vmr_zoo.data.features.store import (
-    FeatureError,
-    FeatureSet,
-    FileFeatures,
-    FileStore,
-    Hdf5Store,
-    VideoFiles,
-    WordVectors,
-)
+from vmr_zoo.data.batches.split_dataset import SplitDataset
+from vmr_zoo.data.features.feature_set import FeatureSet
+from vmr_zoo.data.features.files import FileFeatures, VideoFiles
+from vmr_zoo.data.features.problems import FeatureError
+from vmr_zoo.data.features.queries import WordVectorQueries
+from vmr_zoo.data.features.store import FileStore, Hdf5Store
 from vmr_zoo.data.narrations import MANIFEST_KEYS, manifest_path, read_narrations
 from vmr_zoo.engine import scoring
+from vmr_zoo.engine.query_file import read_query_file
 from vmr_zoo.errors import VmrError
 from vmr_zoo.metrics.settings import MetricSettings
-from vmr_zoo.parity.checkpoint_import import read as read_checkpoint
+from vmr_zoo.parity.checkpoint_import import read_checkpoint
 
 # --- annotations, narrations and sentences
 
@@ -58,23 +55,23 @@ ODD = "\U0001f600 \u05db\u05dc\u05d1 \u0631\u0643\u0636 dog"
 
 
 def charades(path: Path) -> Any:
-    return readers.charades_sta(path, {"V1": 9.0}, readers.numbered(), scored=True)
+    return readers.read_charades_sta(path, {"V1": 9.0}, numbered(), scored=True)
 
 
 def lengths(path: Path) -> Any:
-    return readers.charades_lengths(path)
+    return readers.read_charades_lengths(path)
 
 
 def by_video(path: Path) -> Any:
-    return readers.by_video(path, readers.numbered(), scored=True)
+    return readers.read_by_video(path, numbered(), scored=True)
 
 
 def tacos(path: Path) -> Any:
-    return readers.tacos(path, readers.numbered(), scored=True)
+    return readers.read_tacos(path, numbered(), scored=True)
 
 
 def highlights(path: Path) -> Any:
-    return readers.qvhighlights(path, scored=True)
+    return readers.read_qvhighlights(path, scored=True)
 
 
 def narrations(path: Path) -> Any:
@@ -83,7 +80,7 @@ def narrations(path: Path) -> Any:
 
 
 def queries(path: Path) -> Any:
-    return predict._read(path)
+    return read_query_file(path)
 
 
 def lines(*rows: Any) -> str:
@@ -106,7 +103,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], str | bytes | dict[str, Any], str]] 
     "lengths: text": (lengths, "id,length\nV1,long\n", "line 2: expected a number, found 'long'"),
     "lengths: negative": (lengths, "id,length\nV1,-3\n", "line 2: .* found -3"),
     "lengths: NaN": (lengths, "id,length\nV1,nan\n", "line 2: .* found nan"),
-    "lengths: zero": (lengths, "id,length\nV1,0\n", "line 2: .*a video has a length"),
+    "lengths: zero": (lengths, "id,length\nV1,0\n", "line 2: expected the video's length above 0"),
     "lengths: twice": (lengths, "id,length\nV1,3\nV1,3\n", "line 3: the video 'V1' is listed twice"),
     "lengths: id": (lengths, 'id,length\n"a\nb",3\n', r"line 3: .*file name"),
     "by video: surrogate": (by_video, {"a": VIDEO | {"sentences": ["\ud83d"]}}, "sentence 0: .*surrogate"),
@@ -115,10 +112,10 @@ BAD: dict[str, tuple[Callable[[Path], Any], str | bytes | dict[str, Any], str]] 
     "by video: long id": (by_video, {"\u05d0" * 150: VIDEO}, "at most 200 bytes"),
     "by video: infinite": (by_video, {"a": VIDEO | {"duration": float("inf")}}, "'duration' .* found inf"),
     "by video: true": (by_video, {"a": VIDEO | {"timestamps": [[True, 4]]}}, "start .* found True"),
-    "by video: deep": (by_video, "[" * 100_000, "no annotation file"),
+    "by video: deep": (by_video, "[" * 100_000, "not an annotation file"),
     "tacos: key": (tacos, {"a.avi": VIDEO}, "expected the key 'fps' and 'num_frames'"),
     "tacos: negative": (tacos, {"a.avi": TACOS | {"timestamps": [[-3, 9]]}}, "start .* found -3"),
-    "tacos: no rate": (tacos, {"a.avi": TACOS | {"fps": 0}}, "'fps' is 0"),
+    "tacos: no rate": (tacos, {"a.avi": TACOS | {"fps": 0}}, "'fps' above 0"),
     "tacos: rate": (tacos, {"a.avi": TACOS | {"fps": 1e-300}}, "'num_frames' / 'fps'"),
     "tacos: id": (tacos, {"../b.avi": TACOS}, "file name"),
     "qvhighlights: truncated": (highlights, lines(HIGHLIGHT) + '{"qid": 2, "qu', "line 2, .*cut short"),
@@ -139,7 +136,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], str | bytes | dict[str, Any], str]] 
     "qvhighlights: raters": (
         highlights,
         lines(HIGHLIGHT, HIGHLIGHT | {"qid": 2, "saliency_scores": [[1, 2, 3], [4]]}),
-        "line 2: expected 3 ratings of each clip, as before in the file, found 1",
+        "line 2: expected 3 ratings of each clip, as earlier in the file, found 1",
     ),
     "narrations: truncated": (narrations, lines(NARRATION) + '{"vid', "line 2: not valid JSON"),
     "narrations: encoding": (narrations, b"\xff\xfe", "cannot be read as UTF-8"),
@@ -149,7 +146,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], str | bytes | dict[str, Any], str]] 
     "narrations: surrogate": (narrations, lines(NARRATION | {"text": "\ud83d"}), "line 1: .*surrogate"),
     "queries: column": (queries, "video,sentence\na.mp4,x\n", "lacks the column query; .*video, sentence"),
     "queries: encoding": (queries, b"video,query\na.mp4,caf\xe9\n", "CSV file in UTF-8"),
-    "queries: comma": (queries, "video,query\na.mp4,first, a dog runs\n", "line 2: .* 3. .*into quotes"),
+    "queries: comma": (queries, "video,query\na.mp4,first, a dog runs\n", "line 2: .* 3. Quote a sentence"),
     "queries: too few": (queries, "video,query\na.mp4\n", "line 2: expected 2 fields, found 1"),
     "queries: truncated": (queries, 'video,query\na.mp4,"x', "CSV file"),
     "queries: empty": (queries, "video,query\na.mp4, \n", "line 2: .*empty field"),
@@ -171,14 +168,14 @@ def put(path: Path, content: str | bytes | dict[str, Any]) -> Path:
 
 
 @pytest.mark.parametrize(("read", "content", "message"), BAD.values(), ids=BAD)
-def test_a_fault_is_named_with_its_place(
+def test_a_fault_is_reported_with_its_location(
     tmp_path: Path, read: Callable[[Path], Any], content: Any, message: str
 ) -> None:
     with pytest.raises(VmrError, match=f"(?s)(?=.*file.jsonl).*{message}"):
         read(put(tmp_path / "file.jsonl", content))
 
 
-def test_a_moment_that_ends_before_it_starts_is_turned_in_every_format(tmp_path: Path) -> None:
+def test_reversed_moments_are_swapped_in_every_format(tmp_path: Path) -> None:
     for number, (read, content) in enumerate(
         [
             (charades, "V1 4 1##a dog\n"),
@@ -188,7 +185,7 @@ def test_a_moment_that_ends_before_it_starts_is_turned_in_every_format(tmp_path:
         ]
     ):
         (row,) = read(put(tmp_path / str(number), content))
-        assert row.mends == ("swapped",)
+        assert row.fixes == ("swapped",)
         assert row.query.moments == ((1, 4),)
 
 
@@ -199,7 +196,7 @@ SCORED = Split("test", (Query("1", "v", "x", ((0.0, 1.0),), 1.5, ((0, (1, 2, 3))
 
 
 @pytest.mark.parametrize("scores", [[], "", {}])
-def test_saliency_that_is_not_there_is_refused_of_a_video_of_one_clip(scores: object) -> None:
+def test_missing_saliency_is_refused_for_a_video_of_one_clip(scores: object) -> None:
     with pytest.raises(VmrError, match=r"line 1 .query 1.: expected a list of numbers"):
         scoring.score_rows(
             [PREDICTION | {"pred_saliency_scores": scores}], SCORED, MetricSettings(highlights=True)
@@ -208,7 +205,7 @@ def test_saliency_that_is_not_there_is_refused_of_a_video_of_one_clip(scores: ob
 
 @pytest.mark.parametrize("seconds", [1e9, 1e12, 1e308, float("inf")])
 def test_times_beyond_any_video_take_no_memory(seconds: float, tmp_path: Path) -> None:
-    """In what is predicted, in the moments and in the video's length, of which 2 s make a clip."""
+    """In predictions, in moments and in the length of a video with clips of 2 s."""
     path = tmp_path / "file.jsonl"
     moment = HIGHLIGHT | {"duration": seconds, "relevant_windows": [[0, seconds]]}
     far = PREDICTION | {"pred_relevant_windows": [[0, seconds, 1.0]], "pred_saliency_scores": [1] * 5}
@@ -229,7 +226,7 @@ def test_times_beyond_any_video_take_no_memory(seconds: float, tmp_path: Path) -
     assert peak < 10e6
 
 
-def test_a_split_without_queries_has_nothing_to_train_on_or_to_score(tmp_path: Path) -> None:
+def test_a_split_without_queries_is_refused(tmp_path: Path) -> None:
     with pytest.raises(VmrError, match=r"Split 'c2_w10' has no queries \(val.jsonl\)"):
         scoring.score_rows([], Split("c2_w10", (), source="val.jsonl"), MetricSettings())
     whole = toy.protocol()
@@ -247,12 +244,12 @@ def test_a_need_that_the_data_cannot_serve_stops_before_training(train_toy, caps
     assert code == 2
     shown = capsys.readouterr().err
     assert "TEA reads narrations, but these features have none" in shown
-    assert "Take features with narrations" in shown
+    assert "Use features with narrations" in shown
     assert not (directory / "predictions.jsonl").exists()
 
 
 @pytest.mark.parametrize("seed", ["abc", "1.5", "-1", "[1]"])
-def test_a_seed_that_is_none_is_named(seed: str, train_toy, capsys) -> None:
+def test_an_invalid_seed_is_refused(seed: str, train_toy, capsys) -> None:
     code, _ = train_toy(f"seed={seed}")
     shown = capsys.readouterr().err
     assert code == 2
@@ -268,7 +265,7 @@ COMPLEX = GOOD.astype(np.complex64)
 
 
 class Trap:
-    """Creates a file when unpickled: harmless, and seen."""
+    """Creates a file when unpickled: harmless, but detectable."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -278,7 +275,7 @@ class Trap:
 
 
 def store(folder: Path, suffix: str, array: Any) -> FileFeatures:
-    """Writes one array as v in a format, and returns what reads it."""
+    """Writes one array as v in a format, and returns its reader."""
     if suffix == ".npy":
         np.save(folder / "v.npy", array)
     elif suffix == ".npz":
@@ -313,7 +310,7 @@ ARRAYS: dict[str, tuple[Any, str | None]] = {
 @pytest.mark.filterwarnings("ignore:overflow encountered in cast")
 @pytest.mark.parametrize("suffix", [".npy", ".npz", ".pt", ".h5"])
 @pytest.mark.parametrize("name", ARRAYS)
-def test_an_array_is_read_or_named(name: str, suffix: str, tmp_path: Path) -> None:
+def test_an_array_is_read_or_refused_with_its_path(name: str, suffix: str, tmp_path: Path) -> None:
     array, message = ARRAYS[name]
     source = store(tmp_path, suffix, np.asarray(array))
     if message is None:
@@ -327,7 +324,7 @@ def test_an_array_is_read_or_named(name: str, suffix: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".npz", ".pt", ".h5"])
-def test_a_truncated_file_is_named_at_any_length(suffix: str, tmp_path: Path) -> None:
+def test_a_truncated_file_is_refused_at_any_length(suffix: str, tmp_path: Path) -> None:
     store(tmp_path, suffix, GOOD)
     path = tmp_path / f"v{suffix}"
     whole = path.read_bytes()
@@ -340,7 +337,7 @@ def test_a_truncated_file_is_named_at_any_length(suffix: str, tmp_path: Path) ->
         except VmrError as error:
             if str(path) not in str(error):
                 pytest.fail(f"does not name the file: {error}")
-        else:  # what was cut off was padding
+        else:  # the truncation removed padding only
             np.testing.assert_array_equal(read, GOOD)
 
 
@@ -369,9 +366,9 @@ def test_no_format_ever_unpickles(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("numbers", ["1 2 three", "1 2 nan", "1 2 inf"])
-def test_a_word_vector_that_is_none_is_named(numbers: str, tmp_path: Path) -> None:
+def test_an_invalid_word_vector_is_refused(numbers: str, tmp_path: Path) -> None:
     (tmp_path / "glove.txt").write_text(f"a 1 2 3\ndog {numbers}\n")
-    table = WordVectors(tmp_path / "glove.txt", 3)
+    table = WordVectorQueries(tmp_path / "glove.txt", 3)
     with pytest.raises(FeatureError, match=r"glove.txt .*for a word of 'dog'"):
         table.load(Query("q", "v", "dog", ((0, 1),), 1.0))
 
@@ -389,7 +386,7 @@ NOT_A_CHECKPOINT = {
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("name", NOT_A_CHECKPOINT)
-def test_a_file_that_is_no_checkpoint_of_the_authors(name: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_checkpoint_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(VmrError, match=r"model\.ckpt"):
         read_checkpoint(put(tmp_path / "model.ckpt", NOT_A_CHECKPOINT[name]))
 
@@ -406,7 +403,7 @@ def test_a_checkpoint_whose_pickle_would_run_code_is_refused_and_runs_none(tmp_p
     assert not sprung.exists()
 
 
-def test_weights_of_a_run_that_do_not_belong_to_it_are_refused(train_toy, vmr, tmp_path, capsys) -> None:
+def test_weights_of_another_run_are_refused(train_toy, vmr, tmp_path, capsys) -> None:
     code, run = train_toy("trainer.max_epochs=1")
     assert code == 0
 
@@ -422,7 +419,7 @@ def test_weights_of_a_run_that_do_not_belong_to_it_are_refused(train_toy, vmr, t
         shutil.rmtree(copy)
 
     weights = "model.safetensors"
-    refused(lambda folder: (folder / weights).write_bytes(b"\x10" * 40), weights, "no safetensors file")
+    refused(lambda folder: (folder / weights).write_bytes(b"\x10" * 40), weights, "not a safetensors file")
     refused(lambda folder: (folder / weights).write_bytes(pickle.dumps(Trap(tmp_path / "sprung"))), weights)
     refused(lambda folder: save_file({"other": torch.ones(3)}, folder / weights), weights, "does not fit")
     manifest = json.loads((run / "manifest.json").read_text())
@@ -437,11 +434,11 @@ def test_weights_of_a_run_that_do_not_belong_to_it_are_refused(train_toy, vmr, t
     assert not (tmp_path / "sprung").exists()
 
 
-# --- what is odd but right
+# --- odd but valid input
 
 
-class Words(WordVectors):
-    """A vector for every word of any alphabet: the table of a test does not list them all."""
+class Words(WordVectorQueries):
+    """Has a vector for every word of any alphabet."""
 
     def __init__(self) -> None:
         self.dim = 10
@@ -460,7 +457,7 @@ def test_odd_sentences_and_lengths_pass_from_the_file_to_a_prediction(tmp_path: 
         for name, count in clips.items()
     }
     rows = by_video(put(tmp_path / "train.json", value))
-    split = readers.split_of("test", rows, "train.json")
+    split = split_of("test", rows, "train.json")
     assert [query.text for query in split.queries] == list(texts.values())
     assert split.counts == {}
     rng = np.random.default_rng(0)
@@ -470,7 +467,7 @@ def test_odd_sentences_and_lengths_pass_from_the_file_to_a_prediction(tmp_path: 
         [FileFeatures("x", 12, FileStore(tmp_path, ".npy"))], max_clips=75, overlong="mean_pool"
     )
     served = FeatureSet("odd", "real", 12, 10, None, video, Words())
-    data = SplitData(split, served, frozenset())
+    data = SplitDataset(split, served, frozenset())
     batch = data[RowBatch(None, np.arange(3))]
     assert batch["video_mask"].sum(1).tolist() == [1, 75, 20]
     assert batch["query_mask"].sum(1).tolist() == [2, 10_000, 4]
@@ -491,7 +488,7 @@ def test_odd_sentences_and_lengths_pass_from_the_file_to_a_prediction(tmp_path: 
 
 
 @pytest.mark.parametrize("read", [charades, tacos, highlights, narrations, queries])
-def test_every_text_format_keeps_odd_sentences_whole(read: Callable[[Path], Any], tmp_path: Path) -> None:
+def test_every_text_format_keeps_odd_sentences_intact(read: Callable[[Path], Any], tmp_path: Path) -> None:
     for text in (ODD, LONG):
         content: Any = {
             "charades": f"V1 0 4##{text}\n",
@@ -504,6 +501,6 @@ def test_every_text_format_keeps_odd_sentences_whole(read: Callable[[Path], Any]
         if read is narrations:
             assert found[0]["v"][0].text == text
         elif read is queries:
-            assert found["query"].tolist() == [text]
+            assert [row["query"] for row in found] == [text]
         else:
             assert found[0].query.text == text

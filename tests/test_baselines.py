@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import load_file
 
 from vmr_zoo.errors import VmrError
+from vmr_zoo.methods.base import Training
 from vmr_zoo.methods.bias_kde import BiasKDE
 from vmr_zoo.methods.predict_all import PredictAll
 from vmr_zoo.metrics.moment import MomentMetrics
@@ -27,13 +28,13 @@ def moments(count: int = 4000) -> torch.Tensor:
 
 
 def fitted(seed: int = 0, samples: int = 10) -> BiasKDE:
-    method = BiasKDE(metrics=MomentMetrics(), seed=seed, samples=samples)
+    method = BiasKDE(training=Training(MomentMetrics()), seed=seed, samples=samples)
     method.fit_density(moments())
     return method
 
 
 def test_predict_all_answers_the_whole_video_once():
-    answer = PredictAll(metrics=MomentMetrics()).predict(batch(["a", "b"]))
+    answer = PredictAll(training=Training(MomentMetrics())).predict(batch(["a", "b"]))
     assert answer["spans"].shape == (2, 5, 2)
     assert answer["spans"][:, 0].tolist() == [[0, 1], [0, 1]]
     assert not answer["spans"][:, 1:].any()
@@ -63,18 +64,18 @@ def test_a_draw_depends_on_seed_and_query_alone():
 
 
 def test_the_checkpoint_holds_the_density():
-    copy = BiasKDE(metrics=MomentMetrics())
+    copy = BiasKDE(training=Training(MomentMetrics()))
     copy.load_state_dict(fitted().state_dict())
     assert torch.equal(copy.predict(batch(["a"]))["spans"], fitted().predict(batch(["a"]))["spans"])
 
 
 def test_bias_kde_refuses_what_has_no_density():
     with pytest.raises(VmrError, match="seen no training moments"):
-        BiasKDE(metrics=MomentMetrics()).predict(batch(["a"]))
+        BiasKDE(training=Training(MomentMetrics())).predict(batch(["a"]))
     with pytest.raises(VmrError, match="vary independently"):
         fitted().fit_density(torch.tensor([[0.1, 0.2], [0.2, 0.3], [0.3, 0.4]]))
     with pytest.raises(VmrError, match="samples >= 5"):
-        BiasKDE(metrics=MomentMetrics(), samples=3)
+        BiasKDE(training=Training(MomentMetrics()), samples=3)
 
 
 def test_both_run_through_training_and_evaluation(train_toy, vmr):

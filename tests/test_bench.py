@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from vmr_zoo.config.compose import compose, config_dir
-from vmr_zoo.engine import bench
+from vmr_zoo.engine import bench, flops
 from vmr_zoo.errors import VmrError
 from vmr_zoo.methods.base import Method, Training
 
@@ -27,9 +27,9 @@ SMALL = [
     "data.protocol.durations=[3,6]",
     "features.video_dim=6",
     "features.query_dim=5",
-    "method.dim=8",
-    "method.heads=2",
-    "method.feedforward_dim=8",
+    "method.network.dim=8",
+    "method.network.heads=2",
+    "method.network.feedforward_dim=8",
     "trainer.accelerator=cpu",
 ]
 
@@ -57,14 +57,14 @@ def test_flops_are_those_of_the_matrix_products():
     }
     data = SimpleNamespace(train_dataloader=lambda: [batch, batch])
     trainer = lightning.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
-    flops, sizes = bench.count_flops(Linear(), data, trainer, skip=0, steps=2)
-    # Forward, and the gradient of the weights; the input has none.
-    assert flops == 2 * (2 * 3 * 7 * 6 * 5)
+    counted, sizes = flops.count_flops(Linear(), data, trainer, skip=0, steps=2)
+    # Forward, and the gradient of the weights; the input needs none.
+    assert counted == 2 * (2 * 3 * 7 * 6 * 5)
     assert sizes == {"query": 3, "video": 2, "clips": 7, "padding": pytest.approx(1 / 3)}
 
 
 def test_a_row_is_stored_with_its_ratio_and_replaced_when_measured_again(vmr, tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(bench._MATRIX, "cpu", 512)
+    monkeypatch.setitem(flops._MATRIX_SIZE, "cpu", 512)
     file = tmp_path / "bench" / "bench.json"
     measure = ["method=qd_detr", f"out={file.parent}", *SMALL]
     assert vmr("bench", *measure) == 0
@@ -97,22 +97,22 @@ def test_a_row_is_stored_with_its_ratio_and_replaced_when_measured_again(vmr, tm
     ("args", "expected"),
     [(["method=predict_all"], "no parameters"), (["method=qd_detr", "steps=0"], "steps")],
 )
-def test_what_measures_nothing_is_refused(vmr, tmp_path, capsys, args, expected):
+def test_settings_that_measure_nothing_are_refused(vmr, tmp_path, capsys, args, expected):
     assert vmr("bench", "data=synthetic", f"out={tmp_path}", *args) == 2
     assert expected in capsys.readouterr().err
 
 
-def test_a_file_of_something_else_is_left_alone(tmp_path):
+def test_a_foreign_file_is_refused(tmp_path):
     file = tmp_path / "bench.json"
     file.write_text("[1]")
     with pytest.raises(VmrError, match="another directory"):
-        bench.stored(file)
+        bench.stored_rows(file)
 
 
 @pytest.mark.parametrize(
     "recipe", sorted(path.stem for path in (config_dir() / "recipe" / "synthetic").glob("*.yaml"))
 )
-def test_every_synthetic_recipe_names_what_it_is_compared_with(recipe):
+def test_every_synthetic_recipe_has_a_reference(recipe):
     known = ("moment_detr", "bm_detr", "qd_detr", "lmr", "mesm", "emb", "tea", "mmn", "vdi")
     method = next(name for name in known if recipe.startswith(name))
     reference = compose(
@@ -129,10 +129,10 @@ def test_every_job_of_a_cost_sweep_is_measured_in_sizes_of_its_own(sweep, vmr, t
 
     def measure(cfg):
         measured.append(OmegaConf.to_container(cfg, resolve=True))
-        return dict.fromkeys(set(bench._KEY) - {"name"})
+        return dict.fromkeys(set(bench.KEY) - {"name"})
 
     monkeypatch.setattr(bench, "measure", measure)
-    monkeypatch.setattr(bench, "show", lambda rows: None)
+    monkeypatch.setattr(bench, "print_rows", lambda rows: None)
     args = ["--config-dir", str(sweep.parent), "--config-name", sweep.stem, f"out={tmp_path}"]
     assert vmr("bench", *args, "method=vdi") == 0
     assert len(json.loads((tmp_path / "bench.json").read_text())["rows"]) == len(measured) >= 3
@@ -140,10 +140,11 @@ def test_every_job_of_a_cost_sweep_is_measured_in_sizes_of_its_own(sweep, vmr, t
     assert all(measured.count(cfg) == 1 for cfg in measured)
 
 
-def test_parameters_that_the_first_epochs_hold_still_are_counted(monkeypatch):
-    monkeypatch.setitem(bench._MATRIX, "cpu", 64)
+def test_parameters_frozen_in_the_first_epochs_are_counted(monkeypatch):
+    monkeypatch.setitem(flops._MATRIX_SIZE, "cpu", 64)
     small = ["method=mmn", "method/text=minilm", "data=synthetic", "recipe=none", "trainer.accelerator=cpu"]
-    small += ["method.text.trained_layers=1", "+method.text.layers=2", "method.map_dim=8", "method.dim=8"]
+    small += ["method.text.trained_layers=1", "+method.text.layers=2", "method.network.map_dim=8"]
+    small += ["method.network.dim=8"]
     small += ["data.protocol.train_videos=2", "data.protocol.test_videos=2", "data.batch_size=2"]
     cfg = compose("bench", [*small, "steps=1", "warmup=0"])
     row = bench.measure(cfg)

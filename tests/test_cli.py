@@ -36,6 +36,8 @@ ROOT = Path(__file__).parents[1]
         ),
         (["train", "data=charades_cd", "metod=bm_detr"], ["key 'metod'", "method"]),
         (["train", "data=charades_cd", "max_epochs=3"], ["key 'max_epochs'", "trainer.max_epochs"]),
+        (["train", "method.optimizer.lr=1"], ["Did you mean method.training.optimizer.lr"]),
+        (["train", "method.loss_weights.span_l1=1"], ["Did you mean method.training.loss_weights.span_l1"]),
         (["train", "data=charades_cd", "sed=1", "metod=x"], ["key 'sed'", "seed"]),
         (["train", "data=charades_cd", "variant=papre"], ["variant 'papre'", "paper"]),
         (
@@ -74,11 +76,11 @@ def test_full_error_shows_the_traceback(monkeypatch):
         main.main(["train", "method=bm_dter"])
 
 
-def test_our_own_mistakes_keep_their_traceback(monkeypatch):
-    def main(cfg):
+def test_internal_errors_keep_their_traceback(monkeypatch):
+    def broken(cfg):
         raise ZeroDivisionError
 
-    monkeypatch.setitem(sys.modules, "broken_verb", types.SimpleNamespace(main=main))
+    monkeypatch.setitem(sys.modules, "broken_verb", types.SimpleNamespace(main=broken))
     monkeypatch.setitem(main.VERBS, "report", ("broken_verb", ""))
     with pytest.raises(ZeroDivisionError):
         main.main(["report"])
@@ -135,7 +137,7 @@ def test_completion_script_runs_in_bash(tmp_path):
     if bash is None:
         pytest.skip("no bash")
     stub = tmp_path / "vmr"
-    # Stands for the command, and shows what the script asks it.
+    # Replaces the command and logs how the script calls it.
     stub.write_text(
         '#!/bin/bash\necho "[$COMP_LINE][$1][$2][$3]" >> "$0.log"; echo data=charades_cd data=charades_cg\n'
     )
@@ -204,11 +206,11 @@ def test_a_wheel_works_outside_any_checkout(tmp_path):
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="no glibc")
 def test_freed_memory_is_kept_for_the_next_allocation():
-    """64 MB are taken twenty times over: without it each time page by page."""
+    """Allocates 64 MB twenty times: otherwise every allocation faults in its pages."""
     code = """
 import resource
 import numpy as np
-from vmr_zoo.cli import keep_freed_memory
+from vmr_zoo.utils.machine import keep_freed_memory
 
 keep_freed_memory()
 faults = []

@@ -8,7 +8,9 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from vmr_zoo.config.compose import by_variant, compose, config_dir, register_resolvers, run_name, sweep_jobs
+from vmr_zoo.config.compose import compose, config_dir
+from vmr_zoo.config.resolvers import by_variant, register_resolvers, sweep_jobs
+from vmr_zoo.config.run_names import run_name
 from vmr_zoo.errors import VmrError
 from vmr_zoo.methods.base import Method
 
@@ -20,12 +22,12 @@ def options(group: str) -> list[str]:
     return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
 
 
-DATA = [name for name in options("data") if name != "default"]
+DATA = [name for name in options("data") if name != "default" and "/" not in name]
 METHODS = [name for name in options("method") if "/" not in name]
 
 
 def build(node: DictConfig) -> object:
-    """Builds a method; skips one that asks for published weights which are not here."""
+    """Builds a method; skips one whose published weights are missing."""
     try:
         return instantiate(node)
     except InstantiationException as error:
@@ -56,7 +58,7 @@ def test_every_method_builds_in_both_variants(method, variant):
 
 @pytest.fixture(scope="module")
 def downloads(tmp_path_factory) -> Path:
-    """Stands for paths.features with CLIP's text encoder in it, which is a download: the same, but tiny."""
+    """Replaces paths.features by a folder with a tiny CLIP text encoder, otherwise a download."""
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
     folder = tmp_path_factory.mktemp("features")
@@ -72,8 +74,7 @@ def test_every_experiment_composes_and_builds(experiment, downloads):
     cfg = compose("train", [f"experiment={experiment}", f"paths.features={downloads}"])
     OmegaConf.resolve(cfg)
     assert isinstance(build(cfg.method), Method)
-    # Hydra accepts any argument of a constructor only when it is called; a misspelt key of the trainer shows
-    # here.
+    # Only a constructor call reveals a misspelt key of the trainer.
     instantiate(cfg.trainer, logger=False, enable_progress_bar=False, accelerator="cpu")
 
 
@@ -92,9 +93,10 @@ def test_every_ablation_builds_and_changes_something(ablation):
 def test_ablations_stack_and_the_command_line_wins():
     names = [name for name in options("ablation") if name.startswith("bm_detr/")][:2]
     cfg = compose(
-        "train", ["data=charades_cd", "method=bm_detr", f"ablation=[{','.join(names)}]", "method.dim=64"]
+        "train",
+        ["data=charades_cd", "method=bm_detr", f"ablation=[{','.join(names)}]", "method.network.dim=64"],
     )
-    assert cfg.method.dim == 64
+    assert cfg.method.network.dim == 64
 
 
 def test_the_data_set_picks_features_and_the_command_line_wins():

@@ -1,4 +1,4 @@
-"""Two processes on a CPU train one run, and measure what one process measures."""
+"""Two processes on a CPU train one run and get the metrics of one process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import toy
 
 
 def train(run: Path, *args: str) -> dict:
-    """Trains on the toy data set by the command itself, since DDP starts it again for each process."""
+    """Trains on the toy data set by the command line, which DDP runs again for each process."""
     tests = Path(__file__).parent
     command = [
         sys.executable,
@@ -37,9 +37,9 @@ def train(run: Path, *args: str) -> dict:
 
 
 @pytest.mark.slow
-def test_two_processes_measure_what_one_does_and_leave_one_run(tmp_path):
+def test_two_processes_get_the_metrics_of_one_and_leave_one_run(tmp_path):
     ddp = ["trainer.devices=2", "+trainer.strategy=ddp"]
-    still = ["method.training.optimizer.lr=0", "data.eval_batch_size=2"]  # weights that stay as they are
+    still = ["method.training.optimizer.lr=0", "data.eval_batch_size=2"]  # the weights never change
     one, two = train(tmp_path / "one", *still), train(tmp_path / "two", *still, *ddp)
     for metrics in (one, two):
         times = ("name", "train_seconds", "step_ms", "inference_ms")
@@ -54,7 +54,7 @@ def test_two_processes_measure_what_one_does_and_leave_one_run(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_learn_what_one_does_from_two_batches_a_step(tmp_path):
+def test_two_processes_learn_like_one_with_two_batches_per_step(tmp_path):
     same = ["data.batch_size=4", "data.eval_batch_size=2", "method.dropout=0"]
     one = train(tmp_path / "one", *same, "+trainer.accumulate_grad_batches=2")
     two = train(tmp_path / "two", *same, "trainer.devices=2", "+trainer.strategy=ddp")

@@ -1,4 +1,4 @@
-"""`vmr doctor` reports sizes as published, names what would fail in training, and exits 1 for that alone."""
+"""`vmr doctor` reports published sizes and what would fail in training; only the latter exits with 1."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from vmr_zoo.engine import doctor
+from vmr_zoo.cli import doctor
 from vmr_zoo.errors import VmrError
 
 ROOT = Path(__file__).parents[2] / "shared" / "data"
@@ -42,22 +42,22 @@ def small_data(root: Path) -> None:
 
 def features(root: Path, video_dim: int = 4) -> dict[str, Any]:
     def files(kind: str, dim: int) -> dict[str, Any]:
-        package = "vmr_zoo.data.features.store"
-        store = {"_target_": f"{package}.FileStore", "folder": str(root / kind), "suffix": ".npy"}
-        return {"_target_": f"{package}.FileFeatures", "backbone": kind, "dim": dim, "store": store}
+        package = "vmr_zoo.data.features"
+        store = {"_target_": f"{package}.store.FileStore", "folder": str(root / kind), "suffix": ".npy"}
+        return {"_target_": f"{package}.files.FileFeatures", "backbone": kind, "dim": dim, "store": store}
 
     return {
-        "_target_": "vmr_zoo.data.features.store.FeatureSet",
+        "_target_": "vmr_zoo.data.features.feature_set.FeatureSet",
         "name": "tiny",
         "origin": "real",
         "video_dim": video_dim,
         "query_dim": 3,
         "clip_seconds": 1.0,
         "video": {
-            "_target_": "vmr_zoo.data.features.store.VideoFiles",
+            "_target_": "vmr_zoo.data.features.files.VideoFiles",
             "sources": [files("video", video_dim)],
         },
-        "query": {"_target_": "vmr_zoo.data.features.store.QueryFiles", "source": files("query", 3)},
+        "query": {"_target_": "vmr_zoo.data.features.files.QueryFiles", "source": files("query", 3)},
     }
 
 
@@ -90,7 +90,7 @@ def test_sound_features_pass_and_leaks_are_named(small: Path, capsys: pytest.Cap
     assert report["warnings"] == [
         "A checkpoint of charades_cg is refused under charades_cd: trained on test videos (ood 1 of 1)."
     ]
-    assert report["protocols_not_compared"] == {"charades_sta": "its files are not there"}
+    assert report["protocols_not_compared"] == {"charades_sta": "its files do not exist"}
     assert "Features tiny (origin: real): no problem found." in capsys.readouterr().out
 
 

@@ -1,4 +1,4 @@
-"""`vmr doctor download=true` against a server on this machine that does everything a server should not."""
+"""`vmr doctor download=true` with a local server that misbehaves."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
+from vmr_zoo.cli.doctor import main
 from vmr_zoo.config.compose import config_dir
 from vmr_zoo.data.annotations.protocols import PUBLISHED_PROTOCOLS
 from vmr_zoo.data.annotations.records import Protocol
-from vmr_zoo.engine.doctor import main
 from vmr_zoo.errors import VmrError
 
 ROOT = Path(__file__).parents[2] / "shared" / "data"
@@ -32,7 +32,7 @@ def annotations(video: str) -> bytes:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers each request for a file with the next of the ways listed for it, then plainly."""
+    """Answers each request for a file in the next of the ways listed for it, then normally."""
 
     protocol_version = "HTTP/1.1"
     server: Server
@@ -40,7 +40,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         name = self.path.rsplit("/", 1)[-1]
         wanted = self.headers.get("Range")
-        self.server.asked.append((name, wanted))
+        self.server.requests.append((name, wanted))
         ways = self.server.ways.get(name, [])
         way = ways.pop(0) if ways else ""
         body, kind = self.server.files[name], "text/plain"
@@ -80,13 +80,13 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
-    """Attributes: the files by name, ways of answering still to come, and what was asked (name, range)."""
+    """Attributes: the files by name, the remaining ways of answering, and the requests (name, range)."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.files: dict[str, bytes] = {}
         self.ways: dict[str, list[str]] = {}
-        self.asked: list[tuple[str, str | None]] = []
+        self.requests: list[tuple[str, str | None]] = []
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def small(server: Server) -> dict[str, Any]:
         for name, body in server.files.items()
     }
     return {
-        "_target_": "vmr_zoo.data.annotations.download.Source",
+        "_target_": "vmr_zoo.data.annotations.download.AnnotationSource",
         "title": "Small Charades-CD",
         "read_by": ["charades_cd"],
         "url": f"http://127.0.0.1:{server.server_port}/folder",
@@ -127,7 +127,7 @@ def small(server: Server) -> dict[str, Any]:
 
 @pytest.fixture
 def doctor(small: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Doctor:
-    """Runs the verb on a changed source, or with other keys; returns the exit code and everything said."""
+    """Runs the verb on a changed source, or with other keys; returns the exit code and the output."""
 
     def run(accept_licence: bool = False, **changes: Any) -> tuple[int, str]:
         root = str(tmp_path / "data")
@@ -139,7 +139,7 @@ def doctor(small: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[
             },
             "sources": {"small": small | changes},
             "network": {
-                "_target_": "vmr_zoo.data.annotations.download.Network",
+                "_target_": "vmr_zoo.data.annotations.download.DownloadSettings",
                 "timeout": 5,
                 "retries": 2,
                 "backoff": 0,
@@ -161,8 +161,8 @@ def there(root: Path) -> list[str]:
     return sorted(path.name for path in (root / "data" / "charades_cd").iterdir())
 
 
-def offset(asked: tuple[str, str | None]) -> int:
-    name, wanted = asked
+def offset(request: tuple[str, str | None]) -> int:
+    name, wanted = request
     assert name == "charades_train.json"
     return int((wanted or "bytes=0-").removeprefix("bytes=").removesuffix("-"))
 
@@ -193,7 +193,7 @@ def test_the_command_fetches_what_is_missing_and_nothing_twice(
         "paths.annotations=data",
     )
     assert vmr("doctor", *command) == 2
-    refused = "127.0.0.1:1/charades_val.json: the connection was refused (tries: 1)."
+    refused = "127.0.0.1:1/charades_val.json: the connection was refused (attempts: 1)."
     assert refused in " ".join(capsys.readouterr().err.split())
 
     assert vmr("doctor", *command, f"sources.small.url={mirror}", "out=out.json") == 0
@@ -203,7 +203,7 @@ def test_the_command_fetches_what_is_missing_and_nothing_twice(
     assert there(tmp_path) == sorted(server.files)
     done = json.loads((tmp_path / "out.json").read_text())["download"]
     assert {what: len(paths) for what, paths in done.items()} == {"kept": 1, "fetched": 3, "different": 0}
-    assert [name for name, _ in server.asked] == [f"charades_{part}.json" for part in PARTS[1:]]
+    assert [name for name, _ in server.requests] == [f"charades_{part}.json" for part in PARTS[1:]]
 
 
 def test_another_file_in_the_place_is_left_alone_and_reported(doctor: Doctor, tmp_path: Path) -> None:
@@ -224,8 +224,8 @@ def test_another_file_in_the_place_is_left_alone_and_reported(doctor: Doctor, tm
 def test_a_broken_download_goes_on_where_it_stopped(doctor: Doctor, server: Server, way: str) -> None:
     server.ways["charades_train.json"] = [way]
     assert doctor()[0] == 0
-    assert server.asked[0] == ("charades_train.json", None)
-    assert 0 < offset(server.asked[1]) <= len(server.files["charades_train.json"]) // 2
+    assert server.requests[0] == ("charades_train.json", None)
+    assert 0 < offset(server.requests[1]) <= len(server.files["charades_train.json"]) // 2
 
 
 def test_a_server_without_ranges_sends_it_all_again(doctor: Doctor, server: Server, tmp_path: Path) -> None:
@@ -243,10 +243,10 @@ def test_what_always_breaks_off_is_kept_for_the_next_call(
     [name] = there(tmp_path)
     assert name.endswith(".part")
     kept = (tmp_path / "data" / "charades_cd" / name).stat().st_size
-    assert f"(tries: 3). {kept:,} of {len(server.files['charades_train.json']):,} bytes are kept" in said
-    server.asked.clear()
+    assert f"(attempts: 3). {kept:,} of {len(server.files['charades_train.json']):,} bytes are kept" in said
+    server.requests.clear()
     assert doctor()[0] == 0
-    assert offset(server.asked[0]) == kept > 0
+    assert offset(server.requests[0]) == kept > 0
     assert there(tmp_path) == sorted(server.files)
 
 
@@ -259,10 +259,10 @@ def test_a_part_of_another_file_is_thrown_away(doctor: Doctor, server: Server, t
     assert (tmp_path / "data" / TRAIN).read_bytes() == server.files["charades_train.json"]
 
 
-def test_an_overloaded_server_is_asked_again(doctor: Doctor, server: Server) -> None:
+def test_an_overloaded_server_is_retried(doctor: Doctor, server: Server) -> None:
     server.ways["charades_train.json"] = ["503", "503"]
     assert doctor()[0] == 0
-    assert [name for name, _ in server.asked].count("charades_train.json") == 3
+    assert [name for name, _ in server.requests].count("charades_train.json") == 3
 
 
 @pytest.mark.parametrize(
@@ -275,7 +275,7 @@ def test_an_overloaded_server_is_asked_again(doctor: Doctor, server: Server) -> 
         ("other", "Expected SHA-256 {sha256}, found {other}"),
     ],
 )
-def test_what_another_try_would_not_mend(
+def test_what_another_try_would_not_fix(
     doctor: Doctor, server: Server, tmp_path: Path, way: str, message: str
 ) -> None:
     server.ways["charades_train.json"] = [way]
@@ -288,15 +288,15 @@ def test_what_another_try_would_not_mend(
     assert f"fetch it by hand (https://example.org/authors) and put it at {tmp_path / 'data' / TRAIN}" in said
     assert "sources.small.url=" in said
     assert there(tmp_path) == []
-    assert len(server.asked) == 1
+    assert len(server.requests) == 1
 
 
-def test_a_licence_is_agreed_to_before_anything_is_asked_for(doctor: Doctor, server: Server) -> None:
+def test_a_licence_is_agreed_to_before_anything_is_requested(doctor: Doctor, server: Server) -> None:
     code, said = doctor(must_accept=True)
     assert code == 2
     assert "Nothing was fetched. Read https://example.org/terms" in said
     assert "add accept_licence=true" in said
-    assert server.asked == []
+    assert server.requests == []
     assert doctor(accept_licence=True, must_accept=True)[0] == 0
     assert doctor(must_accept=True)[0] == 0  # nothing is missing, nothing to agree to
 
@@ -315,7 +315,7 @@ def test_members_of_an_archive_go_to_their_places_alone(
     assert doctor(url=url, archive=known)[0] == 0
     assert there(tmp_path) == [f"charades_{part}.json" for part in sorted(PARTS)]
     assert not list(tmp_path.parent.rglob("evil.txt"))
-    assert server.asked == [("All.zip", None)]
+    assert server.requests == [("All.zip", None)]
 
 
 def test_generated_data_has_nothing_to_fetch(doctor: Doctor, server: Server) -> None:

@@ -12,11 +12,12 @@ from hydra.utils import instantiate
 from vmr_zoo.cli.main import main
 from vmr_zoo.config.compose import compose
 from vmr_zoo.data.annotations.records import Query
-from vmr_zoo.data.features.store import l2_normalise
 from vmr_zoo.data.narrations import MANIFEST_KEYS, Narration, write_narrations
-from vmr_zoo.data.text.encoders import SentenceEncoder, TextEncoder
+from vmr_zoo.data.text.encoder import TextEncoder
+from vmr_zoo.data.text.sentence import SentenceEncoder
 from vmr_zoo.engine.embedding import read_queries
 from vmr_zoo.errors import VmrError
+from vmr_zoo.utils.arrays import l2_normalise
 
 TEXTS = ["A person opens the door.", "person sits down", "a dog runs"]
 
@@ -110,7 +111,7 @@ def test_narrations_by_themselves(offline: Path, monkeypatch: pytest.MonkeyPatch
         ("q.csv", "qid,words\n1,a dog\n", "expected a sentence under"),
         ("q.jsonl", "{", "line 1: not valid JSON"),
         ("q.txt", "\n", "holds no sentence"),
-        ("q.tsv", "a", "Unknown kind of file"),
+        ("q.tsv", "a", "Unknown type of query file"),
     ],
 )
 def test_a_file_that_cannot_be_used(tmp_path: Path, name: str, content: str, message: str) -> None:

@@ -15,17 +15,17 @@ from omegaconf import OmegaConf
 from vmr_zoo.cli.main import main
 from vmr_zoo.config.compose import compose
 from vmr_zoo.data.features.extracted import ExtractedVideos
-from vmr_zoo.data.features.store import l2_normalise
 from vmr_zoo.errors import VmrError
 from vmr_zoo.runs.directory import relocatable
+from vmr_zoo.utils.arrays import l2_normalise
 from vmr_zoo.video.decode import VideoError
 from vmr_zoo.video.encoder import VideoEncoder
 from vmr_zoo.video.extraction import extract
-from vmr_zoo.video.manifest import build, declared, read
+from vmr_zoo.video.manifest import build_encoder, combined_entry, read_manifest
 
 
 def render(path, seconds, seed=0):
-    """Four noisy frames a second."""
+    """Four noisy frames per second."""
     rng = np.random.default_rng(seed)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=4, options={"preset": "ultrafast"})
@@ -48,7 +48,7 @@ def videos(tmp_path_factory) -> Path:
 
 
 class Counting(VideoEncoder):
-    """Encodes the number n of a clip as (n, length of the name), and notes what shared a batch."""
+    """Encodes the number n of a clip as (n, length of the name), and records the batches."""
 
     clip_seconds, dim, patches, patch_dim = 2.0, 2, 3, 1
 
@@ -153,13 +153,13 @@ def test_the_command_extracts_reports_resumes_and_shards(videos, tmp_path, capsy
     with np.load(out / "v1.npz") as arrays:
         assert arrays["features"].shape == (5, 360)
         assert arrays["patches"].shape == (5, 48, 40)
-    assert instantiate(read(out)["encoder"]).dim == 360
+    assert instantiate(read_manifest(out)["encoder"]).dim == 360
     assert main([*arguments, "encoder.hues=8"]) == 2
     assert "hues: there 16, now 8" in capsys.readouterr().err
 
 
 def test_a_data_set_names_the_videos_and_those_without_a_file(videos, tmp_path, monkeypatch, capsys):
-    """The protocol of action labels is stood in for by one that names two videos."""
+    """A protocol of two videos replaces that of Charades-STA."""
     from vmr_zoo.data.annotations.records import Protocol, Query, Split
 
     queries = tuple(Query(f"q{v}", v, "a text", ((0.0, 1.0),), 3.0) for v in ("v1", "gone"))
@@ -176,7 +176,7 @@ def test_a_data_set_names_the_videos_and_those_without_a_file(videos, tmp_path, 
 
 
 def folder(path, dim, lengths, seconds=2.0, patches=None, target="vmr_zoo.video.open_clip.OpenClip"):
-    """A folder as `vmr extract` leaves it, with random features."""
+    """A folder as `vmr extract` writes it, with random features."""
     path.mkdir()
     rng = np.random.default_rng(dim)
     for name, clips in lengths.items():
@@ -237,7 +237,7 @@ def test_extracted_folders_become_a_feature_set_that_says_how_it_was_made(tmp_pa
 def test_a_manifest_builds_encoders_and_runs_nothing_else(node, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(VmrError):
-        build(node)
+        build_encoder(node)
     assert not (tmp_path / "made").exists()
 
 
@@ -246,17 +246,17 @@ def test_a_file_is_encoded_as_the_folder_was_and_another_encoder_is_refused(vide
     assert (
         main(["extract", f"videos={videos}", "encoder=grid", f"out={out}", "storage=float16"]) == 1
     )  # one fails
-    source = ExtractedVideos([out], [read(out)["encoder"]])
+    source = ExtractedVideos([out], [read_manifest(out)["encoder"]])
     assert np.array_equal(source.encode(videos / "v1.mp4"), source.load("v1"))
     with pytest.raises(VmrError, match="samples: 4, now 2"):
-        ExtractedVideos([out], [read(out)["encoder"] | {"samples": 2}]).encode(videos / "v1.mp4")
+        ExtractedVideos([out], [read_manifest(out)["encoder"] | {"samples": 2}]).encode(videos / "v1.mp4")
 
 
 def test_folders_that_do_not_go_together_are_refused(tmp_path):
     one = folder(tmp_path / "one", 3, {"a": 4}, seconds=1.0)
     two = folder(tmp_path / "two", 3, {"a": 4}, seconds=2.0)
     with pytest.raises(VmrError, match="different lengths"):
-        declared("clip_seconds", [one, two])
+        combined_entry("clip_seconds", [one, two])
     alien = folder(tmp_path / "alien", 3, {"a": 4}, target="os.system")
     with pytest.raises(VmrError, match=r"os\.system; only encoders of this package"):
         ExtractedVideos([alien], [{"_target_": "vmr_zoo.X"}])
@@ -264,4 +264,4 @@ def test_folders_that_do_not_go_together_are_refused(tmp_path):
         ExtractedVideos([one], [{"_target_": "os.system"}])
     shutil.rmtree(two)
     with pytest.raises(VmrError, match="there is none"):
-        declared("dim", [one, two])
+        combined_entry("dim", [one, two])

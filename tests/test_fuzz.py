@@ -1,6 +1,6 @@
-"""Hypothesis looks for inputs that break what the project reads, and for numbers that are not the loops'.
+"""Fuzz tests: hypothesis searches for inputs that break the readers, and for deviations from naive loops.
 
-Each test has a short run, always on the same examples, and a longer one, marked slow, on new ones every time.
+Each test has a short run, always on the same examples, and a longer run, marked slow, on new examples.
 Together the short runs try more than 2,000 examples.
 """
 
@@ -26,17 +26,20 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from vmr_zoo import spans
-from vmr_zoo.cli import predict
-from vmr_zoo.cli.main import _as_typed
+from vmr_zoo.cli.main import quote_plain_text
 from vmr_zoo.data.annotations import readers
 from vmr_zoo.data.annotations.records import Query, Split
-from vmr_zoo.data.features.store import FileFeatures, FileStore, Hdf5Store, WordVectors
+from vmr_zoo.data.annotations.rows import numbered
+from vmr_zoo.data.features.files import FileFeatures
+from vmr_zoo.data.features.queries import WordVectorQueries
+from vmr_zoo.data.features.store import FileStore, Hdf5Store
 from vmr_zoo.data.narrations import MANIFEST_KEYS, manifest_path, read_narrations
 from vmr_zoo.engine import scoring
+from vmr_zoo.engine.query_file import read_query_file
 from vmr_zoo.errors import VmrError
 from vmr_zoo.metrics.settings import MetricSettings
 from vmr_zoo.parity.case import Case
-from vmr_zoo.parity.checkpoint_import import read as read_checkpoint
+from vmr_zoo.parity.checkpoint_import import read_checkpoint
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 
@@ -44,7 +47,7 @@ LENGTHS = pytest.mark.parametrize("times", [1, pytest.param(25, marks=pytest.mar
 
 
 def fuzz(times: int, examples: int, *strategies: Any) -> Callable[[Callable[..., None]], None]:
-    """Runs a function on examples at once: the same ones in every short run, new ones in the long run."""
+    """Runs a function on examples: the same in every short run, new ones in a long run."""
 
     def run(check: Callable[..., None]) -> None:
         settings(
@@ -74,7 +77,7 @@ def exact(a: list[float], b: list[float]) -> tuple[Fraction, Fraction]:
 
 
 @LENGTHS
-def test_iou_and_giou_are_the_fractions_and_have_finite_gradients(times: int) -> None:
+def test_iou_and_giou_equal_exact_fractions_and_have_finite_gradients(times: int) -> None:
     @fuzz(times, 300, span, span)
     def check(a: list[float], b: list[float]) -> None:
         expected = exact(a, b)
@@ -87,13 +90,13 @@ def test_iou_and_giou_are_the_fractions_and_have_finite_gradients(times: int) ->
             assert torch.equal(got, function(torch.tensor(b), single))
             got.backward()
             assert single.grad is not None
-            # Of a union this small, one over its square is beyond float32.
+            # The squared inverse of a smaller union exceeds float32.
             tiny = max(a[1], b[1]) - min(a[0], b[0]) < 1e-18
             assert tiny or single.grad.isfinite().all()
 
 
 @LENGTHS
-def test_conversion_there_and_back(times: int) -> None:
+def test_conversion_round_trip(times: int) -> None:
     @fuzz(times, 100, st.lists(span, min_size=1, max_size=5))
     def check(rows: list[list[float]]) -> None:
         given_ = torch.tensor(rows, dtype=torch.float64)
@@ -103,7 +106,7 @@ def test_conversion_there_and_back(times: int) -> None:
 
 
 @LENGTHS
-def test_nms_is_the_greedy_loop_on_any_numbers(times: int) -> None:
+def test_nms_equals_the_greedy_loop(times: int) -> None:
     scored = st.tuples(span, st.floats(0, 1, width=32))
 
     @fuzz(times, 200, st.lists(scored, min_size=1, max_size=8), st.floats(0, 1), st.integers(1, 8))
@@ -114,7 +117,7 @@ def test_nms_is_the_greedy_loop_on_any_numbers(times: int) -> None:
         kept, values = spans.nms(given_, scores, threshold, keep)
         left: list[tuple[list[float], float]] = []
         for row in sorted(rows, key=lambda row: -row[1]):
-            # As rounded: at the threshold itself one rounding more would decide otherwise.
+            # With the same rounding: at the threshold, another rounding would change the decision.
             ious = [spans.iou(torch.tensor(row[0]).double(), torch.tensor(o).double()) for o, _ in left]
             if all(iou <= threshold for iou in ious):
                 left.append(row)
@@ -140,7 +143,7 @@ def overlap(a: list[float], b: list[float]) -> float:
 
 
 def naive_ap(windows: list[list[float]], moments: list[list[float]], threshold: float) -> float:
-    """Walks down the ranking; precision at a rank counts as the best one from there on."""
+    """Walks down the ranking; the precision at a rank is the best from there on."""
     free, right = list(moments), []
     for window in windows:
         best = max(free, key=lambda m: (overlap(window, m), moments.index(m)), default=None)
@@ -152,7 +155,7 @@ def naive_ap(windows: list[list[float]], moments: list[list[float]], threshold: 
 
 
 def naive_highlight(scores: list[float], highlight: list[bool]) -> float:
-    """Mean of the best precision at each distinct recall; a threshold takes equal scores together."""
+    """Mean of the best precision at each distinct recall; equal scores share a threshold."""
     points = {}
     for threshold in sorted(set(scores), reverse=True):
         chosen = [h for s, h in zip(scores, highlight, strict=True) if s >= threshold]
@@ -163,7 +166,7 @@ def naive_highlight(scores: list[float], highlight: list[bool]) -> float:
 
 
 @LENGTHS
-def test_scores_of_a_file_are_those_of_the_loops(times: int) -> None:
+def test_scores_of_a_file_equal_the_loops(times: int) -> None:
     one = st.tuples(
         st.lists(a_window, min_size=1, max_size=12),
         st.lists(a_moment, min_size=1, max_size=4, unique_by=tuple),
@@ -186,13 +189,13 @@ def test_scores_of_a_file_are_those_of_the_loops(times: int) -> None:
                     "pred_saliency_scores": [s for s, _ in clips],
                 }
             )
-        rows = scoring.placed(json.loads(json.dumps(rows)))  # as they come out of a file
+        rows = scoring.locate_rows(json.loads(json.dumps(rows)))  # as they come out of a file
         scored = scoring.score_queries(rows, Split("test", tuple(queries)), MetricSettings(highlights=True))
         got = {name: values.tolist() for name, values in scored.queries.items()}
         for number, (windows, moments, clips) in enumerate(videos):
             ious = [max(overlap(w, m) for m in moments) for w in windows]
             ranked = sorted(windows[:10], key=lambda w: -w[2])
-            # A ratio that is a threshold but for rounding may fall to either side.
+            # A ratio that equals a threshold up to rounding may fall on either side.
             assume(all(abs(overlap(w, m) - t) > 1e-9 for w in windows for m in moments for t in THRESHOLDS))
             expected = {f"R1@{t}": float(ious[0] >= t) for t in (0.5, 0.7)}
             expected |= {f"R5@{t}": float(max(ious[:5]) >= t) for t in (0.5, 0.7)}
@@ -208,17 +211,17 @@ def test_scores_of_a_file_are_those_of_the_loops(times: int) -> None:
                 assert got[name][number] == pytest.approx(value, abs=1e-9), name
 
 
-# --- files that something happened to
+# --- damaged files
 
 OTHER_VALUES = [
     None, True, -1, 0, 10**400, 1e300, -0.5, math.nan, math.inf, "", " ", "7", "../../etc/passwd", "a\nb",
     "\ud800", "\u202e\u05d0", "\U0001f600", [], {}, [[]], [1], {"x": 1}, "9" * 300,
 ]  # fmt: skip
-"""What a value may turn into."""
+"""Replacements for a value."""
 
 
 def bent(value: Any, rng: random.Random) -> Any:
-    """A copy of a JSON value with one thing in it removed, doubled, renamed or of another type."""
+    """A copy of a JSON value with one item removed, doubled, renamed or of another type."""
     value = json.loads(json.dumps(value))
     places: list[tuple[Any, Any]] = []
 
@@ -247,7 +250,7 @@ def bent(value: Any, rng: random.Random) -> Any:
 
 
 def damaged(content: bytes, rng: random.Random) -> bytes:
-    """A file with one to three accidents: bytes changed, a piece lost or doubled, a line lost or doubled."""
+    """A file with one to three faults: bytes changed, a piece or a line lost or doubled."""
     for _ in range(rng.choice([1, 1, 2, 3])):
         if not content:
             break
@@ -276,7 +279,7 @@ def damaged(content: bytes, rng: random.Random) -> bytes:
 
 
 def only_our_error(read: Callable[[], Any]) -> Any:
-    """Reads; a `VmrError` has to say something that a person can use, anything else is a failure."""
+    """Reads; accepts a `VmrError` with a useful message only."""
     try:
         return read()
     except VmrError as error:
@@ -300,11 +303,11 @@ def json_lines(rows: list[Any]) -> bytes:
 
 
 def read_sta(path: Path) -> Any:
-    return readers.charades_sta(path, {f"V{n}": 30.0 for n in range(9)}, readers.numbered(), True)
+    return readers.read_charades_sta(path, {f"V{n}": 30.0 for n in range(9)}, numbered(), True)
 
 
 def read_by_video(path: Path) -> Any:
-    return readers.by_video(path, readers.numbered(), scored=True)
+    return readers.read_by_video(path, numbered(), scored=True)
 
 
 FORMATS: dict[str, tuple[Any, Callable[[Any], bytes], Callable[[Path], Any]]] = {
@@ -316,24 +319,24 @@ FORMATS: dict[str, tuple[Any, Callable[[Any], bytes], Callable[[Path], Any]]] = 
     "charades csv": (
         [["id", "subject", "length"], ["V1", "he, \"or\" she", "30.5"], ["V2", "", "12"]],
         lambda rows: csv_file(rows),
-        lambda path: readers.charades_lengths(path),
+        lambda path: readers.read_charades_lengths(path),
     ),
     "by video": ({"a": VIDEO, "b": VIDEO}, lambda value: json.dumps(value).encode(), read_by_video),
     "tacos": (
         {"a.avi": TACOS, "b.avi": TACOS},
         lambda value: json.dumps(value).encode(),
-        lambda path: readers.tacos(path, readers.numbered(), scored=False),
+        lambda path: readers.read_tacos(path, numbered(), scored=False),
     ),
     "qvhighlights": (
         [HIGHLIGHT, HIGHLIGHT | {"qid": 8}],
         json_lines,
-        lambda path: readers.qvhighlights(path, scored=True),
+        lambda path: readers.read_qvhighlights(path, scored=True),
     ),
     "narrations": ([NARRATION, NARRATION | {"video_id": "w"}], json_lines, read_narrations),
     "queries": (
         [["video", "query", "query_id"], ["a.mp4", SENTENCE, "1"], ["b.mp4", "x", "2"]],
         lambda rows: csv_file(rows),
-        predict._read,
+        read_query_file,
     ),
 }  # fmt: skip
 
@@ -345,9 +348,13 @@ def csv_file(rows: list[Any]) -> bytes:
 
 
 def holds(rows: Any) -> None:
-    """What everything downstream relies on, of whatever was read."""
+    """Checks what downstream code relies on, for any reader."""
     for row in rows if isinstance(rows, list) else []:
-        if isinstance(query := row.query, Query):
+        if isinstance(row, dict):
+            assert row["video"].strip()
+            assert row["query"].strip()
+            assert row["query_id"] is not None
+        elif isinstance(query := row.query, Query):
             assert 0 < query.duration <= 1e9
             assert query.moments
             assert all(0 <= start < end <= query.duration for start, end in query.moments)
@@ -358,7 +365,7 @@ def holds(rows: Any) -> None:
 
 @LENGTHS
 @pytest.mark.parametrize("name", FORMATS)
-def test_a_damaged_or_bent_file_yields_sound_rows_or_our_error(name: str, times: int, tmp_path: Path) -> None:
+def test_a_damaged_file_yields_sound_rows_or_our_error(name: str, times: int, tmp_path: Path) -> None:
     value, write, read = FORMATS[name]
     path = tmp_path / "file.jsonl"
     manifest_path(path).write_text(json.dumps(dict.fromkeys(MANIFEST_KEYS)))
@@ -372,16 +379,16 @@ def test_a_damaged_or_bent_file_yields_sound_rows_or_our_error(name: str, times:
 
 REAL: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "charades text": ("charades/charades_sta_test.txt", read_sta),
-    "charades csv": ("charades/Charades_v1_test.csv", lambda path: readers.charades_lengths(path)),
+    "charades csv": ("charades/Charades_v1_test.csv", lambda path: readers.read_charades_lengths(path)),
     "charades_cd": (
         "charades_cd/charades_val.json",
-        lambda path: readers.by_video(path, readers.numbered(), True, duration_key="video_duration"),
+        lambda path: readers.read_by_video(path, numbered(), True, duration_key="video_duration"),
     ),
     "activitynet": ("activitynet/val_1.json", read_by_video),
-    "tacos": ("tacos/test.json", lambda path: readers.tacos(path, readers.numbered(), True)),
+    "tacos": ("tacos/test.json", lambda path: readers.read_tacos(path, numbered(), True)),
     "qvhighlights": (
         "qvhighlights/highlight_val_release.jsonl",
-        lambda path: readers.qvhighlights(path, True),
+        lambda path: readers.read_qvhighlights(path, True),
     ),
 }
 
@@ -413,7 +420,7 @@ def test_a_damaged_part_of_a_published_file(name: str, times: int, tmp_path: Pat
     def check(rng: random.Random, kind: int) -> None:
         try:
             content = write(bent(value, rng) if kind else value)
-        except TypeError:  # what was a list of lines is no list any more
+        except TypeError:  # the list of lines is no longer a list
             content = b""
         path.write_bytes(damaged(content, rng) if kind < 2 else content)
         holds(only_our_error(lambda: read(path)))
@@ -455,7 +462,7 @@ def test_a_submission_is_scored_within_bounds_or_refused(times: int, tmp_path: P
             assert all(0 <= value <= 100 for value in scored.metrics.values())
 
 
-# --- what a user types
+# --- sentences of a user
 
 typed = st.text(
     st.characters(exclude_categories=["Cs"], exclude_characters="\0")
@@ -470,8 +477,8 @@ typed = st.text(
 def test_a_typed_sentence_arrives_as_it_was_typed(times: int) -> None:
     @fuzz(times, 300, typed)
     def check(text: str) -> None:
-        assume(text[:1] not in ("", "[", "'", '"'))  # those are Hydra's grammar already, and meant so
-        (override,) = OverridesParser.create().parse_overrides([_as_typed(f"query={text}")])
+        assume(text[:1] not in ("", "[", "'", '"'))  # already Hydra's grammar
+        (override,) = OverridesParser.create().parse_overrides([quote_plain_text(f"query={text}")])
         cfg = OmegaConf.create({"query": None})
         OmegaConf.update(cfg, "query", override.value(), force_add=True)
         assert cfg.query == text
@@ -485,7 +492,7 @@ def test_a_file_of_sentences_arrives_as_it_was_written(times: int, tmp_path: Pat
     @fuzz(times, 100, st.lists(st.tuples(field, field), min_size=1, max_size=4))
     def check(rows: list[tuple[str, str]]) -> None:
         path.write_bytes(csv_file([["video", "query"], *map(list, rows)]))
-        assert predict._read(path)[["video", "query"]].to_numpy().tolist() == [list(row) for row in rows]
+        assert [(row["video"], row["query"]) for row in read_query_file(path)] == rows
 
 
 # --- arrays
@@ -517,7 +524,7 @@ def features(file: str) -> Callable[[Path], Any]:
 
 
 def word(file: str) -> Callable[[Path], Any]:
-    return lambda folder: WordVectors(folder / file, 3, normalise=False).load(
+    return lambda folder: WordVectorQueries(folder / file, 3, normalise=False).load(
         Query("q", "v", "a dog", ((0, 1),), 1.0)
     )
 
@@ -534,7 +541,7 @@ ARRAYS: dict[str, Callable[[Path], Any]] = {
 }
 
 
-@pytest.mark.filterwarnings("ignore")  # numpy and torch warn of much that they then refuse
+@pytest.mark.filterwarnings("ignore")  # numpy and torch warn before they refuse
 @LENGTHS
 @pytest.mark.parametrize("name", ARRAYS)
 def test_damaged_arrays_are_finite_or_refused(name: str, times: int, tmp_path: Path) -> None:

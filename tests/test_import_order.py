@@ -2,59 +2,94 @@
 
 from __future__ import annotations
 
-import ast
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "src" / "vmr_zoo"
-BASE = {"types", "spans", "errors", "files", "parallel"}
+import structure
+
+CONTRACT = {"types", "spans", "errors", "utils"}
+BELOW_DATA = CONTRACT | {"video", "config"}
+BELOW_RUNS = BELOW_DATA | {"data", "metrics"}
+BELOW_ENGINE = BELOW_RUNS | {"narrators", "runs", "methods"}
 ALLOWED = {
-    **dict.fromkeys(BASE, BASE),
-    "blocks": BASE | {"blocks"},
-    "losses": BASE | {"blocks", "losses"},
-    "metrics": BASE | {"metrics"},
-    "video": BASE | {"video"},
-    "data": BASE | {"data", "video"},
-    "methods": BASE | {"blocks", "losses", "metrics", "methods"},
+    "types": {"types"},
+    "errors": {"errors"},
+    "spans": CONTRACT,
+    "utils": CONTRACT,
+    "blocks": CONTRACT | {"blocks"},
+    "losses": CONTRACT | {"blocks", "losses"},
+    "metrics": CONTRACT | {"metrics"},
+    "video": CONTRACT | {"video"},
+    "methods": CONTRACT | {"blocks", "losses", "metrics", "methods"},
+    "config": CONTRACT | {"video", "config"},
+    "data": BELOW_DATA | {"data"},
+    "narrators": BELOW_DATA | {"data", "narrators"},
+    "runs": BELOW_RUNS | {"runs"},
+    "engine": BELOW_ENGINE | {"engine"},
+    "parity": BELOW_ENGINE | {"blocks", "losses", "engine", "parity"},
+    "report": BELOW_RUNS | {"runs", "engine", "report"},
+    "cli": BELOW_ENGINE | {"engine", "parity", "report", "cli"},
 }
+INSIDE_DATA = {
+    "text": {"text"},
+    "annotations": {"text", "annotations"},
+    "features": {"text", "annotations", "features"},
+    "narrations": {"text", "annotations", "features", "narrations"},
+    "batches": {"text", "annotations", "features", "batches"},
+    "worlds": {"text", "annotations", "features", "narrations", "worlds"},
+}
+GRAPH = structure.graph()
 
 
-def imports(path: Path) -> set[str]:
-    """Returns the modules of the package that a file imports, less what only type checkers see."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
-            node.body = []
-    found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            raise AssertionError(f"{path}: relative import; write vmr_zoo.… in full")
-    return {name for name in found if name.startswith("vmr_zoo.")}
+def room(module: str, depth: int = 1) -> str:
+    parts = module.split(".")
+    return parts[depth] if len(parts) > depth else ""
 
 
-FILES = sorted(PACKAGE.rglob("*.py"))
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_go_one_way(path):
-    part = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    if part not in ALLOWED:
-        # Entry points know no concrete method: Hydra builds it.
-        concrete = {
-            name for name in imports(path) if name.startswith("vmr_zoo.methods.") and ".base" not in name
-        }
-        assert part == "released" or not concrete
+@pytest.mark.parametrize("module", sorted(GRAPH))
+def test_imports_go_one_way(module):
+    if module == "vmr_zoo":  # its lazy attributes
         return
-    wrong = {name for name in imports(path) if name.split(".")[1] not in ALLOWED[part]}
-    assert not wrong, f"{path.relative_to(PACKAGE)} must not import {sorted(wrong)}"
+    wrong = {name for name in GRAPH[module] if room(name) not in ALLOWED[room(module)]}
+    assert not wrong, f"{module} must not import {sorted(wrong)}"
 
 
-def test_the_test_sees_a_wrong_import(tmp_path):
+@pytest.mark.parametrize("module", sorted(name for name in GRAPH if name.startswith("vmr_zoo.data.")))
+def test_inside_data_imports_go_one_way(module):
+    allowed = INSIDE_DATA[room(module, 2)]
+    wrong = {name for name in GRAPH[module] if room(name) == "data" and room(name, 2) not in allowed}
+    assert not wrong, f"{module} must not import {sorted(wrong)}"
+
+
+@pytest.mark.parametrize("module", sorted(GRAPH))
+def test_only_parity_knows_a_method_by_name(module):
+    """Hydra builds the method; commands, runs and the engine know the base class alone."""
+    if room(module) in ("methods", "parity"):
+        return
+    concrete = {name for name in GRAPH[module] if room(name) == "methods"} - {"vmr_zoo.methods.base"}
+    assert not concrete, f"{module} must not import {sorted(concrete)}"
+
+
+def test_there_are_no_cycles():
+    assert structure.cycles(GRAPH) == []
+
+
+def test_every_room_has_its_rule():
+    folders = {path.name for path in structure.PACKAGE.iterdir() if (path / "__init__.py").is_file()}
+    files = {path.stem for path in structure.PACKAGE.glob("*.py")} - {"__init__"}
+    assert folders | files == set(ALLOWED)
+
+
+def test_a_lazy_import_and_a_cycle_are_seen(tmp_path: Path):
     bad = tmp_path / "bad.py"
-    bad.write_text("def f():\n    from vmr_zoo.data import datamodule\n")
-    assert "vmr_zoo.data.batches.datamodule" in imports(bad)
+    bad.write_text("def f():\n    from vmr_zoo.data.batches import datamodule\n")
+    assert structure.imports(bad) == {"vmr_zoo.data.batches.datamodule"}
+    assert structure.cycles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
+
+
+def test_a_banned_word_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    page = tmp_path / "page.md"
+    page.write_text("A slip, mended.\nRecommended.\n")
+    monkeypatch.setattr(structure, "ROOT", tmp_path)
+    assert structure.banned_words([page]) == ["page.md:1 mended"]

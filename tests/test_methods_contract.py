@@ -1,4 +1,4 @@
-"""What every method has to hold; methods are found by their files in conf/method."""
+"""The contract that every method satisfies; methods are found by their files in conf/method."""
 
 from __future__ import annotations
 
@@ -17,27 +17,13 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from batches import NARRATION_DIM, PATCH_DIM, PATCHES, QUERY_DIM, VIDEO_DIM, make_batch, row, stretch
+from batches import NARRATION_DIM, PATCH_DIM, PATCHES, QUERY_DIM, VIDEO_DIM, make_batch, row, shrink, stretch
 from vmr_zoo.config.compose import compose
 from vmr_zoo.methods.base import Method
 from vmr_zoo.types import DETAILS, NEEDS, Batch, Prediction
 
 CONF = Path(__file__).parents[1] / "conf"
 METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
-SMALL = {
-    "dim": 16,
-    "heads": 2,
-    "feedforward_dim": 24,
-    "encoder_layers": 2,
-    "decoder_layers": 2,
-    "queries": 6,
-    "pooling_dim": 8,
-    "map_dim": 8,
-    "joint_dim": 8,
-    "segments": 4,
-    "clips": 4,
-    "diagonals": [3],
-}
 
 
 @functools.cache
@@ -59,9 +45,7 @@ def build(
     name: str, variant: str = "paper", seed: int = 0, changes: Mapping[str, object] | None = None
 ) -> Method:
     cfg = copy.deepcopy(composed(name, variant))
-    for key, value in SMALL.items():
-        if cfg.method.get(key) is not None:
-            cfg.method[key] = value
+    shrink(cfg.method)
     cfg.method.merge_with(dict(changes or {}))
     torch.manual_seed(seed)
     return instantiate(cfg.method)
@@ -70,10 +54,10 @@ def build(
 @pytest.fixture(params=METHODS)
 def method(request: pytest.FixtureRequest) -> Method:
     built = build(request.param)
-    if not learns(built):  # what it knows, it collects in the course of an epoch
+    if not learns(built):  # it collects statistics during an epoch instead
         built.training_step(make_batch(built.needs), 0)
         built.on_validation_epoch_start()
-    for norm in norms(built):  # their running statistics are those of no data at first
+    for norm in norms(built):  # their running statistics have seen no data yet
         norm.momentum = 1.0
     if norms(built):
         with torch.no_grad():
@@ -86,13 +70,13 @@ def norms(method: Method) -> list[torch.nn.BatchNorm2d]:
 
 
 def losses(method: Method, batch: dict) -> dict[str, Tensor]:
-    torch.manual_seed(3)  # what a loss samples
+    torch.manual_seed(3)  # some losses sample
     return method.losses(batch)
 
 
 def configured(method: Method) -> torch.optim.Optimizer:
     """The method's own optimizer, without its schedule."""
-    method._trainer = SimpleNamespace(estimated_stepping_batches=100)  # what a decay over all steps asks for
+    method._trainer = SimpleNamespace(estimated_stepping_batches=100)  # for a decay over all steps
     found = method.configure_optimizers()
     method._trainer = None
     return found["optimizer"] if isinstance(found, dict) else found
@@ -161,22 +145,22 @@ def test_details_are_an_addition_and_know_no_padding(method: Method) -> None:
     longer = stretch(batch, extra=5)
     plain = method.predict(batch)
     assert "details" not in plain
-    asked, padded = method.predict(batch, details=True), method.predict(longer, details=True)
-    assert torch.equal(asked["spans"], plain["spans"])
-    assert torch.equal(asked["scores"], plain["scores"])
-    assert asked["details"].keys() == padded["details"].keys()
-    for name, detail in asked["details"].items():
+    detailed, padded = method.predict(batch, details=True), method.predict(longer, details=True)
+    assert torch.equal(detailed["spans"], plain["spans"])
+    assert torch.equal(detailed["scores"], plain["scores"])
+    assert detailed["details"].keys() == padded["details"].keys()
+    for name, detail in detailed["details"].items():
         assert detail.isfinite().all(), name
         assert padded["details"][name].isfinite().all(), name
         for index in range(4):
             alone = row(batch, index)
             one = valid(method.predict(alone, details=True), name, alone, 0)
-            for found in (valid(asked, name, batch, index), valid(padded, name, longer, index)):
+            for found in (valid(detailed, name, batch, index), valid(padded, name, longer, index)):
                 torch.testing.assert_close(found, one, atol=1e-5, rtol=0)
 
 
 def valid(prediction: Prediction, name: str, batch: Batch, index: int) -> Tensor:
-    """One row of a detail without its padding; its axes have to be as long as `DETAILS` says."""
+    """One row of a detail without its padding; checks the length of its axes against `DETAILS`."""
     detail = prediction["details"][name]
     kept = {
         "clip": batch["video_mask"][index],
@@ -213,7 +197,7 @@ def test_a_step_lowers_the_loss_on_its_own_batch(method: Method) -> None:
         pytest.skip("has no parameters")
     batch = make_batch(method.needs)
     optimizer = configured(method)
-    for group in optimizer.param_groups:  # as published they are for thousands of steps
+    for group in optimizer.param_groups:  # published rates are for thousands of steps
         group["lr"] = max(group["lr"], 1e-3)
     values = []
     for _ in range(8):

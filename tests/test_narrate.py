@@ -1,4 +1,4 @@
-"""`vmr narrate`: finished videos are never narrated again, shards add up, and what fails is listed."""
+"""`vmr narrate`: finished videos are skipped, shards are merged, and failures are listed."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ TINY = [
 
 
 class Scripted(Narrator):
-    """Says what it is told to and remembers what it was asked about."""
+    """Returns scripted narrations and records the requested videos."""
 
     def __init__(self, prompt: str = "what?", broken: Iterable[str] = (), mute: Iterable[str] = ()) -> None:
         self.prompt = prompt
         self.broken = set(broken)
         self.mute = set(mute)
-        self.asked: list[str] = []
+        self.requested: list[str] = []
 
     def stream(self, videos: Iterable[tuple[str, Path]]) -> Iterator[Narrated]:
         for video, _ in videos:
-            self.asked.append(video)
+            self.requested.append(video)
             if video in self.broken:
                 yield Narrated(video, error=VideoError("corrupt", f"{video} is broken"))
             elif video in self.mute:
@@ -66,7 +66,7 @@ def test_shards_add_up_to_the_whole_whoever_comes_last(tmp_path: Path) -> None:
     assert (summary.unfinished, summary.merged, shared.exists()) == (3, False, False)
     summary = narrate(first, VIDEOS, shared, "1/2")
     assert (summary.unfinished, summary.merged, summary.sentences, summary.empty) == (0, True, 5, 5)
-    assert (first.asked, second.asked) == (["v0", "v2", "v4"], ["v1", "v3"])
+    assert (first.requested, second.requested) == (["v0", "v2", "v4"], ["v1", "v3"])
     assert files(shared) == files(whole)
     narrations, manifest = read_narrations(shared)
     assert list(narrations) == list(VIDEOS)
@@ -88,12 +88,12 @@ def test_a_stopped_run_goes_on_with_what_is_missing(tmp_path: Path) -> None:
     assert not out.exists()
     again = Scripted()
     narrate(again, VIDEOS, out)
-    assert again.asked == ["v2", "v3", "v4"]
+    assert again.requested == ["v2", "v3", "v4"]
     before = files(out)
     (tmp_path / "n.jsonl.parts" / "v1.part").unlink()
     again = Scripted()
     narrate(again, VIDEOS, out)
-    assert again.asked == ["v1"]
+    assert again.requested == ["v1"]
     assert files(out) == before
     assert not list(tmp_path.rglob(".*"))
 
@@ -116,9 +116,9 @@ def test_broken_and_silent_videos_are_listed_and_the_broken_ones_tried_again(tmp
     assert summary.failed == {"v1": "v1 is broken"}
     assert summary.silent == ("v3",)
     assert (summary.merged, summary.sentences, summary.empty) == (True, 3, 5)
-    mended = Scripted(mute=["v3"])
-    assert not narrate(mended, VIDEOS, out).failed
-    assert mended.asked == ["v1"]
+    fixed = Scripted(mute=["v3"])
+    assert not narrate(fixed, VIDEOS, out).failed
+    assert fixed.requested == ["v1"]
     assert len(read_narrations(out)[0]) == 4
     assert not narrate(Scripted(broken=VIDEOS), VIDEOS, tmp_path / "none.jsonl").merged
 
@@ -136,7 +136,7 @@ def test_shapes_are_narrated_where_training_reads_them(
     stamp = file.stat().st_mtime_ns
     assert source.manifest()["narrator"]["miss"] == 0
     assert file.stat().st_mtime_ns == stamp
-    # The same sentences through the interface of every other narrator, out of the rendered files.
+    # The same sentences through the common interface of narrators, from the rendered files.
     assert vmr("narrate", *settings, f"out={tmp_path / 'n.jsonl'}") == 0
     assert read_narrations(tmp_path / "n.jsonl") == read_narrations(file)
 

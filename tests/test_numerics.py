@@ -1,4 +1,4 @@
-"""Losses and gradients stay finite at the edge of what data can be; bfloat16, fused and compiled steps."""
+"""Losses and gradients stay finite on edge cases; bfloat16, fused and compiled steps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vmr_zoo.types import Batch
 
 
 def one_clip(batch: Batch) -> Batch:
-    """All but the first clip of every video is padding, and so is all but the first of what belongs to it."""
+    """Every video has one valid clip; everything aligned with clips has one valid entry."""
     for mask in ("video_mask", "saliency_mask"):
         if mask in batch:
             batch[mask] = batch[mask].clone()  # type: ignore[literal-required]
@@ -116,12 +116,12 @@ def test_bfloat16_a_fused_optimizer_and_clipping_train_together(name: str) -> No
         for name in METHODS
     ],
 )
-def test_compiled_the_losses_and_the_names_of_the_weights_are_the_same(name: str) -> None:
+def test_compiling_keeps_the_losses_and_the_names_of_the_weights(name: str) -> None:
     found = []
     for compiled in (False, True):
         method = build(name).eval()
         if compiled:
-            method.compile(backend="eager")  # traced as for any backend, and run as it is
+            method.compile(backend="eager")  # traced as for any backend, but not compiled
         torch.manual_seed(0)
         found.append((list(method.state_dict()), method.losses(make_batch(method.needs))))
     assert found[0][0] == found[1][0]

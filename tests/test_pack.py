@@ -9,18 +9,16 @@ import torch
 from toy import Sentence
 from vmr_zoo.data.annotations.records import Protocol, Query, Split
 from vmr_zoo.data.batches.datamodule import VMRDataModule
-from vmr_zoo.data.batches.split_dataset import OnDevice, Ragged, hold
+from vmr_zoo.data.batches.residency import Ragged, RaggedOnDevice, load_videos
+from vmr_zoo.data.features.feature_set import FeatureSet
+from vmr_zoo.data.features.files import FileFeatures, VideoFiles
+from vmr_zoo.data.features.manifest import compare_manifests
 from vmr_zoo.data.features.packed import DATA, INDEX, JOURNAL, PackedVideos, pack
-from vmr_zoo.data.features.store import (
-    FeatureError,
-    FeatureSet,
-    FileFeatures,
-    FileStore,
-    VideoFiles,
-    compare_manifests,
-)
+from vmr_zoo.data.features.problems import FeatureError
+from vmr_zoo.data.features.store import FileStore
 from vmr_zoo.errors import VmrError
-from vmr_zoo.report.leaderboard import collect, leaderboards
+from vmr_zoo.report.leaderboard import leaderboards
+from vmr_zoo.report.runs import finished_runs
 from vmr_zoo.runs.directory import MANIFEST, read_json
 
 IDS = ["a", "b", "c"]
@@ -208,7 +206,7 @@ def test_runs_on_a_pack_and_on_its_source_share_name_manifest_and_row(vmr, tmp_p
     train += [f"paths.runs={tmp_path}/runs", "trainer.accelerator=cpu"]
     assert vmr(*train, "seed=0") == 0
     assert vmr(*train, "seed=1", f"features.packed={tmp_path}/out") == 0
-    (row,) = leaderboards(collect(tmp_path / "runs"), ["mIoU"])[0].rows
+    (row,) = leaderboards(finished_runs(tmp_path / "runs"), ["mIoU"])[0].rows
     assert len(row.runs) == 2
     manifests = [read_json(run.directory / MANIFEST) for run in row.runs]
     assert manifests[0] == manifests[1]
@@ -227,16 +225,16 @@ def test_batches_do_not_depend_on_where_features_lie(source, residency, storage)
 def test_auto_holds_what_fits_and_reads_the_rest_for_every_batch(source, monkeypatch):
     whole = 4 * 9 * 4  # bytes: three videos of together nine clips of four numbers
     for free, held in ((2 * whole, True), (2 * whole - 2, False)):
-        monkeypatch.setattr("vmr_zoo.data.batches.split_dataset.free_memory", lambda free=free: free)
-        found = hold(source, IDS, torch.float32, "auto", "train", watched=False)
+        monkeypatch.setattr("vmr_zoo.data.batches.residency.free_memory", lambda free=free: free)
+        found = load_videos(source, IDS, torch.float32, "auto", "train", show_progress=False)
         assert isinstance(found, Ragged) is held
         assert found.lengths.tolist() == [2, 3, 4]
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_batches_are_gathered_on_a_device(source, device):
-    held = hold(source, IDS, torch.float32, "memory", "train", watched=False)
-    gathered = OnDevice(held, torch.device(device))
+    held = load_videos(source, IDS, torch.float32, "memory", "train", show_progress=False)
+    gathered = RaggedOnDevice(held, torch.device(device))
     for rows, longest in (([2, 0, 0], None), ([0, 1], 5)):
         values, mask = gathered.pad(rows, longest)
         assert values.device.type == device

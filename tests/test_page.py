@@ -1,4 +1,4 @@
-"""The page of `vmr report html=true`, looked at as text and driven in a real browser where there is one."""
+"""The page of `vmr report html=true`: its text, and its behaviour in a browser if one is installed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CHROMIUM = next((path for name in ("chromium", "chromium-browser") if (path := s
 EVIL = "</script><script>document.title='broken'</script><img src=x onerror=document.title='broken'>"
 
 
-def film(path):
+def write_video(path):
     """Writes a video of 30 s."""
     path.parent.mkdir()
     with av.open(path, "w") as container:
@@ -31,8 +31,8 @@ def film(path):
 
 @pytest.fixture
 def page(tmp_path, capsys):
-    """Two runs and a seed of each; sentences, the name of a run and a failure are attacks."""
-    film(tmp_path / "videos" / "v.webm")
+    """Two runs with two seeds; sentences, the name of a run and an error message attack the page."""
+    write_video(tmp_path / "videos" / "v.webm")
     for name, right in {"good": 150, "bad": 50}.items():
         for seed in (0, 1):
             write(tmp_path, name, {"iid": right, "ood": right // 2}, seed)
@@ -49,21 +49,21 @@ def page(tmp_path, capsys):
         for row in rows:
             row |= {"query": EVIL, "pred_saliency_scores": [0.0, 1.0, 0.5]}
         (run / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    asked = ["columns=[R1@0.5]", "html=true", "significance=true", "printed=[tea/table4]"]
-    assert main.main(["report", f"runs={tmp_path}", f"videos={tmp_path / 'videos'}", *asked]) == 0
+    arguments = ["columns=[R1@0.5]", "html=true", "significance=true", "printed=[tea/table4]"]
+    assert main.main(["report", f"runs={tmp_path}", f"videos={tmp_path / 'videos'}", *arguments]) == 0
     out = capsys.readouterr().out
     assert "report.html" in out
     return tmp_path / "report.html"
 
 
-def test_the_page_is_whole_and_text_from_data_is_escaped(page):
+def test_the_page_is_complete_and_escapes_text_from_data(page):
     text = page.read_text()
     assert "<img src=x" not in text
     assert "document.title='broken'</script>" not in text
     assert not re.search(r"""(src|href)=["']https?://""", text)  # opens without a network
     assert text.count("<svg") == 4  # in and out, recall, and moments of two splits; there are no curves
     assert ">54.28</td>" in text
-    assert "1 failed: " in text
+    assert "Excluded, no results (1 failed): " in text
     (data,) = re.findall(r'<script type="application/json" class="data">(.*?)</script>', text, re.DOTALL)
     queries = json.loads(data)["queries"]
     assert {query["text"] for query in queries} == {EVIL}

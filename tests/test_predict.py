@@ -1,4 +1,4 @@
-"""`vmr predict` and `Retriever` on runs that were trained on a small rendered world."""
+"""`vmr predict` and `Retriever` on runs trained on a small rendered world."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def place(tmp_path_factory):
     """Holds a run of each kind of method, and the cache with the videos."""
     root = tmp_path_factory.mktemp("predict")
     common = ["data=shapes", *WORLD, f"paths.cache={root}/cache", "trainer.max_epochs=1", "logger=none"]
-    sizes = ["method.dim=16", "method.heads=2", "method.feedforward_dim=16"]
-    for method, options in {"moment_detr": sizes, "tea": ["method.dim=16"]}.items():
+    sizes = ["method.network.dim=16", "method.network.heads=2", "method.network.feedforward_dim=16"]
+    for method, options in {"moment_detr": sizes, "tea": ["method.network.dim=16"]}.items():
         assert main.main(["train", *common, f"method={method}", f"run={root}/{method}", *options]) == 0
     return root
 
@@ -58,14 +58,14 @@ def test_answers_are_those_of_the_evaluation(vmr, place, capsys):
     np.testing.assert_allclose(answer["clip_scores"], row["pred_saliency_scores"], atol=1e-4)
 
 
-def test_narrations_have_to_be_given_and_to_be_of_the_same_narrator(vmr, place, tmp_path, capsys):
+def test_narrations_are_required_and_must_be_of_the_same_narrator(vmr, place, tmp_path, capsys):
     row = row_of(place / "tea")
-    asked = [f"run={place}/tea", f"video={videos(place)}/{row['video_id']}.mp4", f"query={row['query']}"]
-    assert vmr("predict", *asked) == 2
+    arguments = [f"run={place}/tea", f"video={videos(place)}/{row['video_id']}.mp4", f"query={row['query']}"]
+    assert vmr("predict", *arguments) == 2
     assert "TEA reads narrations; found none" in capsys.readouterr().err
 
     (file,) = place.glob("cache/shapes/*/narrations/*.jsonl")
-    assert vmr("predict", *asked, f"narrations={file}", "--json") == 0
+    assert vmr("predict", *arguments, f"narrations={file}", "--json") == 0
     (answer,) = json.loads(capsys.readouterr().out)["answers"]
     found = [[m["start"], m["end"], m["score"]] for m in answer["moments"]]
     np.testing.assert_allclose(found, row["pred_relevant_windows"][:5], atol=1e-4)
@@ -74,7 +74,7 @@ def test_narrations_have_to_be_given_and_to_be_of_the_same_narrator(vmr, place, 
     shutil.copy(file, other)
     manifest = json.loads(file.with_suffix(".manifest.json").read_text())
     other.with_suffix(".manifest.json").write_text(json.dumps(manifest | {"model": "someone else"}))
-    assert vmr("predict", *asked, f"narrations={other}") == 2
+    assert vmr("predict", *arguments, f"narrations={other}") == 2
     assert "model: 'shapes narrator (simulated)', now 'someone else'" in capsys.readouterr().err
 
 
@@ -87,7 +87,7 @@ def test_a_long_video_is_searched_in_windows_that_are_ranked_together(place):
     assert windows[-1].last == len(video.clips)
     assert windows[-1].offset + windows[-1].seconds == pytest.approx(video.duration)
 
-    # Every window alone, as a video of its own: what is found together is found there, at its offset.
+    # Each window searched alone finds the same moments, shifted by its offset.
     text = "the red circle blinks"
     alone = []
     for window in windows:
@@ -116,7 +116,7 @@ def test_sentences_do_not_influence_each_other_and_the_video_is_encoded_once(pla
             assert (a.start, a.end, a.score) == pytest.approx((b.start, b.end, b.score), abs=1e-5)
 
 
-def test_a_csv_is_answered_row_by_row_and_a_broken_video_is_left_out(vmr, place, tmp_path, capsys):
+def test_a_csv_is_answered_row_by_row_and_a_broken_video_skipped(vmr, place, tmp_path, capsys):
     shutil.copy(videos(place) / "train_00000.mp4", tmp_path / "one, two.mp4")
     (tmp_path / "broken.mp4").write_bytes(b"no video")
     lines = [
@@ -173,7 +173,7 @@ def test_mistakes_are_named(vmr, place, capsys, args, message):
     assert message in capsys.readouterr().err
 
 
-def test_features_out_of_files_are_not_guessed_at(train_toy):
+def test_a_run_on_feature_files_is_refused(train_toy):
     _, run = train_toy("trainer.max_epochs=1")
-    with pytest.raises(VmrError, match="whose clips come out of ready-made files"):
+    with pytest.raises(VmrError, match="whose clips come from ready-made files"):
         Retriever.from_run(run)

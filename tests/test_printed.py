@@ -1,4 +1,4 @@
-"""The papers' tables beside ours: what counts as the same, and what is said of the rest."""
+"""The papers' tables beside ours: which runs are comparable, and why the others are not."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import pytest
 from test_report import write
 from vmr_zoo.cli import main
 from vmr_zoo.errors import VmrError
-from vmr_zoo.report.leaderboard import collect
-from vmr_zoo.report.paper_tables import asked, printed_tables, touched
+from vmr_zoo.report.paper_matching import compare_with_papers
+from vmr_zoo.report.paper_tables import is_requested
+from vmr_zoo.report.runs import finished_runs
 
 
 def put(root, name, value, backbones=(), seed=0, **header):
-    """Writes a run with one number and features of these backbones."""
+    """Writes a run with one result and features of the given backbones."""
     metrics = {"R1@0.5": value, "R1@0.7": 1.0, "mIoU": 2.0}
     write(root, name, {}, seed, **{"protocol": "charades_sta", "method": "bm_detr"} | header)
     run = root / name / f"seed{seed}"
@@ -29,7 +30,7 @@ def find(tables, paper, table):
 
 
 def our(table, metric="R1@0.5"):
-    """Returns (kind of column, text) of our numbers by name of the row."""
+    """Returns our numbers as (kind of column, text), by features and name of the row."""
     return {
         (row.labels[2], row.labels[3]): [
             (c.kind, str(cell)) for (c, m), cell in row.ours.items() if m == metric
@@ -39,12 +40,12 @@ def our(table, metric="R1@0.5"):
     }
 
 
-def test_a_run_stands_beside_the_row_of_its_backbones(tmp_path):
+def test_a_run_is_matched_with_the_rows_of_its_backbones(tmp_path):
     both = {"features": "slowfast_clip_1s", "experiment": "bm_detr/charades_sta", "ablation": None}
     put(tmp_path, "bm_detr-paper", 50.0, ("slowfast", "clip_vit_b32"), **both)
     put(tmp_path, "bm_detr-paper", 52.0, ("clip", "slowfast"), seed=1, **both)
     put(tmp_path, "bm_detr-sim", 90.0, ("labels",), origin="simulated", features="action_labels")
-    table = find(printed_tables(collect(tmp_path)), "bm_detr", "Table 2")
+    table = find(compare_with_papers(finished_runs(tmp_path)), "bm_detr", "Table 2")
     ours = our(table)
     assert ours["SF+C", "BM-DETR (ours)"] == [("", "51.00 ± 1.41"), ("SIMULATED", "90.00")]
     assert ours["VGG", "BM-DETR (ours)"] == [("SIMULATED", "90.00")]
@@ -55,18 +56,18 @@ def test_a_run_stands_beside_the_row_of_its_backbones(tmp_path):
     why = {(row.labels[2], row.labels[3]): row.why for row in table.rows}
     assert why["SF+C", "BM-DETR (ours)"] == ""
     assert why["SF+C", "QD-DETR"] == "not run"
-    assert why["VGG", "BM-DETR (ours)"] == "needs features VGG of charades_sta that no run used"
-    assert why["C3D", "2D-TAN"] == "no method of this package"
+    assert why["VGG", "BM-DETR (ours)"] == "no run on the features VGG of charades_sta"
+    assert why["C3D", "2D-TAN"] == "method not in this package"
     assert {row.labels[3]: row.paper["R1@0.5"] for row in table.rows if row.labels[2] == "SF+C"}[
         "BM-DETR (ours)"
     ] == "59.48"
 
 
-def test_an_ablation_row_takes_the_runs_of_its_overlay_alone(tmp_path):
+def test_an_ablation_row_takes_only_runs_of_its_ablation(tmp_path):
     whole = {"features": "f", "experiment": "bm_detr/charades_sta", "ablation": None}
     put(tmp_path, "bm_detr-paper", 60.0, ("clip", "slowfast"), **whole)
     put(tmp_path, "bm_detr-ls", 50.0, ("clip", "slowfast"), **whole | {"ablation": "bm_detr/table7_ls"})
-    # A run from before headers said so, on other data: config.yaml knows its overlay.
+    # An older run on other data: its header lacks the ablation, config.yaml has it.
     put(
         tmp_path, "bm_detr-ts", 40.0, (), protocol="shapes", origin="rendered", features="shapes", split="iid"
     )
@@ -74,42 +75,43 @@ def test_an_ablation_row_takes_the_runs_of_its_overlay_alone(tmp_path):
         file.write(
             "choices:\n  method: bm_detr\n  experiment: null\n  ablation: bm_detr/table7_ts\nname: x\n"
         )
-    tables = printed_tables(collect(tmp_path))
+    tables = compare_with_papers(finished_runs(tmp_path))
     assert our(find(tables, "bm_detr", "Table 7")) == {
         ("SF+C", "LS"): [("", "50.00")],
         ("SF+C", "TS"): [("rendered", "40.00 [iid]")],
         ("SF+C", "BMD+FS+LS+TS"): [("", "60.00")],
     }
     assert "SF+C" not in [key[0] for key in our(find(tables, "bm_detr", "Table 9"))]
-    assert touched(find(tables, "bm_detr", "Table 7"))
-    assert not touched(find(tables, "tea", "Table 4"))
+    assert find(tables, "bm_detr", "Table 7").relevant
+    assert not find(tables, "tea", "Table 4").relevant
 
 
-def test_where_a_paper_names_no_backbone_the_experiment_decides(tmp_path):
+def test_without_a_named_backbone_the_experiment_decides(tmp_path):
     tea = {"protocol": "charades_cd", "method": "tea", "split": "ood", "experiment": "tea/charades_cd"}
     put(tmp_path, "tea-emb", 54.0, ("i3d",), features="emb", **tea)
     put(tmp_path, "tea-other", 10.0, ("c3d",), features="c3d", **tea)
-    ours = our(find(printed_tables(collect(tmp_path)), "tea", "Table 2"))
+    ours = our(find(compare_with_papers(finished_runs(tmp_path)), "tea", "Table 2"))
     assert ours == {("", "TEA (Ours)"): [("", "54.00"), ("other features", "10.00")]}
 
 
-def test_tables_are_asked_for_by_name():
-    tables = printed_tables([])
+def test_tables_are_requested_by_name():
+    tables = compare_with_papers([])
     assert len(tables) == 29
     named = {
-        name: sum(asked(table, name) for table in tables) for name in ("tea", "lmr/tableIV", "lmr/4", "all")
+        name: sum(is_requested(table, name) for table in tables)
+        for name in ("tea", "lmr/tableIV", "lmr/4", "all")
     }
     assert named == {"tea": 4, "lmr/tableIV": 1, "lmr/4": 1, "all": 29}
-    assert sum(asked(table, "tea/table2,bm_detr/table10") for table in tables) == 2
+    assert sum(is_requested(table, "tea/table2,bm_detr/table10") for table in tables) == 2
     with pytest.raises(VmrError, match="Did you mean tea"):
-        asked(tables[0], "te")
+        is_requested(tables[0], "te")
     with pytest.raises(VmrError, match="Unknown table of tea 'table9'"):
-        asked(tables[0], "tea/table9")
+        is_requested(tables[0], "tea/table9")
 
 
-def test_the_command_prints_a_papers_table_without_any_run(tmp_path, capsys):
+def test_the_command_prints_a_paper_table_without_any_run(tmp_path, capsys):
     for kind in ("table", "markdown", "csv", "latex"):
         assert main.main(["report", f"runs={tmp_path}", "printed=tea/table4", f"format={kind}"]) == 0
         shown = capsys.readouterr().out
         assert "54.28" in shown
-        assert "needs features emb of charades" in shown
+        assert "no run on the features emb of charades" in shown

@@ -12,8 +12,8 @@ import toy
 from vmr_zoo.config.compose import compose
 from vmr_zoo.data.annotations.records import Split
 from vmr_zoo.data.batches.sampling import RowBatch
-from vmr_zoo.data.batches.split_dataset import SplitData
-from vmr_zoo.data.features.store import NarrationSource
+from vmr_zoo.data.batches.split_dataset import SplitDataset
+from vmr_zoo.data.features.source import NarrationSource
 from vmr_zoo.engine.probes import BlankQuery, BlankVideo, OtherQuery, ShuffledVideo
 from vmr_zoo.errors import VmrError
 
@@ -23,7 +23,7 @@ SPLIT = toy.protocol().tests["iid"]
 
 
 class Narrations(NarrationSource):
-    """Three sentences on clips 1, 5-6 and 11 of twelve, each the features of the clip in its middle."""
+    """Three sentences on clips 1, 5-6 and 11 of twelve, each with the features of its middle clip."""
 
     dim = toy.DIM
 
@@ -42,7 +42,7 @@ def features():
 
 
 def batch(features, split=SPLIT, rows=None):
-    data = SplitData(split, features, NEEDS)
+    data = SplitDataset(split, features, NEEDS)
     return data[RowBatch(None, np.arange(len(data)) if rows is None else np.array(rows))]
 
 
@@ -50,7 +50,7 @@ def same(a, b, *names):
     return all(torch.equal(a[name], b[name]) for name in names)
 
 
-def test_a_blank_video_says_nothing_and_is_a_real_clip(features):
+def test_a_blank_video_is_one_real_clip(features):
     plain, blank = batch(features), batch(BlankVideo()(features, SPLIT).features)
     for name in ("video", "patches", "narration"):
         assert (blank[name] == blank[name][0, 0]).all(), name
@@ -65,11 +65,11 @@ def test_a_blank_video_says_nothing_and_is_a_real_clip(features):
     assert (blank["video"][0, 0] - mean).norm() == pytest.approx(nearest.item(), rel=1e-5)
 
 
-def test_a_shuffled_video_keeps_its_clips_and_what_is_said_about_them(features):
+def test_a_shuffled_video_keeps_its_clips_and_narrations(features):
     plain, shuffled = batch(features), batch(ShuffledVideo()(features, SPLIT).features)
     assert not torch.equal(plain["video"], shuffled["video"])
     for row in range(len(SPLIT.queries)):
-        # Two patches of noise tell the clips apart.
+        # Two patches of noise distinguish the clips.
         order = [
             next(i for i in range(toy.CLIPS) if torch.equal(plain["patches"][row, i], clip))
             for clip in shuffled["patches"][row]
@@ -95,26 +95,26 @@ def test_a_blank_query_is_one_of_the_sentences_for_all(features):
         assert (blank[name] == blank[name][0]).all(), name
     assert (blank["sibling_query"][blank["sibling_mask"]] == blank["query"][0].mean(0)).all()
     assert same(plain, blank, "video", "narration", "spans")
-    assert set(probed.asked) == {query.query_id for query in SPLIT.queries}
-    (asked,) = set(probed.asked.values())
-    assert asked in {query.text for query in SPLIT.queries}
+    assert set(probed.sentences) == {query.query_id for query in SPLIT.queries}
+    (typical,) = set(probed.sentences.values())
+    assert typical in {query.text for query in SPLIT.queries}
 
 
 def test_another_query_comes_from_another_video(features):
-    # A sentence per video, so that the text tells whose it is.
+    # One sentence per video: the text identifies the video.
     split = Split("s", tuple(replace(q, text=f"{q.video_id} {q.text}") for q in SPLIT.queries))
     probed = OtherQuery()(features, split)
     for query in split.queries:
-        assert probed.asked[query.query_id].split()[0] != query.video_id
-    assert probed.asked == OtherQuery()(features, split).asked
-    assert any(OtherQuery(seed)(features, split).asked != probed.asked for seed in (1, 2))
+        assert probed.sentences[query.query_id].split()[0] != query.video_id
+    assert probed.sentences == OtherQuery()(features, split).sentences
+    assert any(OtherQuery(seed)(features, split).sentences != probed.sentences for seed in (1, 2))
     plain, other = batch(features, split), batch(probed.features, split)
-    starts = [float(probed.asked[query.query_id].split()[-1]) for query in split.queries]
+    starts = [float(probed.sentences[query.query_id].split()[-1]) for query in split.queries]
     assert torch.allclose(other["query"][:, 0, 0] * toy.CLIPS, torch.tensor(starts))
     assert other["query_tokens"][:, 1].tolist() == starts
     assert same(plain, other, "video", "narration", "spans")
     alone = Split("one", tuple(query for query in split.queries if query.video_id == "v200"))
-    with pytest.raises(VmrError, match="one has one only"):
+    with pytest.raises(VmrError, match="one has one video only"):
         OtherQuery()(features, alone)
 
 
@@ -130,10 +130,10 @@ def test_a_row_does_not_depend_on_its_batch(features, probe):
 
 def tiny(method, *overrides):
     small = {
-        "emb": ["method.dim=16"],
-        "tea": ["method.dim=16"],
-        "lmr": ["method.dim=16", "method.heads=2", "method.feedforward_dim=16"],
-        "mesm": ["method.dim=16", "method.heads=2", "method.feedforward_dim=16"],
+        "emb": ["method.network.dim=16"],
+        "tea": ["method.network.dim=16"],
+        "lmr": ["method.network.dim=16", "method.network.heads=2", "method.network.feedforward_dim=16"],
+        "mesm": ["method.network.dim=16", "method.network.heads=2", "method.network.feedforward_dim=16"],
         "vdi": [
             "method/text=minilm", "method.text._target_=toy.text_encoder", "method.visual_context=null",
             "method.spatial_dynamic=null", "method.training.loss_weights.visual_context=null",
@@ -148,9 +148,9 @@ def tiny(method, *overrides):
 
 @pytest.mark.parametrize("method", ["emb", "tea", "lmr", "mesm", "vdi"])
 @torch.inference_mode()
-def test_methods_answer_from_what_is_left(features, method):
+def test_methods_predict_from_the_remaining_inputs(features, method):
     network = tiny(method)
-    # All ask the same; every video is asked twice.
+    # All sentences are the same; every video has two.
     alike = Split("iid", tuple(replace(query, text="at 2") for query in SPLIT.queries))
 
     def predicted(split, probe=None):
@@ -164,7 +164,7 @@ def test_methods_answer_from_what_is_left(features, method):
         return torch.allclose(a, b, atol=1e-5)
 
     assert not equal(answers(alike)[::2], answers(alike)[:1]), "the video counts"
-    # Candidates tie where all clips are the same: their scores are equal, in which order they come is open.
+    # If all clips are equal, candidates tie: their scores are equal and their order is arbitrary.
     blank = predicted(alike, BlankVideo())["scores"]
     assert equal(blank[::2], blank[:1])
     assert not equal(answers(SPLIT)[::2], answers(SPLIT)[1::2]), "the sentence counts"
@@ -173,7 +173,7 @@ def test_methods_answer_from_what_is_left(features, method):
     assert not equal(answers(SPLIT), answers(SPLIT, OtherQuery()))
 
 
-def test_eval_asks_and_says_so(train_toy, vmr, capsys):
+def test_eval_names_the_probe(train_toy, vmr, capsys):
     code, run = train_toy()
     assert code == 0
     assert vmr("eval", "-m", f"run={run}", "split=[iid,ood]", "probe=blank_query,other_query") == 0
@@ -197,14 +197,14 @@ def test_eval_asks_and_says_so(train_toy, vmr, capsys):
     assert "blank_video" in capsys.readouterr().err
 
 
-def test_eval_does_without_what_only_training_reads(train_toy, vmr, capsys, monkeypatch):
+def test_eval_needs_no_training_only_inputs(train_toy, vmr, capsys, monkeypatch):
     code, run = train_toy(
         "+features.patch_dim=4",
         "+features.patch_count=3",
         "method.text._target_=toy.text_encoder",
-        "method.segments=8",
-        "method.clips=4",
-        "method.diagonals=[3]",
+        "method.network.segments=8",
+        "method.network.clips=4",
+        "method.network.diagonals=[3]",
         "method.spatial_dynamic.frames=4",
         "trainer.max_epochs=1",
         method="vdi",

@@ -1,4 +1,4 @@
-"""`vmr report`: what may stand in one table; how rows are averaged, compared, filtered, sorted, written."""
+"""`vmr report`: which runs share a table; how rows are averaged, compared, filtered, sorted and written."""
 
 from __future__ import annotations
 
@@ -11,24 +11,16 @@ from scipy.stats import bootstrap
 
 from vmr_zoo.cli import main
 from vmr_zoo.errors import VmrError
-from vmr_zoo.report.leaderboard import (
-    BEST,
-    DROP,
-    WORSE,
-    board_scores,
-    chosen,
-    collect,
-    compare,
-    leaderboards,
-    scan,
-)
-from vmr_zoo.report.significance import paired_bootstrap, query_scores, split_rows
+from vmr_zoo.report.leaderboard import BEST, DROP, TABLE_KEYS, WORSE, leaderboards
+from vmr_zoo.report.query_scores import leaderboard_scores, read_predictions, run_query_scores
+from vmr_zoo.report.runs import REQUIRED_KEYS, filter_runs, finished_runs, scan_runs
+from vmr_zoo.report.significance import mark_significance, paired_bootstrap
 
 QUERIES = 200
 
 
 def write(root, name, hits, seed=0, **header):
-    """Writes a run that answers the first `hits` queries of each split right, by split."""
+    """Writes a run that answers the first `hits` queries of each split correctly; `hits` is by split."""
     run = root / name / f"seed{seed}"
     run.mkdir(parents=True)
     rows = [
@@ -75,8 +67,8 @@ def runs(tmp_path):
     return tmp_path
 
 
-def test_rows_are_averaged_over_seeds_and_say_how_much_they_lose_out_of_distribution(runs):
-    (board,) = leaderboards(collect(runs), ["R1@0.5"])
+def test_rows_are_averaged_over_seeds_with_the_drop_out_of_distribution(runs):
+    (board,) = leaderboards(finished_runs(runs), ["R1@0.5"])
     assert board.columns == ["iid", "ood", "far", "selection", DROP]
     weak = next(row for row in board.rows if row.name == "weak")
     assert weak.cell(("iid", "R1@0.5")) == "50.00 ± 7.07"
@@ -85,9 +77,9 @@ def test_rows_are_averaged_over_seeds_and_say_how_much_they_lose_out_of_distribu
     assert board.cost() == (["seeds", "parameters", "train s"], [[n, "1,000", "10"] for n in "112"])
 
 
-def test_only_rows_that_are_worse_by_more_than_chance_are_marked(runs):
-    (board,) = leaderboards(collect(runs), ["R1@0.5"])
-    compare(board, board_scores(board))
+def test_only_significantly_worse_rows_are_marked(runs):
+    (board,) = leaderboards(finished_runs(runs), ["R1@0.5"])
+    mark_significance(board, leaderboard_scores(board))
     marks = {row.name: {column: mark for (column, _), mark in row.marks.items()} for row in board.rows}
     assert marks["strong"]["iid"] == BEST
     assert "iid" not in marks["close"]  # 2 of 200 queries apart
@@ -114,7 +106,7 @@ def test_scores_of_queries_average_to_the_metrics_of_the_run(train_toy):
     _, run = train_toy()
     stored = json.loads((run / "metrics.json").read_text())
     assert {"experiment": None, "ablation": None}.items() <= stored["header"].items()
-    scores = query_scores(split_rows([run / "predictions.jsonl"]), run, ["iid", "ood"])
+    scores = run_query_scores(read_predictions([run / "predictions.jsonl"]), run, ["iid", "ood"])
     assert set(scores) == {"iid", "ood"}
     for split, frame in scores.items():
         means = 100 * frame.mean().dropna()
@@ -124,18 +116,18 @@ def test_scores_of_queries_average_to_the_metrics_of_the_run(train_toy):
 
 
 def test_broken_predictions_are_named(runs):
-    (board,) = leaderboards(collect(runs), ["R1@0.5"])
+    (board,) = leaderboards(finished_runs(runs), ["R1@0.5"])
     file = runs / "close" / "seed0" / "predictions.jsonl"
     whole = file.read_text()
     file.write_text(whole.replace("[20.0, 30.0, 0.9]", "[NaN, 30.0, 0.9]"))
     with pytest.raises(VmrError, match="finite windows"):
-        board_scores(board)
+        leaderboard_scores(board)
     file.write_text(whole[:-20])
     with pytest.raises(VmrError, match=r"predictions.jsonl, line 800: expected one JSON object"):
-        board_scores(board)
+        leaderboard_scores(board)
 
 
-def test_what_did_not_finish_is_told_and_no_row(runs, capsys):
+def test_unfinished_runs_are_counted_and_have_no_row(runs, capsys):
     for state, message in {"failed": "ValueError: loss is [red]nan", "running": ""}.items():
         write(runs, state, {"iid": 200})
         status = {"state": state, "train_seconds": 1.0, "message": message}
@@ -150,7 +142,7 @@ def test_what_did_not_finish_is_told_and_no_row(runs, capsys):
     assert shown.count("│ R1@0.5 │") == 3
 
 
-def test_what_vmr_eval_added_is_a_row_if_asked_for(runs):
+def test_evaluations_are_rows_on_request(runs):
     run = runs / "strong" / "seed0"
     rows = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
     header = json.loads((run / "metrics.json").read_text())["header"]
@@ -167,37 +159,41 @@ def test_what_vmr_eval_added_is_a_row_if_asked_for(runs):
             )
             content = {"header": header | {"name": name}, split: {"R1@0.5": hits}}
             (target / "metrics.json").write_text(json.dumps(content))
-    assert len(collect(runs)) == 4
-    added, _ = scan(runs, evals=True)
+    assert len(finished_runs(runs)) == 4
+    added, _ = scan_runs(runs, evals=True)
     (board,) = leaderboards(added, ["R1@0.5"])
     assert [row.name for row in board.rows] == ["close", "strong", "strong with blank", "weak"]
     assert board.rows[2].values["iid", "R1@0.5"] == [2.0]  # the later one
     assert board.rows[1].values["iid", "R1@0.5"] == [80.0]  # the run's own
-    scores = board_scores(board)
+    scores = leaderboard_scores(board)
     assert {split: len(frame) for split, frame in scores[2][0].items()} == {"iid": QUERIES, "ood": QUERIES}
-    compare(board, scores)
+    mark_significance(board, scores)
     assert board.rows[2].marks == {}  # its predictions are those of the best row
 
 
-def test_a_seed_that_occurs_twice_is_not_averaged(runs):
+def test_a_repeated_seed_is_not_averaged(runs):
     write(runs / "other_study", "strong", {"iid": 10, "ood": 10, "far": 10, "selection": 10})
-    (board,) = leaderboards(collect(runs), ["R1@0.5"])
+    (board,) = leaderboards(finished_runs(runs), ["R1@0.5"])
     strong = {row.name: row.values["iid", "R1@0.5"] for row in board.rows if "strong" in row.name}
     assert strong == {f"strong ({runs}/strong)": [80.0], f"strong ({runs}/other_study/strong)": [5.0]}
 
 
-def test_what_is_not_comparable_stands_apart(runs):
+def test_runs_that_are_not_comparable_share_no_table(runs):
     write(runs, "other", {"iid": 200}, selection="test split 'iid'")
     write(runs, "simulated", {"iid": 200}, origin="simulated", features="labels")
-    boards = leaderboards(collect(runs), ["R1@0.5"])
+    boards = leaderboards(finished_runs(runs), ["R1@0.5"])
     assert sorted(len(board.rows) for board in boards) == [1, 1, 3]
     assert any("SIMULATED: no number here comes from pixels" in board.title for board in boards)
 
 
-def test_features_held_in_half_precision_stand_apart(train_toy, tmp_path):
+def test_a_header_without_a_table_key_is_refused():
+    assert set(TABLE_KEYS) <= set(REQUIRED_KEYS)
+
+
+def test_features_in_half_precision_have_their_own_table(train_toy, tmp_path):
     for name, storage in (("full", "float32"), ("half", "float16")):
         assert train_toy(f"data.storage={storage}", method="predict_all", name=f"runs/{name}")[0] == 0
-    boards = leaderboards(collect(tmp_path / "runs"), ["mIoU"])
+    boards = leaderboards(finished_runs(tmp_path / "runs"), ["mIoU"])
     titles = [board.title.partition(";")[0] for board in boards]
     simulated = "(SIMULATED: no number here comes from pixels)"
     assert titles == [f"toy, features toy{held} {simulated}" for held in ("", ", held in float16")]
@@ -216,27 +212,27 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("found", REFUSED)
-def test_what_would_be_ignored_is_refused_before_anything_is_read(found, capsys, monkeypatch):
-    for reader in ("vmr_zoo.report.leaderboard.scan", "vmr_zoo.report.wandb_runs.collect"):
+def test_ignored_arguments_are_refused_before_anything_is_read(found, capsys, monkeypatch):
+    for reader in ("vmr_zoo.report.runs.scan_runs", "vmr_zoo.report.wandb_runs.fetch_runs"):
         monkeypatch.setattr(reader, lambda *_: pytest.fail("was read"))
     assert main.main(["report", *REFUSED[found]]) == 2
     assert f"Found {found}." in " ".join(capsys.readouterr().err.split())
 
 
 def test_filters_and_sorting(runs):
-    kept = chosen(collect(runs), {"method": ["weak", "close"], "seed": 0})
+    kept = filter_runs(finished_runs(runs), {"method": ["weak", "close"], "seed": 0})
     assert [run.header["name"] for run in kept] == ["close", "weak"]
-    (board,) = leaderboards(collect(runs), ["R1@0.5"], "ood R1@0.5")
+    (board,) = leaderboards(finished_runs(runs), ["R1@0.5"], "ood R1@0.5")
     assert [row.name for row in board.rows] == ["strong", "close", "weak"]
     with pytest.raises(VmrError, match="Did you mean method"):
-        chosen(collect(runs), {"methd": "weak"})
-    with pytest.raises(VmrError, match="There is method: close, strong, weak"):
-        chosen(collect(runs), {"method": "absent"})
+        filter_runs(finished_runs(runs), {"methd": "weak"})
+    with pytest.raises(VmrError, match="Available: method: close, strong, weak"):
+        filter_runs(finished_runs(runs), {"method": "absent"})
     with pytest.raises(VmrError, match=r"Did you mean iid R1@0\.5"):
-        leaderboards(collect(runs), ["R1@0.5"], "idd R1@0.5")
+        leaderboards(finished_runs(runs), ["R1@0.5"], "idd R1@0.5")
 
 
-def test_every_format_holds_the_same_cells(runs, tmp_path, capsys):
+def test_every_format_has_the_same_cells(runs, tmp_path, capsys):
     written = {}
     for seed, git in enumerate(
         [{"revision": "1" * 40, "dirty": True}, {"revision": "0" * 40, "dirty": False}]
@@ -257,13 +253,13 @@ def test_every_format_holds_the_same_cells(runs, tmp_path, capsys):
     assert r"features f\_1" in written["latex"]
     assert "↓" not in written["latex"]
 
-    chosen_out = tmp_path / "chosen.csv"
+    filtered = tmp_path / "filtered.csv"
     where = "where={method:[weak,close],seed:0}"
-    arguments = ["report", f"runs={runs}", "columns=[R1@0.5]", "format=csv", where, f"out={chosen_out}"]
+    arguments = ["report", f"runs={runs}", "columns=[R1@0.5]", "format=csv", where, f"out={filtered}"]
     assert main.main(arguments) == 0
-    assert list(pd.read_csv(chosen_out)["method"]) == ["close", "weak"]
+    assert list(pd.read_csv(filtered)["method"]) == ["close", "weak"]
     capsys.readouterr()
 
     assert main.main(["report", f"runs={runs}", "columns=[R1@0.5]", "significance=true"]) == 0
     shown = capsys.readouterr().out
-    assert "worse than it (paired bootstrap over queries, 95 %)" in shown
+    assert "significantly worse than the best (paired bootstrap over queries, 95 %)" in shown

@@ -1,12 +1,17 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
+import toy
 from vmr_zoo.errors import VmrError
 from vmr_zoo.runs import directory
+from vmr_zoo.runs.environment import describe_environment
+from vmr_zoo.runs.status import selection_curve
+from vmr_zoo.utils.files import write_json, write_rows
 
 
 def test_a_stored_configuration_follows_its_paths(tmp_path):
@@ -21,7 +26,7 @@ def test_a_stored_configuration_follows_its_paths(tmp_path):
             "run": str(tmp_path),
         }
     )
-    directory.open_new(tmp_path, directory.relocatable(cfg), resume=False)
+    directory.write_config(tmp_path, directory.relocatable(cfg))
     stored = directory.load_config(tmp_path, resolve=False)
     stored.paths.annotations, stored.paths.features = "/new", "/new2"
     assert stored.data.root == "/new/charades"
@@ -31,18 +36,18 @@ def test_a_stored_configuration_follows_its_paths(tmp_path):
 
 
 def test_nan_is_stored_as_null_at_any_depth(tmp_path):
-    directory.write_json(tmp_path / "x.json", {"a": [1.0, float("nan")], "b": {"c": float("inf")}})
+    write_json(tmp_path / "x.json", {"a": [1.0, float("nan")], "b": {"c": float("inf")}})
     assert json.loads((tmp_path / "x.json").read_text()) == {"a": [1.0, None], "b": {"c": None}}
 
 
 def test_an_unwritable_value_leaves_no_file(tmp_path):
     with pytest.raises(TypeError):
-        directory.write_rows(tmp_path / "rows.jsonl", [{"a": 1}, {"a": object()}])
+        write_rows(tmp_path / "rows.jsonl", [{"a": 1}, {"a": object()}])
     assert list(tmp_path.iterdir()) == []
 
 
-def test_environment_says_what_a_reader_needs_to_repeat_the_run():
-    found = directory.environment(seed=3)
+def test_the_environment_suffices_to_repeat_the_run():
+    found = describe_environment(seed=3)
     assert found["seed"] == 3
     assert found["packages"]["torch"]
     assert found["torch_threads"] >= 1
@@ -55,17 +60,75 @@ def test_next_free_never_returns_what_exists(tmp_path):
     assert directory.next_free(tmp_path, "iid").name == "iid-003"
 
 
-def test_a_curve_is_read_over_sessions_one_of_which_ended_before_its_first_epoch(tmp_path):
+def test_a_curve_spans_sessions_even_without_a_whole_epoch(tmp_path):
     (tmp_path / "metrics-001.csv").write_text("epoch,step,train/loss\n0,1,0.5\n")
     lines = "epoch,selection/mIoU,step\n0,10.5,2\n1,,3\n1,12.0,4\n2,1"
     (tmp_path / "metrics-002.csv").write_text(lines)
     (tmp_path / "metrics.csv").write_text("epoch,selection/mIoU,step\n1,11.0,4\n2,13.0,6\n")
-    assert directory.curve(tmp_path, "mIoU") == {0: 10.5, 1: 11.0, 2: 13.0}
+    assert selection_curve(tmp_path, "mIoU") == {0: 10.5, 1: 11.0, 2: 13.0}
 
 
-def test_a_directory_that_is_no_run_says_so(tmp_path):
+def test_a_directory_without_a_run_is_refused(tmp_path):
     with pytest.raises(VmrError, match=r"no config\.yaml"):
         directory.load_config(tmp_path)
     (tmp_path / "metrics.json").write_text("{")
     with pytest.raises(VmrError, match="not valid JSON"):
         directory.read_json(tmp_path / "metrics.json")
+
+
+def run_of_the_earlier_layout(folder: Path, state: str = "finished") -> Path:
+    """A run directory as vmr_zoo 0.1 left it: no layout in config.yaml, classes that no longer exist."""
+    config = {
+        "paths": {"annotations": None, "features": None, "cache": None},
+        "method": {"_target_": "vmr_zoo.methods.moment_detr.MomentDETR", "optimizer": {"lr": 0.0001}},
+        "features": {"_target_": "vmr_zoo.data.features.FeatureSet", "name": "toy"},
+        "data": {
+            "_target_": "vmr_zoo.data.datamodule.VMRDataModule",
+            "name": "toy",
+            "selection_metric": "mIoU",
+        },
+        "metrics": {"r1_thresholds": [0.5], "r5_thresholds": [0.5], "windows": 5},
+        "seed": 0,
+    }
+    header = {
+        "name": "moment_detr-paper", "method": "moment_detr", "variant": "paper", "experiment": None,
+        "ablation": None, "protocol": "toy", "features": "toy", "origin": "simulated",
+        "selection": "published", "selection_metric": "mIoU", "rounding": "none", "seed": 0,
+        "parameters": 10, "epochs": 2, "best_epoch": 1, "train_seconds": 1.0,
+    }  # fmt: skip
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
+    write_json(folder / "status.json", {"state": state, "train_seconds": 1.0, "message": ""})
+    write_json(folder / "environment.json", {"packages": {"vmr_zoo": "0.1.0"}})
+    write_json(
+        folder / "metrics.json", {"header": header, "iid": {"mIoU": 41.25}, "selection": {"mIoU": 40.0}}
+    )
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("state", "verb"),
+    [
+        ("finished", ["eval"]),
+        ("finished", ["predict", "video=clip.mp4", "query=a star"]),
+        ("finished", ["train", "resume=true"]),
+        ("interrupted", ["train", "resume=true"]),
+    ],
+)
+def test_a_run_of_the_earlier_layout_is_refused_by_name(vmr, tmp_path, capsys, state, verb):
+    run = run_of_the_earlier_layout(tmp_path / "old", state)
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    toy_run = [toy.SEARCH, "data=toy", "method=toy", "logger=none", "trainer.accelerator=cpu"]
+    assert vmr(*verb, f"run={run}", *(toy_run if verb[0] == "train" else [])) == 2
+    message = capsys.readouterr().err
+    assert f"{run} is a run of vmr_zoo 0.1.0 (run layout 1)" in message
+    assert f"expects layout {directory.LAYOUT}. Train it again" in message
+    assert "Traceback" not in message
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+
+
+def test_the_report_still_shows_a_run_of_the_earlier_layout(vmr, tmp_path):
+    run_of_the_earlier_layout(tmp_path / "runs" / "old")
+    out = tmp_path / "board.csv"
+    assert vmr("report", f"runs={tmp_path}/runs", "columns=[mIoU]", "format=csv", f"out={out}") == 0
+    assert "41.25" in out.read_text()

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from golden.find import golden_case
 from vmr_zoo.data.annotations.records import PUBLISHED, Protocol, Query, Split
 from vmr_zoo.engine import scoring
 from vmr_zoo.errors import VmrError
@@ -15,7 +16,6 @@ from vmr_zoo.metrics.settings import MetricSettings, Rounding
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
-EVAL = SHARED / "golden" / "bm_detr_eval.json"
 PREDICTIONS = SHARED / "metrics" / "qvh_val_preds_moment_detr.jsonl"
 OFFICIAL = SHARED / "metrics" / "qvh_val_preds_moment_detr_metrics.json"
 
@@ -60,14 +60,14 @@ GOOD = [
 
 
 def good(position, **changes):
-    """The good submission with one row changed; None takes a key away."""
+    """The valid submission with one row changed; None removes a key."""
     rows = [dict(row) for row in GOOD]
     rows[position] = {k: v for k, v in (rows[position] | changes).items() if v is not None}
     return rows
 
 
 def protocol():
-    """Instantiated by configuration, as a published protocol is."""
+    """Is instantiated from the configuration, like a published protocol."""
     empty = Split("train", ())
     return Protocol("tiny", empty, SPLIT, {"ood": Split("ood", (rated("7"),))}, PUBLISHED)
 
@@ -87,17 +87,16 @@ def write(path, rows):
 def test_qvhighlights_numbers_are_the_official_ones_to_the_last_byte(tmp_path, capsys):
     protocol = {"_target_": "vmr_zoo.data.annotations.protocols.qvhighlights", "root": str(SHARED / "data")}
     out = tmp_path / "out.json"
-    assert scoring.main(configuration(PREDICTIONS, data={"protocol": protocol}, out=str(out))) == 0
+    scoring.score_file(configuration(PREDICTIONS, data={"protocol": protocol}, out=str(out)))
     assert out.read_text() == OFFICIAL.read_text()
     assert "34.84" in capsys.readouterr().out
 
 
-@pytest.mark.skipif(not EVAL.is_file(), reason="no ../shared/golden/bm_detr_eval.json")
 @pytest.mark.parametrize("case", ["hl", "charades"])
 def test_bm_detr_evaluator_is_reproduced(case):
-    golden = json.loads(EVAL.read_text())[case]
+    golden = json.loads(golden_case("bm_detr_eval.json").read_text())[case]
     split = Split("test", tuple(query(row) for row in golden["ground_truth"]))
-    rows = scoring.placed(golden["submission"])
+    rows = scoring.locate_rows(golden["submission"])
     scored = scoring.score_queries(rows, split, MetricSettings(highlights=case == "hl"))
     expected = golden["metrics"]
     got = {"full": official.moment_report(scored.moments["full"], (0.3, 0.4, 0.5, 0.6, 0.7))}
@@ -116,7 +115,7 @@ def test_scoring_a_file_imports_no_torch():
 
 
 def test_scores_are_kept_by_query_in_the_order_of_the_rows():
-    scored = scoring.score_queries(scoring.placed(GOOD[::-1]), SPLIT, HIGHLIGHTS)
+    scored = scoring.score_queries(scoring.locate_rows(GOOD[::-1]), SPLIT, HIGHLIGHTS)
     assert scored.query_ids == ("2", "1")
     assert scored.queries["R1@0.5"].tolist() == [0, 1]
     assert scored.queries["HIT@1"].tolist() == [0, 1]
@@ -134,10 +133,10 @@ def test_our_own_rows_are_scored_by_split():
     )
 
 
-def test_own_names_go_to_the_file_and_say_how_windows_are_rounded(tmp_path, capsys):
+def test_the_file_has_our_metric_names_and_the_rounding(tmp_path, capsys):
     out = tmp_path / "deep" / "out.json"
     path = write(tmp_path / "rows.jsonl", good(0, pred_relevant_windows=[[2.00001, 6, 0.9]]))
-    assert scoring.main(configuration(path, metrics="moments", out=str(out))) == 0
+    scoring.score_file(configuration(path, metrics="moments", out=str(out)))
     written = json.loads(out.read_text())
     assert written["R1@0.5"] == 50
     assert written["rounding"] == "as submitted, not: 4 decimals"
@@ -147,7 +146,7 @@ def test_own_names_go_to_the_file_and_say_how_windows_are_rounded(tmp_path, caps
 
 def test_a_submission_without_saliency_is_scored_for_moments_only():
     rows = [{k: v for k, v in row.items() if k != "pred_saliency_scores"} for row in GOOD]
-    scored = scoring.score_queries(scoring.placed(rows), SPLIT, HIGHLIGHTS)
+    scored = scoring.score_queries(scoring.locate_rows(rows), SPLIT, HIGHLIGHTS)
     assert not [k for k in scored.official["brief"] if k.startswith("HL")]
 
 
@@ -204,7 +203,7 @@ BAD_ROWS = {
 def test_a_bad_row_is_reported_with_line_and_query(tmp_path, rows, where, what):
     path = write(tmp_path / "rows.jsonl", rows)
     with pytest.raises(VmrError) as caught:
-        scoring.main(configuration(path))
+        scoring.score_file(configuration(path))
     for expected in (str(path), where, what):
         assert expected in str(caught.value)
 
@@ -224,14 +223,14 @@ def test_a_file_that_is_not_json_lines_is_reported(tmp_path, content, what):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(VmrError, match=what):
-        scoring.main(configuration(path))
+        scoring.score_file(configuration(path))
 
 
 def test_a_missing_file_and_a_missing_key_are_reported(tmp_path):
     with pytest.raises(VmrError, match="No predictions file at"):
-        scoring.main(configuration(tmp_path / "none.jsonl"))
+        scoring.score_file(configuration(tmp_path / "none.jsonl"))
     with pytest.raises(VmrError, match="predictions=FILE"):
-        scoring.main(configuration("???"))
+        scoring.score_file(configuration("???"))
 
 
 def test_ground_truth_that_cannot_be_scored_is_reported():

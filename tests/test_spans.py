@@ -1,14 +1,12 @@
 import json
-from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from golden.find import golden_case
 from vmr_zoo import spans
-
-GOLDEN = Path(__file__).parents[2] / "shared" / "golden" / "bm_detr_eval.json"
 
 # A coarse grid, so that touching, nested, equal and empty spans are common.
 points = st.integers(0, 12)
@@ -89,10 +87,9 @@ def test_nms_equals_the_greedy_loop(rows, threshold, keep):
         assert torch.cat((kept[index], scores[index, :, None]), 1).tolist() == expected
 
 
-@pytest.mark.skipif(not GOLDEN.is_file(), reason="no ../shared/golden/bm_detr_eval.json")
 @pytest.mark.parametrize("case", ["hl", "charades"])
 def test_nms_leaves_what_the_released_code_leaves(case):
-    golden = json.loads(GOLDEN.read_text())[case]
+    golden = json.loads(golden_case("bm_detr_eval.json").read_text())[case]
     rows = tensor([row["pred_relevant_windows"] for row in golden["submission"]])
     kept, scores = spans.nms(rows[..., :2], rows[..., 2], 0.7)
     assert (scores > 0).sum(1).tolist() == golden["nms_0p7_counts"]

@@ -16,14 +16,16 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf, open_dict
 
-from vmr_zoo.config.compose import config_dir, register_resolvers, settle
+from vmr_zoo.config.compose import config_dir, resolve_job_keys
+from vmr_zoo.config.resolvers import register_resolvers
 from vmr_zoo.errors import VmrError
 from vmr_zoo.methods.base import Method
 
 EXPERIMENTS = config_dir().parent / "experiments"
 # Those of cost/ are for vmr bench: tests/test_bench.py.
-SWEEPS = sorted(path for path in EXPERIMENTS.glob("*/*.yaml") if path.parent.name != "cost")
-FIDELITY = sorted((EXPERIMENTS / "fidelity").glob("*.yaml"))
+TABLE = EXPERIMENTS / "fidelity/switches.yaml"
+SWEEPS = sorted(path for path in EXPERIMENTS.glob("*/*.yaml") if path.parent.name != "cost" and path != TABLE)
+FIDELITY = [path for path in SWEEPS if path.parent == TABLE.parent]
 NOT_TRAINED = {"choices", "name", "run", "callbacks", "logger"}
 
 
@@ -33,7 +35,9 @@ def name_of(path: Path) -> str:
 
 def jobs(sweep: Path) -> list[list[str]]:
     """The overrides of each job with the first seed."""
-    params = {key: str(value) for key, value in OmegaConf.load(sweep).hydra.sweeper.params.items()}
+    register_resolvers()
+    cfg = OmegaConf.merge(*map(OmegaConf.load, (TABLE, sweep) if sweep in FIDELITY else (sweep,)))
+    params = {key: str(value) for key, value in cfg.hydra.sweeper.params.items()}
     params |= {"seed": params["seed"].split(",")[0]}
     parsed = OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in params.items()])
     return [list(job) for job in BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]]
@@ -52,7 +56,7 @@ def compose():
         Hydra.create_main_hydra2("train", search)
         cfg = hydra.compose(sweep.stem, overrides, return_hydra_config=True)
         HydraConfig.instance().set_config(cfg)
-        settle(cfg)
+        resolve_job_keys(cfg)
         with open_dict(cfg):
             del cfg["hydra"]
         OmegaConf.resolve(cfg)
@@ -104,10 +108,23 @@ def test_every_switch_changes_what_is_trained(sweep, compose):
 
 
 def test_every_switch_is_in_a_sweep():
-    group = EXPERIMENTS / "fidelity/ablation"
-    there = {str(path.relative_to(group).with_suffix("")) for path in group.rglob("*.yaml")}
+    table = OmegaConf.load(TABLE).switches
+    rows = {f"{group}/{row}" for group, values in table.items() for row in values}
     swept = {job.partition("=")[2] for sweep in FIDELITY for one in jobs(sweep) for job in one}
-    assert there <= swept
+    assert rows <= swept
+
+
+def test_a_switch_names_the_run_and_an_unknown_one_is_refused(compose):
+    sweep = EXPERIMENTS / "fidelity/moment_detr.yaml"
+    cfg = compose(sweep, ["data=shapes", "method=moment_detr", "switch=moment_detr/span_unit"])
+    assert cfg.method.span_unit.unit == "clips"
+    assert "moment_detr-paper+span_unit/" in cfg.run
+    assert cfg.choices.ablation == "fidelity/moment_detr/span_unit"
+    assert "switches" not in cfg
+    with pytest.raises(VmrError, match="moment_detr/span_unit"):
+        compose(sweep, ["method=moment_detr", "switch=moment_detr/span_units"])
+    with pytest.raises(VmrError, match=r"branch\.order"):
+        compose(sweep, ["method=moment_detr", "switch=emb/order"])
 
 
 def test_a_narrator_that_errs_has_features_of_its_own(compose):

@@ -1,4 +1,4 @@
-"""Sweeps: what is done is skipped, what failed is told, what was killed goes on, and no result is harmed."""
+"""Sweeps: finished jobs are skipped, failures reported, killed jobs resumed, and results never damaged."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from lightning.pytorch.callbacks import Callback
 from safetensors.torch import load_file
 
@@ -25,7 +26,8 @@ from vmr_zoo.cli import main
 from vmr_zoo.config.compose import compose, config_dir
 from vmr_zoo.engine.callbacks import should_prune
 from vmr_zoo.errors import VmrError
-from vmr_zoo.runs import directory
+from vmr_zoo.runs.directory import create_and_lock
+from vmr_zoo.runs.status import objective, read_status, record_failure
 from vmr_zoo.utils import files
 
 TOY = (toy.SEARCH, "data=toy", "logger=csv", "trainer.accelerator=cpu", "trainer.max_epochs=2")
@@ -34,7 +36,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{TESTS}{os.pathsep}{os.environ.get(
 
 
 def state(run: Path) -> str:
-    return directory.status(run)["state"]
+    return read_status(run)["state"]
 
 
 def stamp(run: Path) -> dict[str, int]:
@@ -42,8 +44,8 @@ def stamp(run: Path) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("launcher", ["basic", pytest.param("joblib", marks=pytest.mark.slow)])
-def test_a_sweep_run_again_does_only_what_is_missing(vmr, tmp_path, capsys, launcher):
-    """Three seeds and one that is none: failed, recorded, told; the second time only that is tried."""
+def test_rerunning_a_sweep_resumes_it(vmr, tmp_path, capsys, launcher):
+    """The job with an invalid seed fails, is recorded and reported; the rerun tries only that one."""
     sweep = [
         "train", "-m", *TOY, "method=predict_all", "seed=0,abc,1", f"paths.runs={tmp_path}",
         f"hydra/launcher={launcher}",
@@ -68,7 +70,7 @@ def test_a_sweep_run_again_does_only_what_is_missing(vmr, tmp_path, capsys, laun
 
 
 def test_a_directory_that_only_records_a_failure_is_free(train_toy, tmp_path):
-    directory.record_failure(tmp_path / "run", "no features")
+    record_failure(tmp_path / "run", "no features")
     assert state(tmp_path / "run") == "failed"
     code, run = train_toy(method="predict_all")
     assert code == 0
@@ -76,17 +78,17 @@ def test_a_directory_that_only_records_a_failure_is_free(train_toy, tmp_path):
 
 
 def test_two_runs_do_not_share_a_directory(train_toy, tmp_path, capsys):
-    with directory.hold(tmp_path / "run"):
+    with create_and_lock(tmp_path / "run"):
         assert train_toy(method="predict_all")[0] == 2
-        assert "Another process is at work" in capsys.readouterr().err
+        assert "Another process is using" in capsys.readouterr().err
         assert train_toy("resume=true", method="predict_all")[0] == 2
-        directory.record_failure(tmp_path / "run", "not mine")
+        record_failure(tmp_path / "run", "not mine")
         assert state(tmp_path / "run") == "new"
     assert not (tmp_path / "run").exists(), "an untouched directory leaves no trace"
     assert train_toy(method="predict_all")[0] == 0
 
 
-def test_a_full_disk_leaves_what_was_there(train_toy, monkeypatch, capsys):
+def test_a_full_disk_leaves_earlier_results_intact(train_toy, monkeypatch, capsys):
     _, whole = train_toy("trainer.max_epochs=3", name="whole")
     room = [True]
     write, save = files.os.replace, torch.save
@@ -150,7 +152,7 @@ def test_a_directory_that_cannot_be_written_says_so(train_toy, tmp_path, capsys,
         raise PermissionError(errno.EROFS, os.strerror(errno.EROFS))
 
     with monkeypatch.context() as patch:
-        patch.setattr(directory.FileLock, "acquire", refuse)
+        patch.setattr(FileLock, "acquire", refuse)
         assert train_toy("resume=true", method="predict_all")[0] == 2
     assert "Read-only file system" in capsys.readouterr().err
     assert stamp(run) == before
@@ -165,8 +167,8 @@ def test_only_a_trial_below_the_median_is_pruned():
 
 
 @pytest.mark.slow
-def test_a_sweep_killed_half_way_ends_with_the_table_of_one_left_alone(vmr, tmp_path):
-    """Twenty jobs, two at a time; SIGKILL to every process once nine are done."""
+def test_a_killed_and_rerun_sweep_equals_an_uninterrupted_one(vmr, tmp_path):
+    """Twenty jobs, two in parallel; SIGKILL to every process once nine are done."""
 
     def table(runs: str) -> list[dict[str, str]]:
         out = tmp_path / f"{runs}.csv"
@@ -219,8 +221,8 @@ def _train(args: list[str]) -> None:
 
 
 @pytest.mark.slow
-def test_killed_at_random_steps_and_resumed_equals_undisturbed(train_toy, tmp_path):
-    """Three SIGKILLs, at steps drawn anew each time that this test runs."""
+def test_killing_and_resuming_is_bit_identical_to_an_uninterrupted_run(train_toy, tmp_path):
+    """Three SIGKILLs at random steps."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["vmr_zoo.engine.training", "toy"])
     steps = sorted(random.SystemRandom().sample(range(1, 12), 3))  # four epochs of three steps
@@ -273,7 +275,7 @@ def test_every_trainable_method_has_a_search():
 
 @pytest.mark.parametrize("method", SEARCHES)
 def test_every_search_space_names_arguments_of_its_method(method):
-    """Composed once at the low end of each range: an unknown key is refused."""
+    """Composes at the low end of each range; an unknown key would be refused."""
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="pip install 'vmr_zoo[sweep]'")
     from hydra_plugins.hydra_optuna_sweeper._impl import create_params_from_overrides
     from omegaconf import OmegaConf
@@ -291,7 +293,7 @@ def test_every_search_space_names_arguments_of_its_method(method):
     assert trial.count("+") == len(found) or len(trial) > 120
 
 
-def test_a_search_maximises_the_selection_metric_and_goes_on_where_it_stopped(vmr, tmp_path, capsys):
+def test_a_search_maximises_the_selection_metric_and_resumes(vmr, tmp_path, capsys):
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="pip install 'vmr_zoo[sweep]'")
     search = ["train", "search=toy", *TOY, f"paths.runs={tmp_path}"]
     assert vmr(*search, "hydra.sweeper.n_trials=1") == 0
@@ -303,12 +305,12 @@ def test_a_search_maximises_the_selection_metric_and_goes_on_where_it_stopped(vm
     runs = list(tmp_path.glob("toy-toy/search/toy-paper+max_epochs-2/*/seed0"))
     assert len(runs) == 2
     values = [json.loads((run / "metrics.json").read_text())["selection"]["mIoU"] for run in runs]
-    assert [directory.objective(run) for run in runs] == values
+    assert [objective(run) for run in runs] == values
     best = (tmp_path / "optimization_results.yaml").read_text()
     assert f"best_value: {max(values)}" in best
 
 
-def test_a_pruned_run_says_so_and_stands_in_no_leaderboard(train_toy, vmr, tmp_path):
+def test_a_pruned_run_is_marked_and_in_no_leaderboard(train_toy, vmr, tmp_path):
     prune = [
         "+callbacks.prune._target_=vmr_zoo.engine.callbacks.PruneByMedian", "+callbacks.prune.run=${run}",
         "+callbacks.prune.metric=mIoU", "+callbacks.prune.startup=1", "+callbacks.prune.warmup=2",
@@ -318,8 +320,8 @@ def test_a_pruned_run_says_so_and_stands_in_no_leaderboard(train_toy, vmr, tmp_p
     code, bad = train_toy(*prune, "method.training.optimizer.lr=0", name="study/bad/seed0")
     assert code == 0
     assert (state(good), state(bad)) == ("finished", "pruned")
-    assert "the median of 1 other trials" in directory.status(bad)["message"]
-    assert directory.objective(bad) < directory.objective(good)
+    assert "the median of 1 other trials" in read_status(bad)["message"]
+    assert objective(bad) < objective(good)
     assert not (bad / "metrics.json").exists()
     before = stamp(bad)
     assert train_toy(*prune, "method.training.optimizer.lr=0", "resume=true", name="study/bad/seed0")[0] == 0
@@ -331,7 +333,7 @@ def test_a_pruned_run_says_so_and_stands_in_no_leaderboard(train_toy, vmr, tmp_p
 
 
 class Mishap(Callback):
-    """In one seed, crashes; in another, is pre-empted once, as Slurm does it: by SIGUSR2."""
+    """Crashes for one seed; for another, pre-empts once as Slurm does, by SIGUSR2."""
 
     def __init__(self, seed: int, crash: int, preempt: int, marker: str) -> None:
         self.seed, self.crash, self.preempt, self.marker = seed, crash, preempt, Path(marker)

@@ -1,4 +1,4 @@
-"""A training step makes no GPU wait: checked without one by `sync.Detector`, with one by torch itself."""
+"""A training step never synchronises with the GPU: `sync.Detector` checks it on the CPU, torch on a GPU."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from transformers import BertConfig, BertModel, CLIPTextConfig, CLIPTextModelWit
 from batches import make_batch
 from sync import DEVICE, Detector, to_device
 from test_methods_contract import METHODS, build, configured, learns
-from vmr_zoo.blocks.text_encoder import TransformerText
+from vmr_zoo.blocks.text_encoder import TransformerQueryEncoder
 from vmr_zoo.engine.callbacks import LearningRate, NonFiniteLoss, SeedSteps, StepTime
 from vmr_zoo.types import Batch
 
@@ -88,14 +88,14 @@ def test_the_detector_sees_backward_and_refuses_a_mix_of_devices() -> None:
 
 
 class Pretended(CPUAccelerator):
-    """An accelerator for the pretended device."""
+    """An accelerator for the simulated device."""
 
     def setup_device(self, device: torch.device) -> None:
         """Needs nothing."""
 
 
 class Found(lightning.Callback):
-    """What the detector found in each step, from its batch being there to the weights being updated."""
+    """Collects the synchronisations in each step, from the loaded batch to the updated weights."""
 
     def __init__(self, detector: Detector) -> None:
         self.detector, self.steps = detector, []
@@ -109,7 +109,7 @@ class Found(lightning.Callback):
 
 @pytest.mark.parametrize("variant", ["paper", pytest.param("released", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", METHODS)
-def test_a_training_step_waits_for_nothing(name: str, variant: str) -> None:
+def test_a_training_step_never_synchronises(name: str, variant: str) -> None:
     method = build(name, variant)
     if not learns(method):
         pytest.skip("has no parameters")
@@ -129,7 +129,7 @@ def test_a_training_step_waits_for_nothing(name: str, variant: str) -> None:
         )
         to_device(method)
         trainer.fit(method, DataLoader([one, several], batch_size=None))
-    # With several moments a query, what the slots are matched by goes to the host, once for all layers.
+    # With several moments per query, the matching costs go to the host, once for all layers.
     matched = hasattr(method, "criterion")
     assert found.steps == [[], ["_to_copy: a copy to the host"] if matched else []]
 
@@ -151,7 +151,7 @@ def test_the_losses_are_those_of_the_cpu(name: str) -> None:
 
 
 @pytest.mark.parametrize("causal", [False, True], ids=["bert", "clip"])
-def test_a_text_encoder_waits_for_nothing(causal: bool) -> None:
+def test_a_text_encoder_never_synchronises(causal: bool) -> None:
     torch.manual_seed(0)
     sizes = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 12}
     if causal:
@@ -159,7 +159,7 @@ def test_a_text_encoder_waits_for_nothing(causal: bool) -> None:
         model = CLIPTextModelWithProjection(config)
     else:
         model = BertModel(BertConfig(**sizes, vocab_size=22), add_pooling_layer=False)
-    text = TransformerText(
+    text = TransformerQueryEncoder(
         model=model, start=20, end=21, pooling="end" if causal else "mean", causal=causal
     ).eval()
     batch = make_batch({"query_tokens"})
@@ -176,7 +176,7 @@ def test_a_text_encoder_waits_for_nothing(causal: bool) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("bfloat16", [False, True], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("name", METHODS)
-def test_a_training_step_waits_for_nothing_on_a_gpu(name: str, bfloat16: bool) -> None:
+def test_a_training_step_never_synchronises_on_a_gpu(name: str, bfloat16: bool) -> None:
     method = build(name).cuda().train()
     if not learns(method):
         pytest.skip("has no parameters")
@@ -194,7 +194,7 @@ def test_a_training_step_waits_for_nothing_on_a_gpu(name: str, bfloat16: bool) -
         return {k: v.cuda() if isinstance(v, Tensor) else v for k, v in batch.items()}  # type: ignore[return-value]
 
     one, several = on_gpu(make_batch(method.needs, moments=(1, 1, 1, 1))), on_gpu(make_batch(method.needs))
-    for batch in (one, several, one):  # what libraries set up at first may wait
+    for batch in (one, several, one):  # the first step may synchronise to set up libraries
         step(batch)
     torch.cuda.set_sync_debug_mode("error")
     try:

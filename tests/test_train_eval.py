@@ -38,7 +38,7 @@ def same_weights(a: Path, b: Path) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_a_run_leaves_everything_needed_and_nothing_half_written(train_toy):
+def test_a_run_directory_is_complete_without_partial_files(train_toy):
     code, run = train_toy()
     assert code == 0
     assert {path.name for path in run.iterdir()} == FILES
@@ -118,7 +118,7 @@ def test_no_result_is_overwritten(train_toy, capsys):
     assert "method.training.optimizer.lr was 0.02, now 0.5" in capsys.readouterr().err
 
 
-def test_a_loss_that_is_no_number_stops_with_its_parts_named(train_toy, capsys):
+def test_a_non_finite_loss_stops_training_and_names_its_terms(train_toy, capsys):
     code, run = train_toy("method.break_at=4")
     assert code == 2
     message = capsys.readouterr().err
@@ -142,7 +142,7 @@ def test_eval_rebuilds_from_the_directory_alone(train_toy, vmr, tmp_path, monkey
     assert rows(moved / "eval/ood-001") == [row for row in rows(moved) if row["split"] == "ood"]
 
 
-def test_eval_refuses_what_would_mislead(train_toy, vmr, capsys):
+def test_eval_refuses_misleading_requests(train_toy, vmr, capsys):
     _, run = train_toy()
     for args, part in (
         (["data=charades_cd"], "trained for the protocol 'toy'"),
@@ -160,12 +160,12 @@ def test_eval_refuses_what_would_mislead(train_toy, vmr, capsys):
 
 VDI = (
     "method.text._target_=toy.text_encoder",
-    "method.segments=8",
-    "method.clips=4",
-    "method.diagonals=[3]",
-    "method.map_dim=8",
-    "method.map_layers=1",
-    "method.joint_dim=8",
+    "method.network.segments=8",
+    "method.network.clips=4",
+    "method.network.diagonals=[3]",
+    "method.network.map_dim=8",
+    "method.network.layers=1",
+    "method.network.joint_dim=8",
     "method.visual_context.heads=2",
     "method.spatial_dynamic=null",
     "method.training.loss_weights.spatial_dynamic=null",
@@ -173,7 +173,7 @@ VDI = (
 
 
 def test_eval_changes_arguments_of_the_method(train_toy, vmr, capsys, tmp_path):
-    """Figure 3 of VDI: one trained run, looking by the whole query, by its nouns, by the rest."""
+    """Figure 3 of VDI: one trained run retrieves by the whole query, by its nouns, by the rest."""
     code, run = train_toy(*VDI, name="runs/vdi", method="vdi")
     assert code == 0
     found = {}
@@ -189,11 +189,17 @@ def test_eval_changes_arguments_of_the_method(train_toy, vmr, capsys, tmp_path):
     assert found["dynamic"] != found["full"]
     assert found["dynamic"][0] == found["dynamic"][1], "two sentences on one video differ in the noun only"
     assert found["static"][0] != found["static"][1]
-    assert "withmethod.retrieve_by=dynamicontoy" in "".join(capsys.readouterr().out.split())  # it wraps
+    assert "withmethod.retrieve_by=dynamicontoy" in "".join(capsys.readouterr().out.split())  # wraps
 
-    assert vmr("eval", f"run={run}", "split=iid", "change={method.answers:1,method.nms_iou:0.3}") == 0
+    assert (
+        vmr("eval", f"run={run}", "split=iid", "change={method.ranking.answers:1,method.ranking.nms_iou:0.3}")
+        == 0
+    )
     assert {len(row["pred_relevant_windows"]) for row in rows(run / "eval/iid-004")} == {1}
-    assert metrics(run / "eval/iid-004")[HEADER]["change"] == ["method.answers=1", "method.nms_iou=0.3"]
+    assert metrics(run / "eval/iid-004")[HEADER]["change"] == [
+        "method.ranking.answers=1",
+        "method.ranking.nms_iou=0.3",
+    ]
     assert vmr("eval", f"run={run}", "split=iid") == 0
     assert "change" not in metrics(run / "eval/iid-005")[HEADER]
 
@@ -202,10 +208,13 @@ def test_eval_changes_arguments_of_the_method(train_toy, vmr, capsys, tmp_path):
         ("{method.contrast.margins:1}", "Did you mean method.contrast.margin"),
         ("{method._target_:toy.ToyMethod}", "Unknown argument of the method 'method._target_'"),
         ("{data.selection:ood}", "takes arguments of the method (method.…), found data.selection"),
-        ("[method.answers]", "Expected values by key"),
-        ("method.answers", "Expected values by key"),
-        ("{method.joint_dim:4}", "does not fit the method in config.yaml beside it with method.joint_dim=4"),
-        ("{method.map_layers:2}", "with method.map_layers=2"),
+        ("[method.ranking.answers]", "Expected values by key"),
+        ("method.ranking.answers", "Expected values by key"),
+        (
+            "{method.network.joint_dim:4}",
+            "does not fit the method in config.yaml beside it with method.network.joint_dim=4",
+        ),
+        ("{method.network.layers:2}", "with method.network.layers=2"),
     ):
         assert vmr("eval", f"run={run}", "split=iid", f"change={change}") == 2
         assert part in capsys.readouterr().err

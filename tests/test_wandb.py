@@ -1,4 +1,4 @@
-"""Weights & Biases: what a run logs there is enough for its row; tables are logged; a project is read."""
+"""Weights & Biases: runs are logged completely, leaderboards are logged, and projects are read."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ import pandas as pd
 import pytest
 
 import toy
+from vmr_zoo.engine.loggers import wandb_logger
 from vmr_zoo.errors import VmrError
 from vmr_zoo.report import wandb_runs
-from vmr_zoo.report.leaderboard import Leaderboard, Row, Run, collect, leaderboards
+from vmr_zoo.report.leaderboard import Leaderboard, LeaderboardRow, leaderboards
+from vmr_zoo.report.runs import Run, finished_runs
 
 wandb = pytest.importorskip("wandb")
 
@@ -37,14 +39,14 @@ HEADER = {
 
 
 def inspect(folder, *options):
-    """What wandb's own command reads from the one offline run below a folder."""
+    """Reads the single offline run below a folder with wandb's own command."""
     (run,) = (folder / "wandb").glob("offline-run-*")
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", *options, str(run)]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def online(header, metrics, state="finished"):
-    """A run as the public API shows it; its summary is sorted, and holds curves too."""
+    """A run as the public API returns it: with a sorted summary that includes the curves."""
     numbers = {f"final/{split}/{name}": value for split, of in metrics.items() for name, value in of.items()}
     summary = dict(sorted({**numbers, "selection/R1@0.5": "NaN", "_step": 3, "epoch": 1}.items()))
     config = {"header": header, "splits": list(metrics), "seed": 0}
@@ -53,24 +55,24 @@ def online(header, metrics, state="finished"):
 
 @pytest.fixture
 def project(monkeypatch):
-    """Puts runs into an online project; returns the requests that were made."""
-    asked = []
+    """Replaces the online project by a list of runs; returns the paths that were requested."""
+    requested = []
 
     def fill(runs):
         def list_runs(path, filters, order, per_page, lazy):
-            asked.append(path)
+            requested.append(path)
             assert (filters, order, lazy) == ({"state": "finished"}, "+created_at", False)
             if isinstance(runs, Exception):
                 raise runs
             return runs
 
         monkeypatch.setattr("wandb.Api", lambda timeout: SimpleNamespace(runs=list_runs))
-        return asked
+        return requested
 
     return fill
 
 
-def test_a_real_offline_run_holds_what_its_row_needs(vmr, tmp_path, project):
+def test_an_offline_run_contains_what_its_row_needs(vmr, tmp_path, project):
     run = tmp_path / "runs" / "toy"
     arguments = (toy.SEARCH, "data=toy", "method=toy", "logger=wandb", "trainer.max_epochs=1")
     assert vmr("train", *arguments, "trainer.accelerator=cpu", f"run={run}") == 0
@@ -82,16 +84,16 @@ def test_a_real_offline_run_holds_what_its_row_needs(vmr, tmp_path, project):
     assert ended["config"]["method"]["_target_"] == "toy.ToyMethod"
     assert ended["config"]["header"]["selection"] == "published"
 
-    # The same leaderboard from the directory and from what a server would have got of it.
+    # The same leaderboard from the directory and from what was logged.
     project([SimpleNamespace(state=ended["state"], config=ended["config"], summary=ended["summary"])])
-    (ours,) = leaderboards(collect(tmp_path / "runs"), ["R1@0.5", "mIoU"])
-    (theirs,) = leaderboards(wandb_runs.collect("me", "mine"), ["R1@0.5", "mIoU"])
+    (ours,) = leaderboards(finished_runs(tmp_path / "runs"), ["R1@0.5", "mIoU"])
+    (theirs,) = leaderboards(wandb_runs.fetch_runs("me", "mine"), ["R1@0.5", "mIoU"])
     assert theirs.title == ours.title
     pd.testing.assert_frame_equal(theirs.frame(), ours.frame())
     assert theirs.rows[0].values == ours.rows[0].values
 
 
-def test_nothing_of_wandb_is_needed_without_its_logger(train_toy, monkeypatch):
+def test_wandb_is_not_imported_without_its_logger(train_toy, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)  # importing it raises
     assert train_toy("trainer.max_epochs=1")[0] == 0
 
@@ -114,8 +116,8 @@ def test_runs_are_grouped_by_study_or_experiment(vmr, tmp_path, capsys, chosen, 
     assert f"group: {group}\n" in capsys.readouterr().out
 
 
-def test_texts_are_cut_to_what_wandb_takes(tmp_path):
-    built = wandb_runs.logger("p", None, str(tmp_path), True, "n" * 200, "g" * 200, ["t" * 70, "t" * 64])
+def test_names_and_tags_are_truncated_to_the_lengths_of_wandb(tmp_path):
+    built = wandb_logger("p", None, str(tmp_path), True, "n" * 200, "g" * 200, ["t" * 70, "t" * 64])
     run = built.experiment
     try:
         assert (len(run.name), len(run.group), run.tags) == (128, 128, ("t" * 64,))
@@ -123,7 +125,7 @@ def test_texts_are_cut_to_what_wandb_takes(tmp_path):
         run.finish()
 
 
-def test_a_project_is_read_once_for_each_seed_and_only_where_a_run_finished(project, caplog):
+def test_finished_runs_of_a_project_are_read_once_per_seed(project, caplog):
     runs = [
         online({**HEADER, "seed": seed}, {"iid": {"R1@0.5": 40.0 + seed}, "far": {"R1@0.5": 30.0}})
         for seed in (0, 1)
@@ -134,16 +136,16 @@ def test_a_project_is_read_once_for_each_seed_and_only_where_a_run_finished(proj
         SimpleNamespace(state="finished", config={"header": "mine"}, summary={}),
     ]
     again = online({**HEADER, "seed": 1}, {"iid": {"R1@0.5": 43.0}, "far": {"R1@0.5": 30.0}})
-    asked = project([*runs, *others, again])
-    (board,) = leaderboards(wandb_runs.collect("team", "moments"), ["R1@0.5"])
-    assert asked == ["team/moments"]
-    assert board.columns == ["iid", "far", "drop"]  # as the run had them, not by name
+    requested = project([*runs, *others, again])
+    (board,) = leaderboards(wandb_runs.fetch_runs("team", "moments"), ["R1@0.5"])
+    assert requested == ["team/moments"]
+    assert board.columns == ["iid", "far", "drop"]  # in the order of the run, not by name
     assert board.rows[0].values["iid", "R1@0.5"] == [40.0, 43.0]
-    assert "1 run(s) left out" in caplog.text
+    assert "1 run(s) ignored" in caplog.text
 
 
 @pytest.mark.parametrize(
-    ("runs", "said"),
+    ("runs", "message"),
     [
         (wandb.errors.UsageError("No API key configured."), "wandb login"),
         (wandb.errors.CommError("timed out"), "Check the network"),
@@ -152,19 +154,19 @@ def test_a_project_is_read_once_for_each_seed_and_only_where_a_run_finished(proj
         ([SimpleNamespace(state="finished", config={}, summary={})], "it has 1 finished run"),
     ],
 )
-def test_what_cannot_be_read_says_why_and_what_to_do(project, runs, said):
+def test_errors_explain_what_to_do(project, runs, message):
     project(runs)
-    with pytest.raises(VmrError, match=said):
-        wandb_runs.collect("me", "mine")
+    with pytest.raises(VmrError, match=message):
+        wandb_runs.fetch_runs("me", "mine")
 
 
-def test_without_wandb_the_report_says_so(monkeypatch):
+def test_the_report_explains_that_wandb_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(VmrError, match="pip install wandb"):
-        wandb_runs.collect("me", "mine")
+        wandb_runs.fetch_runs("me", "mine")
 
 
-def test_report_reads_a_project_and_has_no_predictions_of_it(vmr, project, tmp_path, capsys):
+def test_the_report_reads_a_project(vmr, project, tmp_path, capsys):
     project([online(HEADER, {"iid": {"R1@0.5": 41.25}})])
     arguments = ("source=wandb", "entity=me", "project=mine", "columns=[R1@0.5]")
     assert vmr("report", *arguments, "format=csv") == 0
@@ -173,7 +175,7 @@ def test_report_reads_a_project_and_has_no_predictions_of_it(vmr, project, tmp_p
     assert "wandb" in capsys.readouterr().err
 
 
-def test_wandbs_own_client_pages_through_a_project():
+def test_the_client_of_wandb_pages_through_a_project():
     def node(number):
         header = {**HEADER, "name": f"m{number // 2}", "seed": number % 2}
         config = {"header": {"value": header}, "splits": {"value": ["iid"]}}
@@ -196,12 +198,12 @@ def test_wandbs_own_client_pages_through_a_project():
             self.end_headers()
             self.wfile.write(reply)
 
-        def answer(self, asked):
-            if "query Runs(" not in asked["query"]:
+        def answer(self, request):
+            if "query Runs(" not in request["query"]:
                 return {"viewer": {"id": "1", "entity": "me", "username": "me", "teams": {"edges": []}}}
             Server.pages += 1
-            first = int(asked["variables"].get("cursor") or 0)
-            last = min(first + asked["variables"]["perPage"], 450)
+            first = int(request["variables"].get("cursor") or 0)
+            last = min(first + request["variables"]["perPage"], 450)
             edges = [{"node": node(number), "cursor": str(number + 1)} for number in range(first, last)]
             more = {"endCursor": str(last), "hasNextPage": last < 450}
             return {"project": {"runCount": 450, "runs": {"edges": edges, "pageInfo": more}}}
@@ -211,7 +213,7 @@ def test_wandbs_own_client_pages_through_a_project():
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        # A process of its own: wandb reads its settings once.
+        # In a separate process: wandb reads its settings once.
         env = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
         env |= {"WANDB_BASE_URL": f"http://127.0.0.1:{server.server_port}", "WANDB_API_KEY": "a" * 40}
         env |= {"WANDB_ERROR_REPORTING": "false"}
@@ -231,7 +233,7 @@ def test_wandbs_own_client_pages_through_a_project():
     assert table.loc[table["run"] == "m224", "iid mIoU"].item().startswith("64.07 ±")  # (448 + 449) / 2 / 7
 
 
-def test_a_logged_leaderboard_reads_back_as_it_was(tmp_path):
+def test_a_logged_leaderboard_equals_the_printed_one(tmp_path):
     def board(title, selection, *names):
         header = {**HEADER, "selection": selection}
         runs = {
@@ -242,7 +244,7 @@ def test_a_logged_leaderboard_reads_back_as_it_was(tmp_path):
             for name, seeds in names
         }
         rows = [
-            Row(name, of, {("iid", "mIoU"): [run.metrics["iid"]["mIoU"] for run in of]})
+            LeaderboardRow(name, of, {("iid", "mIoU"): [run.metrics["iid"]["mIoU"] for run in of]})
             for name, of in runs.items()
         ]
         return Leaderboard(title, ["iid"], ["mIoU"], rows)

@@ -14,7 +14,7 @@ from typing import Any
 import matplotlib
 import pandas as pd
 
-from vmr_zoo.engine.bench import FILE, stored
+from vmr_zoo.engine.bench import FILE, stored_rows
 
 # Wong's eight colours, which colour-blind readers tell apart; a marker each besides.
 STYLES = {
@@ -59,7 +59,7 @@ TIMED = ("step", "forward", "backward", "optimizer", "loader", "step_per_query",
 def read(file: Path, sweep: str) -> list[dict[str, Any]]:
     """Returns a flat row per measurement; `_low` and `_high` are quartiles."""
     rows = []
-    for row in stored(file):
+    for row in stored_rows(file):
         batch, training = row["batch"], row["training_set"]
         flat = {
             "sweep": sweep,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from vmr_zoo.report.leaderboard import collect
+from vmr_zoo.report.runs import finished_runs
 
 PREFIX = "shapes_narrator_error_"
 METHODS = {"tea": "TEA", "lmr": "LMR", "emb": "EMB (no narrations)", "qd_detr": "QD-DETR (no narrations)"}
@@ -26,7 +26,7 @@ def numbers(roots: list[Path], metric: str) -> pd.DataFrame:
         {key: run.header[key] for key in ("method", "features", "seed")}
         | {"split": split, "value": values[metric]}
         for root in roots
-        for run in collect(root)
+        for run in finished_runs(root)
         if run.header["method"] in METHODS
         for split, values in run.metrics.items()
         if split != "selection" and metric in values

@@ -1,6 +1,6 @@
 """Span arithmetic: pure functions on tensors of (start, end) or (centre, width).
 
-A span is any pair on the last axis; units do not matter as long as both sides share them.
+A span is a pair on the last axis; all spans of a call have the same unit.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def iou(a: Tensor, b: Tensor) -> Tensor:
         b: (..., 2) start and end, broadcastable with `a`.
 
     Returns:
-        (...) in [0, 1]. Two empty spans have no union; their IoU is 0.
+        (...) in [0, 1]; 0 if both spans are empty.
     """
     inter, union = _intersection_union(a, b)
     return torch.where(
@@ -46,14 +46,14 @@ def iou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def giou(a: Tensor, b: Tensor) -> Tensor:
-    """Generalised IoU (Rezatofighi et al. 2019) on a line, of spans that broadcast against each other.
+    """Generalised IoU (Rezatofighi et al. 2019) of one-dimensional spans that broadcast against each other.
 
     Args:
         a: (..., 2) start and end.
         b: (..., 2) start and end, broadcastable with `a`.
 
     Returns:
-        (...) in [-1, 1]: the IoU less the share of the enclosing span that neither covers.
+        (...) in [-1, 1]: the IoU minus the fraction of the enclosing span that neither span covers.
     """
     inter, union = _intersection_union(a, b)
     hull = (torch.maximum(a[..., 1], b[..., 1]) - torch.minimum(a[..., 0], b[..., 0])).clamp(min=0)
@@ -64,7 +64,7 @@ def giou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def pairwise(a: Tensor) -> Tensor:
-    """Adds an axis, (..., A, 2) to (..., A, 1, 2), to compare every a with every b: (..., 1, B, 2)."""
+    """Adds an axis, (..., A, 2) to (..., A, 1, 2), to compare every a with every b of (..., 1, B, 2)."""
     return a.unsqueeze(-2)
 
 
@@ -75,21 +75,21 @@ def nms(
     keep: int | None = None,
     overlap: Callable[[Tensor, Tensor], Tensor] = iou,
 ) -> tuple[Tensor, Tensor]:
-    """Greedy temporal non-maximum suppression, in rows.
+    """Greedy temporal non-maximum suppression per row.
 
-    Best first, each span that is still there removes the later ones whose IoU with it exceeds the
-    threshold. It stops once `keep` spans are found, so that a few out of thousands are cheap.
+    In order of score, each remaining span removes all later spans whose IoU with it exceeds the threshold. It
+    stops after `keep` spans, so a few out of thousands are cheap.
 
     Args:
         spans: (B, K, 2) start and end.
         scores: (B, K) in any order, not negative; padding is an empty span of score 0.
-        threshold: IoU above which the worse of two spans goes.
-        keep: how many spans to return per row, at most K; None for K.
-        overlap: computes the IoU, if another rounding than that of `iou` is wanted.
+        threshold: IoU above which the span with the lower score is removed.
+        keep: spans to return per row, at most K; None for K.
+        overlap: computes the IoU; replaces `iou` where other rounding is needed.
 
     Returns:
-        spans (B, keep, 2) and scores (B, keep), best first; empty spans of score 0 fill up for removed ones.
-        Equal scores stay in the order given.
+        spans (B, keep, 2) and scores (B, keep), best first, padded with empty spans of score 0. Equal scores
+        keep their order.
 
     >>> spans = torch.tensor([[[0.0, 4.0], [0.0, 5.0], [6.0, 9.0]]])
     >>> nms(spans, torch.tensor([[0.5, 0.9, 0.3]]), threshold=0.7)
@@ -105,7 +105,7 @@ def nms(
     left = torch.ones_like(scores, dtype=torch.bool)
     kept_spans, kept_scores = [], []
     for _ in range(keep):
-        # The first one left, or the last place if none is.
+        # The first remaining span, or the last one if none remains.
         best = torch.where(left, place, count - 1).amin(1, keepdim=True)
         found = left.gather(1, best)
         span = spans.gather(1, best[..., None].expand(-1, -1, 2))

@@ -1,12 +1,12 @@
-"""The contract between data, methods and metrics: one flat batch, one prediction.
+"""The contract between data, methods and metrics: a flat batch and a prediction.
 
-Data never imports methods and methods never import data; both import this file. Sizes: B rows (queries) in
-the batch, Lv clips, Lq query tokens, Ln narration sentences, N ground-truth moments (padded), K predicted
-moments, S sibling queries, P patches per clip. Masks are bool, True = valid. A padded position holds zeros,
-and no result may depend on what it holds.
+Data and methods never import each other; both import this file. Sizes: B rows (queries) in the batch, Lv
+clips, Lq query tokens, Ln narration sentences, N ground-truth moments (padded), K predicted moments, S
+sibling queries, P patches per clip. Masks are bool, True = valid. Padding holds zeros, and no result may
+depend on its values.
 
-Spans are (start, end) as fractions of the row's `duration`, in [0, 1]. Centre and width exist only inside
-set-prediction code (`vmr_zoo.spans` converts).
+Spans are (start, end) as fractions of the row's `duration`, in [0, 1]. Only set-prediction code uses centre
+and width (`vmr_zoo.spans` converts).
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from torch import Tensor
 
 
 class Batch(TypedDict, total=False):
-    """What the data module yields: a plain dict of tensors and id lists.
+    """A batch of the data module: a plain dict of tensors and id lists.
 
     Always present:
-        video: (B, Lv, Dv) float32, the sources concatenated in the declared order, each L2-normalised if its
-            manifest says so, without TEF (a method appends it, `blocks.position.append_tef`).
+        video: (B, Lv, Dv) float32, the sources concatenated in their configured order, each L2-normalised if
+            its manifest says so, without TEF (methods append it: `blocks.position.append_tef`).
         video_mask: (B, Lv) bool.
         query: (B, Lq, Dq) float32 token features.
         query_mask: (B, Lq) bool.
         spans: (B, N, 2) float32, start and end as fractions of `duration`, padded with zeros.
         span_mask: (B, N) bool. At least one True per row in training.
         duration: (B,) float32 seconds.
-        clip_seconds: (B,) float32, the seconds that one clip of `video` covers.
+        clip_seconds: (B,) float32, length of one clip of `video` in seconds.
         video_index: (B,) int64; rows with equal numbers are queries on the same video.
         query_id, video_id: list[str] of length B.
 
@@ -37,19 +37,19 @@ class Batch(TypedDict, total=False):
         "narration": narration (B, Ln, Dn) one vector per sentence, narration_mask (B, Ln), narration_spans
             (B, Ln, 2) fractions (start = end for a caption of one frame).
         "negative_query": negative_query (B, Ln', Dq), negative_query_mask (B, Ln'); a row whose mask is all
-            False has no negative. Training only.
+            False has no negative. Only in training.
         "sibling_queries": sibling_query (B, S, Dq), one sentence vector per other query on the same video
-            (mean of its token features), sibling_mask (B, S), sibling_spans (B, S, 2).
-        "shift": shift_order (B, Lv) int64, a permutation of the valid clips that moves the moment to another
-            place (identity where the row is not shifted), and shifted_spans (B, N, 2). Training only.
-        "patches": patches (B, Lv, P, Dp). Training, and evaluation that asks for details.
+            (mean of its token features), sibling_mask (B, S).
+        "shift": shift_order (B, Lv) int64, a permutation of the valid clips that moves the moment (the
+            identity in rows that are not shifted), and shifted_spans (B, N, 2). Only in training.
+        "patches": patches (B, Lv, P, Dp). Only in training and in evaluation with details.
         "query_tokens": query_tokens (B, Lq) int64 tokenizer ids.
-        "query_words": query_words (B, Lq) int64, each token's place among the training split's tokens by
-            frequency, the most frequent is 1; a token that it lacks comes after all of them; padding is 0.
-            Training, and evaluation that asks for details.
+        "query_words": query_words (B, Lq) int64, rank of each token by its frequency in the training split;
+            the most frequent has rank 1, tokens that are absent there have the highest rank, padding is 0.
+            Only in training and in evaluation with details.
         "noun_mask": noun_mask (B, Lq) bool, True = the token belongs to a noun chunk.
-        "saliency": saliency (B, Lv) float32, the annotators' ratings summed (0 where unrated), and
-            saliency_mask (B, Lv), True = rated. Data without ratings rate every clip inside a moment 1.
+        "saliency": saliency (B, Lv) float32, sum of the annotators' ratings (0 where unrated), and
+            saliency_mask (B, Lv), True = rated. In data without ratings, clips inside a moment have rating 1.
     """
 
     video: Tensor
@@ -70,7 +70,6 @@ class Batch(TypedDict, total=False):
     negative_query_mask: Tensor
     sibling_query: Tensor
     sibling_mask: Tensor
-    sibling_spans: Tensor
     shift_order: Tensor
     shifted_spans: Tensor
     patches: Tensor
@@ -82,18 +81,18 @@ class Batch(TypedDict, total=False):
 
 
 class Prediction(TypedDict, total=False):
-    """What a method answers.
+    """The predictions of a method for a batch.
 
     Always present:
-        spans: (B, K, 2) start and end as fractions of `duration`, best first, NMS done;
+        spans: (B, K, 2) start and end as fractions of `duration`, best first, after NMS;
             0 <= start <= end <= 1.
-        scores: (B, K) in descending order. A short list is padded with empty spans of score 0. K is at
+        scores: (B, K) in descending order. Short lists are padded with empty spans of score 0. K is at
             least 5.
 
     Optional:
-        saliency: (B, Lv) one score per clip, meaningful where `video_mask` is True.
-        details: what the papers plot, (B, …) by name, present only if `predict` was asked for it; names out
-            of `DETAILS`. What needs a field that is not in the batch is left out.
+        saliency: (B, Lv) one score per clip, valid where `video_mask` is True.
+        details: quantities that the papers plot, (B, …) by name (`DETAILS`), if `predict` is called with
+            `details=True`. Those whose fields are missing in the batch are omitted.
     """
 
     spans: Tensor
@@ -115,7 +114,7 @@ NEEDS = frozenset(
         "saliency",
     }
 )
-"""Every name that a method's `needs` may hold."""
+"""All valid names in a method's `needs`."""
 
 Axis = Literal["clip", "word", "moment", "cell", "frame", "patch"]
 
@@ -132,8 +131,8 @@ DETAILS: Mapping[str, tuple[Axis, ...]] = {
     "start_probability": ("clip",),
     "word_probability": ("word",),
 }
-"""Every name that `details` may hold, and its axes after the first; docs/contract.md says what each means.
+"""All valid names in `details`, with the axes after the first; docs/contract.md defines each.
 
-An axis of clips (or of snippets, where a method pools the clips of long videos) is padded as `video_mask`,
-one of words as `query_mask`, one of moments as `spans`; the others have one length for all rows.
+A clip axis (or snippet axis, where a method pools the clips of long videos) is padded like `video_mask`, a
+word axis like `query_mask`, and a moment axis like `spans`; other axes have the same length in all rows.
 """

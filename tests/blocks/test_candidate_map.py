@@ -36,8 +36,8 @@ def test_a_cell_holds_the_maximum_over_its_clips(clips, diagonals):
     pooled = cells.pool(x)
     for k, (first, last) in enumerate(cells.cells.tolist()):
         assert torch.equal(pooled[..., k], x[..., first : last + 1].amax(-1))
-    assert torch.equal(cells.gather(cells.spread(pooled)), pooled)
-    assert cells.spread(torch.ones(len(cells))).sum() == len(cells)
+    assert torch.equal(cells.gather(cells.scatter(pooled)), pooled)
+    assert cells.scatter(torch.ones(len(cells))).sum() == len(cells)
 
 
 def whole_map(stack: MapConvolution, grid: torch.Tensor, support: torch.Tensor) -> torch.Tensor:
@@ -62,8 +62,8 @@ def test_skipping_what_is_known_changes_no_number(kernel, layers, training, monk
     for norm in stack.norms:
         nn.init.normal_(norm.weight), nn.init.normal_(norm.bias), nn.init.uniform_(norm.running_var, 0.5, 2)
     other = copy.deepcopy(stack)
-    grid = cells.spread(torch.randn(3, 4, len(cells)))
-    support = cells.spread(torch.ones(1, 1, len(cells)))
+    grid = cells.scatter(torch.randn(3, 4, len(cells)))
+    support = cells.scatter(torch.ones(1, 1, len(cells)))
     computed = []
     convolve = functional.conv2d
     monkeypatch.setattr(
@@ -108,7 +108,7 @@ def test_suppression_on_clips_is_exact_where_seconds_round():
     scores[:, order.index([0, 1])] = 0.9
     scores[:, order.index([0, 3])] = 0.8  # IoU with the first is exactly .5, which does not exceed .5
     duration = torch.tensor([8.0, 8.0])
-    spans, kept = cells.rank(scores, duration, threshold=0.5, answers=12, unit="clips")
+    spans, kept = cells.rank(scores, duration, threshold=0.5, count=12, unit="clips")
     assert spans[0, :2].tolist() == [[0.0, 0.5], [0.0, 1.0]]
     assert kept[0, 1] == pytest.approx(0.8)
     assert kept.shape == (2, 12)

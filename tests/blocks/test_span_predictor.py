@@ -4,10 +4,8 @@ import pytest
 import torch
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from vmr_zoo.blocks.attention_unit import attention_unit
-from vmr_zoo.blocks.guided_attention import running_maxima
-from vmr_zoo.blocks.proposal_branch import block_maxima
-from vmr_zoo.blocks.span_predictor import BidirectionalLSTM, rank_spans
+from vmr_zoo.blocks.attention_unit import SpanNetwork, running_maxima
+from vmr_zoo.blocks.span_predictor import BidirectionalLSTM, SpanRanking, block_maxima
 from vmr_zoo.errors import VmrError
 from vmr_zoo.spans import iou
 
@@ -27,10 +25,10 @@ def test_the_lstm_equals_a_packed_one():
     torch.testing.assert_close(ours(x, MASK), expected)
 
 
-def test_spans_are_ranked_as_a_plain_loop_ranks_them():
+def test_spans_are_ranked_as_by_a_plain_loop():
     torch.manual_seed(1)
     start, end = torch.rand(3, 9) * MASK, torch.rand(3, 9) * MASK
-    spans, scores = rank_spans(start, end, MASK, 6, nms_iou=0.5)
+    spans, scores = SpanRanking(answers=6, nms_iou=0.5)(start, end, MASK)
     for index in range(3):
         length = int(MASK[index].sum())
         cells = [
@@ -64,7 +62,7 @@ def test_guides_are_maxima_over_each_side(maxima):
                 assert torch.equal(got, part.max(0).values if len(part) else torch.zeros(5))
 
 
-def test_blocks_ignore_padding_unless_asked_not_to():
+def test_blocks_ignore_padding_unless_it_counts():
     x = torch.full((1, 9, 1), -2.0)
     x[0, 4:] = 5.0
     assert block_maxima(x, MASK[1:2], 4, None).flatten().tolist() == [-2.0, 0.0, 0.0]
@@ -72,13 +70,26 @@ def test_blocks_ignore_padding_unless_asked_not_to():
     assert block_maxima(x[:, :5] * 0 - 2, None, 4, -1e-30).flatten().tolist() == pytest.approx([-2.0, 0.0])
 
 
+def network(unit: str) -> SpanNetwork:
+    return SpanNetwork(
+        dim=8,
+        heads=1,
+        dropout=0.0,
+        unit=unit,
+        order="sequential",
+        final_self_attention=False,
+        guide_placement=None,
+        similarity="bilinear",
+    )
+
+
 def test_equation_6_is_what_the_unit_computes():
     torch.manual_seed(3)
-    unit = attention_unit("equation_6", 8, 1, 0.0)
+    unit = network("equation_6").attention_unit()
     target, reference = torch.randn(2, 3, 8), torch.randn(2, 5, 8)
     a = unit.attention
     weights = (a.query(target) @ a.key(reference).transpose(1, 2) / 8**0.5).softmax(-1)
     expected = unit.norm(unit.output(target + weights @ a.value(reference)))
     torch.testing.assert_close(unit(target, reference, torch.ones(2, 5, dtype=torch.bool)), expected)
     with pytest.raises(VmrError, match="Did you mean equation_6"):
-        attention_unit("equation6", 8, 1, 0.0)
+        network("equation6")

@@ -1,4 +1,4 @@
-"""The simulated channel errs exactly as often as declared, and depends on seed and video alone."""
+"""The simulated channel has the declared error rates and depends on seed and video alone."""
 
 import dataclasses
 import hashlib
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vmr_zoo.data.features.store import FeatureError
+from vmr_zoo.data.features.problems import FeatureError
 from vmr_zoo.data.worlds.action_labels import ActionLabelClips, ActionLabelNarrations, ActionLabels, Rates
 from vmr_zoo.errors import VmrError
 
@@ -146,7 +146,7 @@ def test_what_is_wrong_is_named(labels: ActionLabels, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not REAL.exists(), reason="the published Charades annotations are not at ../shared/data")
 def test_every_moment_of_charades_sta_is_a_labelled_action() -> None:
-    """The reason why the channel must err: with faultless labels the task would be a look-up."""
+    """Why the channel needs errors: with perfect labels the task would be a look-up."""
     labels = ActionLabels(REAL, Encoder())  # type: ignore[arg-type]
     assert (len(labels.names), len(labels.videos)) == (157, 9848)
     for line in (REAL / "charades_sta_test.txt").read_text().splitlines():

@@ -2,14 +2,16 @@ import numpy as np
 import pytest
 
 from vmr_zoo.data.annotations.records import Query
-from vmr_zoo.data.features.store import FeatureError, FileFeatures, FileStore, QueryFiles
-from vmr_zoo.data.text.clip import ClipTokens
+from vmr_zoo.data.features.files import FileFeatures, QueryFiles
+from vmr_zoo.data.features.problems import FeatureError
+from vmr_zoo.data.features.queries import ClipTokenFiles
+from vmr_zoo.data.features.store import FileStore
 from vmr_zoo.data.text.noun_chunks import NounChunks
 
 
-def tokens(folder, **options) -> ClipTokens:
+def tokens(folder, **options) -> ClipTokenFiles:
     files = FileFeatures("clip_text", 4, FileStore(folder, ".npy", names=["qid{id}"]), normalise=False)
-    return ClipTokens(QueryFiles(files, max_tokens=None), NounChunks(), **options)
+    return ClipTokenFiles(QueryFiles(files, max_tokens=None), NounChunks(), **options)
 
 
 def query(text: str) -> Query:

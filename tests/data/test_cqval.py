@@ -1,4 +1,4 @@
-"""Clauses are counted, and LMR's 12 subsets of QVHighlights' val split are what their thresholds say."""
+"""Clause counts, and LMR's 12 subsets of the val split of QVHighlights, which match their thresholds."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from hydra.utils import instantiate
 
 from vmr_zoo.config.compose import compose
 from vmr_zoo.data.annotations import protocols
+from vmr_zoo.data.annotations.inspection import inspect_protocol
 from vmr_zoo.data.annotations.records import HELD_OUT
 from vmr_zoo.data.text.parsing import ClauseCounts, count_words
-from vmr_zoo.engine.doctor import inspect
 from vmr_zoo.errors import VmrError
 
 ROOT = Path(__file__).parents[3] / "shared" / "data"
@@ -85,7 +85,7 @@ def test_subsets_and_what_they_are_selected_on(tmp_path: Path, hanta: ClauseCoun
     assert "implies 388" in protocol.tests["c1_w8"].source
     # The tests are part of the selection split: every number is marked.
     assert protocol.selected_on_test
-    assert any("selected on test data" in warning for warning in inspect(protocol, None)["warnings"])
+    assert any("selected on test data" in warning for warning in inspect_protocol(protocol, None)["warnings"])
 
     clean = protocols.cqval(tmp_path, hanta, "heldout")
     assert clean.selection_origin == HELD_OUT

@@ -12,17 +12,12 @@ from hydra.utils import instantiate
 
 from vmr_zoo.config.compose import compose, config_dir
 from vmr_zoo.data.annotations.records import Protocol, Query, Split
-from vmr_zoo.data.features.store import (
-    FeatureError,
-    FeatureSet,
-    FileFeatures,
-    FileStore,
-    Hdf5Store,
-    QueryFiles,
-    VideoFiles,
-    WordVectors,
-    compare_manifests,
-)
+from vmr_zoo.data.features.feature_set import FeatureSet
+from vmr_zoo.data.features.files import FileFeatures, QueryFiles, VideoFiles
+from vmr_zoo.data.features.manifest import compare_manifests
+from vmr_zoo.data.features.problems import FeatureError
+from vmr_zoo.data.features.queries import WordVectorQueries
+from vmr_zoo.data.features.store import FileStore, Hdf5Store
 from vmr_zoo.errors import VmrError
 
 T, L = 6, 4
@@ -177,7 +172,7 @@ def test_overlong_videos(tmp_path: Path) -> None:
 
 def a_set(root: Path, clip_seconds: float | None = 1.0, suffix=".npy", **video) -> FeatureSet:
     source = FileFeatures("x", 3, FileStore(root, suffix, key="features" if suffix == ".npz" else None))
-    words = WordVectors(root / "words.npz", 2)
+    words = WordVectorQueries(root / "words.npz", 2)
     np.savez(
         root / "words.npz", words=np.array(["<PAD>", "a", "runs"]), vectors=np.array([[0, 0], [3, 4], [0, 2]])
     )
@@ -279,7 +274,7 @@ def test_wrong_clip_length_is_refused(tmp_path: Path) -> None:
         np.save(tmp_path / f"v{i}.npy", np.ones((30 if i else 12, 3), np.float32))
     (odd,) = a_set(tmp_path).check(protocol(*queries), "all")
     assert (odd.kind, odd.ids, odd.fatal) == ("length", ("v0",), False)
-    with pytest.raises(VmrError, match=r"So have most: check features\.clip_seconds=2\.0"):
+    with pytest.raises(VmrError, match=r"Most videos differ: compare features\.clip_seconds=2\.0"):
         a_set(tmp_path, clip_seconds=2.0).prepare(protocol(*queries))
 
 
@@ -308,7 +303,7 @@ def test_text_stores_with_their_own_numbering(tmp_path: Path) -> None:
 
 def manifest(order: tuple[str, ...]) -> dict:
     sources = [FileFeatures(name, 512, FileStore("x", ".npy")) for name in order]
-    words = WordVectors("x", 2)
+    words = WordVectorQueries("x", 2)
     return FeatureSet("-".join(order), "real", 1024, 2, 1.0, VideoFiles(sources), words).manifest()
 
 

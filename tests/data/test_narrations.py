@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vmr_zoo.data.features.store import FeatureError
+from vmr_zoo.data.features.problems import FeatureError
 from vmr_zoo.data.narrations import Narration, NarrationFile, manifest_path, read_narrations, write_narrations
-from vmr_zoo.data.text.encoders import SentenceEncoder
+from vmr_zoo.data.text.sentence import SentenceEncoder
 from vmr_zoo.errors import VmrError
 
 MANIFEST = {

@@ -26,7 +26,7 @@ QUERIES = [
 
 
 class Meaning:
-    """One axis per meaning; counts how often it is asked."""
+    """One axis per meaning; counts its calls."""
 
     calls = 0
 
@@ -101,7 +101,7 @@ def test_bad_options_are_refused_by_name():
 
 @pytest.mark.skipif(not CHARADES.exists(), reason="needs ../shared/data/charades")
 def test_charades_queries_with_a_same_video_query_of_low_iou():
-    """7,852 of 12,408, as the notes on BM-DETR's released code count them."""
+    """7,852 of 12,408, as in the notes on BM-DETR's released code."""
     queries = []
     for i, line in enumerate(CHARADES.read_text().splitlines()):
         head, text = line.split("##")

@@ -1,4 +1,4 @@
-"""The readers reproduce the published sizes, mend what is wrong and count it, and refuse what is broken."""
+"""Readers reproduce the published sizes, fix and count known errors, and refuse broken files."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 
 from vmr_zoo.data.annotations import protocols, readers
 from vmr_zoo.data.annotations.records import HELD_OUT, PUBLISHED, Protocol, shared_videos
+from vmr_zoo.data.annotations.rows import numbered
 from vmr_zoo.errors import VmrError
 
 ROOT = Path(__file__).parents[3] / "shared" / "data"
@@ -48,7 +49,7 @@ SIZES = {
     "tacos": {"train": (75, 9790), "selection": (27, 4436), "test": (25, 4001)},
     "qvhighlights": {"train": (7100, 7218), "selection": (1519, 1550), "test": (1529, 1542)},
 }
-MENDS = {
+FIXES = {
     "charades_sta": {"train": {"clipped": 1802}, "test": {"clipped": 562}},
     "charades_cd": {"ood": {"clipped": 345, "unanswerable_outside": 3}},
     "activitynet": {"train": {"clipped": 261, "swapped": 2, "dropped_zero_length": 2}},
@@ -83,10 +84,10 @@ def test_published_sizes(name: str, read: Callable[[str], Protocol]) -> None:
 
 
 @needs_data
-@pytest.mark.parametrize("name", MENDS)
-def test_mends_of_the_published_files(name: str, read: Callable[[str], Protocol]) -> None:
+@pytest.mark.parametrize("name", FIXES)
+def test_fixes_of_the_published_files(name: str, read: Callable[[str], Protocol]) -> None:
     published = read(name).published
-    assert {split: dict(published[split].counts) for split in MENDS[name]} == MENDS[name]
+    assert {split: dict(published[split].counts) for split in FIXES[name]} == FIXES[name]
 
 
 @needs_data
@@ -119,12 +120,14 @@ def test_held_out_by_video(name: str, read: Callable[[str], Protocol]) -> None:
 
 @needs_data
 @pytest.mark.parametrize(
-    ("trained_on", "videos", "asked"),
+    ("trained_on", "videos", "requested"),
     [("charades_cg", "729", "charades_sta"), ("charades_cd", "907", "charades_sta")],
 )
-def test_refusal_says_how_many_test_videos_were_trained_on(trained_on: str, videos: str, asked: str) -> None:
-    with pytest.raises(VmrError, match=f"not under '{asked}'.* {videos} of the 1,334 videos"):
-        protocols.refuse_other_protocol(trained_on, asked, ROOT)
+def test_refusal_says_how_many_test_videos_were_trained_on(
+    trained_on: str, videos: str, requested: str
+) -> None:
+    with pytest.raises(VmrError, match=f"not under '{requested}'.* {videos} of the 1,334 videos"):
+        protocols.refuse_other_protocol(trained_on, requested, ROOT)
 
 
 @needs_data
@@ -180,7 +183,7 @@ def entry(*moments: tuple[float, float], duration: float = 10.0) -> dict[str, ob
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A small activitynet with every kind of mend in train and in test."""
+    """A small activitynet with every kind of fix in train and in test."""
     odd = entry((1, 4), (8, 12), (5, 2), (3, 3), (10, 11), duration=10)
     write(tmp_path, "activitynet/train.json", {"a": odd, "b": entry((0, 1))})
     write(tmp_path, "activitynet/val_1.json", {"c": entry((0, 1))})
@@ -188,7 +191,7 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_train_drops_what_cannot_be_mended(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_train_drops_what_cannot_be_fixed(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         train = protocols.activitynet(root).train
     assert [query.moments for query in train.queries] == [((1, 4),), ((8, 10),), ((2, 5),), ((0, 1),)]
@@ -249,7 +252,7 @@ def test_find_split(root: Path) -> None:
         ({"../a": entry((0, 1))}, r"part of a file name .* found '\.\./a'"),
         ({"a\nb": entry((0, 1))}, r"found 'a\\nb'"),
         ({"a": {"timestamps": [[0, 1]], "sentences": ["x"]}}, "video 'a': expected the key 'duration'"),
-        ({"a": entry((0, 1)) | {"duration": 0}}, "'duration' is 0"),
+        ({"a": entry((0, 1)) | {"duration": 0}}, "'duration' above 0"),
         ({"a": entry((0, 1)) | {"sentences": []}}, "found 0 and 1"),
         (
             {"a": entry((0, 1), (0, 1)) | {"sentences": ["x", " "]}},
@@ -284,7 +287,7 @@ def test_a_missing_file_says_where_to_point(tmp_path: Path) -> None:
 def test_a_broken_charades_sta_line(tmp_path: Path, lines: str, message: str) -> None:
     write(tmp_path, "train.txt", lines)
     with pytest.raises(VmrError, match=f"train.txt.*{message}"):
-        readers.charades_sta(tmp_path / "train.txt", {"V1": 9.0}, readers.numbered(), scored=False)
+        readers.read_charades_sta(tmp_path / "train.txt", {"V1": 9.0}, numbered(), scored=False)
 
 
 @pytest.mark.parametrize(
@@ -304,4 +307,4 @@ def test_a_broken_qvhighlights_line(tmp_path: Path, change: dict[str, object] | 
     second = change if isinstance(change, str) else json.dumps(row | {"qid": 2} | change)
     write(tmp_path, "val.jsonl", json.dumps(row) + "\n" + second + "\n")
     with pytest.raises(VmrError, match=f"val.jsonl.*{message}"):
-        readers.qvhighlights(tmp_path / "val.jsonl", scored=True)
+        readers.read_qvhighlights(tmp_path / "val.jsonl", scored=True)

@@ -51,11 +51,11 @@ def test_evaluation_keeps_the_order_of_the_file_in_every_epoch():
 
 
 def test_no_batch_repeats_a_video_when_rows_must_be_distinct():
-    sampler = EpochBatchSampler(ROWS, LENGTHS, 16, seed=0, distinct=VIDEO)
+    sampler = EpochBatchSampler(ROWS, LENGTHS, 16, seed=0, unique_video=VIDEO)
     batches = rows_of(sampler)
     assert all(len(set(VIDEO[rows])) == len(rows) for rows in batches)
     plain = rows_of(EpochBatchSampler(ROWS, LENGTHS, 16, seed=0))
-    # Of a batch without the rule, exactly the first row of each video is left.
+    # Of a batch without the rule, exactly the first row of each video remains.
     for kept, rows in zip(batches, plain, strict=True):
         seen: set[int] = set()
         assert kept == [row for row in rows if not (VIDEO[row] in seen or seen.add(VIDEO[row]))]

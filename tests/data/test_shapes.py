@@ -6,8 +6,8 @@ import av
 import numpy as np
 import pytest
 
-from vmr_zoo.data.text.encoders import SentenceEncoder
-from vmr_zoo.data.worlds.shapes import GridEncoder, Narrator, WorldSettings, protocol
+from vmr_zoo.data.text.sentence import SentenceEncoder
+from vmr_zoo.data.worlds.shapes import GridEncoder, SceneNarrator, WorldSettings, protocol
 from vmr_zoo.data.worlds.shapes.features import RenderedNarrations, RenderedVideos, features_folder
 from vmr_zoo.data.worlds.shapes.generate import SPLITS, VERSION, annotate, generate_world, scenes, video_path
 from vmr_zoo.data.worlds.shapes.render import write
@@ -17,7 +17,7 @@ from vmr_zoo.errors import VmrError
 
 TINY = WorldSettings(train_videos=4, test_videos=2, shortest=16, longest=20)
 FULL = WorldSettings()
-"""The default size; nothing in these tests renders it."""
+"""The default size; these tests do not render it."""
 
 
 @pytest.fixture(scope="module")
@@ -39,13 +39,13 @@ def rows():
     return annotate(FULL)
 
 
-# ---------------------------------------------------------------- what is asked
+# ---------------------------------------------------------------- queries
 
 
 def test_default_world_is_large_enough_and_what_version_says(rows):
     assert len({row["video_id"] for split in rows.values() for row in split}) >= 600
     assert sum(map(len, rows.values())) >= 2500
-    # A change of world or grammar changes the data under everybody's numbers: raise VERSION, then this.
+    # A change of world or grammar changes the data of all results: raise VERSION, then update this.
     digest = hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
     assert (VERSION, digest[:16]) == ("1", "9ddddae4957fc7b6")
 
@@ -57,7 +57,7 @@ def test_query_ids_are_unique_and_moments_lie_in_the_video(rows):
 
 
 def test_ground_truth_is_everything_that_a_simple_sentence_describes(rows):
-    """Asks the scenes anew, by the colours, shapes and actions that the row says it is about."""
+    """Matches the scenes again with the colours, shapes and actions of the row."""
     worlds = {scene.video_id: scene for _, scene in scenes(FULL)}
     checked = 0
     for row in rows["train"] + rows["novel_word"] + rows["novel_composition"]:
@@ -286,11 +286,11 @@ def test_clips_are_encoded_alike_whatever_stands_beside_them(tiny):
 
 
 def test_narrator_errs_at_the_declared_rates():
-    """Counts, over 100 scenes, what is left out, altered and invented, against the scenes themselves."""
+    """Counts omitted, altered and hallucinated events in 100 scenes."""
     drawn = [sample_scene(FULL, "train", i) for i in range(100)]
 
     def said(**rates):
-        narrator = Narrator(**{"miss": 0.0, "confuse": 0.0, "hallucinate": 0.0, **rates})
+        narrator = SceneNarrator(**{"miss": 0.0, "confuse": 0.0, "hallucinate": 0.0, **rates})
         return [[row for row in narrator.narrate(scene) if "There is" not in row[2]] for scene in drawn]
 
     truth = [set(rows) for rows in said()]
@@ -307,15 +307,18 @@ def test_narrator_errs_at_the_declared_rates():
 
 def test_narrator_without_errors_tells_what_happens():
     scene = scene_of(Event(0, "spin", 2.0, 6.0, (0, 0, 0, 5.0, 0)), shape="bar", colour="orange")
-    told = Narrator(miss=0.0, confuse=0.0, hallucinate=0.0).narrate(scene)
-    assert [(s, e) for s, e, text in told if text == "An orange bar is spinning."] == [(2.0, 4.0), (4.0, 6.0)]
-    assert {text for s, _, text in told if not 2 <= s < 6} == {"There is an orange bar."}
+    narrated = SceneNarrator(miss=0.0, confuse=0.0, hallucinate=0.0).narrate(scene)
+    assert [(s, e) for s, e, text in narrated if text == "An orange bar is spinning."] == [
+        (2.0, 4.0),
+        (4.0, 6.0),
+    ]
+    assert {text for s, _, text in narrated if not 2 <= s < 6} == {"There is an orange bar."}
 
 
 def test_narrations_are_embedded_from_their_file_and_their_seed_is_their_own(tiny, cache):
     encoder = SentenceEncoder(cache)
-    first = RenderedNarrations(TINY, cache, Narrator(), encoder)
-    other = RenderedNarrations(TINY, cache, Narrator(seed=1), encoder)
+    first = RenderedNarrations(TINY, cache, SceneNarrator(), encoder)
+    other = RenderedNarrations(TINY, cache, SceneNarrator(seed=1), encoder)
     train = protocol(TINY, cache)
     first.prepare(train)
     vectors, times = first.load("test_00000")
@@ -333,7 +336,7 @@ def test_settings_that_make_no_world_are_refused():
     with pytest.raises(VmrError, match="train_videos=0"):
         WorldSettings(train_videos=0)
     with pytest.raises(VmrError, match=r"features\.narration\.narrator\.miss"):
-        Narrator(miss=1.2)
+        SceneNarrator(miss=1.2)
     with pytest.raises(VmrError, match="rows that divide 48"):
         GridEncoder(rows=7)
 

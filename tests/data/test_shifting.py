@@ -1,13 +1,10 @@
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
+from golden.find import golden_case
 from vmr_zoo.data.batches.shifting import TemporalShift
 from vmr_zoo.errors import VmrError
-
-GOLDEN = Path(__file__).parents[3] / "shared/golden/bm_detr_a.npz"
 
 
 def draw(shift, moments, clips, clip_seconds=1.0, duration=None, draws=0.5, mask=None):
@@ -22,9 +19,8 @@ def draw(shift, moments, clips, clip_seconds=1.0, duration=None, draws=0.5, mask
     return shift.draw(moments, mask, clips, seconds, duration, draws)
 
 
-@pytest.mark.skipif(not GOLDEN.exists(), reason="needs ../shared/golden/bm_detr_a.npz")
 def test_released_shift_reproduces_the_golden_case():
-    case = np.load(GOLDEN, allow_pickle=False)
+    case = np.load(golden_case("bm_detr_a.npz"), allow_pickle=False)
     moment = torch.from_numpy(case["input/windows_sec"][:, 0]).double()
     clips = torch.from_numpy(case["input/src_vid_mask"]).sum(1).long()
     seconds = torch.ones(len(clips), dtype=torch.float64)
@@ -59,7 +55,7 @@ def test_every_place_is_equally_likely_and_the_rest_keeps_its_order(spans):
     assert torch.equal(order.sort(1).values, torch.arange(10).expand(70, -1))
     is_moment = (order >= 3) & (order < 6)
     slot = is_moment.int().argmax(1)
-    # 7 background clips leave 8 places: "exact" leaves out the old one (3), "released" the very end (7).
+    # 7 background clips leave 8 slots: "exact" skips the old one (3), "released" the last (7).
     places = [0, 1, 2, 4, 5, 6, 7] if spans == "exact" else [0, 1, 2, 3, 4, 5, 6]
     assert torch.bincount(slot, minlength=8)[places].tolist() == [10] * 7
     for row in range(70):

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from vmr_zoo.data.annotations.records import Query
-from vmr_zoo.data.text.cache import content_hash
-from vmr_zoo.data.text.encoders import EncodedQueries, SentenceEncoder
+from vmr_zoo.data.features.queries import EncodedQueries
+from vmr_zoo.data.text.sentence import SentenceEncoder
 from vmr_zoo.errors import VmrError
+from vmr_zoo.utils.hashing import content_hash
 
 TEXTS = [
     "person opens the door.",

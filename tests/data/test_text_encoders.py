@@ -11,11 +11,13 @@ import pytest
 import torch
 
 from vmr_zoo.data.annotations.records import Query
-from vmr_zoo.data.features.store import FeatureError, WordVectors
+from vmr_zoo.data.features.problems import FeatureError
+from vmr_zoo.data.features.queries import EncodedQueries, WordVectorQueries
 from vmr_zoo.data.text.clip import ClipTextEncoder
-from vmr_zoo.data.text.encoders import EncodedQueries, SentenceEncoder, TextEncoder
+from vmr_zoo.data.text.encoder import TextEncoder
 from vmr_zoo.data.text.llama import LlamaEmbeddings
 from vmr_zoo.data.text.noun_chunks import NounChunks
+from vmr_zoo.data.text.sentence import SentenceEncoder
 from vmr_zoo.data.text.word_vectors import WordVectorEncoder
 from vmr_zoo.errors import VmrError
 
@@ -167,7 +169,7 @@ def test_llama_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         raise OSError("no network")
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", refuse)
-    with pytest.raises(VmrError, match="is no folder here, and the hub"):
+    with pytest.raises(VmrError, match="is not a local folder, and the hub"):
         LlamaEmbeddings(tmp_path, "meta/llama")
 
 
@@ -183,12 +185,12 @@ def glove(folder: Path) -> tuple[Path, Path]:
 def test_glove_as_published_serves_what_its_npz_does(tmp_path: Path) -> None:
     text, packed = glove(tmp_path)
     query = Query("q", "v", "A Person runs, runs!", ((0.0, 1.0),), 2.0)
-    a, b = (WordVectors(file, 2, "glove") for file in (text, packed))
+    a, b = (WordVectorQueries(file, 2, "glove") for file in (text, packed))
     np.testing.assert_array_equal(a.load(query), b.load(query))
     np.testing.assert_allclose(a.load(query)[0], [0.6, 0.8], atol=1e-5)
     assert a.missing([query])[0].ids == ("q",)
     with pytest.raises(FeatureError, match="line 1 has 2 numbers, expected 3"):
-        WordVectors(text, 3).load(query)
+        WordVectorQueries(text, 3).load(query)
 
     encoder = WordVectorEncoder(tmp_path / "cache", text, "glove", dim=2)
     np.testing.assert_allclose(encoder.pooled([query.text]), [[4 / 3, 3.5 / 3]], atol=1e-3)

@@ -1,4 +1,4 @@
-"""Weights and cases in the form of the authors' golden cases, at any size."""
+"""Generates weights and cases in the format of the golden cases, at any size."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _NUMBERED = re.compile(r"((?:\.|^)(?:layers|convs|bn|input_txt_proj|input_vid_pr
 def weights(
     module: nn.Module, names: WeightNames, like: Mapping[str, Tensor], seed: int = 0
 ) -> dict[str, Tensor]:
-    """Random weights for `module` under the authors' names and in their shapes.
+    """Returns random weights for a module under the authors' names and in their shapes.
 
     Args:
-        module: ours, of any size.
-        names: how the authors name its weights.
-        like: the weights of a golden case; layers that it lacks are named after those that it has.
+        module: our module, of any size.
+        names: translates the names of weights.
+        like: the weights of a golden case; its layers also serve as templates for further layers.
 
     Returns:
-        Weights by the authors' names, those that ours does not have included, as the golden case has them.
+        Weights by the authors' names; those that only the authors' network has are copied from `like`.
     """
     generator = torch.Generator().manual_seed(seed)
     ours = module.state_dict()
@@ -42,7 +42,7 @@ def weights(
         try:
             target = names.ours(name)
         except VmrError:
-            continue  # a layer that the authors' network never has
+            continue  # the authors' network has no such layer
         if target is None:
             made[name] = templates[name]
         elif target in ours:
@@ -54,7 +54,7 @@ def weights(
 def _theirs(
     name: str, ours: Tensor, names: WeightNames, dimensions: int, generator: torch.Generator
 ) -> Tensor:
-    """Draws a weight in the authors' shape: more rows than ours, axes of size 1, EMB's 2D convolution."""
+    """Draws a weight in the authors' shape: with more rows, axes of size 1, or as a 2D convolution (EMB)."""
     shape = list(ours.shape)
     if name in names.rows:
         shape[0] += 1
@@ -68,24 +68,24 @@ def _theirs(
 
 
 def lengths(counts: Sequence[int]) -> Array:
-    """Marks the valid places of rows padded to the longest, (B, L) bool."""
+    """Returns the mask of valid positions in padded rows, (B, L) bool."""
     return np.arange(max(counts)) < np.array(counts)[:, None]
 
 
 def _noise(rng: np.random.Generator, mask: Array, width: int) -> Array:
-    """Random vectors (B, L, width), zero in padding."""
+    """Draws vectors (B, L, width), zero in padding."""
     drawn = rng.normal(size=(*mask.shape, width)) * mask[..., None]
     return drawn.astype(np.float32)
 
 
 def _moments(rng: np.random.Generator, clips: Sequence[int], counts: Sequence[int]) -> list[Array]:
-    """Random moments of whole clips, at least one clip from the end, (count, 2) for each row."""
+    """Draws moments of whole clips that end at least one clip before the end, (count, 2) for each row."""
     start = [rng.integers(0, n - 2, size=k) for n, k in zip(clips, counts, strict=True)]
     return [np.stack((first, rng.integers(first + 1, n)), 1) for first, n in zip(start, clips, strict=True)]
 
 
 def _pairs(rng: np.random.Generator, clips: Sequence[int]) -> Array:
-    """Two random clips of each row, (B, 2)."""
+    """Draws two clips of each row, (B, 2)."""
     return rng.integers(0, np.array(clips)[:, None], size=(len(clips), 2))
 
 
@@ -97,18 +97,18 @@ def family_case(
     counts: Sequence[int],
     seed: int = 0,
 ) -> dict[str, Array]:
-    """Draws what is given in a case of BM-DETR, Moment-DETR or QD-DETR.
+    """Draws the inputs of a case of BM-DETR, Moment-DETR or QD-DETR.
 
     Args:
-        method: its name.
-        options: the authors' options; `video_source_dims` and `t_feat_dim` give the widths.
-        clips: of each row.
-        words: of each row.
-        counts: moments of each row.
-        seed: of the draws.
+        method: name of the method.
+        options: the authors' options; `video_source_dims` and `t_feat_dim` are the feature widths.
+        clips: number of clips of each row.
+        words: number of words of each row.
+        counts: number of moments of each row.
+        seed: seed of the draws.
 
     Returns:
-        Arrays by key; what a case derives from them (normalised inputs) is zero yet.
+        Arrays by key; derived ones (normalised inputs) are still zero.
     """
     rng = np.random.default_rng(seed)
     mask, word_mask, seconds = lengths(clips), lengths(words), options["clip_length"]
@@ -163,15 +163,15 @@ def mesm_case(
     counts: Sequence[int] | None,
     seed: int = 0,
 ) -> dict[str, Array]:
-    """Draws what is given in a case of MESM.
+    """Draws the inputs of a case of MESM.
 
     Args:
-        options: the authors' options; `num_clips` says how many rows are about each video.
-        video_dim: width of the frames, with TEF.
-        clips: of each video; of each row under `counts`.
-        words: of each row.
-        counts: moments of each row of a case with several moments and graded clips, else None.
-        seed: of the draws.
+        options: the authors' options; `num_clips` is the number of rows of each video.
+        video_dim: width of the video features, with TEF.
+        clips: number of clips of each video; with `counts`, of each row.
+        words: number of words of each row.
+        counts: number of moments of each row, for a case with several moments and graded clips; else None.
+        seed: seed of the draws.
 
     Returns:
         Arrays by key.
@@ -224,17 +224,17 @@ def mmn_case(
     sentences: Sequence[int],
     seed: int = 0,
 ) -> dict[str, Array]:
-    """Draws what is given in a case of MMN.
+    """Draws the inputs of a case of MMN.
 
     Args:
         options: the authors' options.
-        dims: width of the frames, and of the words.
-        frames: of each video.
-        sentences: about each video.
-        seed: of the draws.
+        dims: width of video features and of word vectors.
+        frames: number of frames of each video.
+        sentences: number of sentences of each video.
+        seed: seed of the draws.
 
     Returns:
-        Arrays by key; what a case derives from them is zero yet.
+        Arrays by key; derived ones are still zero.
     """
     rng = np.random.default_rng(seed)
     video = np.repeat(np.arange(len(frames)), sentences)
@@ -263,17 +263,17 @@ def emb_case(
     words: Sequence[int],
     seed: int = 0,
 ) -> dict[str, Array]:
-    """Draws what is given in a case of EMB.
+    """Draws the inputs of a case of EMB.
 
     Args:
-        weights_like: the authors' weights, of which the vocabulary's size is read.
-        video_dim: width of the frames.
-        frames: of each row.
-        words: of each row.
-        seed: of the draws.
+        weights_like: the authors' weights, which determine the size of the vocabulary.
+        video_dim: width of the video features.
+        frames: number of frames of each row.
+        words: number of words of each row.
+        seed: seed of the draws.
 
     Returns:
-        Arrays by key; what a case derives from them is zero yet.
+        Arrays by key; derived ones are still zero.
     """
     rng = np.random.default_rng(seed)
     mask, word_mask = lengths(frames), lengths(words)

@@ -19,18 +19,13 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 import toy
+from golden.authors import weights
+from golden.find import golden_case
 from vmr_zoo.config.compose import compose
 from vmr_zoo.errors import VmrError
-from vmr_zoo.parity.checkpoint_import import configuration, read
+from vmr_zoo.parity.checkpoint_import import imported_config, read_checkpoint
 from vmr_zoo.parity.released.detr import SHARED_SETTINGS
 from vmr_zoo.runs import directory
-
-sys.path.insert(0, str(Path(__file__).parent))
-from authors import weights
-
-GOLDEN = Path(__file__).parents[2] / ".." / "shared" / "golden"
-pytestmark = pytest.mark.skipif(not GOLDEN.is_dir(), reason="needs the names in ../shared/golden")
-
 
 METHODS = ["bm_detr", "moment_detr", "qd_detr", "mesm", "mmn", "emb"]
 _LAYER = (
@@ -46,7 +41,7 @@ DISTILBERT = {
     **{f"transformer.layer.{i}.{x}.weight": torch.zeros(1) for i in range(2) for x in _LAYER},
     **{f"transformer.layer.{i}.{x}.bias": torch.zeros(1) for i in range(2) for x in _LAYER},
 }
-"""How transformers names the weights of DistilBERT."""
+"""DistilBERT's weights under the names of the transformers package."""
 
 
 @pytest.fixture(autouse=True)
@@ -56,8 +51,8 @@ def _small(monkeypatch):
 
 @functools.cache
 def official(method: str, video_dim: int) -> tuple[dict, dict]:
-    """Random weights by the authors' names, at the sizes of the toy data; and the authors' options."""
-    with np.load(GOLDEN / f"{method}_a.npz", allow_pickle=False) as stored:
+    """Returns random weights by the authors' names in the sizes of the toy data, and the authors' options."""
+    with np.load(golden_case(f"{method}_a.npz"), allow_pickle=False) as stored:
         params = [key for key in stored.files if key.startswith("param/")]
         like = {key.removeprefix("param/"): torch.from_numpy(stored[key]) for key in params}
         opt = json.loads(str(stored["config"])) | {"max_v_l": 75, "dropout": 0.1}
@@ -86,7 +81,7 @@ def checkpoint(
     video_dim: int = toy.DIM,
     change: Callable[[dict], object] = lambda weights: None,
 ) -> Path:
-    """Saves a checkpoint as the authors' code does: container, options, states of optimizer and schedule."""
+    """Saves a checkpoint in the authors' format: container, options, states of optimizer and scheduler."""
     model, opt = official(method, video_dim)
     model = dict(model)
     change(model)
@@ -122,20 +117,21 @@ def test_a_checkpoint_becomes_a_run_that_evaluates(vmr, method, tmp_path):
     cfg = directory.load_config(out)
     assert cfg.variant == "released"
     assert cfg.method.video_dim == toy.DIM
-    assert cfg.method.dim == (16 if method in ("mmn", "emb") else 32)
+    if method == "mmn":
+        assert cfg.method.network.dim == 16
+    elif method == "emb":
+        assert (cfg.method.network.dim, cfg.method.network.heads) == (16, 2)
+        assert cfg.method.snippets.max_snippets == 32
+    else:
+        assert (cfg.method.network.dim, cfg.method.network.heads) == (32, 4)
+        assert cfg.method.network.dropout == 0.1
     if method in ("moment_detr", "bm_detr", "qd_detr"):
-        assert cfg.method.span_unit == "clips"
-    if method == "emb":
-        assert cfg.method.branch.heads == 2
-        assert cfg.method.max_snippets == 32
-    elif method != "mmn":
-        assert cfg.method.heads == 4
-        assert cfg.method.dropout == 0.1
+        assert cfg.method.span_unit.unit == "clips"
 
     released = instantiate(compose("parity", [f"method={method}", "case=x"]).released)
     stored = load_file(out / "model.safetensors")
-    read_back, options = read(file)
-    released.settings(options, read_back)  # notes what depends on the options
+    read_back, options = read_checkpoint(file)
+    released.settings(options, read_back)  # some names depend on the options
     theirs = {released.names.ours(name): weight for name, weight in read_back.items()}
     del theirs[None]
     assert stored.keys() == theirs.keys()
@@ -150,7 +146,7 @@ def test_a_checkpoint_becomes_a_run_that_evaluates(vmr, method, tmp_path):
         read_back.keys() - {name for name in read_back if released.names.ours(name)}
     )
 
-    assert run_import(vmr, method, file, out) == 2, "no run is overwritten"
+    assert run_import(vmr, method, file, out) == 2, "existing runs are not overwritten"
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])
@@ -208,24 +204,26 @@ def test_a_checkpoint_that_does_not_fit_is_refused_by_name(vmr, capsys, method, 
 def test_the_data_set_comes_from_the_options(method, options, data):
     released = instantiate(compose("parity", [f"method={method}", "case=x"]).released)
     overrides = [f"method={method}", "checkpoint=a", "out=b"]
-    cfg = configuration(released, options, overrides)
+    cfg = imported_config(released, options, overrides)
     assert cfg.data.name == data
     assert cfg.variant == "released"
-    assert configuration(released, options, [*overrides, "data=activitynet_cd"]).data.name == "activitynet_cd"
+    assert (
+        imported_config(released, options, [*overrides, "data=activitynet_cd"]).data.name == "activitynet_cd"
+    )
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_without_a_data_set_in_the_options_one_is_asked_for(method):
+def test_without_a_data_set_in_the_options_data_is_required(method):
     released = instantiate(compose("parity", [f"method={method}", "case=x"]).released)
     for options in ({}, {"dset_name": "tvsum", "dataset_name": "tvsum", "task": "tvsum", "dataset": "tvsum"}):
         with pytest.raises(VmrError, match="data="):
-            configuration(released, options, [f"method={method}"])
+            imported_config(released, options, [f"method={method}"])
 
 
-def test_an_experiment_brings_data_and_the_settings_that_mmn_does_not_store():
+def test_an_experiment_provides_data_and_settings_for_mmn():
     released = instantiate(compose("parity", ["method=mmn", "case=x"]).released)
-    cfg = configuration(released, {}, ["experiment=mmn/tacos", "method=mmn"])
-    assert (cfg.data.name, cfg.method.clips, cfg.features.name) == ("tacos", 128, "mmn_tacos")
+    cfg = imported_config(released, {}, ["experiment=mmn/tacos", "method=mmn"])
+    assert (cfg.data.name, cfg.method.network.clips, cfg.features.name) == ("tacos", 128, "mmn_tacos")
 
 
 def test_options_that_are_missing_are_named(vmr, capsys, tmp_path):
@@ -246,7 +244,7 @@ def test_features_of_another_width_are_refused(vmr, capsys, tmp_path):
 
 
 class EasyDict(dict):
-    """As the package of that name defines it, as far as pickle sees."""
+    """Pickles like the class of the package easydict."""
 
 
 def test_an_easydict_is_read_as_a_dict(monkeypatch, tmp_path):
@@ -258,13 +256,13 @@ def test_an_easydict_is_read_as_a_dict(monkeypatch, tmp_path):
     options.__dict__.update(options)
     torch.save({"model": {"module.w": torch.ones(2)}, "opt": options}, tmp_path / "easy.ckpt")
     monkeypatch.delitem(sys.modules, "easydict")
-    weights_read, read_options = read(tmp_path / "easy.ckpt")
+    weights_read, read_options = read_checkpoint(tmp_path / "easy.ckpt")
     assert read_options == {"hidden_dim": 3}
     assert weights_read["w"].tolist() == [1, 1]
 
 
 class Unknown:
-    """What a pickle could run on loading."""
+    """A class that a pickle must not load."""
 
 
 @pytest.mark.parametrize(

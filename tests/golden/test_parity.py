@@ -1,4 +1,4 @@
-"""`vmr parity` against the authors' numbers, and that it can fail."""
+"""`vmr parity` reproduces the authors' numbers, and fails on wrong ones."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import copy
 import functools
 import json
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,28 +16,26 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from golden import authors
+from golden.find import golden_case
 from vmr_zoo.config.compose import compose
 from vmr_zoo.methods.base import Method
 from vmr_zoo.parity.case import Case, Number, Released
-from vmr_zoo.parity.check import build, check
+from vmr_zoo.parity.check import build_released, check_case
 
-sys.path.insert(0, str(Path(__file__).parent))
-import authors
-
-GOLDEN = Path(__file__).parents[2] / ".." / "shared" / "golden"
 CASES = [(m, f"{m}_{c}.npz") for m in ("moment_detr", "bm_detr") for c in "ab"]
-
-pytestmark = pytest.mark.skipif(not GOLDEN.is_dir(), reason="needs the golden cases in ../shared/golden")
 
 
 def arrays(file: str) -> dict[str, np.ndarray]:
-    with np.load(GOLDEN / file, allow_pickle=False) as stored:
+    with np.load(golden_case(file), allow_pickle=False) as stored:
         return {key: stored[key] for key in stored.files}
 
 
 @pytest.mark.parametrize(("method", "file"), CASES)
 def test_every_stored_number_is_reproduced(vmr, method, file, tmp_path):
-    assert vmr("parity", f"method={method}", f"case={GOLDEN / file}", f"out={tmp_path / 'table.json'}") == 0
+    assert (
+        vmr("parity", f"method={method}", f"case={golden_case(file)}", f"out={tmp_path / 'table.json'}") == 0
+    )
     table = {line["key"]: line for line in json.loads((tmp_path / "table.json").read_text())}
     stored = arrays(file).keys()
     groups = ("output/", "loss/", "grad/", "after_step/", "match/")
@@ -74,7 +71,7 @@ def test_an_array_that_nothing_recomputes_fails(vmr, tmp_path):
 
 
 @pytest.mark.parametrize("change", ["missing", "unknown", "misshapen", "option"])
-def test_a_case_of_something_else_is_refused_by_name(vmr, capsys, change, tmp_path):
+def test_a_case_that_does_not_fit_is_refused(vmr, capsys, change, tmp_path):
     other = arrays("bm_detr_a.npz")
     if change == "missing":
         del other["param/FPM.0.weight"]
@@ -91,15 +88,15 @@ def test_a_case_of_something_else_is_refused_by_name(vmr, capsys, change, tmp_pa
     assert named[change] in capsys.readouterr().err
 
 
-class Own(NamedTuple):
-    """A case of our own, at sizes and options that no golden case has.
+class Generated(NamedTuple):
+    """A generated case, with sizes and options that no golden case has.
 
     Attributes:
-        template: the golden case that it takes names and the other options from.
-        options: those that differ.
-        draw: what is given in it, see `authors`.
-        sizes: shapes of the authors' weights that settings are read off.
-        lacks: a regular expression of the template's keys that such a case does not have, "#" for numbers.
+        template: the golden case that provides names and all other options.
+        options: options that differ from the template.
+        draw: draws the inputs; a function of `authors`.
+        sizes: shapes of the authors' weights that determine settings.
+        lacks: regular expression of the template's keys that the case does not have, "#" for numbers.
     """
 
     template: str
@@ -127,24 +124,28 @@ FURTHER_LAYERS = (
 )
 
 
-def family(template: str, options: dict[str, Any], clips: str, words: str, counts: str, *lacks: str) -> Own:
-    """A case of the Moment-DETR family; one row for each number in `clips`."""
+def family(
+    template: str, options: dict[str, Any], clips: str, words: str, counts: str, *lacks: str
+) -> Generated:
+    """Generates a case of the Moment-DETR family; `clips`, `words` and `counts` list one number per row."""
     rows = [[int(n) for n in x.split()] for x in (clips, words, counts)]
     audio = SOURCES["a_feat_dim"] if template == "qd_detr_b" else 0
     widths = WIDTHS | {"input_vid_proj.0.LayerNorm.weight": (13 + audio,)}
     method = template[:-2]
     sources = {"video_source_dims": [11] if method == "qd_detr" else [5, 4, 2]}
     more = SMALL | sources | {"max_v_l": 20, "contrastive_hdim": 6, "a_feat_dim": audio or None}
-    return Own(
+    return Generated(
         template, more | options, lambda opt, _: authors.family_case(method, opt, *rows), widths, *lacks
     )
 
 
-def mesm(template: str, options: dict[str, Any], clips: str, words: str, counts: str, *lacks: str) -> Own:
-    """A case of MESM; `counts` is empty with one moment a row."""
+def mesm(
+    template: str, options: dict[str, Any], clips: str, words: str, counts: str, *lacks: str
+) -> Generated:
+    """Generates a case of MESM; empty `counts` means one moment per row."""
     rows = [[int(n) for n in x.split()] for x in (clips, words, counts)]
     classes = 9 + (3 if template == "mesm_b" else 1)
-    return Own(
+    return Generated(
         template,
         SMALL | {"num_clips": [2, 1, 3], "vocab_size": 9, "max_words_l": 6} | options,
         lambda opt, _: authors.mesm_case(opt, 13, rows[0], rows[1], rows[2] or None),
@@ -153,10 +154,10 @@ def mesm(template: str, options: dict[str, Any], clips: str, words: str, counts:
     )
 
 
-def mmn(options: dict[str, Any], kernel: int, frames: list[int], sentences: list[int]) -> Own:
-    """A case of MMN with three layers."""
+def mmn(options: dict[str, Any], kernel: int, frames: list[int], sentences: list[int]) -> Generated:
+    """Generates a case of MMN with three layers."""
     convolutions = {f"proposal_conv.convs.{i}.weight": (10, 12, kernel, kernel) for i in range(3)}
-    return Own(
+    return Generated(
         "mmn_a",
         options | {"batch_videos": len(frames)},
         lambda opt, _: authors.mmn_case(opt, (5, 7), frames, sentences),
@@ -164,10 +165,10 @@ def mmn(options: dict[str, Any], kernel: int, frames: list[int], sentences: list
     )
 
 
-def emb(options: dict[str, Any], longest: int, frames: list[int], words: list[int]) -> Own:
-    """A case of EMB."""
+def emb(options: dict[str, Any], longest: int, frames: list[int], words: list[int]) -> Generated:
+    """Generates a case of EMB."""
     vectors = {"pad_vec": 1, "unk_vec": 1, "glove_vec": 19}
-    return Own(
+    return Generated(
         "emb_b",
         options,
         lambda _, like: authors.emb_case(like, 5, frames, words),
@@ -181,7 +182,7 @@ def emb(options: dict[str, Any], longest: int, frames: list[int], words: list[in
     )
 
 
-OWN = {
+GENERATED = {
     "bm_detr, one layer, shifted": family(
         "bm_detr_a", ONE_LAYER | {"clip_length": 2}, "9 12", "4 3", "1 1", FURTHER_LAYERS
     ),
@@ -246,9 +247,9 @@ OWN = {
 }
 
 
-@pytest.mark.parametrize("own", OWN.values(), ids=OWN)
-def test_holds_at_sizes_that_no_case_has(own, tmp_path):
-    """A case made of our own numbers has all the keys of a golden one and passes, until a weight changes."""
+@pytest.mark.parametrize("own", GENERATED.values(), ids=GENERATED)
+def test_generated_cases_pass_until_a_weight_changes(own, tmp_path):
+    """A case generated from our own numbers has all keys of a golden case."""
     method = own.template[:-2]
     stored = arrays(f"{own.template}.npz")
     options = json.loads(str(stored["config"])) | own.options
@@ -271,7 +272,7 @@ def test_holds_at_sizes_that_no_case_has(own, tmp_path):
             case[f"output/train/bn/{name}"] = weight.numpy()
         else:
             case |= {f"{group}/{name}": weight.numpy() for group in ("grad", "after_step", "after3")}
-    # Inputs settle before what is computed from them, and of that MMN's scores before its answers.
+    # Repeated, because arrays are computed from others: inputs first, then MMN's scores, then its answers.
     for _ in range(3 if method == "mmn" else 2):
         numbers = recomputed(method, released, case, tmp_path)
         case |= {key: number.value.detach().numpy() for key, number in numbers.items()}
@@ -292,22 +293,22 @@ def test_holds_at_sizes_that_no_case_has(own, tmp_path):
 def recomputed(
     method: str, released: Released, content: dict[str, np.ndarray], folder: Path
 ) -> dict[str, Number]:
-    case = stored_case(content, folder)
+    case = saved_case(content, folder)
     return released.recompute(built(method, released, case), case)
 
 
 def failing(method: str, released: Released, content: dict[str, np.ndarray], folder: Path) -> list[str]:
-    case = stored_case(content, folder)
-    return [v.key for v in check(released, built(method, released, case), case) if not v.passed]
+    case = saved_case(content, folder)
+    return [v.key for v in check_case(released, built(method, released, case), case) if not v.passed]
 
 
-def stored_case(content: dict[str, np.ndarray], folder: Path) -> Case:
+def saved_case(content: dict[str, np.ndarray], folder: Path) -> Case:
     np.savez(folder / "own.npz", **content)
     return Case(folder / "own.npz")
 
 
 def built(method: str, released: Released, case: Case) -> Method:
-    return build(copy.deepcopy(composed(method)), released, case.options, case.group("param"))
+    return build_released(copy.deepcopy(composed(method)), released, case.options, case.group("param"))
 
 
 @functools.cache

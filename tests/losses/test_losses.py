@@ -3,8 +3,6 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from vmr_zoo.losses.contrastive import pair_contrast
-from vmr_zoo.losses.frame_probability import frame_probability_loss
 from vmr_zoo.losses.margin import margin_loss, sample_pairs
 from vmr_zoo.losses.set_criterion import SetCriterion
 
@@ -60,31 +58,3 @@ def test_margin_loss_counts_usable_pairs_only() -> None:
     torch.testing.assert_close(
         margin_loss(scores, positive, negative, torch.tensor([[True, False]])), torch.tensor(0.1)
     )
-
-
-def test_pair_contrast_with_and_without_the_positive() -> None:
-    torch.manual_seed(0)
-    left, right = F.normalize(torch.randn(5, 4), dim=-1), F.normalize(torch.randn(5, 4), dim=-1)
-    similarity = left @ right.T / 0.07
-    info_nce = F.cross_entropy(similarity, torch.arange(5))
-    torch.testing.assert_close(
-        pair_contrast(left, right, temperature=0.07, positive_in_denominator=True), info_nce
-    )
-    exponent = similarity.exp()
-    literal = -(exponent.diagonal() / (exponent.sum(1) - exponent.diagonal())).log().mean()
-    torch.testing.assert_close(
-        pair_contrast(left, right, temperature=0.07, positive_in_denominator=False),
-        literal,
-        atol=1e-4,
-        rtol=0,
-    )
-    alone = pair_contrast(left[:1], right[:1], temperature=0.07, positive_in_denominator=False)
-    assert alone == 0
-
-
-def test_frame_probability_is_equation_16() -> None:
-    probability = torch.tensor([[0.8, 0.6, 0.1, 0.9], [0.5, 0.5, 0.0, 0.0]])
-    inside = torch.tensor([[1, 1, 0, 0], [1, 1, 0, 0]]).bool()
-    mask = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]]).bool()
-    expected = ((1 - 0.7 + 0.1) + (1 - 0.5 + 0)) / 2
-    torch.testing.assert_close(frame_probability_loss(probability, inside, mask), torch.tensor(expected))

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, load_model
 from torch import nn
 
 import toy
-from batches import NARRATION_DIM, PATCH_DIM, PATCHES, QUERY_DIM, VIDEO_DIM, make_batch
+from batches import NARRATION_DIM, PATCH_DIM, PATCHES, QUERY_DIM, VIDEO_DIM, make_batch, shrink
 from vmr_zoo.blocks.attention import MultiHeadAttention, attend
 from vmr_zoo.config.compose import compose
 from vmr_zoo.data.batches.datamodule import VMRDataModule
@@ -23,10 +23,6 @@ from vmr_zoo.methods.base import Method
 from vmr_zoo.runs import directory
 
 DETR = ("moment_detr", "bm_detr", "qd_detr", "mesm", "lmr")
-SIZES = {
-    "dim": 16, "heads": 2, "feedforward_dim": 24, "encoder_layers": 1, "decoder_layers": 2, "queries": 6,
-    "map_dim": 8, "joint_dim": 8, "segments": 4, "clips": 4, "diagonals": [3],
-}  # fmt: skip
 
 
 def build(name: str, changes: Mapping[str, object] | None = None) -> Method:
@@ -39,9 +35,7 @@ def build(name: str, changes: Mapping[str, object] | None = None) -> Method:
         patch_dim=PATCH_DIM,
         patch_count=PATCHES,
     )
-    for key, value in SIZES.items():
-        if cfg.method.get(key) is not None:
-            cfg.method[key] = value
+    shrink(cfg.method)
     for key, value in (changes or {}).items():
         OmegaConf.update(cfg.method, key, value)
     torch.manual_seed(0)
@@ -130,16 +124,16 @@ def test_bm_detr_answers_with_both_sides_of_equation_7() -> None:
     # The negative query in the batch is for training only.
     without = {key: value for key, value in batch.items() if not key.startswith("negative")}
     assert torch.equal(details(method, without)["frame_probability"], found["frame_probability"])
-    off = build("bm_detr", {"background": False, "training.loss_weights.frame_probability": None})
+    off = build("bm_detr", {"background": None, "training.loss_weights.frame_probability": None})
     assert details(off, batch).keys() == {"decoder_attention", "decoder_word_attention"}
 
 
 def test_word_probability_is_that_of_each_word_masked_in_turn() -> None:
-    method = build("mesm", {"vocabulary": 15})
+    method = build("mesm", {"frame_word.vocabulary": 15})
     batch = make_batch(method.needs)
     found = details(method, batch)["word_probability"]
     with torch.no_grad():
-        read, masking = method.read(batch), method.masking(batch)
+        read, masking = method.project(batch), method.draw_masking(batch)
         for row, word in batch["query_mask"].nonzero().tolist():
             hidden = torch.zeros_like(batch["query_mask"])
             hidden[row, word] = True
@@ -152,7 +146,7 @@ def test_word_probability_is_that_of_each_word_masked_in_turn() -> None:
 
 
 def test_word_probability_rises_with_training_on_one_batch() -> None:
-    method = build("mesm", {"vocabulary": 15})
+    method = build("mesm", {"frame_word.vocabulary": 15})
     batch = make_batch(method.needs)
     mask = batch["query_mask"]
     before = details(method, batch)["word_probability"]
@@ -183,7 +177,9 @@ def test_lmr_without_clips_has_none() -> None:
 @pytest.mark.parametrize(("name", "total"), [("emb", 1.0), ("tea", 1.5)])
 @pytest.mark.parametrize("limit", [128, 6])
 def test_the_curves_are_what_moments_are_ranked_by(name: str, total: float, limit: int) -> None:
-    changes: dict[str, object] = {"max_snippets": limit} | ({"alpha": 0.5} if name == "tea" else {})
+    changes: dict[str, object] = {"snippets": {"max_snippets": limit}}
+    if name == "tea":
+        changes["alpha"] = 0.5
     method = build(name, changes)
     batch = make_batch(method.needs)
     with torch.no_grad():
@@ -230,7 +226,7 @@ def test_vdi_returns_the_heatmaps_of_each_sentence_where_there_are_patches() -> 
     assert heatmap.shape[2] == PATCHES
     assert torch.equal(heatmap[2], heatmap[0])  # one video
     dynamic = method.spatial_dynamic
-    frame = int(dynamic.frames(batch["video_mask"])[3, 0])
+    frame = int(dynamic.frame_indices(batch["video_mask"])[3, 0])
     whole = dynamic.whole(batch["video"][3, frame])
     for patch in range(PATCHES):  # Eq. 3
         expected = whole @ dynamic.patch(batch["patches"][3, frame, patch]) / dynamic.dim**0.5
@@ -241,7 +237,11 @@ def test_vdi_returns_the_heatmaps_of_each_sentence_where_there_are_patches() -> 
 
 def test_eval_writes_the_details_beside_the_predictions(train_toy, vmr, capsys) -> None:
     _, run = train_toy(
-        "trainer.max_epochs=1", "method.dim=16", "method.heads=2", "method.queries=3", method="qd_detr"
+        "trainer.max_epochs=1",
+        "method.network.dim=16",
+        "method.network.heads=2",
+        "method.network.queries=3",
+        method="qd_detr",
     )
     assert vmr("eval", f"run={run}", "split=[iid,ood]", "details=true") == 0
     assert "decoder_attention, frame_word_attention" in capsys.readouterr().out.replace("\n", "")
@@ -277,11 +277,11 @@ def test_eval_writes_the_probability_of_each_word_of_an_unseen_sentence(train_to
     """Each sentence is a token that all share, and one that says where the moment starts."""
     _, run = train_toy(
         "trainer.max_epochs=1",
-        "method.dim=16",
-        "method.heads=2",
-        "method.queries=5",
-        "method.generator_layers=1",
-        "method.vocabulary=8",
+        "method.network.dim=16",
+        "method.network.heads=2",
+        "method.network.queries=5",
+        "method.segment_sentence.layers=1",
+        "method.frame_word.vocabulary=8",
         method="mesm",
     )
     assert vmr("eval", f"run={run}", "split=iid", "details=true") == 0
@@ -310,12 +310,12 @@ def test_eval_writes_heatmaps_and_reads_patches_for_nothing_else(train_toy, vmr,
         "+features.patch_dim=3",
         "+features.patch_count=4",
         "method.text._target_=toy.text_encoder",
-        "method.segments=8",
-        "method.clips=4",
-        "method.diagonals=[3]",
-        "method.map_dim=8",
-        "method.map_layers=1",
-        "method.joint_dim=8",
+        "method.network.segments=8",
+        "method.network.clips=4",
+        "method.network.diagonals=[3]",
+        "method.network.map_dim=8",
+        "method.network.layers=1",
+        "method.network.joint_dim=8",
         "method.visual_context.heads=2",
         "method.spatial_dynamic.heads=2",
         "method.spatial_dynamic.frames=6",

@@ -17,7 +17,7 @@ from vmr_zoo.errors import VmrError
 from vmr_zoo.methods.lmr import LMR
 
 OFF = {
-    "narrations": False,
+    "narrations": None,
     "language_queries": False,
     "training.loss_weights.rank_contrast": 1.0,
     "training.loss_weights.margin": 1.0,
@@ -26,12 +26,13 @@ OFF = {
 
 def make(name: str, changes: dict | None = None):
     cfg = compose("train", ["data=charades_cd", "features=action_labels", f"method={name}"])
-    sizes = {"video_dim": VIDEO_DIM, "query_dim": QUERY_DIM, "dim": 16, "heads": 2, "feedforward_dim": 24}
+    sizes = {"video_dim": VIDEO_DIM, "query_dim": QUERY_DIM}
+    sizes |= {"network.dim": 16, "network.heads": 2, "network.feedforward_dim": 24}
     with open_dict(cfg):
         for key, value in (sizes | (changes or {})).items():
             OmegaConf.update(cfg.method, key, value)
-        if "narration_dim" in cfg.method:
-            cfg.method.narration_dim = NARRATION_DIM
+        if cfg.method.get("narrations") is not None:
+            cfg.method.narrations.dim = NARRATION_DIM
     torch.manual_seed(0)
     return instantiate(cfg.method).eval()
 
@@ -55,13 +56,13 @@ def test_without_its_parts_it_is_qd_detr() -> None:
         assert torch.equal(found[key], value), key
 
 
-def test_both_fusions_share_their_weights_unless_told_otherwise() -> None:
-    shared, apart = make("lmr"), make("lmr", {"share_fusion": False})
+def test_both_fusions_share_their_weights_unless_separate() -> None:
+    shared, apart = make("lmr"), make("lmr", {"narrations.share_weights": False})
     extra = apart.state_dict().keys() - shared.state_dict().keys()
     assert extra == {f"narration_fusion.{key}" for key in shared.aligner.state_dict()}
     batch = make_batch(shared.needs)
     # A narration that equals a clip, in feature and in time, is fused to the same vector.
-    read = shared.read(batch)
+    read = shared.project(batch)
     narration = read.narration._replace(
         sentences=read.video[:, :4], mask=read.video_mask[:, :4], position=read.position[:, :4]
     )
@@ -76,21 +77,21 @@ def test_a_narration_stands_where_the_clip_that_it_ends_with_stands() -> None:
     clips = batch["video_mask"].sum(1)[:, None]
     ends = (torch.arange(4) + 1) / clips  # of the first four clips
     batch["narration_spans"] = torch.stack((torch.zeros_like(ends), ends), -1)
-    narration = method.read(batch).narration
+    narration = method.project(batch).narration
     expected = sine_position(batch["video_mask"], 16)[:, :4]
     torch.testing.assert_close(narration.position, expected, atol=1e-5, rtol=0)
 
 
 def test_moment_queries_start_from_the_mean_word() -> None:
-    method = make("lmr", {"queries": 3})
-    read = method.read(make_batch(method.needs))
-    content = method.content(read)
+    method = make("lmr", {"network.queries": 3})
+    read = method.project(make_batch(method.needs))
+    content = method.decoder_content(read)
     assert content.shape == (4, 3, 16)
     for row in range(4):
         mean = read.query[row][read.query_mask[row]].mean(0)
         for slot in range(3):
             torch.testing.assert_close(content[row, slot], mean)
-    assert make("lmr", {"language_queries": False}).content(read) is None
+    assert make("lmr", {"language_queries": False}).decoder_content(read) is None
 
 
 def test_the_decoder_and_the_scores_see_the_video_tokens_only() -> None:
@@ -102,7 +103,7 @@ def test_the_decoder_and_the_scores_see_the_video_tokens_only() -> None:
     memory = encoded.scored.memory.clone()
     memory[:, encoded.fused.clips :] += 1
     changed = encoded._replace(scored=encoded.scored._replace(memory=memory))
-    assert torch.equal(method.decode(output.read, changed)[0], output.states)
+    assert torch.equal(method.decode(output.inputs, changed)[0], output.states)
     # The narrations reach both through the encoder.
     other = dict(batch, narration=batch["narration"].flip(-1))
     assert (method(other).positive.saliency - output.positive.saliency).abs().max() > 1e-4
@@ -137,7 +138,7 @@ def test_without_visual_features_only_the_narrations_matter() -> None:
 @pytest.mark.parametrize(
     ("changes", "hint"),
     [
-        ({"visual": False, "narrations": False}, "narrations=true"),
+        ({"visual": False, "narrations": None}, "narrations.fuse=true"),
         ({"visual": False, "training.loss_weights.margin": 1.0}, r"margin=null"),
     ],
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,21 +12,20 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf, open_dict
 
 from batches import QUERY_DIM, VIDEO_DIM, make_batch, mask_of, stretch
+from golden.find import golden_case
 from vmr_zoo.config.compose import compose
 from vmr_zoo.errors import VmrError
-from vmr_zoo.losses.reconstruction import word_reconstruction
-from vmr_zoo.losses.segment_contrast import SegmentContrast
-from vmr_zoo.methods.mesm import MESM, Masking, draw_words
+from vmr_zoo.methods.mesm.frame_word import WordMasking, draw_words
+from vmr_zoo.methods.mesm.losses import SegmentContrast, word_reconstruction
+from vmr_zoo.methods.mesm.method import MESM
 from vmr_zoo.parity.case import Case
-from vmr_zoo.parity.check import build, check
+from vmr_zoo.parity.check import build_released, check_case
 from vmr_zoo.spans import giou, iou
 
-GOLDEN = Path(__file__).parents[2].parent / "shared" / "golden"
-golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="the golden cases in ../shared/golden are absent")
 OFF = {
-    "frame_word_layers": None,
-    "generator_layers": None,
-    "similarity": "token",
+    "frame_word": None,
+    "segment_sentence": None,
+    "saliency.score": "token",
     "training.loss_weights.word_reconstruction": None,
     "training.loss_weights.segment_contrast": None,
     "training.loss_weights.clip_entropy": None,
@@ -41,7 +39,8 @@ def make(name: str, changes: dict | None = None, variant: str = "paper"):
     cfg = compose(
         "train", ["data=charades_cd", "features=action_labels", f"method={name}", f"variant={variant}"]
     )
-    sizes = {"video_dim": VIDEO_DIM, "query_dim": QUERY_DIM, "dim": 16, "heads": 2, "feedforward_dim": 24}
+    sizes = {"video_dim": VIDEO_DIM, "query_dim": QUERY_DIM}
+    sizes |= {"network.dim": 16, "network.heads": 2, "network.feedforward_dim": 24}
     with open_dict(cfg):
         for key, value in (sizes | (changes or {})).items():
             OmegaConf.update(cfg.method, key, value)
@@ -52,20 +51,18 @@ def make(name: str, changes: dict | None = None, variant: str = "paper"):
 def verdicts(case: Case):
     cfg = compose("parity", ["method=mesm", "case=x"])
     released = instantiate(cfg.released)
-    return check(released, build(cfg, released, case.options, case.group("param")), case)
+    return check_case(released, build_released(cfg, released, case.options, case.group("param")), case)
 
 
-@golden
 @pytest.mark.parametrize(("name", "arrays"), [("mesm_a", 334), ("mesm_b", 349), ("mesm_c", 294)])
 def test_every_stored_number_is_reproduced(name, arrays) -> None:
-    found = verdicts(Case(GOLDEN / f"{name}.npz"))
+    found = verdicts(Case(golden_case(f"{name}.npz")))
     assert len(found) == arrays
     assert [verdict for verdict in found if not verdict.passed] == []
 
 
-@golden
 def test_a_wrong_number_fails(tmp_path) -> None:
-    with np.load(GOLDEN / "mesm_c.npz", allow_pickle=False) as stored:
+    with np.load(golden_case("mesm_c.npz"), allow_pickle=False) as stored:
         wrong = {key: stored[key] for key in stored.files}
     keys = ("output/recon_feat", "output_fixmask/mlm_words_feat", "grad/masked_token", "loss/loss_rec_ss")
     for key in keys:
@@ -100,14 +97,14 @@ def test_context_sentences_reach_the_generated_token_in_the_paper_variant_only()
         batch = make_batch(method.needs | {"sibling_queries"})
         other = dict(batch, sibling_query=batch["sibling_query"].flip(-1))
         with torch.no_grad():
-            before, after = method.read(batch).token, method.read(other).token
+            before, after = method.project(batch).token, method.project(other).token
         changed = (before - after).abs().amax(1) > 1e-4
         assert changed.tolist() == [reaches and bool(row.any()) for row in batch["sibling_mask"]]
 
 
 def test_the_generated_token_is_part_of_what_the_video_is_aligned_with() -> None:
     method = make("mesm")
-    read = method.read(make_batch(method.needs))
+    read = method.project(make_batch(method.needs))
     text, mask = read.text
     assert torch.equal(text[:, 0], read.token)
     assert torch.equal(text[:, 1:], read.query)
@@ -129,9 +126,9 @@ def test_a_third_of_the_words_is_masked_whatever_the_padding() -> None:
 
 
 def test_reconstruction_learns_from_masked_words_and_shares_the_attention_of_the_enhancer() -> None:
-    method = make("mesm", {"vocabulary": 15})
+    method = make("mesm", {"frame_word.vocabulary": 15})
     batch = make_batch(method.needs)
-    read, masking = method.read(batch), method.masking(batch)
+    read, masking = method.project(batch), method.draw_masking(batch)
     assert (masking.labels <= 15).all()
     assert (masking.labels[batch["query_words"] > 15] == 0).all()
     _, logits = method.reconstruct(batch, read, masking)
@@ -139,8 +136,8 @@ def test_reconstruction_learns_from_masked_words_and_shares_the_attention_of_the
     assert method.masked_word.grad.abs().sum() > 0
     assert method.enhancer.layers[0].attention.in_proj_weight.grad.abs().sum() > 0
     longer = stretch(batch, 3)
-    padded = Masking(*(F.pad(field, (0, 3)) for field in masking))
-    more = method.reconstruct(longer, method.read(longer), padded)[1]
+    padded = WordMasking(*(F.pad(field, (0, 3)) for field in masking))
+    more = method.reconstruct(longer, method.project(longer), padded)[1]
     valid = batch["query_mask"]
     torch.testing.assert_close(more[:, : valid.shape[1]][valid], logits[valid], atol=1e-5, rtol=1e-5)
 
@@ -194,7 +191,7 @@ def test_the_released_moment_includes_the_clip_that_it_ends_in() -> None:
     batch["spans"] = (torch.tensor([[4.1, 7.0]]) / batch["duration"][:, None])[:, None]
     batch["span_mask"] = torch.ones(4, 1, dtype=torch.bool)
     kinds = ("exclusive", "inclusive", "rated")
-    clips = {kind: make("mesm", {"moment_clips": kind}).inside(batch) for kind in kinds}
+    clips = {kind: make("mesm", {"moment_clips": kind}).clips_of_moments(batch) for kind in kinds}
     assert [row.nonzero().flatten().tolist() for row in clips["exclusive"]] == [[2]] * 4
     assert [row.nonzero().flatten().tolist() for row in clips["inclusive"]] == [[2, 3]] * 4
     assert torch.equal(clips["rated"], batch["saliency"] > 0)
@@ -202,5 +199,5 @@ def test_the_released_moment_includes_the_clip_that_it_ends_in() -> None:
 
 def test_a_loss_on_a_part_that_is_left_out_is_refused() -> None:
     with pytest.raises(Exception, match=r"loss_weights\.segment_contrast=null") as caught:
-        make("mesm", {"generator_layers": None})
+        make("mesm", {"segment_sentence": None})
     assert isinstance(caught.value.__cause__ or caught.value, VmrError)

@@ -4,37 +4,33 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from vmr_zoo.blocks.cross_encoder import CrossEncoder, attention_mask
-from vmr_zoo.blocks.other_video import negative_rows
+from golden.find import golden_case
+from vmr_zoo.blocks.cross_encoder import Aligner, CrossEncoder, attention_mask
 from vmr_zoo.errors import VmrError
-from vmr_zoo.losses.saliency import clip_entropy, negative_pair_loss, rank_contrast
-
-GOLDEN = Path(__file__).parents[2] / ".." / "shared" / "golden"
-golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="needs the golden cases in ../shared/golden")
+from vmr_zoo.methods.mesm.losses import clip_entropy
+from vmr_zoo.methods.qd_detr.saliency import Saliency, negative_pair_loss, rank_contrast
 
 
-@golden
-@pytest.mark.parametrize("case", ["qd_detr_a", "qd_detr_b"])
+@pytest.mark.parametrize("case", ["qd_detr_a.npz", "qd_detr_b.npz"])
 def test_every_stored_number_is_reproduced(vmr, case, tmp_path) -> None:
     table = tmp_path / "table.json"
-    assert vmr("parity", "method=qd_detr", f"case={GOLDEN / case}.npz", f"out={table}") == 0
-    with np.load(GOLDEN / f"{case}.npz", allow_pickle=False) as stored:
+    assert vmr("parity", "method=qd_detr", f"case={golden_case(case)}", f"out={table}") == 0
+    with np.load(golden_case(case), allow_pickle=False) as stored:
         computed = {key for key in stored.files if key.startswith(("output", "loss", "grad"))}
     assert computed <= {line["key"] for line in json.loads(table.read_text())}
 
 
-@golden
 @pytest.mark.parametrize(
     "key", ["grad/input_vid_proj.0.net.1.weight", "output_fixmask/memory", "loss/loss_saliency"]
 )
 def test_a_wrong_number_fails(vmr, key, tmp_path) -> None:
-    with np.load(GOLDEN / "qd_detr_b.npz", allow_pickle=False) as stored:
+    with np.load(golden_case("qd_detr_b.npz"), allow_pickle=False) as stored:
         wrong = {name: stored[name] for name in stored.files}
     wrong[key] = wrong[key] + np.float32(2e-4)
     np.savez(tmp_path / "wrong.npz", **wrong)
@@ -59,7 +55,7 @@ def test_head_order_mask_takes_its_padding_from_another_row() -> None:
     assert not mask[0, 1].all()
     assert attention_mask(queries, keys, heads, "own_row") is keys
     with pytest.raises(VmrError, match="own_row"):
-        attention_mask(queries, keys, heads, "rowwise")
+        Aligner(layers=2, padding_mask="rowwise")
 
 
 def test_own_row_masks_make_a_row_independent_of_the_others() -> None:
@@ -74,15 +70,28 @@ def test_own_row_masks_make_a_row_independent_of_the_others() -> None:
     assert (encoder(x, queries_mask, None, keys, keys_mask)[:1] - alone).abs().max() > 1e-3
 
 
+def saliency(**changes: Any) -> Saliency:
+    values = {
+        "score": "token", "token_is_key": True, "negative_pair": "other_video", "rank_levels": 3,
+        "rank_divisor": 12, "rank_temperature": 0.5, "margin": 0.2,
+    }  # fmt: skip
+    return Saliency(**values | changes)
+
+
+def test_an_unknown_switch_is_refused_with_the_valid_ones() -> None:
+    with pytest.raises(VmrError, match="other_video, rolled"):
+        saliency(negative_pair="same_video")
+
+
 def test_negatives_are_about_another_video() -> None:
     video = torch.tensor([7, 7, 3, 7, 3])
-    rows, exists = negative_rows(video, "other_video")
+    rows, exists = saliency().negative_rows(video)
     assert rows.tolist() == [2, 2, 3, 4, 0]
     assert exists.all()
-    rows, exists = negative_rows(torch.tensor([4, 4]), "other_video")
+    rows, exists = saliency().negative_rows(torch.tensor([4, 4]))
     assert rows.tolist() == [0, 1]
     assert not exists.any()
-    assert negative_rows(video, "rolled")[0].tolist() == [1, 2, 3, 4, 0]
+    assert saliency(negative_pair="rolled").negative_rows(video)[0].tolist() == [1, 2, 3, 4, 0]
 
 
 def test_rank_contrast_is_the_mean_over_levels_of_a_softmax_over_both_passes() -> None:
@@ -102,7 +111,7 @@ def test_rank_contrast_is_the_mean_over_levels_of_a_softmax_over_both_passes() -
             ]
             if positive:
                 total -= float(sum(positive)) / len(positive)
-    found = rank_contrast(scores, negative, mask, exists, labels, levels=3, divisor=12, temperature=0.5)
+    found = rank_contrast(scores, negative, mask, exists, labels, saliency())
     assert found.item() == pytest.approx(total / 3 / 12, rel=1e-5)
 
 

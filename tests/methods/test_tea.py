@@ -8,14 +8,21 @@ from omegaconf import open_dict
 from batches import NARRATION_DIM, QUERY_DIM, VIDEO_DIM, make_batch, row, stretch
 from vmr_zoo.config.compose import compose
 from vmr_zoo.methods.emb import EMB
-from vmr_zoo.methods.tea import TEA
+from vmr_zoo.methods.tea import TEA, align_narration
 
 OFF = ["method.merge=null", "method.alpha=0"]
 
 
 def build(name: str, *overrides: str, seed: int = 0) -> EMB:
     cfg = compose(
-        "train", ["data=charades_cd", "features=action_labels", f"method={name}", "method.dim=16", *overrides]
+        "train",
+        [
+            "data=charades_cd",
+            "features=action_labels",
+            f"method={name}",
+            "method.network.dim=16",
+            *overrides,
+        ],
     )
     with open_dict(cfg):
         cfg.features.video_dim, cfg.features.query_dim = VIDEO_DIM, QUERY_DIM
@@ -62,18 +69,40 @@ def test_both_branches_add_up_by_alpha():
     method = build("tea", "method.alpha=0.25")
     assert isinstance(method, TEA)
     output = method(make_batch(method.needs))
-    start, end = method.curves(output)
+    start, end = method.endpoint_probabilities(output)
     for curve in (start, end):
         torch.testing.assert_close(curve.sum(1), torch.full((4,), 1.25))
         assert (curve[~output.mask] == 0).all()
     # Eq. 15 on the sum itself, with the annotation as the only candidate.
     members = torch.zeros_like(output.mask)
     members[:, 0] = True
-    mass = method.boundary._log_mass([(p.weight, p.start) for p in output.paths], members)
-    torch.testing.assert_close(mass.exp(), start[:, 0])
+    log_probability = method.boundary._log_probability(
+        [(branch.weight, branch.start) for branch in output.endpoints], members
+    )
+    torch.testing.assert_close(log_probability.exp(), start[:, 0])
 
 
 def test_a_missing_narration_width_is_named():
     cfg = compose("train", ["data=charades_cd", "features=i3d", "method=tea"])
     with pytest.raises(Exception, match=r"narration_dim is not set"):
         instantiate(cfg.method)
+
+
+def test_a_snippet_takes_the_mean_of_its_sentences_or_the_nearest_one():
+    # Four snippets, [0, .25), [.25, .5), ...: two captions in the first, none in the second and third, one at
+    # the very end, and one padded sentence that would be nearest to the second snippet.
+    times = torch.tensor([0.05, 0.2, 1.0, 0.3])
+    narration = torch.tensor([[[2.0], [4.0], [10.0], [99.0]]])
+    mask = torch.tensor([[True, True, True, False]])
+    spans = torch.stack((times, times), -1).unsqueeze(0)
+    aligned = align_narration(narration, mask, spans, torch.tensor([[True, True, True, True, False]]))
+    assert aligned[0, :, 0].tolist() == [3.0, 4.0, 10.0, 10.0, 0.0]
+
+
+def test_a_time_on_an_edge_belongs_to_the_later_snippet_and_an_interval_to_all_that_it_overlaps():
+    spans = torch.tensor([[[0.5, 0.5], [0.25, 0.75], [0.0, 0.25]]])
+    narration = torch.tensor([[[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]])
+    present = torch.ones(1, 3, dtype=torch.bool)
+    aligned = align_narration(narration, present, spans, torch.ones(1, 4, dtype=torch.bool))
+    read = [set(weights.nonzero().flatten().tolist()) for weights in aligned[0]]
+    assert read == [{2}, {1}, {0, 1}, {1}]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,9 +11,8 @@ from omegaconf import open_dict
 from batches import PATCH_DIM, PATCHES, QUERY_DIM, VIDEO_DIM, make_batch
 from vmr_zoo.config.compose import compose
 from vmr_zoo.errors import VmrError
-from vmr_zoo.losses.injection import correlation_consistency
 from vmr_zoo.methods.mmn import MMN
-from vmr_zoo.methods.vdi import SpatialDynamic
+from vmr_zoo.methods.vdi import SpatialDynamic, correlation_consistency
 
 OFF = [
     "method.visual_context=null",
@@ -22,11 +22,11 @@ OFF = [
 ]
 NEEDS = {"query_tokens", "noun_mask", "patches"}
 SMALL = [
-    "method.map_dim=8",
-    "method.joint_dim=8",
-    "method.segments=4",
-    "method.clips=4",
-    "method.diagonals=[3]",
+    "method.network.map_dim=8",
+    "method.network.joint_dim=8",
+    "method.network.segments=4",
+    "method.network.clips=4",
+    "method.network.diagonals=[3]",
     "method.text.trained_layers=1",
 ]
 
@@ -49,7 +49,7 @@ def build(name: str, *overrides: str, seed: int = 0) -> MMN:
 def test_without_injections_it_is_mmn(variant):
     batch = make_batch({"query_tokens"})
     vdi = build("vdi", *OFF, f"variant={variant}")
-    mmn = build("mmn", "method/text=minilm", "method.dim=null", f"variant={variant}", seed=1)
+    mmn = build("mmn", "method/text=minilm", "method.network.dim=null", f"variant={variant}", seed=1)
     assert vdi.needs == mmn.needs == {"query_tokens"}
     mmn.load_state_dict(vdi.state_dict())
     assert vdi.loss_weights | mmn.loss_weights == vdi.loss_weights
@@ -134,9 +134,10 @@ def test_queries_without_nouns_take_no_part_in_the_injections():
     assert vdi.losses(nouns)["visual_context"] == vdi.losses(nouns)["spatial_dynamic"] == 0
 
 
-@pytest.mark.parametrize("probe", ["static", "full", "none"])
-def test_injection_reaches_the_text_encoder_by_the_dynamic_query(probe):
-    vdi = build("vdi", f"method.visual_context.probe={probe}", "method.visual_context.detach_context=true")
+@pytest.mark.parametrize("query", ["static", "full", "learned"])
+def test_injection_reaches_the_text_encoder_by_the_dynamic_query(query):
+    context = "method.visual_context"
+    vdi = build("vdi", f"{context}.decoder_query={query}", f"{context}.detach_context=true")
     losses = vdi.losses(make_batch(NEEDS))
     for name in ("visual_context", "spatial_dynamic"):
         vdi.zero_grad()
@@ -167,14 +168,14 @@ def test_the_text_encoder_learns_at_a_tenth_of_the_rate_and_later():
     assert not trained & {id(p) for p in rest["params"]}
     vdi.on_train_epoch_start()
     assert not any(p.requires_grad for p in vdi.text.parameters())
-    vdi.frozen_text_epochs = 0
+    vdi.text_training = replace(vdi.text_training, frozen_epochs=0)
     vdi.on_train_epoch_start()
     assert {id(p) for p in vdi.text.parameters() if p.requires_grad} == trained
 
 
 def test_injecting_into_frozen_features_is_refused():
     cfg = compose("train", ["data=shapes", "recipe=none", "method=vdi"])
-    cfg.method.text = {"_target_": "vmr_zoo.blocks.text_encoder.GivenTokens", "dim": 8}
+    cfg.method.text = {"_target_": "vmr_zoo.blocks.text_encoder.PooledTokens", "dim": 8}
     with pytest.raises(Exception, match="trains nothing") as error:
         instantiate(cfg.method)
     assert isinstance(error.value.__cause__, VmrError)

@@ -104,7 +104,7 @@ def test_queries_compared_in_parts_score_the_same(monkeypatch):
     windows, targets = (np.sort(60 * draw.random((7, n, 2))) for n in (10, 3))
     args = windows, targets, draw.random((7, 3)) < 0.7, MetricSettings(), draw.random((7, 10))
     whole = query_scores(*args)
-    monkeypatch.setattr(per_query, "PART", 3)
+    monkeypatch.setattr(per_query, "QUERIES_PER_CHUNK", 3)
     parts = query_scores(*args)
     assert whole.keys() == parts.keys()
     for name, values in whole.items():

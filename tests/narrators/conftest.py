@@ -68,7 +68,7 @@ def tokenizer() -> Any:
 
 
 def save(model: Any, processor: Any, folder: Path) -> Path:
-    # The usual initialisation is so small that every answer would be the same.
+    # With the usual, small initialisation every answer would be the same.
     torch.manual_seed(0)
     for parameter in model.parameters():
         if parameter.dim() > 1:
@@ -139,7 +139,7 @@ def llava_next_video(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def film(tmp_path: Path) -> Callable[..., Path]:
-    """Writes a video; each picture has a grey left half and is shown from its time on, the last for 0.1 s."""
+    """Writes a video; each frame has a grey left half and is shown from its time on, the last for 0.1 s."""
 
     def write(name: str, shown: dict[float, int]) -> Path:
         path = tmp_path / f"{name}.mp4"

@@ -13,17 +13,17 @@ import pytest
 from vmr_zoo.config.compose import compose
 from vmr_zoo.data.narrations import read_narrations
 from vmr_zoo.errors import VmrError
-from vmr_zoo.narrators import ModelNarrator, vision_language
+from vmr_zoo.narrators import VisionLanguageNarrator, vision_language
 from vmr_zoo.video.decode import VideoError, sample
 
 CAPTION = {"prompt": "caption this frame", "template": "USER : <image> {prompt} ASSISTANT :"}
 INSTRUCTIONS = ["describe the video", "summarize the video", "video"]
-# Pictures of very different duration: the frame rate varies.
+# Frames of very different durations: the frame rate varies.
 UNEVEN = {0.0: 20, 0.1: 60, 2.3: 100, 4.2: 140, 4.3: 180, 4.9: 220, 5.9: 40}
 EVEN = {number / 5: 30 + 10 * number for number in range(20)}
 
 
-def narrator(folder: Path, kind: str, **more: Any) -> ModelNarrator:
+def narrator(folder: Path, kind: str, **more: Any) -> VisionLanguageNarrator:
     settings: dict[str, Any] = {
         "llava": {"seconds": 1, "frames": None, **CAPTION},
         "blip2": {"seconds": 1, "frames": None, "prompt": None, "template": None},
@@ -35,7 +35,7 @@ def narrator(folder: Path, kind: str, **more: Any) -> ModelNarrator:
         },
     }[kind]
     plain = {"max_new_tokens": 6, "dtype": "float32", "device": "cpu", "batch_size": 4}
-    return ModelNarrator(str(folder), **(settings | plain | more))
+    return VisionLanguageNarrator(str(folder), **(settings | plain | more))
 
 
 @pytest.mark.parametrize("kind", ["llava", "blip2", "llava_next_video"])
@@ -44,28 +44,28 @@ def test_batches_over_videos_say_what_one_by_one_says(
 ) -> None:
     folder = request.getfixturevalue(kind)
     videos = [("a", film("a", UNEVEN)), ("b", film("b", EVEN))]
-    batched = {told.video_id: list(told.narrations) for told in narrator(folder, kind).stream(videos)}
+    batched = {result.video_id: list(result.narrations) for result in narrator(folder, kind).stream(videos)}
     single = narrator(folder, kind, batch_size=1)
     assert batched == {video: single.narrate(video, path) for video, path in videos}
-    said = [narration.text for told in batched.values() for narration in told]
+    said = [narration.text for narrations in batched.values() for narration in narrations]
     assert len(set(said)) > 2, "a model that always says the same tests nothing"
     assert not any(mark in text for text in said for mark in ("<", ">"))
-    # Six words at most: what was asked is not part of the answer.
+    # At most six words: the prompt is not part of the answer.
     assert all(0 < len(text.split()) <= 6 for text in said)
 
 
 def test_frames_are_those_shown_at_the_narrations_time(film: Callable[..., Path], tmp_path: Path) -> None:
-    """Holds on a file of varying frame rate, for frames and for clips, whose last one is cut off."""
+    """On a file of varying frame rate, for frames and for clips with a partial last one."""
     path = film("v", UNEVEN)
 
     def seen(**settings: Any) -> list[tuple[float, float, list[int]]]:
-        looks = narrator(tmp_path, "llava", **settings).looks("v", path)
-        return [(look.start, look.end, [shade(frame) for frame in look.frames]) for look in looks]
+        segments = narrator(tmp_path, "llava", **settings).segments("v", path)
+        return [(one.start, one.end, [shade(frame) for frame in one.frames]) for one in segments]
 
     def shade(frame: Any) -> int:
         return round(frame[:, :12].mean() / 20) * 20
 
-    # 4.5 s lies between the pictures of 4.3 and 4.9 s.
+    # 4.5 s is between the frames of 4.3 and 4.9 s.
     times = [0.5, 1.5, 2.5, 3.5, 4.5, 5.5]
     assert seen() == [(t, t, [grey]) for t, grey in zip(times, [60, 60, 100, 100, 180, 220], strict=True)]
     assert seen(seconds=4, frames=4) == [(0, 4, [60, 60, 100, 100]), (4, 6, [180, 220, 220, 220])]
@@ -76,16 +76,16 @@ def test_instructions_depend_on_seed_video_and_clip_alone(
 ) -> None:
     def drawn(seed: int, video: str) -> list[str | None]:
         one = narrator(llava_next_video, "llava_next_video", seed=seed)
-        return [one.asked(video, clip) for clip in range(60)]
+        return [one.prompt_for(video, clip) for clip in range(60)]
 
     assert drawn(0, "v") == drawn(0, "v")
     assert set(drawn(0, "v")) == set(INSTRUCTIONS)
     assert drawn(0, "v") != drawn(1, "v")
     assert drawn(0, "v") != drawn(0, "w")
-    # And what is drawn is what the model hears.
+    # The drawn prompt is the one that the model gets.
     path = film("v", EVEN)
-    told = narrator(llava_next_video, "llava_next_video", seed=0).narrate("v", path)
-    for clip, narration in enumerate(told):
+    narrated = narrator(llava_next_video, "llava_next_video", seed=0).narrate("v", path)
+    for clip, narration in enumerate(narrated):
         alone = narrator(llava_next_video, "llava_next_video", prompt=drawn(0, "v")[clip]).narrate("v", path)
         assert alone[clip] == narration
 
@@ -95,10 +95,10 @@ def test_words_drawn_with_a_temperature_do_not_depend_on_neighbours(
 ) -> None:
     videos = [("a", film("a", UNEVEN)), ("b", film("b", EVEN))]
     drawing = narrator(llava, "llava", temperature=2.0)
-    told = [list(one.narrations) for one in drawing.stream(videos)]
-    assert told[1] == drawing.narrate(*videos[1])
-    assert told[1] != narrator(llava, "llava", temperature=2.0, seed=1).narrate(*videos[1])
-    assert told[1] != narrator(llava, "llava").narrate(*videos[1])
+    narrated = [list(one.narrations) for one in drawing.stream(videos)]
+    assert narrated[1] == drawing.narrate(*videos[1])
+    assert narrated[1] != narrator(llava, "llava", temperature=2.0, seed=1).narrate(*videos[1])
+    assert narrated[1] != narrator(llava, "llava").narrate(*videos[1])
 
 
 def test_the_chat_template_of_the_model(llava: Path, film: Callable[..., Path]) -> None:
@@ -112,10 +112,10 @@ def test_an_empty_answer_is_counted_and_leaves_no_sentence(
     llava: Path, film: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mute = narrator(llava, "llava", batch_size=2)
-    monkeypatch.setattr(mute, "tell", lambda looks: ["" if look.number == 1 else "yes" for look in looks])
-    (told,) = mute.stream([("v", film("v", UNEVEN))])
-    assert told.empty == 1
-    assert [narration.start for narration in told.narrations] == [0.5, 2.5, 3.5, 4.5, 5.5]
+    monkeypatch.setattr(mute, "generate", lambda segments: ["" if s.number == 1 else "yes" for s in segments])
+    (narrated,) = mute.stream([("v", film("v", UNEVEN))])
+    assert narrated.empty == 1
+    assert [narration.start for narration in narrated.narrations] == [0.5, 2.5, 3.5, 4.5, 5.5]
 
 
 def test_a_video_that_breaks_off_costs_only_itself(
@@ -131,12 +131,12 @@ def test_a_video_that_breaks_off_costs_only_itself(
 
     monkeypatch.setattr(vision_language, "sample", breaking)
     one = narrator(llava, "llava", batch_size=4)
-    told = {told.video_id: told for told in one.stream(paths.items())}
-    assert list(told) == ["a", "b", "c"]
-    assert "breaks off" in str(told["b"].error)
-    assert not told["b"].narrations
-    assert list(told["a"].narrations) == one.narrate("a", paths["a"])
-    assert list(told["c"].narrations) == one.narrate("c", paths["c"])
+    narrated = {narrated.video_id: narrated for narrated in one.stream(paths.items())}
+    assert list(narrated) == ["a", "b", "c"]
+    assert "breaks off" in str(narrated["b"].error)
+    assert not narrated["b"].narrations
+    assert list(narrated["a"].narrations) == one.narrate("a", paths["a"])
+    assert list(narrated["c"].narrations) == one.narrate("c", paths["c"])
     with pytest.raises(VideoError, match="breaks off"):
         one.narrate("b", paths["b"])
 
@@ -156,7 +156,7 @@ def test_the_manifest_names_the_weights(llava: Path, tmp_path: Path) -> None:
 def test_a_model_of_the_hub_is_known_by_its_commit(
     llava: Path, film: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Reads the hub's cache as a machine without a network does."""
+    """Reads the hub's cache as on a machine without a network."""
     commit = "0123456789abcdef0123456789abcdef01234567"
     cached = tmp_path / "hub" / "models--some--model"
     shutil.copytree(llava, cached / "snapshots" / commit)
@@ -174,7 +174,7 @@ def test_a_model_of_the_hub_is_known_by_its_commit(
 
 def test_mistakes_are_named(llava: Path, film: Callable[..., Path], tmp_path: Path) -> None:
     path = film("v", UNEVEN)
-    with pytest.raises(VmrError, match=r"template to hold \{prompt\}"):
+    with pytest.raises(VmrError, match=r"template to contain \{prompt\}"):
         narrator(llava, "llava", template="USER : <image> ASSISTANT :")
     with pytest.raises(VmrError, match="Did you mean float16"):
         narrator(llava, "llava", dtype="half16")
@@ -182,7 +182,7 @@ def test_mistakes_are_named(llava: Path, film: Callable[..., Path], tmp_path: Pa
         narrator(llava, "llava_next_video").narrate("v", path)
     with pytest.raises(VmrError, match="no revisions"):
         narrator(llava, "llava", revision="main").manifest()
-    # Weights that would have to be unpickled are no weights.
+    # Weights that require unpickling are not loaded.
     copy = Path(shutil.copytree(llava, tmp_path / "copy"))
     (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
     with pytest.raises(VmrError, match="weights as safetensors"):

@@ -1,4 +1,4 @@
-"""A data set of a few videos in memory and a method with dropout, to test the frame without any real part.
+"""A data set of a few videos in memory and a method with dropout, to test the framework alone.
 
 `hydra.searchpath=[file://tests/toy/conf]` makes `data=toy`, `features=toy` and `method=toy` choices.
 """
@@ -14,9 +14,10 @@ from lightning.pytorch.callbacks import Callback
 from torch import nn
 from transformers import DistilBertConfig, DistilBertModel
 
-from vmr_zoo.blocks.text_encoder import TransformerText
+from vmr_zoo.blocks.text_encoder import TransformerQueryEncoder
 from vmr_zoo.data.annotations.records import Protocol, Query, Split
-from vmr_zoo.data.features.store import FeatureSet, QuerySource, VideoSource
+from vmr_zoo.data.features.feature_set import FeatureSet
+from vmr_zoo.data.features.source import QuerySource, VideoSource
 from vmr_zoo.errors import VmrError
 from vmr_zoo.methods.base import Method, Training
 
@@ -26,7 +27,7 @@ CLIPS, DIM = 12, 8
 
 
 def protocol(selection: str = "heldout", name: str = "toy", videos: int = 12) -> Protocol:
-    """A moment of two or three clips somewhere in each video; the sentence names where it starts."""
+    """Each video has moments of two or three clips; the sentence contains the start."""
 
     def split(split_name: str, first: int, count: int) -> Split:
         rows = []
@@ -98,13 +99,15 @@ class Sentence(QuerySource):
 
 def text_encoder(
     folder: None = None, trained_layers: int | None = None, layers: int | None = None
-) -> TransformerText:
-    """DistilBERT without its size."""
+) -> TransformerQueryEncoder:
+    """A tiny DistilBERT."""
     config = DistilBertConfig(
         vocab_size=120, dim=DIM, n_heads=2, hidden_dim=12, n_layers=layers or 2, max_position_embeddings=20
     )
     model = DistilBertModel(config)
-    return TransformerText(model=model, start=101, end=102, pooling="mean", trained_layers=trained_layers)
+    return TransformerQueryEncoder(
+        model=model, start=101, end=102, pooling="mean", trained_layers=trained_layers
+    )
 
 
 def features(
@@ -131,7 +134,7 @@ def features(
 
 
 class ToyMethod(Method):
-    """Predicts start and end from the mean token; dropout makes it depend on the state of the generator."""
+    """Predicts start and end from the mean token; dropout makes it depend on the generator state."""
 
     def __init__(self, *, training: Training, dropout: float, break_at: int) -> None:
         super().__init__(training)

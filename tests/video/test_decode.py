@@ -70,8 +70,8 @@ def test_times_count_from_the_first_frame_and_sound_does_not_lengthen_a_video(tm
     assert duration(late) == pytest.approx(3.0, abs=0.3)
 
 
-def test_stamps_that_lack_repeat_or_start_anew(tmp_path, monkeypatch):
-    """What a decoder gives out of damaged files, without having to damage one: 1 s per frame."""
+def test_stamps_that_lack_repeat_or_restart(tmp_path, monkeypatch):
+    """Simulates the output of a decoder for damaged files: 1 s per frame."""
     path = render(tmp_path / "v.mp4", np.arange(4), 4.0)
 
     class Frame:
@@ -90,7 +90,7 @@ def test_stamps_that_lack_repeat_or_start_anew(tmp_path, monkeypatch):
     assert sampled(("a", 7), ("b", None), ("c", 9)) == "abc"
     assert sampled(("a", None), ("b", None)) == "ab"
     assert sampled(("a", 0), ("b", 1), ("x", 1), ("c", 2)) == "abc"  # a repeated stamp is left out
-    assert sampled(("a", 10), ("b", 11), ("c", 0), ("d", 1)) == "abcd"  # a clock that starts anew
+    assert sampled(("a", 10), ("b", 11), ("c", 0), ("d", 1)) == "abcd"  # a clock that was reset
 
 
 class _Opened:
@@ -136,7 +136,7 @@ def test_files_that_are_no_videos_are_told_apart(tmp_path):
 
 
 def test_a_file_cut_off_after_its_index_is_corrupt(tmp_path):
-    """The index lies in front (faststart), so that opening works and the pictures just end too early."""
+    """The index is at the front (faststart): opening works, and the frames end too early."""
     noise = np.random.default_rng(0)
     path = tmp_path / "v.mp4"
     with av.open(str(path), "w", options={"movflags": "faststart"}) as container:

@@ -1,4 +1,4 @@
-"""The encoders that are networks, on models that are tiny or random: the weights are downloads."""
+"""Encoders that are networks, with tiny or random models, because the weights are downloads."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def video(tmp_path_factory):
-    """Ten seconds of changing colours, four frames a second, and a half more."""
+    """Ten and a half seconds of changing colours, four frames per second."""
     path = tmp_path_factory.mktemp("video") / "v.mp4"
     rng = np.random.default_rng(0)
     with av.open(str(path), "w") as container:
@@ -90,7 +90,7 @@ def test_the_manifest_of_clip_tells_weights_apart_but_not_where_they_lie(tiny, t
 
 
 def test_clip_is_refused_without_weights(tiny, tmp_path, monkeypatch):
-    with pytest.raises(VmrError, match="No weights were asked for"):
+    with pytest.raises(VmrError, match="No weights were requested"):
         OpenClip("vmr-tiny", None)
     with pytest.raises(VmrError, match="Did you mean vmr-tiny"):
         OpenClip("vmr-tine", "openai")
@@ -133,7 +133,7 @@ class Harmful:
 
 
 def test_published_motion_weights_are_loaded_by_name_and_never_unpickled(tmp_path, monkeypatch):
-    """torchvision finds the file where an earlier download would have left it."""
+    """torchvision finds the file where an earlier download would have stored it."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     weights = torchvision.models.video.MC3_18_Weights.KINETICS400_V1
     file = tmp_path / "hub" / "checkpoints" / weights.url.rsplit("/", 1)[-1]
@@ -150,7 +150,7 @@ def test_published_motion_weights_are_loaded_by_name_and_never_unpickled(tmp_pat
 
 
 def test_motion_is_refused_without_its_weights(tmp_path):
-    with pytest.raises(VmrError, match="No weights were asked for"):
+    with pytest.raises(VmrError, match="No weights were requested"):
         Motion("mc3_18", None)
     with pytest.raises(VmrError, match="KINETICS400_V1"):
         Motion("mc3_18", "IMAGENET1K_V1")

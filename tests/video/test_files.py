@@ -20,7 +20,7 @@ def test_folders_globs_lists_and_files_are_found_by_id(folder):
     listed = folder / "list.txt"
     listed.write_text("b.mp4\n\nsub/c.webm\ngone.mp4\n")
     assert list(find_videos(listed)) == ["b", "c", "gone"]
-    # What is meant twice is there once.
+    # A file that is listed twice occurs once.
     assert list(find_videos([folder / "b.mp4", listed, folder / "picture.png"])) == [
         "b",
         "c",

@@ -29,11 +29,11 @@ def attend(
         key: (B, Lk, H * E).
         value: (B, Lk, H * Ev).
         heads: H.
-        key_mask: (B, Lk), or (B, H, Lq, Lk) where it depends on head and query; True = valid; None when every
-            key is.
+        key_mask: (B, Lk), or (B, H, Lq, Lk) if it depends on head and query; True = valid; None if every key
+            is valid.
         dropout: probability with which an attention weight is dropped; pass 0 outside training.
-        record: gets the attention weights appended, (B, Lq, Lk), the mean over the heads, before dropout;
-            None spares their computation, which the fused kernel does without.
+        record: list to which the attention weights (B, Lq, Lk) are appended, averaged over the heads, before
+            dropout. None skips their computation, which the fused kernel does not need.
 
     Returns:
         (B, Lq, H * Ev). A row without any valid key gives zeros, never NaN.
@@ -45,14 +45,14 @@ def attend(
         return _attended(q, k, v, None, dropout).transpose(1, 2).flatten(2)
     mask = _by_head(key_mask)
     any_valid = mask.any(-1, keepdim=True)
-    # An all-masked row lets every key through and is zeroed afterwards: a softmax over nothing would put NaN
-    # into the gradients of the whole batch.
+    # A row without valid keys attends to all keys and is zeroed afterwards: a softmax over no keys would put
+    # NaN into the gradients of the whole batch.
     out = _attended(q, k, v, mask | ~any_valid, dropout) * any_valid
     return out.transpose(1, 2).flatten(2)
 
 
 def _attended(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
-    """Attends from (B, H, Lq, E); torch has no fused kernel with dropout on the CPU, and a slow dropout."""
+    """Attends from (B, H, Lq, E). On the CPU torch has no fused kernel with dropout, and a slow dropout."""
     if dropout == 0 or query.device.type != "cpu":
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(2, 3)
@@ -62,12 +62,12 @@ def _attended(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dr
 
 
 def _by_head(key_mask: Tensor) -> Tensor:
-    """Gives a mask (B, Lk) the axes of heads and queries."""
+    """Adds the axes of heads and queries to a mask (B, Lk)."""
     return key_mask if key_mask.dim() == 4 else key_mask[:, None, None, :]
 
 
 def _mean_weights(query: Tensor, key: Tensor, key_mask: Tensor | None) -> Tensor:
-    """Computes softmax(q k / sqrt(E)), (B, Lq, Lk), from (B, H, Lq, E) and (B, H, Lk, E); see `attend`."""
+    """Computes the head mean (B, Lq, Lk) of softmax(q k / sqrt(E)), from q (B, H, Lq, E), k (B, H, Lk, E)."""
     scores = query @ key.transpose(2, 3) / query.shape[-1] ** 0.5
     if key_mask is None:
         return scores.softmax(-1).mean(1)
@@ -79,8 +79,8 @@ def _mean_weights(query: Tensor, key: Tensor, key_mask: Tensor | None) -> Tensor
 class MultiHeadAttention(nn.Module):
     """Multi-head attention with one packed input projection (Vaswani et al. 2017, section 3.2.2).
 
-    The packed (3 D, D) weight is initialised as one tensor, as torch's own class does: Xavier-uniform then
-    draws from a narrower range than three separate (D, D) weights would.
+    The packed (3 D, D) weight is initialised as one tensor, as in torch's own class: Xavier-uniform then
+    draws from a narrower range than for three separate (D, D) weights.
     """
 
     def __init__(self, dim: int, heads: int, dropout: float = 0.0) -> None:
@@ -114,7 +114,7 @@ class MultiHeadAttention(nn.Module):
             key: (B, Lk, D).
             value: (B, Lk, D).
             key_mask: (B, Lk) or (B, H, Lq, Lk), True = valid.
-            record: see `attend`.
+            record: list to which the attention weights (B, Lq, Lk) are appended.
 
         Returns:
             (B, Lq, D).

@@ -1,26 +1,70 @@
-"""The attention unit of span predictors: a target sequence attends a reference sequence (TEA Eq. 6).
+"""Attention of a span predictor between a sequence and the words of a query (TEA Eq. 6-9 and 11).
 
-Two forms share the multi-head weights: `EquationUnit` is the equation, `PostNormUnit` the layer that EMB's
-code runs in its place.
+From bottom to top: the attention unit (Eq. 6), the guides of a sequence (Eq. 7), the exchange between both
+sides (Eq. 8-9), and the fusion of the words into the sequence (Eq. 11).
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from vmr_zoo.blocks.attention import attend
 from vmr_zoo.blocks.dropout import Dropout
 from vmr_zoo.blocks.dropout import dropout as dropped
-from vmr_zoo.errors import unknown
+from vmr_zoo.utils.switches import check_switches
 
-UnitName = Literal["equation_6", "post_norm"]
+MASKED = -1e30
+"""Logit of a padded position: finite, because infinities make NaN gradients."""
+
+Maxima = Literal["inclusive", "strict"]
+
+GuideFunction = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Maps the states (B, L, d) of a sequence to its left and right guides, (B, L, d) each."""
+
+
+@check_switches
+@dataclass(frozen=True)
+class SpanNetwork:
+    """Sizes and forms of the attention layers that all branches of a span predictor share.
+
+    Attributes:
+        dim: width d.
+        heads: attention heads; each attends d / heads features and scales by the root of that number.
+        dropout: dropout rate, also of the input projections.
+        unit: attention unit: "equation_6", or "post_norm" with a feed-forward network (EMB's code).
+        order: of cross-attention: "sequential", words attend the sequence after it attended them (Eq. 9), or
+            "simultaneous" (EMB's code).
+        final_self_attention: whether both sides attend themselves once more at the end (EMB's code).
+        guide_placement: "once" guides the sequence before its units (Eq. 7). "inside" guides it in every unit
+            (EMB's code): the guided sequence is the attention's query (in self-attention also its keys and
+            values), and the residual connection keeps the plain sequence. None: no guides (Eq. 12).
+        similarity: R of Eq. 11: "bilinear", FC(V) FC(Q)^T / sqrt(d), or "trilinear", w1 V + w2 Q + (V * w3)
+            Q^T (EMB's code).
+    """
+
+    dim: int
+    heads: int
+    dropout: float
+    unit: Literal["equation_6", "post_norm"]
+    order: Literal["sequential", "simultaneous"]
+    final_self_attention: bool
+    guide_placement: Literal["once", "inside", None]
+    similarity: Literal["bilinear", "trilinear"]
+
+    def attention_unit(self) -> AttentionUnit:
+        """Builds one attention unit."""
+        unit = EquationUnit if self.unit == "equation_6" else PostNormUnit
+        return unit(self.dim, self.heads, self.dropout)
 
 
 class _Attention(nn.Module):
-    """Multi-head dot-product attention without an output projection: R(X^t, X^r) FC(X^r) of TEA Eq. 6."""
+    """Multi-head dot-product attention without an output projection: R(X^t, X^r) FC(X^r) of Eq. 6."""
 
     def __init__(self, dim: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -37,25 +81,27 @@ class _Attention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         if target_mask is None:
             return attend(query, key, value, heads=self.heads, key_mask=reference_mask, dropout=dropout)
-        # A finite bias, swallowing the scores of a padded row, leaves it uniform; gradients pass all the
-        # same. Written out because torch's fused backward recomputes the weights of such a row wrongly.
+        # The large finite bias drowns the scores of a padded row: its weights become uniform, and gradients
+        # still flow. Written out because torch's fused backward recomputes the weights of such rows wrongly.
         allowed = (target_mask.unsqueeze(2) & reference_mask.unsqueeze(1)).unsqueeze(1)
-        bias = torch.zeros(allowed.shape, dtype=query.dtype, device=query.device).masked_fill(~allowed, -1e30)
+        bias = torch.zeros(allowed.shape, dtype=query.dtype, device=query.device).masked_fill(
+            ~allowed, MASKED
+        )
         q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (query, key, value))
         weights = (q @ k.transpose(2, 3) / q.shape[-1] ** 0.5 + bias).softmax(-1)
         return (dropped(weights, dropout) @ v).transpose(1, 2).flatten(2)
 
 
 class AttentionUnit(nn.Module):
-    """Base of the two forms; see `forward` for what they share."""
+    """A(X^t, X^r) of Eq. 6: a target sequence attends a reference sequence. Base class of both forms."""
 
     def __init__(self, dim: int, heads: int, dropout: float) -> None:
         """Builds the query, key and value projections.
 
         Args:
             dim: width d of both sequences.
-            heads: attention heads; each attends d / heads features, scaled by the root of that size.
-            dropout: on the attention weights and on what the unit adds.
+            heads: attention heads.
+            dropout: on the attention weights and on the unit's output.
         """
         super().__init__()
         self.attention = _Attention(dim, heads, dropout)
@@ -70,40 +116,39 @@ class AttentionUnit(nn.Module):
         target_mask: Tensor | None = None,
         query: Tensor | None = None,
     ) -> Tensor:
-        """Attends `target` with `reference`.
+        """Attends `reference` from `target`.
 
         Args:
-            target: (B, Lt, d), what the residual connection keeps.
-            reference: (B, Lr, d), read as keys and values.
+            target: (B, Lt, d), kept by the residual connection.
+            reference: (B, Lr, d), keys and values.
             reference_mask: (B, Lr) bool, True = may be attended.
-            target_mask: (B, Lt) bool; where it is False, the row becomes the plain mean over all of
-                `reference`, padding included (EMB's code masks both sides of cross attention); None: every
-                row attends.
-            query: (B, Lt, d), read in place of `target` as the attention query (a guided target); None:
-                `target`.
+            target_mask: (B, Lt) bool; a row where it is False attends all of `reference`, padding included,
+                with equal weights (EMB's code masks both sides of cross-attention). None: every row attends
+                normally.
+            query: (B, Lt, d), the attention query if it is not `target` (a guided target).
 
         Returns:
             (B, Lt, d).
         """
-        read = target if query is None else query
-        return self.combine(target, self.attention(read, reference, reference_mask, target_mask))
+        attending = target if query is None else query
+        return self.combine(target, self.attention(attending, reference, reference_mask, target_mask))
 
     def combine(self, target: Tensor, context: Tensor) -> Tensor:
-        """Merges the target with what it attended, both (B, Lt, d)."""
+        """Combines the target with the attended context, both (B, Lt, d)."""
         raise NotImplementedError
 
 
 class EquationUnit(AttentionUnit):
-    """TEA Eq. 6: FC(X^t + R(X^t, X^r) FC(X^r)), then layer normalisation and dropout (Sec. 4)."""
+    """Eq. 6: FC(X^t + R(X^t, X^r) FC(X^r)), then layer normalisation and dropout (TEA Sec. 4)."""
 
     def __init__(self, dim: int, heads: int, dropout: float) -> None:
-        """Adds the outer FC layer; see `AttentionUnit` for the arguments."""
+        """Adds the outer FC layer."""
         super().__init__(dim, heads, dropout)
         self.output = nn.Linear(dim, dim)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
 
     def combine(self, target: Tensor, context: Tensor) -> Tensor:
-        """Returns LN(FC(target + context)), dropped out."""
+        """Returns Dropout(LN(FC(target + context)))."""
         return self.dropout(self.norm(self.output(target + context)))
 
 
@@ -111,34 +156,260 @@ class PostNormUnit(AttentionUnit):
     """EMB's layer: x = LN(X^t + context), then LN(x + FFN(x)) with a two-layer ReLU network of width d."""
 
     def __init__(self, dim: int, heads: int, dropout: float) -> None:
-        """Adds the feed-forward network and both norms; see `AttentionUnit` for the arguments."""
+        """Adds the feed-forward network and both norms."""
         super().__init__(dim, heads, dropout)
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.feed_forward = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, dim))
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
 
     def combine(self, target: Tensor, context: Tensor) -> Tensor:
-        """Returns both residual steps."""
+        """Applies both residual steps."""
         hidden = self.norm1(target + self.dropout(context))
         return self.norm2(hidden + self.dropout(self.feed_forward(hidden)))
 
 
-def attention_unit(name: UnitName, dim: int, heads: int, dropout: float) -> AttentionUnit:
-    """Builds a unit by name.
+def running_maxima(states: Tensor, mask: Tensor, maxima: Maxima) -> tuple[Tensor, Tensor]:
+    """Takes element-wise maxima over all positions to the left and to the right of each one (Eq. 7).
 
     Args:
-        name: "equation_6" (TEA) or "post_norm" (EMB's code).
-        dim: width d.
-        heads: attention heads.
-        dropout: dropout rate.
+        states: (B, L, d).
+        mask: (B, L) bool, True = valid; valid positions come first.
+        maxima: "inclusive" includes the position itself (Eq. 7), "strict" does not (EMB's code).
 
     Returns:
-        The unit.
-
-    Raises:
-        VmrError: if the name is neither.
+        Left and right maxima, (B, L, d) each; zero on padding and where a side is empty.
     """
-    units = {"equation_6": EquationUnit, "post_norm": PostNormUnit}
-    if name not in units:
-        raise unknown("attention unit", name, units)
-    return units[name](dim, heads, dropout)
+    valid = mask.unsqueeze(-1)
+    lowest = torch.finfo(states.dtype).min
+    hidden = states.masked_fill(~valid, lowest)
+    left = hidden.cummax(1).values
+    right = hidden.flip(1).cummax(1).values.flip(1)
+    if maxima == "strict":
+        left = functional.pad(left[:, :-1], (0, 0, 1, 0), value=lowest)
+        right = functional.pad(right[:, 1:], (0, 0, 0, 1), value=lowest)
+    return (
+        left.masked_fill(~valid | (left == lowest), 0.0),
+        right.masked_fill(~valid | (right == lowest), 0.0),
+    )
+
+
+class GuidedConv(nn.Module):
+    """Convolves left guide, right guide and the state itself: the Conv2D of Eq. 7.
+
+    A depthwise convolution over time x 3 columns, a pointwise one, dropout, layer normalisation and ReLU. The
+    paper names only the convolution; the layers follow EMB's code.
+    """
+
+    def __init__(self, dim: int, kernel: int, dropout: float) -> None:
+        """Builds the layer.
+
+        Args:
+            dim: width d.
+            kernel: positions that the depthwise convolution covers, odd.
+            dropout: dropout rate.
+        """
+        super().__init__()
+        # Depthwise over time x columns is a grouped convolution over time whose groups are the three columns.
+        self.depthwise = nn.Conv1d(3 * dim, dim, kernel, padding=kernel // 2, groups=dim, bias=False)
+        self.pointwise = nn.Linear(dim, dim)
+        self.dropout = Dropout(dropout)
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+
+    def forward(self, left: Tensor, right: Tensor, own: Tensor) -> Tensor:
+        """Convolves the columns, (B, L, d) each and zero on padding, to (B, L, d)."""
+        columns = torch.stack((left, right, own), -1).flatten(2)
+        mixed = self.depthwise(columns.transpose(1, 2)).transpose(1, 2)
+        return self.norm(self.dropout(self.pointwise(mixed))).relu()
+
+
+class ExchangeOutput(NamedTuple):
+    """Both sides after the attention exchange, and the states that the proposals need.
+
+    Attributes:
+        sequence: (B, L, d), X.
+        words: (B, Lq, d), Y.
+        states: X before each of its attention units; the proposals' guides are pooled from them.
+        attended_words: (B, Lq, d), Y after its first self-attention.
+    """
+
+    sequence: Tensor
+    words: Tensor
+    states: list[Tensor]
+    attended_words: Tensor
+
+
+class AttentionExchange(nn.Module):
+    """Self- and cross-attention between a sequence X and the words Y: Attn(X, Y) of Eq. 8-9.
+
+    The paper guides X, then computes X <- A(X, X), X <- A(X, Y), Y <- A(Y, Y), Y <- A(Y, X) in sequence.
+    `SpanNetwork` holds the switches to EMB's code.
+    """
+
+    def __init__(
+        self,
+        network: SpanNetwork,
+        *,
+        guide_kernel: int,
+        average_padding: bool = False,
+        word_self_attention: bool = True,
+    ) -> None:
+        """Builds the units.
+
+        Args:
+            network: sizes and forms.
+            guide_kernel: positions that the guided convolution covers.
+            average_padding: whether padded rows attend the other side with equal weights in cross-attention
+                (EMB's code; it matters only to layers that read padded rows).
+            word_self_attention: False if `forward` receives the words after their first self-attention.
+        """
+        super().__init__()
+        self.network = network
+        self.average_padding = average_padding
+        stages = ["self", "cross", *(["final"] if network.final_self_attention else [])]
+        guided = {"once": ["self"], "inside": stages, None: []}[network.guide_placement]
+        self.units = nn.ModuleDict({stage: network.attention_unit() for stage in stages})
+        word_stages = [stage for stage in stages if word_self_attention or stage != "self"]
+        self.word_units = nn.ModuleDict({stage: network.attention_unit() for stage in word_stages})
+        self.guides = nn.ModuleDict(
+            {stage: GuidedConv(network.dim, guide_kernel, network.dropout) for stage in guided}
+        )
+
+    def forward(
+        self,
+        sequence: Tensor,
+        mask: Tensor,
+        words: Tensor,
+        word_mask: Tensor,
+        guides: list[GuideFunction],
+        attended_words: Tensor | None = None,
+    ) -> ExchangeOutput:
+        """Runs the exchange.
+
+        Args:
+            sequence: X, (B, L, d).
+            mask: (B, L) bool.
+            words: Y, (B, Lq, d).
+            word_mask: (B, Lq) bool.
+            guides: one for each unit of X; ignored without guide placement.
+            attended_words: (B, Lq, d), Y after its first self-attention; None computes it.
+
+        Returns:
+            Both sides, the states of X between its units, and the words after their first self-attention.
+        """
+        x = sequence
+        if self.network.guide_placement == "once":
+            own = x.masked_fill(~mask.unsqueeze(-1), 0.0)
+            x = self.guides["self"](*guides[0](own), own)  # Eq. 7
+        y1 = attended_words
+        if y1 is None:
+            y1 = self.word_units["self"](words, words, word_mask)
+        sequential = self.network.order == "sequential"
+        row_mask, word_row_mask = (mask, word_mask) if self.average_padding else (None, None)
+
+        target, query = self._query("self", x, mask, guides[0])
+        x1 = self.units["self"](target, query, mask, query=query)  # Eq. 8, X <- A(X, X)
+        target, query = self._query("cross", x1, mask, guides[1])
+        other = words if sequential else y1
+        x2 = self.units["cross"](target, other, word_mask, target_mask=row_mask, query=query)  # Eq. 8
+        y2 = self.word_units["cross"](y1, x2 if sequential else x1, mask, target_mask=word_row_mask)  # Eq. 9
+        states = [x, x1]
+        if "final" in self.units:
+            states.append(x2)
+            target, query = self._query("final", x2, mask, guides[2])
+            x2 = self.units["final"](target, query, mask, query=query)
+            y2 = self.word_units["final"](y2, y2, word_mask)
+        return ExchangeOutput(x2, y2, states, y1)
+
+    def _query(self, stage: str, x: Tensor, mask: Tensor, guide: GuideFunction) -> tuple[Tensor, Tensor]:
+        """Returns target and attention query of a unit of X, (B, L, d) each."""
+        if self.network.guide_placement != "inside":
+            return x, x
+        left, right = guide(x)
+        own = x.masked_fill(~mask.unsqueeze(-1), 0.0)
+        return own, self.guides[stage](left, right, own)
+
+
+class QueryAttention(nn.Module):
+    """The sequence attends the words: V-bar = H(V, Q) of Eq. 11.
+
+    With R the similarity of each position to each word, R^r and R^c its row- and column-wise softmax:
+    X^v2q = R^r Q, X^q2v = R^r R^c^T V, V-bar = FC(V || X^v2q || V * X^v2q || V * X^q2v).
+    """
+
+    def __init__(self, network: SpanNetwork) -> None:
+        """Builds the similarity R and the output layer; only the trilinear R has dropout, on its inputs."""
+        super().__init__()
+        dim = network.dim
+        self.similarity = network.similarity
+        if self.similarity == "bilinear":
+            self.left = nn.Linear(dim, dim)
+            self.right = nn.Linear(dim, dim)
+        else:
+            self.w1 = nn.Parameter(torch.empty(dim, 1))
+            self.w2 = nn.Parameter(torch.empty(dim, 1))
+            self.w3 = nn.Parameter(torch.empty(1, 1, dim))
+            for weight in (self.w1, self.w2, self.w3):
+                nn.init.xavier_uniform_(weight)
+            self.dropout = Dropout(network.dropout)
+        self.output = nn.Linear(4 * dim, dim)
+
+    def scores(self, sequence: Tensor, words: Tensor) -> Tensor:
+        """Returns R, (B, L, Lq)."""
+        if self.similarity == "bilinear":
+            return self.left(sequence) @ self.right(words).transpose(1, 2) / sequence.shape[-1] ** 0.5
+        sequence, words = self.dropout(sequence), self.dropout(words)
+        return (
+            sequence @ self.w1
+            + (words @ self.w2).transpose(1, 2)
+            + (sequence * self.w3) @ words.transpose(1, 2)
+        )
+
+    def forward(self, sequence: Tensor, mask: Tensor, words: Tensor, word_mask: Tensor) -> Tensor:
+        """Attends the words.
+
+        Args:
+            sequence: V, (B, L, d).
+            mask: (B, L) bool.
+            words: Q, (B, Lq, d).
+            word_mask: (B, Lq) bool.
+
+        Returns:
+            V-bar, (B, L, d).
+        """
+        scores = self.scores(sequence, words)
+        rows = scores.masked_fill(~word_mask.unsqueeze(1), MASKED).softmax(2)  # R^r
+        columns = scores.masked_fill(~mask.unsqueeze(2), MASKED).softmax(1)  # R^c
+        to_words = rows @ words  # X^v2q
+        to_sequence = rows @ (columns.transpose(1, 2) @ sequence)  # X^q2v
+        return self.output(torch.cat((sequence, to_words, sequence * to_words, sequence * to_sequence), -1))
+
+
+class SentencePool(nn.Module):
+    """The sentence vector q of Eq. 11: a learned weighted sum of the words (Bahdanau et al. 2014)."""
+
+    def __init__(self, dim: int) -> None:
+        """Builds the projection that scores a word of width `dim`."""
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(dim, 1))
+        nn.init.xavier_uniform_(self.weight)
+
+    def forward(self, words: Tensor, mask: Tensor) -> Tensor:
+        """Pools (B, Lq, d) words under their (B, Lq) mask to (B, d)."""
+        weights = (words @ self.weight).masked_fill(~mask.unsqueeze(-1), MASKED).softmax(1)
+        return (words * weights).sum(1)
+
+
+class QueryFusion(nn.Module):
+    """V-bar and q concatenated at every position: (V-bar || q) of Eq. 11."""
+
+    def __init__(self, network: SpanNetwork) -> None:
+        """Builds both parts."""
+        super().__init__()
+        self.attention = QueryAttention(network)
+        self.sentence = SentencePool(network.dim)
+
+    def forward(self, sequence: Tensor, mask: Tensor, words: Tensor, word_mask: Tensor) -> Tensor:
+        """Fuses (B, L, d) under its (B, L) mask and (B, Lq, d) under (B, Lq) to (B, L, 2 d), V-bar first."""
+        attended = self.attention(sequence, mask, words, word_mask)
+        sentence = self.sentence(words, word_mask).unsqueeze(1).expand_as(attended)
+        return torch.cat((attended, sentence), -1)

@@ -1,19 +1,17 @@
-"""Between moments on a time line and the clips of a feature sequence."""
+"""Marks the clips of a feature sequence that are inside a moment."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-_EDGE = (
-    1e-4  # of a clip: a boundary stored as a fraction of the duration may come back a rounding error short
-)
+_EDGE = 1e-4  # in clips: a boundary stored as a fraction of the duration may lose a rounding error
 
 
 def clips_inside(
     spans: Tensor, span_mask: Tensor, duration: Tensor, clip_seconds: Tensor, video_mask: Tensor
 ) -> Tensor:
-    """Marks the clips that lie inside any of a row's moments.
+    """Marks the clips inside any of a row's moments.
 
     A moment from s to e seconds covers clips floor(s / c) to floor(e / c) - 1, and at least one.
 

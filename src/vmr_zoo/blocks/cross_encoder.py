@@ -2,49 +2,47 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
 from vmr_zoo.blocks.attention import MultiHeadAttention
+from vmr_zoo.blocks.detr_network import DETRNetwork
 from vmr_zoo.blocks.dropout import Dropout
 from vmr_zoo.blocks.projection import Activation, xavier_matrices
-from vmr_zoo.errors import unknown
+from vmr_zoo.utils.switches import check_switches
 
-PADDING_MASKS = ("own_row", "head_order")
+PaddingMask = Literal["own_row", "head_order"]
 
 
-def attention_mask(query_mask: Tensor, key_mask: Tensor, heads: int, kind: str) -> Tensor:
-    """Says which keys each query may attend to.
-
-    "own_row": the valid keys of its own row. "head_order": what the released codes of QD-DETR and MESM do.
-    They also block every padded query from every padded key, but lay that mask out head by head while
-    attention reads it row by row, so that head h of row b is blocked where row (b * H + h) mod B is padded
-    in both: valid pairs are lost, and results depend on the other rows.
+def attention_mask(query_mask: Tensor, key_mask: Tensor, heads: int, kind: PaddingMask) -> Tensor:
+    """Returns which keys each query may attend to.
 
     Args:
         query_mask: (B, Lq), True = valid.
         key_mask: (B, Lk), True = valid.
         heads: H.
-        kind: one of `PADDING_MASKS`.
+        kind: "own_row": the valid keys of the query's own row. "head_order": the mask of the released code of
+            QD-DETR and MESM. It also blocks every padded query from every padded key, but lays out this
+            second mask head by head while attention reads it row by row. Head h of row b is therefore blocked
+            where row (b * H + h) mod B is padded in both: valid pairs are lost, and results depend on the
+            other rows.
 
     Returns:
         (B, Lk), or (B, H, Lq, Lk) for "head_order"; True = may be attended to.
-
-    Raises:
-        VmrError: for another kind.
     """
-    if kind not in PADDING_MASKS:
-        raise unknown("padding_mask", kind, PADDING_MASKS)
     if kind == "own_row":
         return key_mask
     count = len(key_mask)
     other = (torch.arange(count * heads, device=key_mask.device) % count).unflatten(0, (count, heads))
-    spared = query_mask[other].unsqueeze(-1) | key_mask[other].unsqueeze(-2)
-    return key_mask[:, None, None, :] & spared
+    unblocked = query_mask[other].unsqueeze(-1) | key_mask[other].unsqueeze(-2)
+    return key_mask[:, None, None, :] & unblocked
 
 
 class _Tail(nn.Module):
-    """What follows attention in a layer: LN2(x + FFN(LN1(x)))."""
+    """The part of a layer that follows attention: LN2(x + FFN(LN1(x)))."""
 
     def __init__(self, dim: int, feedforward_dim: int, dropout: float) -> None:
         super().__init__()
@@ -70,7 +68,7 @@ class CrossLayer(nn.Module):
         activation: Activation,
         dropout: float,
     ) -> None:
-        """Builds one layer; see `CrossEncoder` for the arguments."""
+        """Builds one layer of a `CrossEncoder`."""
         super().__init__()
         self.attention = MultiHeadAttention(dim, heads, dropout)
         self.activation = activation()
@@ -81,20 +79,20 @@ class CrossLayer(nn.Module):
         self,
         x: Tensor,
         position: Tensor | None,
-        located: Tensor,
         keys: Tensor,
+        values: Tensor,
         mask: Tensor,
         tail: int,
         record: list[Tensor] | None = None,
     ) -> Tensor:
-        """Updates x (B, Lq, D) from `keys` (B, Lk, D); `located` are the keys with their positions."""
+        """Updates x (B, Lq, D) from `values` (B, Lk, D); `keys` are the values plus their positions."""
         queries = x if position is None else x + position
-        x = x + self.dropout(self.attention(queries, located, keys, mask, record))
+        x = x + self.dropout(self.attention(queries, keys, values, mask, record))
         return self.tails[tail](x, self.activation)
 
 
 class CrossEncoder(nn.Module):
-    """A stack of cross-attention layers; the keys stay as they are."""
+    """A stack of cross-attention layers; all layers attend to the same keys."""
 
     def __init__(
         self,
@@ -106,7 +104,7 @@ class CrossEncoder(nn.Module):
         tails: int = 1,
         activation: Activation = nn.PReLU,
         dropout: float = 0.1,
-        padding_mask: str = "own_row",
+        padding_mask: PaddingMask = "own_row",
     ) -> None:
         """Builds the stack.
 
@@ -114,14 +112,15 @@ class CrossEncoder(nn.Module):
             dim: D.
             heads: attention heads.
             feedforward_dim: width inside the position-wise networks.
-            layers: how many layers.
-            tails: how many sets of norms and position-wise networks share one attention (MESM on TACoS: 2).
+            layers: number of layers.
+            tails: sets of norms and position-wise networks that share one attention (MESM on TACoS: 2).
             activation: makes the activation of each layer, which its tails share.
             dropout: in attention, residuals and the position-wise networks.
-            padding_mask: see `attention_mask`.
+            padding_mask: kind of `attention_mask`.
         """
         super().__init__()
-        self.heads, self.padding_mask = heads, padding_mask
+        self.heads = heads
+        self.padding_mask: PaddingMask = padding_mask
         self.layers = nn.ModuleList(
             CrossLayer(dim, heads, feedforward_dim, tails=tails, activation=activation, dropout=dropout)
             for _ in range(layers)
@@ -149,14 +148,41 @@ class CrossEncoder(nn.Module):
             key_mask: (B, Lk), True = valid; or (B, H, Lq, Lk), which is used as it is.
             key_position: (B, Lk, D), added to the keys; None is zero.
             tail: which set of norms and position-wise networks to use.
-            record: gets each layer's attention weights appended, (B, Lq, Lk); see `attend`.
+            record: list to which each layer appends its attention weights, (B, Lq, Lk).
 
         Returns:
             (B, Lq, D); meaningless on padding.
         """
-        located = keys if key_position is None else keys + key_position
+        located_keys = keys if key_position is None else keys + key_position
         if key_mask.dim() == 2:
             key_mask = attention_mask(mask, key_mask, self.heads, self.padding_mask)
         for layer in self.layers:
-            x = layer(x, position, located, keys, key_mask, tail, record)
+            x = layer(x, position, located_keys, keys, key_mask, tail, record)
         return x
+
+
+@check_switches
+@dataclass(frozen=True)
+class Aligner:
+    """Settings of the cross-modal encoder that aligns the video with the query.
+
+    Attributes:
+        layers: cross-attention layers from video to query.
+        padding_mask: kind of `attention_mask`, in this and every other cross-modal encoder of the method.
+    """
+
+    layers: int
+    padding_mask: PaddingMask
+
+    def build(self, network: DETRNetwork, layers: int | None = None, tails: int = 1) -> CrossEncoder:
+        """Builds a cross-modal encoder of the network's width, by default with as many layers as here."""
+        return CrossEncoder(
+            network.dim,
+            network.heads,
+            network.feedforward_dim,
+            self.layers if layers is None else layers,
+            tails=tails,
+            activation=network.activation,
+            dropout=network.dropout,
+            padding_mask=self.padding_mask,
+        )

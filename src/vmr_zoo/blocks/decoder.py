@@ -1,8 +1,8 @@
-"""Two set-prediction decoders with one interface, and the heads that read their states.
+"""DETR decoders, with learned query positions or with learnable spans, and their prediction heads.
 
-`QueryDecoder` starts from learned query positions (DETR), `AnchorDecoder` from learned spans (DAB-DETR, Liu
-et al. 2022, on a line). Both return a state per layer and slot, and the reference spans that each layer
-started from (None where there are none).
+`QueryDecoder` is DETR's, `AnchorDecoder` DAB-DETR's (Liu et al. 2022) with spans in place of boxes. They have
+one interface and return the state of each slot after each layer, and the reference spans that each layer
+started from (None without learnable spans).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class QueryDecoderLayer(nn.Module):
         activation: Activation = nn.ReLU,
         dropout: float = 0.1,
     ) -> None:
-        """Builds one layer; see `QueryDecoder` for the arguments."""
+        """Builds one layer with the arguments of `QueryDecoder`."""
         super().__init__()
         self.self_attention = MultiHeadAttention(dim, heads, dropout)
         self.cross_attention = MultiHeadAttention(dim, heads, dropout)
@@ -60,7 +60,7 @@ class QueryDecoderLayer(nn.Module):
             memory: (B, L, D).
             located_memory: (B, L, D) memory plus positions, the keys.
             memory_mask: (B, L), True = valid.
-            record: gets the cross-attention weights appended, (B, M, L); see `attend`.
+            record: list to which the cross-attention weights (B, M, L) are appended.
 
         Returns:
             (B, M, D).
@@ -73,7 +73,7 @@ class QueryDecoderLayer(nn.Module):
 
 
 class QueryDecoder(nn.Module):
-    """DETR's decoder: the content starts at zero, learned vectors give the slots their identity."""
+    """DETR's decoder: slot contents start at zero, learned position vectors distinguish the slots."""
 
     def __init__(
         self,
@@ -92,9 +92,9 @@ class QueryDecoder(nn.Module):
             dim: D.
             heads: attention heads.
             feedforward_dim: width inside the position-wise network.
-            layers: how many layers.
+            layers: number of layers.
             queries: M, the number of slots.
-            activation: makes the activation of each layer.
+            activation: builds the activation of each layer.
             dropout: in attention, residuals and the position-wise network.
         """
         super().__init__()
@@ -104,7 +104,7 @@ class QueryDecoder(nn.Module):
         )
         self.norm = nn.LayerNorm(dim)
         xavier_matrices(self)
-        self.query_position = nn.Embedding(queries, dim)  # after: it keeps its own N(0, 1)
+        self.query_position = nn.Embedding(queries, dim)  # created after Xavier, to keep its own N(0, 1)
 
     def forward(
         self,
@@ -120,8 +120,8 @@ class QueryDecoder(nn.Module):
             memory: (B, L, D).
             mask: (B, L), True = valid.
             position: (B, L, D), added to the keys.
-            content: (B, M, D) what the slots start from; None is zeros.
-            record: gets each layer's cross-attention weights appended, (B, M, L); see `attend`.
+            content: (B, M, D) initial slot contents; None is zeros.
+            record: list to which each layer's cross-attention weights (B, M, L) are appended.
 
         Returns:
             The normalised states (layers, B, M, D), and None: there are no reference spans.
@@ -137,10 +137,10 @@ class QueryDecoder(nn.Module):
 
 
 class AnchorDecoderLayer(nn.Module):
-    """Conditional attention (Meng et al. 2021): content and position are projected apart.
+    """Conditional attention (Meng et al. 2021): content and position are projected separately.
 
-    Self-attention sums the two; cross-attention concatenates them per head. In the first layer the positions
-    are also added to the content, since that content may be empty.
+    Self-attention sums the two; cross-attention concatenates them per head. The first layer also adds the
+    positions to the content, which may still be zero there.
     """
 
     def __init__(
@@ -153,7 +153,7 @@ class AnchorDecoderLayer(nn.Module):
         activation: Activation = nn.PReLU,
         dropout: float = 0.1,
     ) -> None:
-        """Builds one layer; `first` says that it is the stack's first, see `AnchorDecoder` for the rest."""
+        """Builds one layer with the arguments of `AnchorDecoder`; `first` marks the first of the stack."""
         super().__init__()
         self.heads = heads
         self.attention_dropout = dropout
@@ -198,7 +198,7 @@ class AnchorDecoderLayer(nn.Module):
             memory: (B, L, D).
             mask: (B, L), True = valid.
             position: (B, L, D) of the memory.
-            record: gets the cross-attention weights appended, (B, M, L); see `attend`.
+            record: list to which the cross-attention weights (B, M, L) are appended.
 
         Returns:
             (B, M, D).
@@ -229,8 +229,8 @@ class AnchorDecoderLayer(nn.Module):
 class AnchorDecoder(nn.Module):
     """DAB-DETR's decoder with learnable spans (centre, width) as slots.
 
-    Each layer embeds its reference spans, scales that embedding by an MLP of the content (from the second
-    layer on) and by sigmoid(MLP(content)) / width, so that a slot attends as widely as it is wide.
+    Each layer embeds its reference spans and scales the embedding by an MLP of the content (from the second
+    layer on) and by sigmoid(MLP(content)) / width, which widens the attention of wide slots.
     """
 
     def __init__(
@@ -252,12 +252,13 @@ class AnchorDecoder(nn.Module):
             dim: D, even.
             heads: attention heads.
             feedforward_dim: width inside the position-wise network.
-            layers: how many layers.
+            layers: number of layers.
             queries: M, the number of learnable spans.
-            activation: makes the activation of each layer.
+            activation: builds the activation of each layer.
             dropout: in attention, residuals and the position-wise network.
-            refine: move the reference spans after every layer (DAB-DETR) instead of keeping them.
-            width_first: embed (width, centre) instead of (centre, width): the channel order of the weights.
+            refine: update the reference spans after every layer (DAB-DETR); otherwise they are constant.
+            width_first: embed (width, centre) instead of (centre, width), the channel order of BM-DETR's
+                weights.
         """
         super().__init__()
         self.dim = dim
@@ -293,8 +294,8 @@ class AnchorDecoder(nn.Module):
             memory: (B, L, D).
             mask: (B, L), True = valid.
             position: (B, L, D) of the memory.
-            content: (B, M, D) what the slots start from; None is zeros.
-            record: gets each layer's cross-attention weights appended, (B, M, L); see `attend`.
+            content: (B, M, D) initial slot contents; None is zeros.
+            record: list to which each layer's cross-attention weights (B, M, L) are appended.
 
         Returns:
             The normalised states (layers, B, M, D), and the reference spans (layers, B, M, 2), centre and
@@ -321,7 +322,7 @@ class AnchorDecoder(nn.Module):
 
 
 class SpanHeads(nn.Module):
-    """Reads decoder states: is the slot a moment, and which."""
+    """Predicts class and span of each slot from its decoder state."""
 
     def __init__(self, dim: int) -> None:
         """Builds a two-way classifier (index 0 = foreground) and a three-layer span MLP."""
@@ -334,8 +335,8 @@ class SpanHeads(nn.Module):
 
         Args:
             states: (..., M, D).
-            references: (..., M, 2) centre and width that the spans are offsets of, in logit space; None for
-                absolute spans.
+            references: (..., M, 2) centre and width, to which the predicted spans are offsets in logit space;
+                None for absolute spans.
 
         Returns:
             Class logits (..., M, 2), and spans (..., M, 2), centre and width in (0, 1).

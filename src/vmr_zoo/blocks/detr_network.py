@@ -1,4 +1,4 @@
-"""Sizes of the Moment-DETR family's networks, and the parts that are built from them."""
+"""Network sizes of the Moment-DETR family, and builders of its parts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vmr_zoo.blocks.projection import Activation, InputProjection
 
 @dataclass(frozen=True)
 class DETRNetwork:
-    """Sizes of a transformer encoder and decoder with projected inputs; each method builds its parts here.
+    """Sizes of a transformer encoder and decoder with projected inputs, from which a method builds its parts.
 
     Attributes:
         dim: D, width of the model.
@@ -43,7 +43,7 @@ class DETRNetwork:
         return InputProjection(features_dim, self.dim, self.projection_layers, self.input_dropout)
 
     def encoder(self, *, scale_positions: bool = False) -> Encoder:
-        """Builds the self-attention encoder; see `Encoder`."""
+        """Builds the self-attention encoder; `scale_positions` as in DAB-DETR."""
         return Encoder(
             self.dim,
             self.heads,
@@ -78,7 +78,7 @@ class DETRNetwork:
         )
 
     def anchor_decoder(self, *, refine: bool, width_first: bool = False) -> AnchorDecoder:
-        """Builds the decoder with learnable spans; see `AnchorDecoder`."""
+        """Builds the decoder with learnable spans; `refine` and `width_first` as in `AnchorDecoder`."""
         return AnchorDecoder(
             self.dim,
             self.heads,

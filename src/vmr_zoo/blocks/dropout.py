@@ -1,7 +1,7 @@
-"""Dropout that is cheap on the CPU too.
+"""Dropout that is fast on the CPU.
 
-There, torch draws a double for every element, one after the other: on the input of a Moment-DETR that takes
-several times as long as the matrix product after it. Here 16 random bits an element decide.
+On the CPU torch draws a double per element, sequentially: on the input of Moment-DETR that takes several
+times as long as the matrix product that follows. Here 16 random bits per element suffice.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ _BITS = 2**16
 def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
     """Sets each element to zero with probability p and divides the others by 1 - p.
 
-    On the CPU p is rounded to a multiple of 2^-16, and the division is by what that leaves.
+    On the CPU p is rounded to the nearest multiple of 2^-16, also in the divisor.
 
     Args:
         x: any shape.
         p: probability, 0 to 1.
-        training: False gives x back.
+        training: False returns x.
 
     Returns:
-        The shape of x. What is drawn depends on torch's global generator alone.
+        A tensor of the shape of x. The draws depend on torch's global generator only.
     """
     if not training or p == 0:
         return x
@@ -38,7 +38,7 @@ def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
 
 
 class Dropout(nn.Dropout):
-    """`torch.nn.Dropout` by way of `dropout`."""
+    """`torch.nn.Dropout` with the fast `dropout`."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Drops elements of x in training."""

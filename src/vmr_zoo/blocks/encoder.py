@@ -21,7 +21,7 @@ class EncoderLayer(nn.Module):
         activation: Activation = nn.ReLU,
         dropout: float = 0.1,
     ) -> None:
-        """Builds one layer; see `Encoder` for the arguments."""
+        """Builds one layer with the arguments of `Encoder`."""
         super().__init__()
         self.attention = MultiHeadAttention(dim, heads, dropout)
         self.ffn = FeedForward(dim, feedforward_dim, activation, dropout)
@@ -55,11 +55,11 @@ class Encoder(nn.Module):
             dim: D.
             heads: attention heads.
             feedforward_dim: width inside the position-wise network.
-            layers: how many layers.
-            activation: makes the activation of each layer.
-            dropout: everywhere but at the inputs.
-            scale_positions: multiply the positions of each layer by an MLP of the features that enter it, one
-                MLP shared by all layers (DAB-DETR).
+            layers: number of layers.
+            activation: builds the activation of each layer.
+            dropout: in attention, residuals and the position-wise network.
+            scale_positions: multiply the positions of each layer by an MLP of its input; all layers share
+                the MLP (DAB-DETR).
         """
         super().__init__()
         self.layers = nn.ModuleList(

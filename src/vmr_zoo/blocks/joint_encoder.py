@@ -29,19 +29,19 @@ class Encoded(NamedTuple):
 
     @property
     def video(self) -> Tensor:
-        """The clips' part of the memory, (B, Lv, D)."""
+        """The clips in the memory, (B, Lv, D)."""
         return self.memory[:, : self.clips]
 
     @property
     def query(self) -> Tensor:
-        """The tokens' part of the memory, (B, Lq, D)."""
+        """The tokens in the memory, (B, Lq, D)."""
         return self.memory[:, self.clips :]
 
 
 class JointEncoder(nn.Module):
     """Projects video and query to one width and encodes their concatenation.
 
-    The two steps are separate calls, so that one projected video can be encoded with several queries.
+    The two steps are separate calls because one projected video may be encoded with several queries.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class JointEncoder(nn.Module):
         """Builds the projections around an encoder.
 
         Args:
-            video_dim: width of the clip features as they come in.
+            video_dim: width of the clip features, including TEF.
             query_dim: width of the token features.
             encoder: the encoder.
             dim: D, its width.
@@ -78,13 +78,13 @@ class JointEncoder(nn.Module):
         """Encodes a projected video with a projected query.
 
         Args:
-            video: (B, Lv, D) from `project_video`.
+            video: (B, Lv, D) projected clips.
             video_mask: (B, Lv), True = valid.
-            query: (B, Lq, D) from `project_query`.
+            query: (B, Lq, D) projected tokens.
             query_mask: (B, Lq), True = valid.
 
         Returns:
-            The memory with its mask and positions: sine for clips, zero for tokens.
+            The memory with its mask and positions, which are sine for clips and zero for tokens.
         """
         mask = torch.cat((video_mask, query_mask), 1)
         position = torch.cat((sine_position(video_mask, self.dim), torch.zeros_like(query)), 1)

@@ -1,4 +1,4 @@
-"""Optimal one-to-one assignment of predicted slots to ground truth, for a whole batch at once."""
+"""Hungarian matcher: optimal one-to-one assignment of predicted slots to targets, for a whole batch."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from torch import Tensor
 
 
 @torch.no_grad()
-def assign(cost: Tensor, target_mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Assigns a slot to each target so that the summed cost of every row is smallest.
+def hungarian_match(cost: Tensor, target_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Assigns a slot to each target with the smallest total cost in every row (Hungarian algorithm).
 
-    With one target per row that is the cheapest slot, found on the device. With several the costs go to the
-    host once for the whole batch, and only rows that hold several targets reach the solver.
+    With one target per row the cheapest slot is found on the device. With several, the costs of the whole
+    batch are copied to the host once, and the solver runs on the rows with several targets.
 
     Args:
-        cost: (B, M, N) of giving slot m to target n; NaN counts as 0, so that a diverged model reaches the
-            check that names the loss at fault.
+        cost: (B, M, N) cost of assigning slot m to target n. NaN counts as 0; the check for non-finite losses
+            reports it later.
         target_mask: (B, N), True = valid.
 
     Returns:
-        slots: (B, N) int64, the slot of each target, 0 where there is none.
-        matched: (B, N) bool, True where a target has a slot: `target_mask`, less the targets that found no
-            slot because a row has more targets than slots. No slot is matched twice.
+        slots: (B, N) int64, the slot of each target, 0 where it has none.
+        matched: (B, N) bool, True where a target has a slot. A valid target has none if its row has more
+            targets than slots. No slot is matched twice.
     """
     cost = torch.nan_to_num(cost)
     cheapest = cost.argmin(1)

@@ -1,4 +1,4 @@
-"""Positions: temporal endpoint features, sine positions of clips, sine embeddings of coordinates."""
+"""Position encodings: temporal endpoint features (TEF), sine positions, sine embeddings of coordinates."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def append_tef(video: Tensor, mask: Tensor) -> Tensor:
         mask: (B, Lv), True = valid; the valid clips come first.
 
     Returns:
-        (B, Lv, Dv + 2); the two new columns are zero on padding.
+        (B, Lv, Dv + 2); the two new channels are zero on padding.
     """
     index = torch.arange(video.shape[1], device=video.device, dtype=video.dtype)
     ends = torch.stack((index, index + 1), -1) / mask.sum(1).clamp(min=1).to(video.dtype)[:, None, None]
@@ -24,18 +24,18 @@ def append_tef(video: Tensor, mask: Tensor) -> Tensor:
 
 
 def _sine(values: Tensor, dim: int, temperature: float) -> Tensor:
-    """Interleaved sin (even) and cos (odd) of `values` (...) over `dim` channels, to (..., dim)."""
+    """Embeds values (...) as interleaved sin (even channels) and cos (odd channels), (..., dim)."""
     channel = torch.arange(dim, device=values.device, dtype=values.dtype)
     angle = values.unsqueeze(-1) / temperature ** (2 * (channel // 2) / dim)
     return torch.where(channel.long() % 2 == 0, angle.sin(), angle.cos())
 
 
 def sine_position(mask: Tensor, dim: int, temperature: float = 10000.0) -> Tensor:
-    """Fixed positions of a padded sequence, scaled so that every sequence spans one full turn (DETR).
+    """Sine positions of a padded sequence, normalised to one period per sequence (DETR).
 
     Args:
         mask: (B, L), True = valid.
-        dim: channels.
+        dim: number of channels.
         temperature: of the frequencies.
 
     Returns:
@@ -46,15 +46,15 @@ def sine_position(mask: Tensor, dim: int, temperature: float = 10000.0) -> Tenso
 
 
 def sine_coordinates(coordinates: Tensor, dim: int, temperature: float = 10000.0) -> Tensor:
-    """Embeds each of several coordinates in [0, 1] with its own share of the channels (DAB-DETR, sec. 4.2).
+    """Sine embedding of coordinates in [0, 1], each in its share of the channels (DAB-DETR, sec. 4.2).
 
     Args:
         coordinates: (..., C).
-        dim: channels in all, divisible by C.
+        dim: total number of channels, divisible by C.
         temperature: of the frequencies.
 
     Returns:
-        (..., dim): the channels of the first coordinate, then of the second, …
+        (..., dim), the channels of the first coordinate first.
     """
     share = dim // coordinates.shape[-1]
     return _sine(coordinates * 2 * math.pi, share, temperature).flatten(-2)

@@ -1,4 +1,4 @@
-"""Small feed-forward parts: input projection, MLP, position-wise network, and their initialisation."""
+"""Feed-forward parts: input projection, MLP, position-wise network, Xavier initialisation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Activation = Callable[[], nn.Module]
 
 
 class InputProjection(nn.Sequential):
-    """Brings features to the model's width: `layers` times [LayerNorm, dropout, Linear], ReLU between."""
+    """Projects features to the model's width: `layers` times [LayerNorm, dropout, Linear], ReLU between."""
 
     def __init__(self, in_dim: int, dim: int, layers: int = 2, dropout: float = 0.5) -> None:
         """Builds the stack.
@@ -21,7 +21,7 @@ class InputProjection(nn.Sequential):
         Args:
             in_dim: width of the features.
             dim: width of the model.
-            layers: how many times to project; the last one has no ReLU.
+            layers: number of projections; the last one has no ReLU.
             dropout: before each Linear, in training.
         """
         parts: list[nn.Module] = []
@@ -37,7 +37,7 @@ class MLP(nn.Module):
     """`layers` Linear maps with ReLU between them."""
 
     def __init__(self, in_dim: int, hidden_dim: int, out_dim: int, layers: int) -> None:
-        """Builds the maps, in_dim to out_dim through hidden_dim."""
+        """Builds the maps from in_dim through hidden_dim to out_dim."""
         super().__init__()
         widths = [in_dim] + [hidden_dim] * (layers - 1) + [out_dim]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
@@ -56,9 +56,9 @@ class FeedForward(nn.Module):
         """Builds the two maps.
 
         Args:
-            dim: width in and out.
-            hidden_dim: width between.
-            activation: makes the activation module, such as `torch.nn.ReLU` or `torch.nn.PReLU` (one learned
+            dim: width of input and output.
+            hidden_dim: width between the two maps.
+            activation: builds the activation module, such as `torch.nn.ReLU` or `torch.nn.PReLU` (one learned
                 slope).
             dropout: after the activation, in training.
         """
@@ -74,7 +74,7 @@ class FeedForward(nn.Module):
 
 
 def xavier_matrices(module: nn.Module) -> None:
-    """Draws every parameter of `module` with more than one dimension from Xavier-uniform (DETR's rule)."""
+    """Initialises every parameter with more than one dimension from Xavier-uniform, as DETR does."""
     for parameter in module.parameters():
         if parameter.dim() > 1:
             nn.init.xavier_uniform_(parameter)

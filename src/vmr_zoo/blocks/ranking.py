@@ -1,4 +1,4 @@
-"""From set predictions to a ranked list of moments."""
+"""Ranks the slots of a set predictor as moments."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ def rank(logits: Tensor, spans: Tensor, scale: Tensor | None = None) -> tuple[Te
     Args:
         logits: (B, M, 2), index 0 = foreground.
         spans: (B, M, 2) centre and width.
-        scale: (B,) what to multiply the spans with to get fractions of the duration; None is 1.
+        scale: (B,) factor from the spans to fractions of the duration; None is 1.
 
     Returns:
-        spans (B, K, 2), start and end clamped to [0, 1], best first, and scores (B, K) descending. K is M, or
-        5 if M is less; missing answers are empty spans of score 0.
+        spans (B, K, 2), start and end clamped to [0, 1], best first, and scores (B, K), descending.
+        K = max(M, 5); missing moments are empty spans of score 0.
     """
     scores, order = _order(logits)
     ends = to_start_end(spans.gather(1, order.unsqueeze(-1).expand(-1, -1, 2)))
@@ -32,14 +32,14 @@ def rank(logits: Tensor, spans: Tensor, scale: Tensor | None = None) -> tuple[Te
 
 
 def like_ranked(values: Tensor, logits: Tensor) -> Tensor:
-    """Puts values of the slots into the order in which `rank` answers.
+    """Puts per-slot values into the order of `rank`.
 
     Args:
         values: (B, M, L).
-        logits: (B, M, 2), what `rank` was given.
+        logits: (B, M, 2), the argument of `rank`.
 
     Returns:
-        (B, K, L), zeros at missing answers.
+        (B, K, L), zeros at missing moments.
     """
     order = _order(logits)[1]
     missing = max(0, _MIN_ANSWERS - values.shape[1])
@@ -47,6 +47,6 @@ def like_ranked(values: Tensor, logits: Tensor) -> Tensor:
 
 
 def _order(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the foreground probabilities of (B, M, 2) logits, descending, and which slot each is of."""
+    """Returns the foreground probabilities of (B, M, 2) logits, descending, and the slot of each."""
     scores, order = logits.softmax(-1)[..., 0].sort(dim=1, descending=True, stable=True)
     return scores, order

@@ -1,124 +1,36 @@
-"""From a sequence and the words to endpoint distributions (TEA Eq. 10-11), and from those to ranked spans."""
+"""Branches of a span predictor (TEA Eq. 7-13): endpoints, ranked spans, and EMB's auxiliary proposals."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from vmr_zoo.blocks.attention_unit import UnitName
-from vmr_zoo.blocks.dropout import Dropout
-from vmr_zoo.blocks.guided_attention import Exchange, Exchanged, Maxima, Order, Placement, running_maxima
-from vmr_zoo.errors import unknown
+from vmr_zoo.blocks.attention_unit import (
+    MASKED,
+    AttentionExchange,
+    ExchangeOutput,
+    GuideFunction,
+    Maxima,
+    QueryFusion,
+    SpanNetwork,
+    running_maxima,
+)
+from vmr_zoo.spans import iou
+from vmr_zoo.utils.switches import check_switches
 
-Similarity = Literal["bilinear", "trilinear"]
 Gate = Literal["attended", "joint"]
 Endpoints = Literal["single", "chained"]
 
-MASKED = -1e30
-"""Logit of a padded position: finite, so that no gradient is NaN."""
-
-
-class QueryAttention(nn.Module):
-    """The sequence attends the words: V-bar = H(V, Q) of TEA Eq. 11.
-
-    With R the similarity of each position to each word, R^r and R^c its row- and column-wise softmax:
-    X^v2q = R^r Q, X^q2v = R^r R^c^T V, V-bar = FC(V || X^v2q || V * X^v2q || V * X^q2v).
-    """
-
-    def __init__(self, dim: int, dropout: float, similarity: Similarity) -> None:
-        """Builds the layer.
-
-        Args:
-            dim: width d.
-            dropout: on the inputs of the trilinear similarity.
-            similarity: "bilinear", R = FC(V) FC(Q)^T / sqrt(d) (Eq. 11), or "trilinear", R = w1 V + w2 Q +
-                (V * w3) Q^T (EMB's code).
-        """
-        super().__init__()
-        if similarity not in ("bilinear", "trilinear"):
-            raise unknown("similarity", similarity, ["bilinear", "trilinear"])
-        self.similarity = similarity
-        if similarity == "bilinear":
-            self.left = nn.Linear(dim, dim)
-            self.right = nn.Linear(dim, dim)
-        else:
-            self.w1 = nn.Parameter(torch.empty(dim, 1))
-            self.w2 = nn.Parameter(torch.empty(dim, 1))
-            self.w3 = nn.Parameter(torch.empty(1, 1, dim))
-            for weight in (self.w1, self.w2, self.w3):
-                nn.init.xavier_uniform_(weight)
-            self.dropout = Dropout(dropout)
-        self.output = nn.Linear(4 * dim, dim)
-
-    def scores(self, sequence: Tensor, words: Tensor) -> Tensor:
-        """Returns R, (B, L, Lq)."""
-        if self.similarity == "bilinear":
-            return self.left(sequence) @ self.right(words).transpose(1, 2) / sequence.shape[-1] ** 0.5
-        sequence, words = self.dropout(sequence), self.dropout(words)
-        return (
-            sequence @ self.w1
-            + (words @ self.w2).transpose(1, 2)
-            + (sequence * self.w3) @ words.transpose(1, 2)
-        )
-
-    def forward(self, sequence: Tensor, mask: Tensor, words: Tensor, word_mask: Tensor) -> Tensor:
-        """Attends the words.
-
-        Args:
-            sequence: V, (B, L, d).
-            mask: (B, L) bool.
-            words: Q, (B, Lq, d).
-            word_mask: (B, Lq) bool.
-
-        Returns:
-            V-bar, (B, L, d).
-        """
-        scores = self.scores(sequence, words)
-        rows = scores.masked_fill(~word_mask.unsqueeze(1), MASKED).softmax(2)
-        columns = scores.masked_fill(~mask.unsqueeze(2), MASKED).softmax(1)
-        to_words = rows @ words
-        to_sequence = rows @ (columns.transpose(1, 2) @ sequence)
-        return self.output(torch.cat((sequence, to_words, sequence * to_words, sequence * to_sequence), -1))
-
-
-class SentencePool(nn.Module):
-    """The sentence vector q of TEA Eq. 11: a learned weighted sum of the words (Bahdanau et al. 2014)."""
-
-    def __init__(self, dim: int) -> None:
-        """Builds the projection that scores a word of width `dim`."""
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(dim, 1))
-        nn.init.xavier_uniform_(self.weight)
-
-    def forward(self, words: Tensor, mask: Tensor) -> Tensor:
-        """Pools (B, Lq, d) words under their (B, Lq) mask to (B, d)."""
-        weights = (words @ self.weight).masked_fill(~mask.unsqueeze(-1), MASKED).softmax(1)
-        return (words * weights).sum(1)
-
-
-class Fusion(nn.Module):
-    """V-bar and q side by side at every position: (V-bar || q) of TEA Eq. 11."""
-
-    def __init__(self, dim: int, dropout: float, similarity: Similarity) -> None:
-        """Builds both parts; see `QueryAttention` for the arguments."""
-        super().__init__()
-        self.attention = QueryAttention(dim, dropout, similarity)
-        self.sentence = SentencePool(dim)
-
-    def forward(self, sequence: Tensor, mask: Tensor, words: Tensor, word_mask: Tensor) -> Tensor:
-        """Returns (B, L, 2 d): V-bar first, then q; see `QueryAttention.forward` for the arguments."""
-        attended = self.attention(sequence, mask, words, word_mask)
-        sentence = self.sentence(words, word_mask).unsqueeze(1).expand_as(attended)
-        return torch.cat((attended, sentence), -1)
-
 
 class BidirectionalLSTM(nn.Module):
-    """A bidirectional LSTM over padded sequences that reads each row's valid part only.
+    """A bidirectional LSTM that reads only the valid part of each row of a padded batch.
 
-    The backward direction runs over rows reversed within their own length, which equals a packed sequence but
-    needs no lengths on the host, and on a CPU is no slower.
+    The backward direction runs over rows reversed within their own length. This equals a packed sequence, but
+    needs no lengths on the host, and is no slower on a CPU.
     """
 
     def __init__(self, dim: int) -> None:
@@ -128,7 +40,7 @@ class BidirectionalLSTM(nn.Module):
         self.back = nn.LSTM(dim, dim, batch_first=True)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Runs (B, L, d) under a (B, L) mask, valid positions first, to (B, L, 2 d), zero on padding."""
+        """Maps (B, L, d) under a (B, L) mask, valid positions first, to (B, L, 2 d), zero on padding."""
         position = torch.arange(x.shape[1], device=x.device)
         last = mask.sum(1, keepdim=True) - 1
         order = torch.where(mask, last - position, position).unsqueeze(-1).expand_as(x)
@@ -138,10 +50,10 @@ class BidirectionalLSTM(nn.Module):
 
 
 class SingleEndpoints(nn.Module):
-    """Start and end logits from one LSTM (TEA Eq. 10; that it is bidirectional is EMB's code)."""
+    """Start and end logits from one LSTM (Eq. 10); that it is bidirectional follows EMB's code."""
 
     def __init__(self, dim: int) -> None:
-        """Builds the LSTM and the linear read-out of width `dim`."""
+        """Builds the LSTM of width `dim` and the linear output layer."""
         super().__init__()
         self.lstm = BidirectionalLSTM(dim)
         self.output = nn.Linear(2 * dim, 2)
@@ -156,7 +68,7 @@ class ChainedEndpoints(nn.Module):
     """Start logits from a first LSTM, end logits from a second one that reads the first (EMB's code)."""
 
     def __init__(self, dim: int) -> None:
-        """Builds both LSTMs and both read-outs of width `dim`."""
+        """Builds both LSTMs and both output networks of width `dim`."""
         super().__init__()
         self.start_lstm = BidirectionalLSTM(dim)
         self.start_linear = nn.Linear(2 * dim, dim)
@@ -190,163 +102,300 @@ class EndpointLogits(NamedTuple):
 
 
 class SpanPredictor(nn.Module):
-    """Predictor(V, Q) of TEA Eq. 10-11: softmax(LSTM(V-bar * h)), h = sigmoid(Conv1D(V-bar || q))."""
+    """Predictor(V, Q) of Eq. 10-11: softmax(LSTM(V-bar * h)) with h = sigmoid(Conv1D(V-bar || q))."""
 
-    def __init__(
-        self, *, dim: int, dropout: float, similarity: Similarity, gate: Gate, endpoints: Endpoints
-    ) -> None:
+    def __init__(self, network: SpanNetwork, *, gate: Gate, endpoints: Endpoints) -> None:
         """Builds the predictor.
 
         Args:
-            dim: width d.
-            dropout: dropout rate; only the trilinear similarity has any.
-            similarity: see `QueryAttention`.
-            gate: "attended": h reads V-bar || q and multiplies V-bar (Eq. 10-11). "joint": one more layer,
-                F = ReLU(FC(V-bar || q)), is what h reads and multiplies (EMB's code).
-            endpoints: "single" LSTM (Eq. 10) or "chained" ones (EMB's code).
+            network: sizes and forms.
+            gate: what h reads and what it multiplies.
+            endpoints: number of LSTMs.
         """
         super().__init__()
-        if gate not in ("attended", "joint"):
-            raise unknown("gate", gate, ["attended", "joint"])
-        if endpoints not in ("single", "chained"):
-            raise unknown("endpoints", endpoints, ["single", "chained"])
-        self.fusion = Fusion(dim, dropout, similarity)
+        dim = network.dim
+        self.fusion = QueryFusion(network)
         self.joint = nn.Linear(2 * dim, dim) if gate == "joint" else None
         self.highlight = nn.Linear(dim if gate == "joint" else 2 * dim, 1)
         self.endpoints = SingleEndpoints(dim) if endpoints == "single" else ChainedEndpoints(dim)
 
     def forward(self, sequence: Tensor, mask: Tensor, words: Tensor, word_mask: Tensor) -> EndpointLogits:
-        """Predicts both endpoints and the highlight; see `QueryAttention.forward` for the arguments."""
-        fused = self.fusion(sequence, mask, words, word_mask)
+        """Predicts endpoints and highlight from (B, L, d) under (B, L) and (B, Lq, d) under (B, Lq)."""
+        fused = self.fusion(sequence, mask, words, word_mask)  # V-bar || q, Eq. 11
         if self.joint is None:
-            highlight = self.highlight(fused)
+            highlight = self.highlight(fused)  # h, Eq. 11
             gated = fused[..., : sequence.shape[-1]]
         else:
             gated = self.joint(fused).relu()
             highlight = self.highlight(gated)
-        start, end = self.endpoints(gated * highlight.sigmoid(), mask)
+        start, end = self.endpoints(gated * highlight.sigmoid(), mask)  # Eq. 10
         return EndpointLogits(*(x.masked_fill(~mask, MASKED) for x in (start, end, highlight.squeeze(-1))))
 
 
-class Located(NamedTuple):
-    """What a branch returns.
+class BranchOutput(NamedTuple):
+    """What an endpoint branch returns.
 
     Attributes:
-        exchanged: the sequence and the words after the exchange.
+        exchanged: sequence and words after the attention exchange.
         logits: of endpoints and highlight.
     """
 
-    exchanged: Exchanged
+    exchanged: ExchangeOutput
     logits: EndpointLogits
 
 
+@check_switches
 class EndpointBranch(nn.Module):
-    """Attn, then Predictor: Eq. 7-11 of TEA for the video, Eq. 12-13 for the paragraph."""
+    """Attn, then Predictor: Eq. 7-11 for the video, Eq. 12-13 for TEA's paragraph."""
 
     def __init__(
         self,
+        network: SpanNetwork,
         *,
-        dim: int,
-        heads: int,
-        dropout: float,
-        unit: UnitName,
-        order: Order,
-        final_self_attention: bool,
         guide_maxima: Maxima,
-        guide_placement: Placement | None,
-        average_padding: bool,
         guide_kernel: int,
-        similarity: Similarity,
+        average_padding: bool,
         gate: Gate,
         endpoints: Endpoints,
     ) -> None:
         """Builds the branch.
 
         Args:
-            dim: width d.
-            heads: attention heads.
-            dropout: dropout rate.
-            unit: see `Exchange`.
-            order: see `Exchange`.
-            final_self_attention: see `Exchange`.
-            guide_maxima: see `running_maxima`.
-            guide_placement: see `Exchange`.
-            average_padding: see `Exchange`.
-            guide_kernel: see `Exchange`.
-            similarity: see `QueryAttention`.
-            gate: see `SpanPredictor`.
-            endpoints: see `SpanPredictor`.
+            network: sizes and forms.
+            guide_maxima: "inclusive": the running maxima of Eq. 7 include the position itself. "strict": they
+                do not (EMB's code).
+            guide_kernel: positions that the guided convolution covers.
+            average_padding: whether padded rows attend the other side with equal weights in cross-attention
+                (EMB's code).
+            gate: "attended": h reads V-bar || q and multiplies V-bar (Eq. 10-11). "joint": it reads and
+                multiplies one more layer, F = ReLU(FC(V-bar || q)) (EMB's code).
+            endpoints: a "single" LSTM (Eq. 10) or two "chained" ones (EMB's code).
 
         Raises:
             VmrError: for an unknown value of a switch.
         """
         super().__init__()
-        if guide_maxima not in ("inclusive", "strict"):
-            raise unknown("guide_maxima", guide_maxima, ["inclusive", "strict"])
-        self.guide_maxima = guide_maxima
-        self.exchange = Exchange(
-            dim=dim,
-            heads=heads,
-            dropout=dropout,
-            unit=unit,
-            order=order,
-            final_self_attention=final_self_attention,
-            guide_placement=guide_placement,
-            guide_kernel=guide_kernel,
-            average_padding=average_padding,
-        )
-        self.predictor = SpanPredictor(
-            dim=dim, dropout=dropout, similarity=similarity, gate=gate, endpoints=endpoints
-        )
+        self.guide_maxima: Maxima = guide_maxima
+        self.exchange = AttentionExchange(network, guide_kernel=guide_kernel, average_padding=average_padding)
+        self.predictor = SpanPredictor(network, gate=gate, endpoints=endpoints)
 
-    def forward(self, sequence: Tensor, mask: Tensor, words: Tensor, word_mask: Tensor) -> Located:
-        """Locates the words in (B, L, d) under its (B, L) mask; words are (B, Lq, d) under (B, Lq)."""
+    def forward(self, sequence: Tensor, mask: Tensor, words: Tensor, word_mask: Tensor) -> BranchOutput:
+        """Predicts from (B, L, d) under its (B, L) mask and words (B, Lq, d) under theirs (B, Lq)."""
 
-        def guides(state: Tensor) -> tuple[Tensor, Tensor]:
+        def guide(state: Tensor) -> tuple[Tensor, Tensor]:
             return running_maxima(state, mask, self.guide_maxima)
 
-        exchanged = self.exchange(sequence, mask, words, word_mask, [guides] * len(self.exchange.units))
-        return Located(exchanged, self.predictor(exchanged.sequence, mask, exchanged.words, word_mask))
+        exchanged = self.exchange(sequence, mask, words, word_mask, [guide] * len(self.exchange.units))
+        return BranchOutput(exchanged, self.predictor(exchanged.sequence, mask, exchanged.words, word_mask))
 
 
-def rank_spans(start: Tensor, end: Tensor, mask: Tensor, count: int, nms_iou: float) -> tuple[Tensor, Tensor]:
-    """Ranks the joint distribution of both endpoints, start <= end, with greedy non-maximum suppression.
+@dataclass(frozen=True)
+class SpanRanking:
+    """Ranks spans by the joint distribution of their endpoints, with greedy non-maximum suppression.
 
-    The first answer is the joint argmax. Every further one is the best cell whose IoU with all earlier
-    answers does not exceed `nms_iou`.
+    The first answer is the joint argmax. Each further one is the best cell whose IoU with all earlier answers
+    does not exceed `nms_iou`.
+
+    Attributes:
+        answers: K, answers for each row.
+        nms_iou: largest IoU of two answers.
+    """
+
+    answers: int
+    nms_iou: float
+
+    def __call__(self, start: Tensor, end: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Ranks the spans with start <= end.
+
+        Args:
+            start: (B, L) non-negative score of each index as the first one.
+            end: (B, L) non-negative score of each index as the last one.
+            mask: (B, L) bool, True = valid; valid positions come first.
+
+        Returns:
+            spans (B, K, 2) as fractions of the valid length, (s / L, (e + 1) / L), and scores (B, K) in
+            descending order; empty spans of score 0 where too few cells are left.
+        """
+        size = start.shape[1]
+        index = torch.arange(size, device=start.device)
+        pair = mask.unsqueeze(2) & mask.unsqueeze(1) & (index.unsqueeze(1) <= index)
+        joint = (start.unsqueeze(2) * end.unsqueeze(1)).masked_fill(~pair, -1.0)
+        length = (index - index.unsqueeze(1) + 1).clamp(min=0)
+        picked, scores = [], []
+        for _ in range(self.answers):
+            score, cell = joint.flatten(1).max(1)
+            first, last = cell // size, cell % size
+            inter = (
+                torch.minimum(index, last.unsqueeze(1)).unsqueeze(1)
+                + 1
+                - torch.maximum(index, first.unsqueeze(1)).unsqueeze(2)
+            )
+            inter = inter.clamp(min=0)
+            union = length + (last - first + 1)[:, None, None] - inter
+            # Drop the chosen cell explicitly: its IoU with itself, 1, does not exceed a threshold of 1.
+            chosen = (index.unsqueeze(1) == first[:, None, None]) & (index == last[:, None, None])
+            joint = joint.masked_fill((inter > self.nms_iou * union) | chosen, -1.0)
+            left = score >= 0
+            picked.append(torch.stack((first, last + 1), -1) * left.unsqueeze(-1))
+            scores.append(score.clamp(min=0.0))
+        spans = torch.stack(picked, 1) / mask.sum(1)[:, None, None]
+        return spans, torch.stack(scores, 1)
+
+
+def span_to_indices(span: Tensor, mask: Tensor) -> Tensor:
+    """Finds the cell (first, last) whose time has the largest IoU with a span; the first such cell on ties.
 
     Args:
-        start: (B, L) non-negative score of each index as the first one.
-        end: (B, L) non-negative score of each index as the last one.
-        mask: (B, L) bool, True = valid; valid positions come first.
-        count: K, answers for each row.
-        nms_iou: largest IoU of two answers.
+        span: (B, 2) fractions of the duration.
+        mask: (B, L) bool, True = valid; valid positions come first and divide the duration evenly.
 
     Returns:
-        spans (B, K, 2) as fractions of the valid length, (s / L, (e + 1) / L), and scores (B, K) in
-        descending order; where too few cells are left, empty spans of score 0.
+        (B, 2) int64.
     """
-    size = start.shape[1]
-    index = torch.arange(size, device=start.device)
-    pair = mask.unsqueeze(2) & mask.unsqueeze(1) & (index.unsqueeze(1) <= index)
-    joint = (start.unsqueeze(2) * end.unsqueeze(1)).masked_fill(~pair, -1.0)
-    length = (index - index.unsqueeze(1) + 1).clamp(min=0)
-    picked, scores = [], []
-    for _ in range(count):
-        score, cell = joint.flatten(1).max(1)
-        first, last = cell // size, cell % size
-        inter = (
-            torch.minimum(index, last.unsqueeze(1)).unsqueeze(1)
-            + 1
-            - torch.maximum(index, first.unsqueeze(1)).unsqueeze(2)
-        )
-        inter = inter.clamp(min=0)
-        union = length + (last - first + 1)[:, None, None] - inter
-        # The chosen cell goes in any case: its own IoU of 1 would survive a threshold of 1.
-        chosen = (index.unsqueeze(1) == first[:, None, None]) & (index == last[:, None, None])
-        joint = joint.masked_fill((inter > nms_iou * union) | chosen, -1.0)
-        left = score >= 0
-        picked.append(torch.stack((first, last + 1), -1) * left.unsqueeze(-1))
-        scores.append(score.clamp(min=0.0))
-    spans = torch.stack(picked, 1) / mask.sum(1)[:, None, None]
-    return spans, torch.stack(scores, 1)
+    size = mask.shape[1]
+    count = mask.sum(1)[:, None, None]
+    index = torch.arange(size, device=span.device)
+    first, last = index[:, None].expand(size, size), index.expand(size, size)
+    cells = torch.stack((first, last + 1), -1) / count.unsqueeze(-1).to(span.dtype)
+    overlap = iou(cells, span.clamp(0.0, 1.0)[:, None, None])
+    overlap = overlap.masked_fill((first > last) | (last >= count), -1.0)
+    best = overlap.flatten(1).argmax(1)
+    return torch.stack((best // size, best % size), -1)
+
+
+class Proposals(NamedTuple):
+    """The candidate moments of a batch and their scores.
+
+    Attributes:
+        bounds: (B, P, 2) int64, first and last index, inclusive; meaningless where invalid.
+        mask: (B, P) bool, True = exists.
+        logits: (B, P).
+    """
+
+    bounds: Tensor
+    mask: Tensor
+    logits: Tensor
+
+    def times(self, frame_mask: Tensor) -> Tensor:
+        """Returns start and end as fractions of the duration, (B, P, 2), given the (B, L) frame mask."""
+        return (self.bounds + torch.arange(2, device=self.bounds.device)) / frame_mask.sum(1)[:, None, None]
+
+
+def block_maxima(x: Tensor, mask: Tensor | None, size: int, fill: float | None) -> Tensor:
+    """Max-pools a sequence in blocks.
+
+    Args:
+        x: (B, L, d).
+        mask: (B, L) bool, True = counts; None counts padding too.
+        size: positions in a block.
+        fill: value of the positions that are missing in the last block; None: they do not count.
+
+    Returns:
+        (B, ceil(L / size), d), zero for a block in which no position counts.
+    """
+    lowest = torch.finfo(x.dtype).min
+    if mask is not None:
+        x = x.masked_fill(~mask.unsqueeze(-1), lowest)
+    x = functional.pad(x, (0, 0, 0, -x.shape[1] % size), value=lowest if fill is None else fill)
+    # max, not amax: on ties, one position gets the whole gradient, as in the released code.
+    pooled = x.unflatten(1, (-1, size)).max(2).values
+    return pooled.masked_fill(pooled == lowest, 0.0)
+
+
+@check_switches
+class ProposalBranch(nn.Module):
+    """Builds and scores the auxiliary proposals of a video: every run of blocks of frames.
+
+    TEA names "an auxiliary proposal ranking" (Sec. 3.5) and refers to EMB; the branch follows EMB's code. It
+    runs in training only, where its best proposal widens the annotated endpoints to candidate sets.
+
+    The feature of a proposal, blocks i to j, is their element-wise maximum. The branch mirrors the frame
+    branch (guided exchange with the words, then fusion). The guides of a proposal are the frame branch's
+    states, max-pooled in its first and its last block. A 3 x 3 convolution on the (i, j) grid mixes
+    neighbouring proposals before they are scored.
+    """
+
+    def __init__(
+        self, network: SpanNetwork, *, block: int, block_padding: Literal["masked", "released"]
+    ) -> None:
+        """Builds the branch.
+
+        Args:
+            network: sizes and forms.
+            block: frames in a block.
+            block_padding: "masked": only valid frames count in a block. "released": the guides also count
+                padded frames, and values near 0 fill an incomplete last block (bugs of EMB's code, by which
+                a proposal's score depends on the padding of its batch).
+
+        Raises:
+            VmrError: for an unknown value of the switch.
+        """
+        super().__init__()
+        dim = network.dim
+        self.block = block
+        self.block_padding = block_padding
+        self.exchange = AttentionExchange(network, guide_kernel=1, word_self_attention=False)
+        self.fusion = QueryFusion(network)
+        self.joint = nn.Linear(2 * dim, dim)
+        self.neighbours = nn.Conv2d(dim, dim, 3, padding=1)
+        self.output = nn.Linear(dim, 1)
+
+    def forward(
+        self, video: Tensor, mask: Tensor, words: Tensor, word_mask: Tensor, frame_branch: ExchangeOutput
+    ) -> Proposals:
+        """Scores every proposal.
+
+        Args:
+            video: (B, L, d), the frames before the exchange.
+            mask: (B, L) bool.
+            words: (B, Lq, d).
+            word_mask: (B, Lq) bool.
+            frame_branch: the frame branch's exchange, whose states and attended words the proposals read.
+
+        Returns:
+            The N (N + 1) / 2 proposals i <= j of the N blocks, row by row.
+        """
+        released = self.block_padding == "released"
+        fill = -1e-30 if released else None
+        blocks = block_maxima(video, mask, self.block, fill)
+        count = blocks.shape[1]
+        first, last = torch.triu_indices(count, count, device=video.device)
+        features = self._run_maxima(blocks)[:, first, last]
+
+        length = mask.sum(1, keepdim=True)
+        first_frame = (first * self.block).expand(len(video), -1)
+        last_frame = torch.minimum(last * self.block + self.block - 1, length - 1)
+        exists = last * self.block < length
+        hidden = ~exists.unsqueeze(-1)
+
+        def guide_of(state: Tensor) -> GuideFunction:
+            pooled = block_maxima(state, None if released else mask, self.block, fill)
+            left, right = pooled[:, first], pooled[:, last]
+            return lambda _: (left.masked_fill(hidden, 0.0), right.masked_fill(hidden, 0.0))
+
+        guides = [guide_of(state) for state in frame_branch.states]
+        exchanged = self.exchange(features, exists, words, word_mask, guides, frame_branch.attended_words)
+        fused = self.joint(self.fusion(exchanged.sequence, exists, exchanged.words, word_mask)).relu()
+
+        grid = fused.new_zeros(len(video), count, count, fused.shape[-1])
+        grid[:, first, last] = fused.masked_fill(hidden, 0.0)
+        logits = self.output(self._mix_neighbours(grid, first, last, exists)[:, first, last]).squeeze(-1)
+        return Proposals(torch.stack((first_frame, last_frame), -1), exists, logits)
+
+    @staticmethod
+    def _run_maxima(blocks: Tensor) -> Tensor:
+        """Takes the maxima of every run i..j of (B, N, d) blocks, (B, N, N, d); meaningless where i > j."""
+        count = blocks.shape[1]
+        wide = blocks.unsqueeze(1).expand(-1, count, -1, -1)
+        before = torch.ones(count, count, dtype=torch.bool, device=blocks.device).tril(-1)
+        lowest = torch.finfo(blocks.dtype).min
+        return wide.masked_fill(before[None, :, :, None], lowest).cummax(2).values
+
+    def _mix_neighbours(self, grid: Tensor, first: Tensor, last: Tensor, exists: Tensor) -> Tensor:
+        """Convolves the (B, N, N, d) grid; divides by the number of existing neighbours."""
+        batch, count = grid.shape[:2]
+        present = grid.new_zeros(batch, 1, count, count)
+        present[:, 0, first, last] = exists.to(grid.dtype)
+        neighbours = functional.conv2d(present, present.new_ones(1, 1, 3, 3), padding=1).clamp(min=1.0)
+        mixed = self.neighbours(grid.permute(0, 3, 1, 2)).relu() / neighbours
+        return mixed.permute(0, 2, 3, 1)

@@ -1,4 +1,4 @@
-"""The unit of a set predictor's spans: fractions of the video's duration, or of the clips read."""
+"""The unit of a set predictor's spans: fractions of the duration, or of the clips read."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from vmr_zoo.utils.switches import check_switches
 @check_switches
 @dataclass(frozen=True)
 class SpanUnit:
-    """Converts between fractions of the duration (the contract) and the unit of a set predictor.
+    """Converts spans between fractions of the duration, as in a batch, and the unit of a set predictor.
 
     Attributes:
-        unit: "duration": the two are the same. "clips": the released code of the Moment-DETR family divides
-            targets by (clips read) * (seconds per clip), but multiplies predictions by the duration, or by
-            the length of `max_clips` clips if that is shorter.
-        max_clips: the most clips that are read of a video; only "clips" uses it.
+        unit: "duration" leaves them as they are. "clips" follows the released code of the Moment-DETR family:
+            targets are divided by (clips read) * (seconds per clip), but predictions are multiplied by the
+            duration, or by the length of `max_clips` clips if that is shorter.
+        max_clips: maximum number of clips read from a video; used with "clips".
     """
 
     unit: Literal["duration", "clips"]
@@ -34,7 +34,7 @@ class SpanUnit:
         return spans * (batch["duration"] / read)[:, None, None]
 
     def scale(self, batch: Batch) -> Tensor | None:
-        """Returns the factor (B,) from a prediction to fractions of the duration; None stands for 1."""
+        """Returns the factor (B,) from predictions to fractions of the duration; None is 1."""
         if self.unit == "duration":
             return None
         return (self.max_clips * batch["clip_seconds"] / batch["duration"]).clamp(max=1)

@@ -1,4 +1,4 @@
-"""`vmr extract`: turns videos into feature files, and lists the videos that have none at the end."""
+"""`vmr extract`: extracts features of videos, and lists the videos that failed."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from rich.table import Table
 from rich.text import Text
 
 from vmr_zoo.config.compose import build
+from vmr_zoo.data.annotations.video_files import match_videos
 from vmr_zoo.data.worlds.shapes.features import features_folder
 from vmr_zoo.data.worlds.shapes.generate import video_path, world_folder
 from vmr_zoo.errors import VmrError
 from vmr_zoo.video.extraction import Failure, extract
-from vmr_zoo.video.files import find_videos, shard, videos_of
-from vmr_zoo.video.manifest import NAME, PACKAGE
+from vmr_zoo.video.files import find_videos, shard
+from vmr_zoo.video.manifest import MANIFEST_NAME, PACKAGE
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -30,7 +31,7 @@ _LISTED = 50
 
 
 def main(cfg: DictConfig) -> int:
-    """Extracts the features of the videos that a configuration means.
+    """Extracts the features of the videos of a configuration.
 
     Args:
         cfg: composed from `conf/extract.yaml`.
@@ -39,7 +40,8 @@ def main(cfg: DictConfig) -> int:
         1 if a video failed or is missing, else 0.
 
     Raises:
-        VmrError: if no video is meant, the encoder cannot be built, or the folder was filled otherwise.
+        VmrError: if no video is requested, the encoder cannot be built, or the folder was filled with other
+            settings.
     """
     node = encoder_node(cfg.encoder)
     videos, failures, world = _videos(cfg)
@@ -53,22 +55,24 @@ def main(cfg: DictConfig) -> int:
     elif world is not None:
         out = features_folder(world, cfg.data.protocol.cache, encoder, cfg.storage)
     else:
-        raise VmrError("Expected out=FOLDER, where the features go.")
+        raise VmrError("Expected out=FOLDER for the features.")
     before = sum((out / f"{video_id}.npz").exists() for video_id in videos)
     failures += extract(videos, encoder, node, out, cfg.storage, cfg.batch_size, cfg.processes)
     console = Console()
-    made = sum((out / f"{video_id}.npz").exists() for video_id in videos) - before
-    earlier = f", {before} were there" if before else ""
-    console.print(Text(f"{out}: extracted {made} of {len(videos)} videos{earlier}; settings in {NAME}."))
+    extracted = sum((out / f"{video_id}.npz").exists() for video_id in videos) - before
+    earlier = f", {before} existed" if before else ""
+    console.print(
+        Text(f"{out}: extracted {extracted} of {len(videos)} videos{earlier}; settings in {MANIFEST_NAME}.")
+    )
     _report(failures, console)
     return 1 if failures else 0
 
 
 def encoder_node(cfg: DictConfig) -> dict[str, Any]:
-    """Returns the node that rebuilds an encoder elsewhere: resolved, and without the device it ran on.
+    """Returns the node that rebuilds an encoder elsewhere: resolved and without its device.
 
     Raises:
-        VmrError: if it names a class outside of this package.
+        VmrError: if it names a class outside this package.
     """
     node: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     if not str(node.get("_target_")).startswith(PACKAGE):
@@ -80,32 +84,34 @@ def encoder_node(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _videos(cfg: DictConfig) -> tuple[dict[str, Path], list[Failure], Any]:
-    """Returns the videos meant, those that have no file, and the world if they are rendered."""
+    """Returns the requested videos, those without a file, and the world if they are rendered."""
     if cfg.get("data") is None:
         if cfg.videos is None:
-            raise VmrError("Expected videos=FOLDER (a glob, a file, a .txt of paths, a list), or data=NAME.")
+            raise VmrError(
+                "Expected videos=FOLDER (or a glob, a file, a .txt of paths, a list), or data=NAME."
+            )
         return find_videos(_plain(cfg.videos)), [], None
     protocol: Protocol = build(cfg.data.protocol)
     if "world" in cfg.data.protocol:
         if cfg.videos is not None:
-            raise VmrError(f"data={cfg.data.name} renders its own videos. Leave out videos, or data.")
+            raise VmrError(f"data={cfg.data.name} renders its own videos. Leave out videos or data.")
         world = instantiate(cfg.data.protocol.world)
         folder = world_folder(world, cfg.data.protocol.cache)
         return {video_id: video_path(folder, video_id) for video_id in protocol.video_ids}, [], world
     if cfg.videos is None:
-        raise VmrError(f"data={cfg.data.name} has no videos of its own: say where they lie, videos=FOLDER.")
+        raise VmrError(f"data={cfg.data.name} includes no videos: set videos=FOLDER.")
     found = find_videos(_plain(cfg.videos))
-    chosen, missing = videos_of(protocol, found)
+    chosen, missing = match_videos(protocol, found)
     failures = [
-        Failure(video_id, "missing", f"No file called {video_id}.* under videos={cfg.videos}.")
+        Failure(video_id, "missing", f"No file named {video_id}.* in videos={cfg.videos}.")
         for video_id in missing
     ]
-    # A file keeps its own name, by which the features of its video are looked for too.
+    # A feature file keeps the name of the video file: readers try the same names.
     return {name: found[name] for name in chosen.values()}, failures, None
 
 
 def _plain(value: Any) -> Any:
-    """Turns a list of the configuration into a plain one."""
+    """Converts a list of the configuration to a plain one."""
     return OmegaConf.to_container(value) if OmegaConf.is_list(value) else str(value)
 
 
@@ -114,7 +120,7 @@ def _report(failures: list[Failure], console: Console) -> None:
     if not failures:
         return
     table = Table(title=f"{len(failures)} videos without features", box=SIMPLE_HEAD, title_justify="left")
-    for heading in ("video", "kind", "what happened"):
+    for heading in ("video", "kind", "reason"):
         table.add_column(heading, overflow="fold")
     for failure in failures[:_LISTED]:
         table.add_row(*map(Text, failure))

@@ -1,4 +1,4 @@
-"""`vmr pack`: read a data set's video features once and write them as one flat array."""
+"""`vmr pack`: writes the video features of a data set as one flat array."""
 
 from __future__ import annotations
 
@@ -10,32 +10,33 @@ from omegaconf import DictConfig
 from rich.progress import track
 
 from vmr_zoo.data.features.packed import PackedVideos, pack
-from vmr_zoo.errors import VmrError, some
+from vmr_zoo.errors import VmrError, abbreviate
 
 if TYPE_CHECKING:
     from vmr_zoo.data.batches.datamodule import VMRDataModule
 
 
 def main(cfg: DictConfig) -> int:
-    """Packs the videos of every split, and checks what was written.
+    """Packs the videos of all splits and verifies the result.
 
     Args:
-        cfg: what `conf/pack.yaml` composes.
+        cfg: composed from `conf/pack.yaml`.
 
     Returns:
-        0, or 1 if the checksums of some videos do not hold.
+        0, or 1 if some checksums are wrong.
 
     Raises:
-        VmrError: if features are missing, broken or rendered, or `out` holds others.
+        VmrError: if features are missing, broken or rendered, or `out` holds other features.
     """
     data: VMRDataModule = instantiate(cfg.data)
     source = data.features.video
     if isinstance(source, PackedVideos):
-        raise VmrError("features.packed is read, not packed. Leave it out.")
+        raise VmrError("The features are packed already. Remove features.packed.")
     if data.features.origin == "rendered":
         raise VmrError(
-            f"features={data.features.name} are rendered: in another world a name is another video, so that "
-            "a pack could be taken for another one's. They are kept under paths.cache anyway."
+            f"features={data.features.name} are rendered: another world has other videos under the same "
+            "names, so a pack could be confused with that of another world. Rendered features are cached "
+            "under paths.cache anyway."
         )
     source.prepare(data.protocol)
     videos = [query.video_id for split in data.protocol.splits.values() for query in split.queries]
@@ -46,8 +47,8 @@ def main(cfg: DictConfig) -> int:
     clips = sum(packed.length(video) for video in distinct)
     print(f"{Path(cfg.out)}: {len(distinct):,} videos, {clips:,} clips of {source.dim}, {cfg.dtype}")
     same = "the same features" if worst == 0 else f"other features, marked as {cfg.dtype}"
-    print(f"largest absolute difference: {worst:.2e}; for a run these are {same}")
+    print(f"largest absolute difference: {worst:.2e}; a run treats them as {same}")
     if corrupt:
-        print(f"checksums do not hold for {some(corrupt)}: delete {cfg.out} and pack anew")
+        print(f"wrong checksums for {abbreviate(corrupt)}: delete {cfg.out} and pack again")
         return 1
     return 0

@@ -1,1 +1,1 @@
-"""Composition of the Hydra configuration, its resolvers and run names."""
+"""The Hydra configuration: composition, resolvers, run names."""

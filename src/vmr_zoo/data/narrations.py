@@ -1,12 +1,14 @@
-"""Narrations: what a narrator said about a video, sentence by sentence, with times.
+"""Narration files: sentences about a video with time spans.
 
-On disk they are JSON Lines, one object per sentence:
+A file `NAME.jsonl` holds JSON Lines, one object per sentence:
 
     {"video_id": "AO8RW", "start": 4.0, "end": 4.0, "text": "A person walks to a shelf."}
 
-`start` and `end` are seconds, equal for the caption of one frame. A manifest lies beside `NAME.jsonl` as
-`NAME.manifest.json` and says who narrated: model, revision, prompt, sampling rate, seed, date. Embedding is a
-separate step, cached by sentence, so that another text encoder never re-runs the narrator.
+`start` and `end` are seconds, equal for the caption of one frame. The manifest `NAME.manifest.json` beside it
+describes the narrator: model, revision, prompt, sampling rate, seed, date.
+
+`read_narrations` reads a file, `write_narrations` writes one. `NarrationFile` serves a file as features: it
+embeds the sentences with a text encoder and caches the vectors, so another encoder needs no new narrations.
 """
 
 from __future__ import annotations
@@ -22,19 +24,20 @@ from typing import Any
 import numpy as np
 
 from vmr_zoo.data.annotations.records import Protocol
-from vmr_zoo.data.features.store import FeatureError, NarrationSource, Problem
-from vmr_zoo.data.text.cache import Array
-from vmr_zoo.data.text.encoders import TextEncoder
+from vmr_zoo.data.features.problems import FeatureError, Problem
+from vmr_zoo.data.features.source import NarrationSource
+from vmr_zoo.data.text.encoder import TextEncoder
 from vmr_zoo.errors import VmrError
+from vmr_zoo.utils.arrays import Array
 from vmr_zoo.utils.files import atomic_path, atomic_write
 
 MANIFEST_KEYS = ("model", "revision", "prompt", "sampling_rate", "seed", "date")
-"""What a narration manifest holds at least; null where it does not apply. `prompt` may be a list."""
+"""Required keys of a narration manifest; null where not applicable. `prompt` may be a list."""
 
 
 @dataclass(frozen=True, slots=True)
 class Narration:
-    """One sentence about a stretch of a video, or about one frame.
+    """One sentence about a time span or a frame of a video.
 
     Attributes:
         video_id: the video.
@@ -50,7 +53,7 @@ class Narration:
 
 
 def manifest_path(path: str | Path) -> Path:
-    """Returns where the manifest of a narration file lies."""
+    """Returns the path of the manifest of a narration file."""
     return Path(path).with_suffix(".manifest.json")
 
 
@@ -59,14 +62,14 @@ def write_narrations(path: str | Path, narrations: Iterable[Narration], manifest
 
     Args:
         path: the .jsonl file.
-        narrations: in the order to write.
-        manifest: at least `MANIFEST_KEYS`.
+        narrations: the sentences, in the order of the file.
+        manifest: has at least `MANIFEST_KEYS`.
 
     Raises:
         VmrError: if the manifest lacks a key.
     """
     _check_manifest(manifest, str(path))
-    # Line by line: a large data set has millions.
+    # Line by line: a large data set has millions of sentences.
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
         for narration in narrations:
             file.write(json.dumps(asdict(narration), ensure_ascii=False) + "\n")
@@ -83,11 +86,11 @@ def read_narrations(path: str | Path) -> tuple[dict[str, list[Narration]], dict[
         The narrations by video id, each list sorted by start and end, and the manifest.
 
     Raises:
-        VmrError: if a file is missing, or naming the line that cannot be used.
+        VmrError: if a file is missing or a line is invalid, with the line number.
     """
     path = Path(path).expanduser()
     by_video: dict[str, list[Narration]] = {}
-    # Not splitlines(): a sentence may hold U+2028 and its like.
+    # Not splitlines(): a sentence may contain U+2028 and similar characters.
     for number, line in enumerate(_text(path).split("\n"), 1):
         if not line.strip():
             continue
@@ -134,8 +137,10 @@ def _parse(line: str, where: str) -> Narration:
             f"{where}: expected video_id and text as strings that are not empty; found {line:.80}."
         )
     if re.search(r"[\ud800-\udfff]", video_id + text):
-        raise VmrError(f"{where}: half of a surrogate pair is no character: {line:.80}. Write the text anew.")
-    # No video is 1e9 seconds long, and JSON knows integers beyond any float.
+        raise VmrError(
+            f"{where}: expected text, found half of a surrogate pair: {line:.80}. Write the text again."
+        )
+    # No video is 1e9 s long, and a JSON integer may be too large for a float.
     if not all(type(value) in (int, float) for value in (start, end)) or not 0 <= start <= end <= 1e9:
         raise VmrError(f"{where}: expected 0 <= start <= end in seconds, found start={start!r}, end={end!r}.")
     return Narration(video_id, float(start), float(end), text.strip())
@@ -145,21 +150,21 @@ def _check_manifest(manifest: Mapping[str, Any], where: str) -> None:
     lacking = [key for key in MANIFEST_KEYS if key not in manifest]
     if lacking:
         raise VmrError(
-            f"The narration manifest of {where} lacks {', '.join(lacking)} (null where it does not apply)."
+            f"The narration manifest of {where} lacks {', '.join(lacking)} (null where not applicable)."
         )
 
 
 class NarrationFile(NarrationSource):
-    """Narrations out of a JSON Lines file, embedded by a sentence encoder."""
+    """Features of a narration file: the sentence vectors of a text encoder."""
 
     computed = True
 
     def __init__(self, file: str | Path, encoder: TextEncoder) -> None:
-        """Stores the place; the file is read on first use.
+        """Stores the path; the file is read on first use.
 
         Args:
             file: the .jsonl file.
-            encoder: what embeds the sentences.
+            encoder: the text encoder.
         """
         self.file = Path(file).expanduser()
         self.encoder = encoder
@@ -170,7 +175,7 @@ class NarrationFile(NarrationSource):
         return read_narrations(self.file)
 
     def prepare(self, protocol: Protocol) -> None:
-        """Embeds the sentences of the protocol's videos that are not cached yet."""
+        """Embeds all sentences about the protocol's videos that are not cached yet."""
         videos = {query.video_id for split in protocol.splits.values() for query in split.queries}
         self.encoder.embed(n.text for video in sorted(videos) for n in self._narrations[0].get(video, ()))
 
@@ -178,7 +183,7 @@ class NarrationFile(NarrationSource):
         """Returns (Ln, dim) float32 sentence vectors and (Ln, 2) float32 start and end in seconds.
 
         Raises:
-            FeatureError: if the file says nothing about the video.
+            FeatureError: if the file has no narration of the video.
         """
         narrations = self._narrations[0].get(video_id)
         if not narrations:
@@ -196,5 +201,5 @@ class NarrationFile(NarrationSource):
         return [Problem("narration", "missing", lacking, detail)] if lacking else []
 
     def manifest(self) -> dict[str, Any]:
-        """Returns the narrator's manifest and the encoder."""
+        """Returns the manifest of the file and the encoder."""
         return {"narrator": self._narrations[1], **self.encoder.manifest()}

@@ -1,4 +1,4 @@
-"""What happens around training: progress, seeding by epoch, and stopping at a loss that is no number."""
+"""Callbacks of training: seeding, checkpoints, non-finite losses, pruning, progress."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from vmr_zoo.errors import VmrError
-from vmr_zoo.runs import directory
+from vmr_zoo.runs.status import read_status, selection_curve
 
 log = logging.getLogger(__name__)
 
 
 class SeedSteps(Callback):
-    """Seeds every generator before each training step, from the run's seed, the epoch and the step.
+    """Seeds every generator before each training step from the run's seed, the epoch and the step.
 
-    Dropout then depends on these alone and not on what ran before, so that a run resumed at any step equals
-    one that was never interrupted, bit for bit on CPU, with no generator state to store.
+    Dropout then depends on nothing that ran before: resuming at any step is bit-identical to an uninterrupted
+    run on the CPU, without storing generator states.
     """
 
     def __init__(self, seed: int) -> None:
@@ -50,51 +50,51 @@ class SeedSteps(Callback):
 
 
 class Resumable(Checkpoint):
-    """Saves the checkpoint that `resume=true` continues from: after each epoch, and when asked to stop.
+    """Saves the checkpoint that `resume=true` continues from, after each epoch and on a stop signal.
 
-    ModelCheckpoint's `save_last` does not serve: it saves only when the epoch was the best so far. As a
-    `Checkpoint` this one runs after ModelCheckpoint, if listed after it, and so knows the best epoch.
+    ModelCheckpoint's `save_last` saves only if the epoch was the best so far. As a `Checkpoint` listed after
+    ModelCheckpoint, this one runs after it and stores the best epoch.
     """
 
     def __init__(self, path: str) -> None:
-        """Stores where the checkpoint goes."""
+        """Stores the path of the checkpoint."""
         self.path = path
 
     def _save(self, trainer: lightning.Trainer) -> None:
-        """Saves under a temporary name first: a kill or a full disk leaves the earlier one whole."""
+        """Saves under a temporary name first: a kill or a full disk leaves the earlier checkpoint intact."""
         temporary = f"{self.path}.part"
         trainer.save_checkpoint(temporary, weights_only=False)
         if trainer.is_global_zero:
             os.replace(temporary, self.path)
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Saves, at the end of an epoch."""
+        """Saves at the end of an epoch."""
         self._save(trainer)
 
     def on_exception(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
     ) -> None:
-        """Saves between two steps (SIGTERM, Ctrl-C); any other exception may have come amidst one."""
+        """Saves between two steps (SIGTERM, Ctrl-C); another exception may have interrupted a step."""
         if isinstance(exception, SIGTERMException):
             self._save(trainer)
 
 
 class NonFiniteLoss(Callback):
-    """Stops training when a loss is NaN or infinite, naming the parts.
+    """Stops training at a NaN or infinite loss and names its terms.
 
-    On CPU each step is checked before its gradient is taken. On a GPU a check would make every step wait for
-    the device, so the values are kept there and read every `every` steps and before validation.
+    On the CPU, every step is checked before its backward pass. On a GPU, a check would make every step wait
+    for the device; the values stay there and are checked every `every` steps and before validation.
     """
 
     def __init__(self, every: int = 50) -> None:
-        """Stores how many steps may pass between two checks on a GPU."""
+        """Stores the number of steps between two checks on a GPU."""
         self.every = every
         self._kept: list[tuple[int, dict[str, Tensor]]] = []
 
     def on_before_backward(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, loss: Tensor
     ) -> None:
-        """Keeps the loss and its parts, and checks them when it is time."""
+        """Stores the loss and its terms, and checks them when due."""
         self._kept.append(
             (trainer.global_step, {"loss": loss.detach(), **getattr(pl_module, "last_losses", {})})
         )
@@ -102,11 +102,11 @@ class NonFiniteLoss(Callback):
             self._check()
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Checks what is left."""
+        """Checks the remaining steps."""
         self._check()
 
     def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Checks what is left, before weights without a meaning predict."""
+        """Checks the remaining steps, before broken weights predict."""
         self._check()
 
     def _check(self) -> None:
@@ -127,50 +127,50 @@ class NonFiniteLoss(Callback):
 
 
 class PruneByMedian(Callback):
-    """Stops a trial of a search that does worse than the median of its siblings did at the same epoch.
+    """Stops a trial of a search that is worse than the median of its siblings at the same epoch.
 
-    Optuna's MedianPruner decides, from the selection split alone: the best that the trial has reached so far
-    against what each finished or pruned sibling had then. Siblings are read from their run directories, which
-    an interrupted search still has.
+    Optuna's MedianPruner decides from the selection split alone. It compares the best value of the trial so
+    far with the values of each finished or pruned sibling up to that epoch. Siblings are read from their run
+    directories, which survive an interrupted search.
     """
 
     def __init__(self, run: str, metric: str, startup: int, warmup: int) -> None:
-        """Stores whom to compare with.
+        """Stores the settings.
 
         Args:
             run: the run directory, `STUDY/TRIAL/seedN`; siblings are `STUDY/*/seedN`.
-            metric: the selection metric, the higher the better.
-            startup: how many siblings must have ended before any trial is pruned.
-            warmup: epochs that every trial may train.
+            metric: the selection metric; higher is better.
+            startup: number of siblings that must have ended before any trial is pruned.
+            warmup: epochs in which no trial is pruned.
         """
         self.run, self.metric, self.startup, self.warmup = Path(run), metric, startup, warmup
         self.curve: dict[int, float] = {}
         self.verdict = ""
 
     def state_dict(self) -> dict[str, Any]:
-        """Goes into the checkpoint."""
+        """Is stored in the checkpoint."""
         return {"curve": self.curve}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Comes from the checkpoint."""
+        """Is restored from the checkpoint."""
         self.curve = dict(state_dict["curve"])
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Decides, at the end of an epoch, in the process that leads; the others follow."""
+        """Decides at the end of an epoch, in the main process for all."""
         name = f"selection/{self.metric}"
         if trainer.sanity_checking or name not in trainer.callback_metrics:
             return
         self.curve[trainer.current_epoch] = float(trainer.callback_metrics[name])
         siblings = [
-            directory.curve(path, self.metric)
+            selection_curve(path, self.metric)
             for path in sorted(self.run.parent.parent.glob(f"*/{self.run.name}"))
-            if path != self.run and directory.status(path)["state"] in ("finished", "pruned")
+            if path != self.run and read_status(path)["state"] in ("finished", "pruned")
         ]
         behind = trainer.is_global_zero and should_prune(self.curve, siblings, self.startup, self.warmup)
         if trainer.strategy.broadcast(behind):
             trainer.should_stop = True
             self.verdict = (
-                f"{name} reached {max(self.curve.values()):.2f} in {len(self.curve)} epochs, less than the "
+                f"{name} reached {max(self.curve.values()):.2f} in {len(self.curve)} epochs, below the "
                 f"median of {len(siblings)} other trials"
             )
 
@@ -178,19 +178,19 @@ class PruneByMedian(Callback):
 def should_prune(
     curve: Mapping[int, float], siblings: Sequence[Mapping[int, float]], startup: int, warmup: int
 ) -> bool:
-    """Asks Optuna's MedianPruner about a trial.
+    """Returns the decision of Optuna's MedianPruner on a trial.
 
     Args:
-        curve: the trial's metric by epoch, the higher the better.
-        siblings: those of trials that have ended.
-        startup: how many siblings must have ended before any trial is pruned.
-        warmup: epochs that every trial may train.
+        curve: the trial's metric by epoch; higher is better.
+        siblings: the curves of trials that have ended.
+        startup: number of siblings that must have ended before any trial is pruned.
+        warmup: epochs in which no trial is pruned.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # adding trials is experimental in the release that Hydra pins
         import optuna
 
-        optuna.logging.set_verbosity(optuna.logging.WARNING)  # else it tells of each trial
+        optuna.logging.set_verbosity(optuna.logging.WARNING)  # else it logs every trial
         pruner = optuna.pruners.MedianPruner(n_startup_trials=startup, n_warmup_steps=warmup)
         study = optuna.create_study(direction="maximize", pruner=pruner)
         for other in siblings:
@@ -204,13 +204,13 @@ def should_prune(
 
 
 class StepTime(Callback):
-    """Sums up what training steps take, waiting for the loader included and validation left out.
+    """Sums the time of training steps, including the loader and excluding validation.
 
-    On a GPU, which works behind the process, single steps mean nothing and their sum still does.
+    A GPU works asynchronously: the sum is meaningful, single steps are not.
     """
 
     def __init__(self) -> None:
-        """Starts at no step."""
+        """Starts at zero steps."""
         self.steps, self.seconds, self._since = 0, 0.0, 0.0
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -218,7 +218,7 @@ class StepTime(Callback):
         self._since = time.monotonic()
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Starts the clock again, where validation came amidst an epoch."""
+        """Restarts the clock after validation within an epoch."""
         self._since = time.monotonic()
 
     def on_train_batch_end(
@@ -237,28 +237,28 @@ class StepTime(Callback):
 
 
 class LearningRate(LearningRateMonitor):
-    """Logs the learning rate of each epoch, where there is an optimizer and a logger."""
+    """Logs the learning rate of each epoch, if there is an optimizer and a logger."""
 
     def __init__(self) -> None:
         """Logs once per epoch."""
         super().__init__(logging_interval="epoch")
 
     def on_train_start(self, trainer: lightning.Trainer, *args: Any, **kwargs: Any) -> None:
-        """Starts, unless there is nothing to log or nowhere to log it."""
+        """Starts if there is an optimizer and a logger."""
         if trainer.loggers and trainer.optimizers:
             super().on_train_start(trainer, *args, **kwargs)
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, *args: Any, **kwargs: Any) -> None:
-        """Logs, unless there is nothing to log or nowhere to log it."""
+        """Logs if there is an optimizer and a logger."""
         if trainer.loggers and trainer.optimizers:
             super().on_train_epoch_start(trainer, *args, **kwargs)
 
 
 class EpochLines(Callback):
-    """Prints one line per epoch: what a log file or a pipe can hold of a progress bar."""
+    """Prints one line per epoch: the progress bar of a log file or a pipe."""
 
     def __init__(self, title: str = "") -> None:
-        """Stores what the lines start with."""
+        """Stores the prefix of the lines."""
         self.title = title
         self._started = 0.0
 
@@ -267,9 +267,9 @@ class EpochLines(Callback):
         self._started = time.monotonic()
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Prints the epoch, its loss, the selection metric and the seconds it took."""
+        """Prints the epoch, its loss, the selection metric and its duration."""
         if not self._started:
-            return  # Lightning ends an epoch once more that a resumed run had ended already
+            return  # a resumed run: Lightning repeats the end of the last epoch
         metrics = trainer.callback_metrics
         parts = [f"{self.title} epoch {trainer.current_epoch + 1}/{trainer.max_epochs}".strip()]
         if "train/loss" in metrics:
@@ -282,10 +282,10 @@ class EpochLines(Callback):
 
 
 def progress(title: str = "") -> Callback:
-    """Shows progress: Rich bars on a terminal, one line per epoch elsewhere and in parallel jobs.
+    """Returns a progress display: bars on a terminal, one line per epoch elsewhere and in parallel jobs.
 
     Args:
-        title: what the lines start with.
+        title: prefix of the lines.
     """
     alone = multiprocessing.parent_process() is None
     return RichProgressBar(leave=True) if alone and sys.stdout.isatty() else EpochLines(title)

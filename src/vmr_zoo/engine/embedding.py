@@ -1,8 +1,8 @@
-"""`vmr embed`: computes text features once: into the cache, where training finds them, or into files.
+"""Computes text features once: into the cache that training reads, or into files.
 
-Everything goes through the cache, some thousand sentences at a time, so that an interrupted call goes on
-where it was. Files are in the Moment-DETR family's layout (`features/query=clip_text` reads it):
-`qid{qid}.npz` with `last_hidden_state` (L, D), start and end token included, and `pooler_output` (D,).
+All sentences go through the cache, some thousand at a time, so an interrupted call continues where it
+stopped. Files have the layout of the Moment-DETR family, which `features/query=clip_text` reads:
+`qid{qid}.npz` with `last_hidden_state` (L, D), including start and end token, and `pooler_output` (D,).
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from rich.console import Console
 from rich.progress import track
 
 from vmr_zoo.config.compose import build
-from vmr_zoo.data.annotations.readers import safe_id
 from vmr_zoo.data.annotations.records import Protocol
+from vmr_zoo.data.annotations.validation import safe_id
+from vmr_zoo.data.features.queries import EncodedQueries
 from vmr_zoo.data.narrations import read_narrations
-from vmr_zoo.data.text.encoders import EncodedQueries, TextEncoder, Work
-from vmr_zoo.errors import VmrError, some, unknown
+from vmr_zoo.data.text.encoder import EmbeddingWork, TextEncoder
+from vmr_zoo.errors import VmrError, unknown
 from vmr_zoo.utils.files import atomic_path, atomic_write
 
 if TYPE_CHECKING:
@@ -33,14 +34,14 @@ if TYPE_CHECKING:
 IDS = ("qid", "query_id", "id")
 TEXTS = ("query", "sentence", "text")
 _AT_ONCE = 512
-"""Sentences whose features lie in memory while files are written."""
+"""Sentences whose features are in memory at a time while files are written."""
 
 
 class Sentence(NamedTuple):
     """One sentence of a file of queries.
 
     Attributes:
-        query_id: what its feature file will be named after.
+        query_id: the name of its feature file.
         text: the sentence.
     """
 
@@ -48,18 +49,19 @@ class Sentence(NamedTuple):
     text: str
 
 
-def main(cfg: DictConfig) -> int:
-    """Embeds what the configuration names.
+def embed(cfg: DictConfig, console: Console) -> list[str]:
+    """Embeds the sentences of a data set, of a file of queries, or of a narration file.
 
     Args:
         cfg: composed from `conf/embed.yaml`; reads `data`, `features`, `text_encoder`, `queries`,
             `narrations`, `out`.
+        console: prints what was computed.
 
     Returns:
-        1 if some sentences could not be embedded, which are listed, else 0.
+        The sentences that the encoder cannot embed.
 
     Raises:
-        VmrError: if nothing is named, or something cannot be read or written.
+        VmrError: if there is nothing to embed, or something cannot be read or written.
     """
     if not (cfg.get("data") or cfg.get("queries") or cfg.get("narrations")):
         raise VmrError(
@@ -67,32 +69,27 @@ def main(cfg: DictConfig) -> int:
             "or narrations=FILE.jsonl."
         )
     if cfg.get("out") and not cfg.get("queries"):
-        raise VmrError("out=FOLDER is where the features of queries=FILE go; data and narrations are cached.")
-    console = Console()
+        raise VmrError("out=FOLDER is for the features of queries=FILE; data and narrations are cached.")
     encoder = build(cfg.text_encoder) if cfg.get("text_encoder") else None
     failed: list[str] = []
     if cfg.get("data"):
-        failed += _data(cfg, encoder, console)
+        failed += _embed_data_set(cfg, encoder, console)
     if cfg.get("queries") or cfg.get("narrations"):
         if encoder is None:
             raise VmrError(
                 "Sentences of a file need text_encoder=NAME: minilm, clip_vit_b32, sentence, glove, llama."
             )
         if cfg.get("queries"):
-            failed += _queries(Path(cfg.queries).expanduser(), cfg.get("out"), encoder, console)
+            failed += _embed_queries(Path(cfg.queries).expanduser(), cfg.get("out"), encoder, console)
         if cfg.get("narrations"):
             by_video, _ = read_narrations(cfg.narrations)
-            texts = [narration.text for said in by_video.values() for narration in said]
-            failed += _embed(encoder, texts, "narrations", console)
-    if failed:
-        console.print(
-            f"{len(failed):,} sentences have no word that the encoder knows: {some(failed)}", soft_wrap=True
-        )
-    return 1 if failed else 0
+            texts = [narration.text for narrations in by_video.values() for narration in narrations]
+            failed += _embed_texts(encoder, texts, "narrations", console)
+    return failed
 
 
-def _data(cfg: DictConfig, encoder: TextEncoder | None, console: Console) -> list[str]:
-    """Embeds a protocol's sentences and narrations: by `encoder`, or as the features are configured."""
+def _embed_data_set(cfg: DictConfig, encoder: TextEncoder | None, console: Console) -> list[str]:
+    """Embeds the sentences and narrations of a protocol with `encoder`, else with those of the features."""
     name = cfg.features.name
     protocol: Protocol = build(cfg.data.protocol)
     texts = [query.text for split in protocol.splits.values() for query in split.queries]
@@ -100,52 +97,52 @@ def _data(cfg: DictConfig, encoder: TextEncoder | None, console: Console) -> lis
         query = build(cfg.features.query)
         if not isinstance(query, EncodedQueries):
             raise VmrError(
-                f"features={name} reads its sentences' features from files: there is nothing to compute. "
-                "Name an encoder (text_encoder=clip_vit_b32), or features that compute (features/query=clip)."
+                f"features={name} reads sentence features from files: there is nothing to compute. Choose an "
+                "encoder (text_encoder=clip_vit_b32) or features that compute (features/query=clip)."
             )
-        failed = _embed(query.encoder, texts, "sentences", console)
+        failed = _embed_texts(query.encoder, texts, "sentences", console)
     else:
-        failed = _embed(encoder, texts, "sentences", console)
+        failed = _embed_texts(encoder, texts, "sentences", console)
     node = cfg.features.get("narration")
     if not node:
         return failed
     if encoder is not None:
         if "encoder" not in node:
-            console.print(f"narrations: features={name} embeds its own by itself; left alone.")
+            console.print(f"narrations: features={name} embeds its own; skipped.")
             return failed
         node.encoder = cfg.text_encoder
     narration = build(node)
     narration.prepare(protocol)
     if isinstance(used := getattr(narration, "encoder", None), TextEncoder):
-        _say("narrations", used.work, "the others, if any, were in the cache", used, console)
+        _print_work("narrations", used.work, "the others, if any, were in the cache", used, console)
     return failed
 
 
-def _embed(encoder: TextEncoder, texts: Iterable[str], what: str, console: Console) -> list[str]:
-    """Embeds sentences and says how many, and how fast.
+def _embed_texts(encoder: TextEncoder, texts: Iterable[str], what: str, console: Console) -> list[str]:
+    """Embeds sentences and prints their number and the speed.
 
     Returns:
-        Those that have no token.
+        The sentences without a token.
     """
     distinct = list(dict.fromkeys(texts))
-    good, bad = _sorted_out(encoder, distinct)
+    good, bad = _split_by_tokens(encoder, distinct)
     before = replace(encoder.work)
     encoder.embed(good)
-    done = Work(encoder.work.computed - before.computed, encoder.work.seconds - before.seconds)
+    done = EmbeddingWork(encoder.work.computed - before.computed, encoder.work.seconds - before.seconds)
     cached = len(good) - done.computed
-    _say(what, done, f"{cached:,} of {len(good):,} were in the cache", encoder, console)
+    _print_work(what, done, f"{cached:,} of {len(good):,} were in the cache", encoder, console)
     return bad
 
 
-def _sorted_out(encoder: TextEncoder, texts: list[str]) -> tuple[list[str], list[str]]:
-    """Parts sentences with tokens from those without."""
+def _split_by_tokens(encoder: TextEncoder, texts: list[str]) -> tuple[list[str], list[str]]:
+    """Returns the sentences with tokens and those without."""
     split = encoder.tokenise(texts) if texts else []
     good = [text for text, tokens in zip(texts, split, strict=True) if len(tokens.ids)]
     return good, [text for text, tokens in zip(texts, split, strict=True) if not len(tokens.ids)]
 
 
-def _say(what: str, work: Work, cached: str, encoder: TextEncoder, console: Console) -> None:
-    """Prints one line about what was done."""
+def _print_work(what: str, work: EmbeddingWork, cached: str, encoder: TextEncoder, console: Console) -> None:
+    """Prints one line about the computed sentences."""
     pace = f" in {work.seconds:.1f} s, {work.computed / work.seconds:,.0f} a second" if work.computed else ""
     console.print(f"{what} by {encoder.name}: {work.computed:,} computed{pace}; {cached}.", soft_wrap=True)
 
@@ -153,10 +150,10 @@ def _say(what: str, work: Work, cached: str, encoder: TextEncoder, console: Cons
 # --- files
 
 
-def _queries(file: Path, out: str | None, encoder: TextEncoder, console: Console) -> list[str]:
-    """Embeds a file of sentences, and writes one feature file each if `out` says where."""
+def _embed_queries(file: Path, out: str | None, encoder: TextEncoder, console: Console) -> list[str]:
+    """Embeds a file of sentences; with `out`, writes a feature file each."""
     rows = read_queries(file)
-    bad = set(_embed(encoder, [row.text for row in rows], "queries", console))
+    bad = set(_embed_texts(encoder, [row.text for row in rows], "queries", console))
     if out:
         folder = Path(out).expanduser()
         good = [row for row in rows if row.text not in bad]
@@ -166,12 +163,12 @@ def _queries(file: Path, out: str | None, encoder: TextEncoder, console: Console
 
 
 def write_features(folder: Path, rows: list[Sentence], encoder: TextEncoder) -> None:
-    """Writes features in the Moment-DETR family's layout, float16, and a manifest.json beside them.
+    """Writes features in the layout of the Moment-DETR family, float16, and a manifest.json beside them.
 
     Args:
-        folder: where to; what another encoder wrote there is never mixed with.
+        folder: the target folder of one encoder.
         rows: the sentences, each with at least one token.
-        encoder: what embeds them.
+        encoder: the text encoder.
 
     Raises:
         VmrError: if the folder holds features of another encoder, or cannot be written.
@@ -207,14 +204,14 @@ def read_queries(file: Path) -> list[Sentence]:
 
     Args:
         file: a .csv with a header or a .jsonl of objects, in which the id is `qid`, `query_id` or `id` and
-            the sentence `query`, `sentence` or `text`; or a .txt with a sentence a line. Where there are no
-            ids, sentences are numbered from 0.
+            the sentence `query`, `sentence` or `text`; or a .txt with one sentence per line. Without ids,
+            sentences are numbered from 0.
 
     Returns:
-        The sentences in the order of the file; ids are distinct and safe in a file name.
+        The sentences in the order of the file; ids are unique and safe as file names.
 
     Raises:
-        VmrError: naming the line that cannot be used.
+        VmrError: for an invalid line, with its number.
     """
     readers: dict[str, Callable[[str, Path], Iterable[tuple[str, dict[str, Any]]]]] = {
         ".csv": _csv,
@@ -222,7 +219,7 @@ def read_queries(file: Path) -> list[Sentence]:
         ".txt": _txt,
     }
     if file.suffix not in readers:
-        raise unknown("kind of file of queries", file.suffix, readers)
+        raise unknown("type of query file", file.suffix, readers)
     try:
         content = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

@@ -1,14 +1,13 @@
-"""What a trained method is asked instead of the question, to see how much of its score is bias.
+"""Bias probes: the inputs of a trained method are replaced to measure how much of its score is bias.
 
-A probe replaces what the method is served and leaves the ground truth alone: `vmr eval probe=blank_video`
-scores answers that cannot have come from the video. It stands between the features and the data module, so
-that everything made of them follows, whatever a method reads: clips, patches, narrations, token features,
-token ids, noun chunks, and the other sentences about the video.
+A probe replaces inputs and keeps the ground truth: predictions under `vmr eval probe=blank_video` cannot
+come from the video. It replaces the features before the data module reads them, and thereby everything
+derived from them: clips, patches, narrations, token features, token ids, noun chunks, and the other sentences
+about the video.
 
-"Blank" is not zeros, which no method has ever read, but one typical thing for all: the clip, sentence or
-narration of the split that is nearest to the mean. It is real, so whatever a method makes of it is not due
-to numbers out of range, and it is the same everywhere, so it says nothing. A row's input depends on its split
-and its ids alone, not on the batch.
+A blank input is not zero, which no method has been trained on, but typical: the clip, sentence or narration
+of the split that is nearest to the mean. It is real, so its values are in range; it is the same for every
+row, so it carries no information. The input of a row depends on its split and ids only, not on the batch.
 """
 
 from __future__ import annotations
@@ -22,56 +21,57 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from vmr_zoo.data.annotations.records import Query, Split
-from vmr_zoo.data.features.store import FeatureSet, NarrationSource, QuerySource, VideoSource
-from vmr_zoo.data.text.cache import Array
+from vmr_zoo.data.features.feature_set import FeatureSet
+from vmr_zoo.data.features.source import NarrationSource, QuerySource, VideoSource
 from vmr_zoo.errors import VmrError
+from vmr_zoo.utils.arrays import Array
 
 Item = TypeVar("Item")
 
 
-class Probed(NamedTuple):
-    """What a split is served as.
+class ProbedFeatures(NamedTuple):
+    """The replaced inputs of a split.
 
     Attributes:
-        features: in place of the run's.
-        asked: the sentence by query id, where it is not the query's own.
+        features: replace the run's.
+        sentences: the replacing sentence by query id, where sentences are replaced.
     """
 
     features: FeatureSet
-    asked: Mapping[str, str]
+    sentences: Mapping[str, str]
 
 
 class Probe(ABC):
-    """A way to ask something else.
+    """A replacement of inputs.
 
     Attributes:
-        name: as in `probe=<name>`, with what else sets its results apart.
+        name: as in `probe=<name>`; with the seed where there are several.
     """
 
     name: str
 
     @abstractmethod
-    def __call__(self, features: FeatureSet, split: Split) -> Probed:
+    def __call__(self, features: FeatureSet, split: Split) -> ProbedFeatures:
         """Replaces the features of one split.
 
         Args:
             features: the run's, prepared.
-            split: what will be served; the ground truth stays that of its queries.
+            split: the split to predict; keeps its ground truth.
         """
 
 
 class BlankVideo(Probe):
     """Every clip of every video is the split's most typical clip, and every narration its most typical one.
 
-    A video keeps its length. Narrations come at the split's mean rate, one after the other: when the narrator
-    spoke tells where something happens, too.
+    A video keeps its length. Narrations follow each other at the split's mean rate, because the times of
+    narrations also reveal where something happens.
     """
 
     name = "blank_video"
 
-    def __call__(self, features: FeatureSet, split: Split) -> Probed:
+    def __call__(self, features: FeatureSet, split: Split) -> ProbedFeatures:
         """Replaces clips, patches and narrations."""
-        durations = _durations(split)
+        durations = _video_durations(split)
         video_id, row = _typical(features.video.load, durations)
 
         def blank(_: str, clips: int) -> tuple[str, Array]:
@@ -80,45 +80,45 @@ class BlankVideo(Probe):
         narration = features.narration
         if narration is not None:
             narration = _blank_narrations(narration, durations)
-        return Probed(_with_clips(features, blank, narration), {})
+        return ProbedFeatures(_with_clips(features, blank, narration), {})
 
 
 @dataclass(frozen=True)
 class ShuffledVideo(Probe):
-    """The clips of each video in another order; a narration goes along with the clip in its middle.
+    """Shuffles the clips of each video; a narration moves with the clip at its middle.
 
     Attributes:
-        seed: of the order.
+        seed: of the permutation.
     """
 
     seed: int = 0
 
     @property
     def name(self) -> str:  # type: ignore[override]
-        """Names the seed unless it is the usual one."""
+        """Includes the seed unless it is 0."""
         return _name("shuffled_video", self.seed)
 
-    def __call__(self, features: FeatureSet, split: Split) -> Probed:
+    def __call__(self, features: FeatureSet, split: Split) -> ProbedFeatures:
         """Replaces clips, patches and narrations."""
-        durations = _durations(split)
+        durations = _video_durations(split)
 
         def shuffled(video_id: str, clips: int) -> tuple[str, Array]:
             rng = np.random.default_rng((self.seed, zlib.crc32(video_id.encode())))
             return video_id, rng.permutation(clips)
 
-        def told(video_id: str) -> tuple[Array, Array]:
+        def moved(video_id: str) -> tuple[Array, Array]:
             assert features.narration is not None
             vectors, times = features.narration.load(video_id)
             duration, clips = durations[video_id], len(features.video.load(video_id))
             seconds = features.clip_length(duration, clips)
             place = np.clip(times.mean(1) // seconds, 0, clips - 1).astype(int)
-            moved = np.argsort(shuffled(video_id, clips)[1])[place]
-            times = np.clip(times + ((moved - place) * seconds)[:, None], 0, duration).astype(np.float32)
+            target = np.argsort(shuffled(video_id, clips)[1])[place]
+            times = np.clip(times + ((target - place) * seconds)[:, None], 0, duration).astype(np.float32)
             order = np.lexsort((times[:, 1], times[:, 0]))
             return vectors[order], times[order]
 
-        narration = None if features.narration is None else _Narrations(features.narration, told)
-        return Probed(_with_clips(features, shuffled, narration), {})
+        narration = None if features.narration is None else _ReplacedNarrations(features.narration, moved)
+        return ProbedFeatures(_with_clips(features, shuffled, narration), {})
 
 
 class BlankQuery(Probe):
@@ -126,16 +126,16 @@ class BlankQuery(Probe):
 
     name = "blank_query"
 
-    def __call__(self, features: FeatureSet, split: Split) -> Probed:
+    def __call__(self, features: FeatureSet, split: Split) -> ProbedFeatures:
         """Replaces the sentences."""
         load = features.query.load
         typical, _ = _typical(lambda query: load(query).mean(0, keepdims=True), split.queries)
-        return _asked(features, dict.fromkeys(split.queries, typical))
+        return _with_sentences(features, dict.fromkeys(split.queries, typical))
 
 
 @dataclass(frozen=True)
 class OtherQuery(Probe):
-    """Each sentence is one about another video of the split; now and then it may fit this one, too.
+    """Each sentence becomes one about another video of the split, which may happen to fit this one too.
 
     Attributes:
         seed: of the draw.
@@ -145,10 +145,10 @@ class OtherQuery(Probe):
 
     @property
     def name(self) -> str:  # type: ignore[override]
-        """Names the seed unless it is the usual one."""
+        """Includes the seed unless it is 0."""
         return _name("other_query", self.seed)
 
-    def __call__(self, features: FeatureSet, split: Split) -> Probed:
+    def __call__(self, features: FeatureSet, split: Split) -> ProbedFeatures:
         """Replaces the sentences.
 
         Raises:
@@ -158,34 +158,35 @@ class OtherQuery(Probe):
         video = np.unique([query.video_id for query in split.queries], return_inverse=True)[1]
         if not video.any():
             raise VmrError(
-                f"probe=other_query asks about another video of the split, but {split.name} has one only. "
+                f"probe=other_query takes a sentence about another video of the split, but {split.name} has "
+                "one video only. "
                 "Choose another split or probe=blank_query."
             )
         chosen = {}
         for row, query in enumerate(split.queries):
             others = np.flatnonzero(video != video[row])
             chosen[query] = split.queries[int(rng.choice(others))]
-        return _asked(features, chosen)
+        return _with_sentences(features, chosen)
 
 
 def _name(name: str, seed: int) -> str:
     return f"{name}_{seed}" if seed else name
 
 
-def _durations(split: Split) -> dict[str, float]:
+def _video_durations(split: Split) -> dict[str, float]:
     """Returns the seconds of each video."""
     return {query.video_id: query.duration for query in split.queries}
 
 
 def _typical(load: Callable[[Item], Array], items: Iterable[Item]) -> tuple[Item, int]:
-    """Finds the row of all arrays that is nearest to the mean of all rows; a tie goes to the first.
+    """Finds the row nearest to the mean of the rows of all arrays; the first of equals.
 
     Args:
-        load: the array (n, D) of an item.
-        items: read twice, so that one array at a time is held.
+        load: returns the array (n, D) of an item.
+        items: loaded twice, one array at a time.
 
     Returns:
-        The item, and the row's number in its array.
+        The item, and the number of the row in its array.
     """
     items = list(items)
     total: Any = 0.0
@@ -203,40 +204,44 @@ def _typical(load: Callable[[Item], Array], items: Iterable[Item]) -> tuple[Item
     return nearest
 
 
-Place = Callable[[str, int], tuple[str, Array]]
-"""From a video id and its number of clips: the video and the rows that are served in its place."""
+ClipSource = Callable[[str, int], tuple[str, Array]]
+"""Maps a video id and its number of clips to the video and the rows that replace its clips."""
 
 
-def _with_clips(features: FeatureSet, place: Place, narration: NarrationSource | None) -> FeatureSet:
-    patches = None if features.patches is None else _Clips(features.patches, place)
-    return replace(features, video=_Clips(features.video, place), patches=patches, narration=narration)
+def _with_clips(
+    features: FeatureSet, clip_source: ClipSource, narration: NarrationSource | None
+) -> FeatureSet:
+    patches = None if features.patches is None else _ReplacedClips(features.patches, clip_source)
+    return replace(
+        features, video=_ReplacedClips(features.video, clip_source), patches=patches, narration=narration
+    )
 
 
-class _Clips(VideoSource):
-    """Clips or patches of a source at other places."""
+class _ReplacedClips(VideoSource):
+    """Replaced clips or patches of a source."""
 
-    def __init__(self, source: VideoSource, place: Place) -> None:
-        self.source, self.place = source, place
+    def __init__(self, source: VideoSource, clip_source: ClipSource) -> None:
+        self.source, self.clip_source = source, clip_source
         self.dim = source.dim
 
     def load(self, video_id: str) -> Array:
         own = self.source.load(video_id)
-        taken_from, rows = self.place(video_id, len(own))
+        taken_from, rows = self.clip_source(video_id, len(own))
         return (own if taken_from == video_id else self.source.load(taken_from))[rows]
 
     def manifest(self) -> dict[str, Any]:
         return self.source.manifest()
 
 
-class _Narrations(NarrationSource):
-    """Narrations of a source, replaced."""
+class _ReplacedNarrations(NarrationSource):
+    """Replaced narrations of a source."""
 
-    def __init__(self, source: NarrationSource, told: Callable[[str], tuple[Array, Array]]) -> None:
-        self.source, self.told = source, told
+    def __init__(self, source: NarrationSource, replacement: Callable[[str], tuple[Array, Array]]) -> None:
+        self.source, self.replacement = source, replacement
         self.dim = source.dim
 
     def load(self, video_id: str) -> tuple[Array, Array]:
-        return self.told(video_id)
+        return self.replacement(video_id)
 
     def manifest(self) -> dict[str, Any]:
         return self.source.manifest()
@@ -248,21 +253,21 @@ def _blank_narrations(source: NarrationSource, durations: Mapping[str, float]) -
     sentence = source.load(video_id)[0][row]
     rate = sum(len(source.load(video)[0]) for video in durations) / sum(durations.values())
 
-    def told(video_id: str) -> tuple[Array, Array]:
+    def repeated(video_id: str) -> tuple[Array, Array]:
         count = max(1, round(durations[video_id] * rate))
         edges = np.linspace(0, durations[video_id], count + 1, dtype=np.float32)
         return np.tile(sentence, (count, 1)), np.stack((edges[:-1], edges[1:]), 1)
 
-    return _Narrations(source, told)
+    return _ReplacedNarrations(source, repeated)
 
 
-def _asked(features: FeatureSet, chosen: Mapping[Query, Query]) -> Probed:
+def _with_sentences(features: FeatureSet, chosen: Mapping[Query, Query]) -> ProbedFeatures:
     sentences = {query.query_id: other.text for query, other in chosen.items()}
-    return Probed(replace(features, query=_Queries(features.query, chosen)), sentences)
+    return ProbedFeatures(replace(features, query=_ReplacedQueries(features.query, chosen)), sentences)
 
 
-class _Queries(QuerySource):
-    """Sentences of a source, exchanged; those of other splits are served as they are."""
+class _ReplacedQueries(QuerySource):
+    """Replaced sentences of a source; those of other splits stay."""
 
     def __init__(self, source: QuerySource, chosen: Mapping[Query, Query]) -> None:
         self.source, self.chosen = source, chosen

@@ -1,12 +1,12 @@
-"""Finding moments in a video file with a trained run, from Python.
+"""Finds moments in a video file with a trained run, from Python.
 
     retriever = Retriever.from_run("runs/shapes-shapes/mesm-paper/seed0")
     video = retriever.encode("clip.mp4")                         # decoded and encoded once
     for moment in video.search("a person opens the door"):      # searched as often as you like
         print(moment.start, moment.end, moment.score)
 
-The run's own configuration decides how the video and the sentences are encoded; features that came out of
-somebody else's files cannot be computed for a new video, which is said and not guessed at.
+The run's own configuration decides how the video and the sentences are encoded. A run on ready-made feature
+files is refused: their encoder is unknown.
 """
 
 from __future__ import annotations
@@ -25,32 +25,34 @@ from vmr_zoo.config.compose import build
 from vmr_zoo.data.annotations.records import Query, Split
 from vmr_zoo.data.batches.datamodule import FOR_DETAILS, TRAINING_ONLY
 from vmr_zoo.data.batches.sampling import EpochBatchSampler
-from vmr_zoo.data.batches.split_dataset import SplitData
-from vmr_zoo.data.features.store import FeatureSet, NarrationSource, VideoSource, compare_manifests
+from vmr_zoo.data.batches.split_dataset import SplitDataset
+from vmr_zoo.data.features.feature_set import FeatureSet
+from vmr_zoo.data.features.manifest import compare_manifests
+from vmr_zoo.data.features.source import NarrationSource, VideoSource
 from vmr_zoo.data.narrations import NarrationFile, read_narrations
-from vmr_zoo.data.text.cache import Array
-from vmr_zoo.engine.evaluation import load_weights
+from vmr_zoo.engine.weights import load_weights
 from vmr_zoo.errors import VmrError
 from vmr_zoo.runs import directory
 from vmr_zoo.spans import nms
+from vmr_zoo.utils.arrays import Array
 from vmr_zoo.video.decode import duration
 
 if TYPE_CHECKING:
     from vmr_zoo.methods.base import Method
 
 NMS_IOU = 0.5
-"""Of two moments that different windows found and that overlap more, the worse goes."""
+"""If two moments from different windows overlap more than this, the lower-scored one is dropped."""
 
-_FREE_OF_A_NARRATOR = {"date", "seed", "dtype"}
-"""What may differ between the narrations of training and those of a new video."""
+_NARRATOR_MAY_DIFFER = {"date", "seed", "dtype"}
+"""Manifest keys that may differ between the narrations of training and those of a new video."""
 
-_SCORES_BY_CLIP = ("frame_probability", "highlight")
-"""Details that say how well a clip fits, for methods without saliency; best first."""
+_CLIP_SCORE_DETAILS = ("frame_probability", "highlight")
+"""Details used as clip scores for methods without saliency, in order of preference."""
 
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """One answer.
+    """A retrieved moment.
 
     Attributes:
         start: seconds.
@@ -65,12 +67,12 @@ class Moment:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a run says about one sentence.
+    """The moments that a run retrieves for one sentence.
 
     Attributes:
         query: the sentence.
         moments: best first.
-        clip_scores: (clips,) how well each clip fits: saliency, or the probability of a frame to lie in the
+        clip_scores: (clips,) relevance of each clip: saliency, or the probability that a frame is inside the
             moment; None for a method that has neither.
     """
 
@@ -98,13 +100,13 @@ class Retriever:
             method: with its weights.
             features: the features that it was trained on.
             narrator: manifest of the narrations that it was trained on; None: there were none.
-            device: where the method runs.
+            device: device of the method.
             window_seconds: a longer video is searched in windows of this length, each overlapping half of the
                 next; None: never.
             batch_size: windows times queries per forward pass.
 
         Raises:
-            VmrError: for a window of no length.
+            VmrError: for a window that is not longer than 0 s.
         """
         if window_seconds is not None and window_seconds <= 0:
             raise VmrError(f"Expected a window longer than 0 s, found {window_seconds}.")
@@ -130,10 +132,11 @@ class Retriever:
 
         Args:
             run: the directory.
-            device: where the method runs; None: a GPU if there is one.
-            window_seconds: see `__init__`; None: the length of the longest video that the run was trained on.
-            batch_size: see `__init__`. MMN and VDI make their map of a video once for each batch.
-            cache: where embeddings of sentences are kept; None: where the run kept them.
+            device: device of the method; None: a GPU if there is one.
+            window_seconds: length of search windows; None: that of the longest training video.
+            batch_size: windows times queries per forward pass. MMN and VDI compute their video map once per
+                batch.
+            cache: folder for sentence embeddings; None: the run's.
 
         Raises:
             VmrError: if the run is incomplete, or its features cannot be computed for a new video.
@@ -145,9 +148,9 @@ class Retriever:
         if not features.video.encodes or not features.query.encodes:
             part = "clips" if not features.video.encodes else "sentences"
             raise VmrError(
-                f"{run} was trained on features={features.name}, whose {part} come out of ready-made files: "
-                "how to compute them for something new is not known. Train on features made here (`vmr "
-                "extract`, then features=extracted; docs/extract.md), and ask that run."
+                f"{run} was trained on features={features.name}, whose {part} come from ready-made files: "
+                "their encoder is unknown, so nothing new can be encoded. Train on features made here (`vmr "
+                "extract`, then features=extracted; docs/extract.md), and use that run."
             )
         trained = directory.read_json(run / directory.MANIFEST)
         now = {"video": features.video.manifest(), "query": features.query.manifest()}
@@ -155,7 +158,7 @@ class Retriever:
         method: Method = build(stored.method)
         load_weights(method, run / directory.WEIGHTS)
         if window_seconds is None:
-            window_seconds = _longest(features, header.get("longest_training_video"))
+            window_seconds = _longest_training_video(features, header.get("longest_training_video"))
         return cls(
             method,
             features,
@@ -185,22 +188,22 @@ class Retriever:
         return EncodedVideo(self, path, seconds, self.features.video.encode(path), vectors, times)
 
     def _narrations(self, path: Path, file: str | Path | None) -> tuple[Array, Array]:
-        """Embeds what was narrated about a video: (Ln, dim) and (Ln, 2) seconds."""
+        """Embeds the narrations of a video: (Ln, dim), and (Ln, 2) seconds."""
         source = self.features.narration
         if not isinstance(source, NarrationFile):
             raise VmrError("The method reads narrations, but the features of its run have none.")
         if file is None:
             raise VmrError(
-                f"{type(self.method).__name__} reads narrations; found none for {path}. Make them by `vmr "
-                f"narrate videos={path} out=FILE.jsonl` with the narrator of the training data, and give "
+                f"{type(self.method).__name__} reads narrations; found none for {path}. Make them with `vmr "
+                f"narrate videos={path} out=FILE.jsonl` and the narrator of the training data, and add "
                 "narrations=FILE.jsonl."
             )
-        asked, trained = read_narrations(file)[1], self.narrator or {}
-        keys = [key for key in dict.fromkeys((*trained, *asked)) if key not in _FREE_OF_A_NARRATOR]
-        differing = [key for key in keys if asked.get(key) != trained.get(key)]
+        current, trained = read_narrations(file)[1], self.narrator or {}
+        keys = [key for key in dict.fromkeys((*trained, *current)) if key not in _NARRATOR_MAY_DIFFER]
+        differing = [key for key in keys if current.get(key) != trained.get(key)]
         if differing:
-            listed = "; ".join(f"{key}: {trained.get(key)!r}, now {asked.get(key)!r}" for key in differing)
-            raise VmrError(f"{file} has another narrator than the run was trained with: {listed}.")
+            listed = "; ".join(f"{key}: {trained.get(key)!r}, now {current.get(key)!r}" for key in differing)
+            raise VmrError(f"{file} was made by another narrator than the narrations of training: {listed}.")
         return NarrationFile(file, source.encoder).load(path.stem)
 
 
@@ -209,7 +212,7 @@ class EncodedVideo:
     """A video that has been decoded and encoded, ready to be searched many times.
 
     Attributes:
-        retriever: whose encoder it was.
+        retriever: the retriever that encoded it.
         path: the file.
         duration: seconds.
         clips: (T, dim) float32.
@@ -229,7 +232,7 @@ class EncodedVideo:
 
         Args:
             query: the sentence.
-            top_k: how many moments to return at most.
+            top_k: the most moments to return.
 
         Returns:
             Moments in seconds, best first.
@@ -242,13 +245,13 @@ class EncodedVideo:
 
         Args:
             queries: N sentences.
-            top_k: how many moments to return at most for each.
+            top_k: the most moments to return for each.
 
         Returns:
             N answers. Moments of all windows are ranked together.
 
         Raises:
-            VmrError: if a sentence has no word.
+            VmrError: if a sentence has no words.
         """
         if top_k < 1:
             raise VmrError(f"Expected top_k of at least 1, found {top_k}.")
@@ -261,8 +264,8 @@ class EncodedVideo:
             for window in range(len(windows))
         ]
         retriever.features.query.encode(queries)
-        split = Split("asked", tuple(rows))
-        data = SplitData(split, self._features(windows), retriever.needs)
+        split = Split("query", tuple(rows))
+        data = SplitDataset(split, self._features(windows), retriever.needs)
         found: list[list[Moment]] = [[] for _ in queries]
         sums = np.zeros((len(queries), len(self.clips)), np.float32)
         counts = np.zeros(len(self.clips), np.float32)
@@ -279,7 +282,7 @@ class EncodedVideo:
             curve = _clip_scores(prediction)
             for place, row in enumerate(chosen.rows.tolist()):
                 number, window = row // len(windows), windows[row % len(windows)]
-                found[number] += _moments(spans[place], scores[place], window)
+                found[number] += _to_moments(spans[place], scores[place], window)
                 if curve is not None:
                     scored = True
                     values = curve[place, : len(window)]
@@ -288,7 +291,7 @@ class EncodedVideo:
                         values = np.interp(places, np.arange(len(values)), values)
                     sums[number, window.first : window.last] += values
         return [
-            Answer(text, _ranked(moments, top_k, len(windows)), sums[number] / counts if scored else None)
+            Answer(text, _rank(moments, top_k, len(windows)), sums[number] / counts if scored else None)
             for number, (text, moments) in enumerate(zip(queries, found, strict=True))
         ]
 
@@ -309,20 +312,20 @@ class EncodedVideo:
         ]
 
     def _features(self, windows: Sequence[_Window]) -> FeatureSet:
-        """Serves the windows as videos called "0", "1" and so on."""
+        """Serves the windows as videos named "0", "1" and so on."""
         features = self.retriever.features
         clips = {str(i): self.clips[w.first : w.last] for i, w in enumerate(windows)}
         narrations = None
         if self.narration is not None and self.narration_seconds is not None:
-            told = {}
+            by_window = {}
             for i, window in enumerate(windows):
                 times = self.narration_seconds - window.offset
                 inside = (times[:, 1] >= 0) & (times[:, 0] <= window.seconds)
-                told[str(i)] = (self.narration[inside], times[inside].clip(0, window.seconds))
-            narrations = _Narrations(told, self.narration.shape[1])
+                by_window[str(i)] = (self.narration[inside], times[inside].clip(0, window.seconds))
+            narrations = _WindowNarrations(by_window, self.narration.shape[1])
         return replace(
             features,
-            video=_Clips(clips, features.video_dim),
+            video=_WindowClips(clips, features.video_dim),
             narration=narrations,
             narration_dim=None if narrations is None else narrations.dim,
             patches=None,
@@ -332,7 +335,7 @@ class EncodedVideo:
 
 @dataclass(frozen=True, slots=True)
 class _Window:
-    """Clips `first` to `last` - 1 of a video, which begin at `offset` and last `seconds`."""
+    """Clips `first` to `last` - 1 of a video, from `offset`, of `seconds` length."""
 
     first: int
     last: int
@@ -343,8 +346,8 @@ class _Window:
         return self.last - self.first
 
 
-class _Clips(VideoSource):
-    """Clips in memory."""
+class _WindowClips(VideoSource):
+    """The clips of windows, in memory."""
 
     def __init__(self, clips: dict[str, Array], dim: int) -> None:
         self.clips = clips
@@ -357,8 +360,8 @@ class _Clips(VideoSource):
         return {}
 
 
-class _Narrations(NarrationSource):
-    """Narrations in memory."""
+class _WindowNarrations(NarrationSource):
+    """The narrations of windows, in memory."""
 
     def __init__(self, narrations: dict[str, tuple[Array, Array]], dim: int) -> None:
         self.narrations = narrations
@@ -371,8 +374,8 @@ class _Narrations(NarrationSource):
         return {}
 
 
-def _longest(features: FeatureSet, longest_video: float | None) -> float | None:
-    """Returns the seconds of the longest video that training saw; None if that is not recorded."""
+def _longest_training_video(features: FeatureSet, longest_video: float | None) -> float | None:
+    """Returns the seconds of the longest video in training; None if that is not recorded."""
     most = features.video.max_clips
     if most is None or features.clip_seconds is None:
         return longest_video
@@ -381,17 +384,17 @@ def _longest(features: FeatureSet, longest_video: float | None) -> float | None:
 
 
 def _clip_scores(prediction: Any) -> Array | None:
-    """Returns one score per clip, (B, Lv or fewer), if the method has such a thing."""
+    """Returns one score per clip, (B, Lv or fewer), if the method has clip scores."""
     details = prediction.get("details", {})
-    for curve in (prediction.get("saliency"), *(details.get(name) for name in _SCORES_BY_CLIP)):
+    for curve in (prediction.get("saliency"), *(details.get(name) for name in _CLIP_SCORE_DETAILS)):
         if curve is not None:
             values: Array = curve.float().cpu().numpy()
             return values
     return None
 
 
-def _moments(spans: Tensor, scores: Tensor, window: _Window) -> list[Moment]:
-    """Turns the fractions of a window into seconds of the video; what only fills a short list goes."""
+def _to_moments(spans: Tensor, scores: Tensor, window: _Window) -> list[Moment]:
+    """Converts fractions of a window into seconds of the video; drops the padding of short lists."""
     return [
         Moment(window.offset + start * window.seconds, window.offset + end * window.seconds, score)
         for (start, end), score in zip(spans.tolist(), scores.tolist(), strict=True)
@@ -399,11 +402,11 @@ def _moments(spans: Tensor, scores: Tensor, window: _Window) -> list[Moment]:
     ]
 
 
-def _ranked(moments: Iterable[Moment], top_k: int, windows: int) -> list[Moment]:
+def _rank(moments: Iterable[Moment], top_k: int, windows: int) -> list[Moment]:
     """Ranks the moments of all windows together."""
     ranked = sorted(moments, key=lambda moment: -moment.score)
     if windows > 1 and ranked:
-        # What two windows both see is found twice.
+        # A moment in the overlap of two windows is found twice.
         spans = torch.tensor([[[moment.start, moment.end] for moment in ranked]])
         scores = torch.tensor([[moment.score for moment in ranked]])
         kept, kept_scores = nms(spans, scores, NMS_IOU, keep=min(top_k, len(ranked)))

@@ -1,4 +1,4 @@
-"""The picture of an answer: thumbnails along the timeline, the moments found, and how well each clip fits."""
+"""Draws retrieved moments on a timeline with thumbnails and clip scores."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def draw(video: EncodedVideo, answers: Sequence[Answer], out: str | Path) -> Non
     """Draws the answers to one or several sentences about a video.
 
     Args:
-        video: what was searched.
-        answers: one panel each; the best moment is drawn darkest, ranks stand on the bars.
-        out: the picture; its suffix says what it is (.png, .pdf, .svg).
+        video: the searched video.
+        answers: one panel each; the best moment is the darkest, and each bar shows its rank.
+        out: the picture; its suffix selects the format (.png, .pdf, .svg).
 
     Raises:
-        VideoError: if the file has gone in the meantime.
-        VmrError: for an unknown suffix, or a place that cannot be written.
+        VideoError: if the file has disappeared.
+        VmrError: for an unknown suffix, or a path that cannot be written.
     """
     from matplotlib.figure import Figure  # without pyplot: no window, no state
 
@@ -43,7 +43,7 @@ def draw(video: EncodedVideo, answers: Sequence[Answer], out: str | Path) -> Non
     axes = figure.subplots(
         1 + len(answers), 1, sharex=True, squeeze=False, height_ratios=[strip_height] + [1.5] * len(answers)
     )[:, 0]
-    # The last sample may be missing where the file is a little shorter than it says.
+    # The last frame may be missing: a file can be slightly shorter than its stated duration.
     axes[0].imshow(strip, extent=(0, video.duration * len(frames) / THUMBNAILS, 0, 1), aspect="auto")
     axes[0].set_yticks([])
     for axis, answer in zip(axes[1:], answers, strict=True):

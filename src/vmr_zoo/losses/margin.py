@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 def _draw(allowed: Tensor) -> Tensor:
-    """Draws one True position of each row of (B, Lv) uniformly; arbitrary where a row has none.
+    """Draws a True position of each row of (B, Lv) uniformly; arbitrary where a row has none.
 
-    One random number per row decides, so that padding does not change what is drawn.
+    It draws one random number per row, which makes the result independent of padding.
     """
     count = allowed.sum(1, keepdim=True)
     nth = (torch.rand(len(allowed), 1, device=allowed.device) * count).long().clamp(max=count - 1)
@@ -19,10 +19,10 @@ def _draw(allowed: Tensor) -> Tensor:
 def sample_pairs(
     inside: Tensor, video_mask: Tensor, saliency: Tensor, saliency_mask: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Draws two pairs of clips per row, the first of each pair the more relevant one.
+    """Draws two pairs of clips per row, each of a more and a less relevant clip.
 
-    Where the ratings of a row differ, its first pair is the highest against the lowest rated clip. The other
-    pairs are a random clip inside the moments against a random one outside.
+    If the ratings of a row differ, its first pair is the highest and the lowest rated clip. Other pairs are a
+    random clip inside the moments and a random clip outside.
 
     Args:
         inside: (B, Lv) bool, the clips inside a moment.
@@ -32,7 +32,7 @@ def sample_pairs(
 
     Returns:
         positive (B, 2) and negative (B, 2) clip indices, and usable (B, 2) bool, False where there is no such
-        pair (every clip lies inside, or none does).
+        pair (all clips are inside, or none is).
     """
     outside = ~inside & video_mask
     positive = torch.stack((_draw(inside), _draw(inside)), 1)
@@ -51,14 +51,14 @@ def sample_pairs(
 def margin_loss(
     scores: Tensor, positive: Tensor, negative: Tensor, usable: Tensor, margin: float = 0.2
 ) -> Tensor:
-    """Hinge loss that asks each positive clip to outscore its negative by a margin.
+    """Hinge loss that encourages each positive clip to outscore its negative by a margin (BM-DETR Eq. 15).
 
     Args:
         scores: (B, Lv).
         positive: (B, P) clip indices.
         negative: (B, P) clip indices.
-        usable: (B, P) bool; other pairs add nothing.
-        margin: how much the score must differ.
+        usable: (B, P) bool; other pairs contribute 0.
+        margin: minimum difference of the scores.
 
     Returns:
         Twice the mean over B * P (the factor is Moment-DETR's).

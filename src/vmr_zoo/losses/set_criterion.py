@@ -1,4 +1,4 @@
-"""Set prediction losses: match slots to ground truth, then span and class losses (DETR, Moment-DETR)."""
+"""Set prediction losses (DETR, Moment-DETR): matching of slots to targets, span and class losses."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vmr_zoo.blocks.matcher import assign
+from vmr_zoo.blocks.matcher import hungarian_match
 from vmr_zoo.spans import giou, pairwise, to_start_end
 
 FOREGROUND, BACKGROUND = 0, 1
 
 
 class SetCriterion(nn.Module):
-    """Matches and scores one set of predictions.
+    """Matches predicted slots to targets and computes the set losses.
 
     Spans are compared as (centre, width) by L1 and as (start, end) by generalised IoU.
     """
@@ -45,17 +45,26 @@ class SetCriterion(nn.Module):
     def match(
         self, logits: Tensor, spans: Tensor, targets: Tensor, target_mask: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Finds the cheapest assignment; arguments as in `forward`, result as of `blocks.matcher.assign`.
+        """Finds the cheapest assignment (BM-DETR Eq. 12-13).
 
-        Several sets of predictions, (layers, B, M, 2), are matched at once, to (layers, B, N).
+        The predictions of several layers, (layers, B, M, 2), are matched at once, to (layers, B, N).
+
+        Args:
+            logits: (B, M, 2), index 0 = foreground.
+            spans: (B, M, 2) centre and width.
+            targets: (B, N, 2) centre and width.
+            target_mask: (B, N), True = valid.
+
+        Returns:
+            slots (B, N) int64 and matched (B, N) bool, as in `hungarian_match`.
         """
         probability = logits.softmax(-1)[..., FOREGROUND]
         l1 = (pairwise(spans) - targets.unsqueeze(1)).abs().sum(-1)
         overlap = giou(pairwise(to_start_end(spans)), to_start_end(targets).unsqueeze(1))
         cost = self.cost_l1 * l1 - self.cost_giou * overlap - self.cost_class * probability.unsqueeze(-1)
         if cost.dim() == 3:
-            return assign(cost, target_mask)
-        slots, matched = assign(cost.flatten(0, 1), target_mask.repeat(len(cost), 1))
+            return hungarian_match(cost, target_mask)
+        slots, matched = hungarian_match(cost.flatten(0, 1), target_mask.repeat(len(cost), 1))
         return slots.unflatten(0, cost.shape[:2]), matched.unflatten(0, cost.shape[:2])
 
     def forward(
@@ -70,18 +79,17 @@ class SetCriterion(nn.Module):
             target_mask: (B, N), True = valid.
 
         Returns:
-            Scalars: "span_l1", mean over the matched pairs and both coordinates; "span_giou", mean of 1 -
-                gIoU over
-            the matched pairs; "label", two-way cross-entropy with down-weighted background, mean over B * M
-            (not over the weights); "class_error", the percentage of matched slots that are called background,
-            without gradient.
+            Scalars: "span_l1", mean over the matched pairs and both coordinates; "span_giou", mean of
+            1 - gIoU over the matched pairs; "label", two-way cross-entropy with down-weighted background,
+            mean over B * M (not over the weights); "class_error", the percentage of matched slots that are
+            classified as background, without gradient.
         """
         return self._losses(logits, spans, targets, *self.match(logits, spans, targets, target_mask))
 
     def _losses(
         self, logits: Tensor, spans: Tensor, targets: Tensor, slots: Tensor, matched: Tensor
     ) -> dict[str, Tensor]:
-        """Computes the losses of one set of predictions that is matched; see `forward` and `match`."""
+        """Computes the losses of one set of predictions and its matching."""
         chosen = spans.gather(1, slots.unsqueeze(-1).expand(-1, -1, 2))
         count = matched.sum().clamp(min=1)
         l1 = ((chosen - targets).abs() * matched.unsqueeze(-1)).sum() / (2 * count)
@@ -89,8 +97,7 @@ class SetCriterion(nn.Module):
         lost = ((1 - overlap) * matched).sum() / count
 
         foreground = torch.zeros_like(logits[..., 0], dtype=torch.bool)
-        # Unmatched targets point at slot 0 too: combine with "or", since the order of plain scatters is
-        # undefined.
+        # Unmatched targets point at slot 0 too. "or" is independent of the order of the scatters.
         foreground = foreground.int().scatter_reduce(1, slots, matched.int(), "amax").bool()
         weight = torch.where(foreground, 1.0, self.background_weight)
         entropy = F.cross_entropy(logits.transpose(1, 2), (~foreground).long(), reduction="none")
@@ -112,11 +119,11 @@ class SetCriterion(nn.Module):
         Args:
             logits: (layers, B, M, 2).
             spans: (layers, B, M, 2).
-            targets: see `forward`.
-            target_mask: see `forward`.
+            targets: (B, N, 2) centre and width.
+            target_mask: (B, N), True = valid.
 
         Returns:
-            Scalars by the names of `forward`; those of the layers before the last end in "/aux0", "/aux1", ….
+            The scalars of `forward`; names of layers before the last end in "/aux0", "/aux1", ….
         """
         losses: dict[str, Tensor] = {}
         last = len(logits) - 1

@@ -1,4 +1,4 @@
-"""The one base class of every method: it owns logging, validation metrics and the optimizer, nothing else."""
+"""The base class of all methods: it owns logging, validation metrics and the optimizer."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Training:
     """How a method is trained and validated.
 
     Attributes:
-        metrics: what validation computes, with the thresholds and the rounding of the data set.
-        loss_weights: weight by loss name; None turns a loss off. The names are those that the method's
-            `losses` returns, without the `/auxN` of intermediate decoder layers, which share the weight of
-            their parent. A loss that is turned off may be absent from `losses`.
+        metrics: the validation metrics, with the thresholds and the rounding of the data set.
+        loss_weights: weight by loss name; None turns a loss off. The names are those returned by the method's
+            `losses`, without the `/auxN` of intermediate decoder layers, which share the weight of their
+            parent. A loss that is turned off may be absent from `losses`.
         optimizer: called with the parameter groups; None for a method without parameters.
         scheduler: called with the optimizer and stepped once per epoch; None keeps the learning rate.
     """
@@ -44,17 +44,17 @@ class Method(lightning.LightningModule):
     A subclass sets `needs`, builds its network in `__init__`, and implements `losses` and `predict`.
 
     Attributes:
-        needs: the optional batch fields that the method reads, names out of `vmr_zoo.types.NEEDS`; an
-            instance may set its own, when a switch drops one.
-        loss_weights: see `Training`.
-        details: whether `predict_step` asks `predict` for details; the caller sets it.
+        needs: the optional batch fields that the method reads, a subset of `vmr_zoo.types.NEEDS`; an instance
+            may set its own if a switch drops one.
+        loss_weights: weight by loss name; None turns a loss off.
+        details: whether `predict_step` also returns details; the caller sets it.
         last_losses: the detached losses of the latest training step, used to report non-finite losses.
     """
 
     needs: frozenset[str] = frozenset()
 
     def __init__(self, training: Training) -> None:
-        """Stores what the base class owns."""
+        """Stores loss weights, metrics, optimizer and scheduler of `training`."""
         super().__init__()
         self.loss_weights = dict(training.loss_weights)
         self.metrics = training.metrics
@@ -72,8 +72,8 @@ class Method(lightning.LightningModule):
         """Returns ranked moments for each row; leaves the batch unmodified.
 
         Args:
-            batch: see `Batch`.
-            details: also return what there is to plot; it changes neither spans nor scores.
+            batch: the batch.
+            details: also return attention and other curves to plot; spans and scores stay the same.
         """
 
     def weight(self, name: str) -> float | None:
@@ -90,7 +90,7 @@ class Method(lightning.LightningModule):
         return self.loss_weights[name]
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Returns the optimizer's parameter groups; a method with several learning rates overrides this."""
+        """Returns the optimizer's parameter groups; methods with several learning rates override it."""
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]
 
     def total_loss(self, losses: Mapping[str, Tensor]) -> Tensor:
@@ -118,8 +118,9 @@ class Method(lightning.LightningModule):
         ]
         if idle:
             raise VmrError(
-                f"method.training.loss_weights weighs {', '.join(idle)}, which {type(self).__name__} "
-                f"does not compute as it is configured. It computes {', '.join(sorted(parents))}. Set the others to null."
+                f"method.training.loss_weights has weights for {', '.join(idle)}, but {type(self).__name__} "
+                f"does not compute them in this configuration. It computes {', '.join(sorted(parents))}. "
+                "Set the others to null."
             )
         if not terms:
             raise VmrError(f"Every loss of {type(self).__name__} is turned off: {self.loss_weights}.")
@@ -151,18 +152,18 @@ class Method(lightning.LightningModule):
         self.log_dict({f"selection/{name}": value for name, value in values.items()})
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
-        """Predicts one batch of a test split and keeps the ids beside the answer."""
+        """Predicts one batch of a test split; adds the ids of queries and videos."""
         prediction = self.predict(batch, details=self.details)
         return {**prediction, "query_id": batch["query_id"], "video_id": batch["video_id"]}
 
     def configure_optimizers(self) -> Any:
-        """Builds the optimizer and, if there is one, the per-epoch scheduler."""
+        """Builds the optimizer and the per-epoch scheduler, if any."""
         if self._optimizer is None:
             return None
         optimizer: Any = self._optimizer(self.parameter_groups())
         if getattr(optimizer, "_step_supports_amp_scaling", False):
-            # A fused one would unscale float16 gradients in its step, so that Lightning refuses to clip them,
-            # in bfloat16 too, where nothing is scaled. Without this Lightning unscales first and clips then.
+            # A fused optimizer unscales float16 gradients in its step. Lightning therefore refuses to clip
+            # them, even in bfloat16, where nothing is scaled. With False it unscales first, then clips.
             optimizer._step_supports_amp_scaling = False
         if self._scheduler is None:
             return optimizer

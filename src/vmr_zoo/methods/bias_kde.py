@@ -1,11 +1,12 @@
-"""Bias-based: moments drawn from where the training moments lie, whatever the video and the query.
+"""Bias-based: moments drawn from the distribution of the training moments; ignores video and query.
 
 Paper: Yuan et al. 2021, "A Closer Look at Temporal Sentence Grounding in Videos: Dataset and Metric",
 https://arxiv.org/abs/2101.09028: a Gaussian kernel density estimate of the normalised (start, end) of the
-training moments, from which locations are drawn. The paper was not at hand; this follows that description.
+training moments, from which locations are drawn. The paper was not available; this follows that description.
 
-Our choices: predictions are ranked in the order drawn, so that the first is a fair draw; draws are clipped to
-the video; the bandwidth is Scott's rule, SciPy's default. A query's draws depend on the seed and its id.
+Our choices: predictions are ranked in the order of the draws, which keeps the first an unbiased draw; draws
+are clipped to the video; the bandwidth is Scott's rule, SciPy's default. The draws depend on the seed and the
+query id.
 """
 
 from __future__ import annotations
@@ -29,25 +30,25 @@ class BiasKDE(Method):
     """Draws moments from a kernel density of the training moments; has no trainable parameters.
 
     Attributes:
-        moments: (N, 2) the normalised training moments, a buffer, so that a checkpoint holds all there is.
+        moments: (N, 2) the normalised training moments, a buffer that is part of checkpoints.
     """
 
     moments: Tensor
 
     def __init__(self, *, training: Training, seed: int = 0, samples: int = 10) -> None:
-        """Starts without a density; one pass over the training split gives it.
+        """Starts without a density; one pass over the training split provides it.
 
         Args:
-            training: see `Training`.
+            training: what validation computes.
             seed: of the draws.
-            samples: how many moments are drawn per query, at least 5.
+            samples: number of moments drawn per query, at least 5.
 
         Raises:
             VmrError: if `samples` is below 5.
         """
         super().__init__(training)
         if samples < 5:
-            raise VmrError(f"Expected method.samples >= 5, since R5 reads five predictions; found {samples}.")
+            raise VmrError(f"Expected method.samples >= 5, since R5 needs five predictions; found {samples}.")
         self.seed = seed
         self.samples = samples
         self.register_buffer("moments", torch.zeros(0, 2))
@@ -58,10 +59,10 @@ class BiasKDE(Method):
         return {}
 
     def fit_density(self, moments: Tensor) -> None:
-        """Takes (N, 2) normalised moments as the density's centres.
+        """Fits the density to (N, 2) normalised moments.
 
         Raises:
-            VmrError: if they are fewer than three or all on a line, of which there is no density on a plane.
+            VmrError: if there are fewer than three, or all are on a line: a density on a plane needs more.
         """
         points = moments.double().cpu().numpy().T
         if len(moments) < 3 or np.linalg.eigvalsh(np.cov(points))[0] < 1e-9:
@@ -73,15 +74,15 @@ class BiasKDE(Method):
         self.__dict__.pop("_density", None)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:  # type: ignore[override]
-        """Keeps the moments of one batch."""
+        """Collects the moments of one batch."""
         self._seen.append(batch["spans"][batch["span_mask"]])
 
     def on_train_epoch_end(self) -> None:
-        """Stops: another epoch would change nothing."""
+        """Stops after the first epoch; another would change nothing."""
         self.trainer.should_stop = True
 
     def on_validation_epoch_start(self) -> None:
-        """Fits the density once the training split has been seen, in time for the selection split."""
+        """Fits the density after the training split, before the selection split."""
         if self._seen:
             self.fit_density(torch.cat(self._seen))
             self._seen.clear()
@@ -95,15 +96,12 @@ class BiasKDE(Method):
         return gaussian_kde(self.moments.double().cpu().numpy().T)
 
     def predict(self, batch: Batch, *, details: bool = False) -> Prediction:
-        """Draws `samples` moments per query, in the order drawn; the score says no more than the rank.
-
-        There are no details.
-        """
+        """Draws `samples` moments per query, ranked in the order of the draws; there are no details."""
         spans = np.zeros((len(batch["query_id"]), self.samples, 2), dtype=np.float32)
         scores = np.zeros(spans.shape[:2], dtype=np.float32)
         for row, query_id in enumerate(batch["query_id"]):
             rng = np.random.default_rng([self.seed, zlib.crc32(query_id.encode())])
-            # Some draws fall outside the video or end before they start; more are drawn than kept.
+            # Some draws fall outside the video or end before they start: draw more than are kept.
             drawn = self._density.resample(4 * self.samples, seed=rng).T.clip(0, 1)
             kept = drawn[drawn[:, 1] > drawn[:, 0]][: self.samples]
             spans[row, : len(kept)] = kept
@@ -118,7 +116,7 @@ class BiasKDE(Method):
         return prediction
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
-        """Makes room for as many moments as the checkpoint holds."""
+        """Resizes the buffer to the number of moments in the checkpoint."""
         stored = state_dict.get(f"{prefix}moments")
         if isinstance(stored, Tensor):
             self.moments = torch.zeros_like(stored)

@@ -1,67 +1,306 @@
-"""EMB: a span predictor whose boundaries are elastic.
+"""EMB: a span predictor with elastic boundaries.
 
 Paper: Huang et al., "Video Activity Localisation with Uncertainties in Temporal Boundary", ECCV 2022, as TEA
 restates it (Cai et al., "MLLM as Video Narrator", arXiv 2406.17880, Eq. 6-11 and 15-17): EMB is TEA without
 narrations.
 
-Where TEA's text and EMB's released code differ, an argument decides (paper | released):
-- `branch.unit`: Eq. 6 with an outer FC, then layer normalisation (`equation_6`) | a post-norm layer with a
-  feed-forward network (`post_norm`). Both scale by the head's width.
-- `branch.guide_maxima`: Eq. 7, the running maxima include the frame itself (`inclusive`) | they do not
-  (`strict`).
-- `branch.guide_placement`: Eq. 7 guides the video `once` | `inside` every attention unit, as the query only.
-- `branch.order`: Eq. 9 `sequential` | `simultaneous` cross-attention; `branch.final_self_attention`: absent
-  | present.
-- `branch.similarity`: Eq. 11 `bilinear` | `trilinear`.
-- `branch.gate`: Eq. 10-11, h reads and multiplies V-bar (`attended`) | a further layer of it (`joint`).
-- `branch.endpoints`: Eq. 10, a `single` LSTM | two `chained` ones with MLP heads.
-- `boundary.highlight_end`, `.positive_weight`, `.extension`: Eq. 16, max, 1, 0 | min, 2, 0.1.
-- `downsample`: `max` (TEA Sec. 4) | `mean`.
-Slips of the released code, mended unless asked for: `boundary.end_set` (candidate ends reach one too far),
-`proposals.block_padding` (padding takes part in the proposals), `branch.average_padding` (what padding they
-see), `drop_last_clip` (downsampling loses the last clip). TEA's total (Eq. 17) names no ranking loss, but
-its candidate sets need one: its weight is EMB's.
+TEA's text and EMB's released code differ in the switches of `SpanNetwork` (blocks/attention_unit.py),
+`EndpointBranch` and `ProposalBranch` (blocks/span_predictor.py), `SnippetPooling` and `ElasticBoundary`;
+docs/methods/emb.md lists them. TEA's total loss (Eq. 17) has no ranking loss, but its candidate sets need
+one; its weight follows EMB's code.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from vmr_zoo.blocks.distinct import per_video
+from vmr_zoo.blocks.attention_unit import GuidedConv, SpanNetwork
 from vmr_zoo.blocks.dropout import Dropout
-from vmr_zoo.blocks.guided_attention import GuidedConv
-from vmr_zoo.blocks.narration import Downsample, pool_clips
+from vmr_zoo.blocks.per_video import per_video
 from vmr_zoo.blocks.position import sine_coordinates
-from vmr_zoo.blocks.proposal_branch import ProposalBranch, Proposals
-from vmr_zoo.blocks.span_predictor import EndpointBranch, Located, rank_spans
+from vmr_zoo.blocks.span_predictor import (
+    BranchOutput,
+    EndpointBranch,
+    ProposalBranch,
+    Proposals,
+    SpanRanking,
+    span_to_indices,
+)
 from vmr_zoo.errors import VmrError
-from vmr_zoo.losses.boundary import ElasticBoundary, PathLogits, overlap_threshold
 from vmr_zoo.methods.base import Method, Training
+from vmr_zoo.spans import iou
 from vmr_zoo.types import Batch, Prediction
+from vmr_zoo.utils.switches import check_switches
 
 
-class Output(NamedTuple):
+@check_switches
+@dataclass(frozen=True)
+class SnippetPooling:
+    """Pools the clips of long videos to snippets; a short video keeps one snippet per clip.
+
+    Attributes:
+        max_snippets: videos with more clips than this are pooled to this many snippets.
+        pooling: "max" (TEA Sec. 4) or "mean" (EMB's code).
+        drop_last_clip: whether the last snippet of a pooled video leaves out the last clip, unless that is
+            its only one (a bug of EMB's code).
+    """
+
+    max_snippets: int
+    pooling: Literal["max", "mean"]
+    drop_last_clip: bool
+
+    def snippet_of_clip(self, mask: Tensor) -> Tensor:
+        """Finds the snippet of each clip; snippet k of n clips begins at round(k n / max_snippets).
+
+        Args:
+            mask: (B, Lv) bool, True = valid; valid clips come first.
+
+        Returns:
+            (B, Lv) int64; `max_snippets` for a clip that belongs to none.
+        """
+        limit = self.max_snippets
+        count = mask.sum(1, keepdim=True)
+        step = torch.arange(limit + 1, device=mask.device)
+        edges = torch.where(count > limit, (step * count.double() / limit).round().long(), step)
+        clip = torch.arange(mask.shape[1], device=mask.device).expand_as(mask).contiguous()
+        snippet = torch.searchsorted(edges[:, 1:].contiguous(), clip, right=True)
+        if self.drop_last_clip:
+            dropped = (clip == count - 1) & (count > limit) & (edges[:, -2:-1] < count - 1)
+            snippet = snippet.masked_fill(dropped, limit)
+        return snippet.masked_fill(~mask, limit)
+
+    def __call__(self, video: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Pools (B, Lv, Dv) clips under their (B, Lv) mask.
+
+        Returns:
+            Snippets (B, L, Dv), L = min(Lv, max_snippets), their mask, and (B, Lv) the snippet of each clip.
+        """
+        limit = self.max_snippets
+        if video.shape[1] <= limit:
+            return video, mask, torch.arange(video.shape[1], device=video.device).expand_as(mask)
+        snippet = self.snippet_of_clip(mask)
+        # One extra snippet collects the clips that belong to none.
+        pooled = video.new_zeros(len(video), limit + 1, video.shape[2]).scatter_reduce(
+            1,
+            snippet.unsqueeze(-1).expand_as(video),
+            video,
+            "amax" if self.pooling == "max" else "mean",
+            include_self=False,
+        )[:, :limit]
+        valid = torch.arange(limit, device=video.device) < mask.sum(1, keepdim=True)
+        return pooled * valid.unsqueeze(-1), valid, snippet.clamp(max=limit - 1)
+
+
+def overlap_threshold(progress: float) -> float:
+    """Computes theta, the least IoU of a proposal that may widen the annotation (EMB's code).
+
+    Args:
+        progress: fraction of the training done, epoch / epochs, in [0, 1].
+
+    Returns:
+        0.5 + 0.5 (1 - sigmoid((progress - 0.5) / 0.05)): from 1 down to 0.5.
+    """
+    return 0.5 + 0.5 * (
+        1.0 - torch.sigmoid(torch.tensor((progress - 0.5) / 0.05, dtype=torch.float64)).item()
+    )
+
+
+def choose_proposal(proposals: Proposals, moment: Tensor, threshold: float) -> Tensor:
+    """Picks the best-scored proposal that overlaps the annotation enough.
+
+    Args:
+        proposals: P for each row.
+        moment: (B, 2) annotated first and last index.
+        threshold: least IoU.
+
+    Returns:
+        (B, 2) first and last index of the proposal, or the annotation itself if none overlaps enough.
+    """
+    bounds = proposals.bounds
+    half_open = torch.arange(2, device=bounds.device)
+    overlap = iou((bounds + half_open).float(), (moment + half_open).float().unsqueeze(1))
+    eligible = proposals.mask & (overlap >= threshold)
+    best = proposals.logits.detach().masked_fill(~eligible, -torch.inf).argmax(1)
+    chosen = bounds.gather(1, best[:, None, None].expand(-1, 1, 2)).squeeze(1)
+    return torch.where(eligible.any(1, keepdim=True), chosen, moment)
+
+
+def set_log_probability(logits: Tensor, members: Tensor) -> Tensor:
+    """Computes the log of the probability that a softmax gives to a set.
+
+    Args:
+        logits: (B, L), about minus infinity on padding.
+        members: (B, L) bool, at least one valid position in each row.
+
+    Returns:
+        (B,).
+    """
+    return logits.masked_fill(~members, -1e30).logsumexp(1) - logits.logsumexp(1)
+
+
+def mean_cross_entropy(logits: Tensor, targets: Tensor, mask: Tensor, weight: Tensor | float = 1.0) -> Tensor:
+    """Averages the weighted binary cross-entropy of (B, N) logits over the valid positions of a batch."""
+    entropy = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    return (entropy * mask * weight).sum() / mask.sum()
+
+
+class WeightedEndpoints(NamedTuple):
+    """Endpoint logits of one branch and its weight in the sum of probabilities (Eq. 14).
+
+    Attributes:
+        weight: 1 for the video branch, alpha for the paragraph branch.
+        start: (B, L), about minus infinity on padding.
+        end: (B, L).
+    """
+
+    weight: float
+    start: Tensor
+    end: Tensor
+
+
+@check_switches
+@dataclass(frozen=True)
+class ElasticBoundary:
+    """Losses of a span predictor with elastic boundaries (Eq. 15-16, EMB).
+
+    An annotated endpoint is uncertain. It is therefore widened to a candidate set, all snippets between the
+    annotation and the best-scored proposal that overlaps it enough, and the predictor may put its probability
+    anywhere in the set. Indices count snippets; "first" and "last" are inclusive.
+
+    Attributes:
+        end_set: "inclusive": candidate ends are between both last indices. "one_more": they extend one index
+            further (a bug of EMB's code, whose proposal ends are exclusive).
+        highlight_end: the foreground ends at the larger end, "max" (Eq. 16), or the smaller one, "min" (EMB's
+            code).
+        extension: fraction of its length by which the foreground is widened on each side (paper: 0; EMB's
+            code: 0.1).
+        positive_weight: weight of foreground snippets in L_h (paper: 1; EMB's code: 2).
+        rank_low: IoU with the annotation at which a proposal's target score is 0.
+        rank_high: IoU at which it is 1; linear between both.
+    """
+
+    end_set: Literal["inclusive", "one_more"]
+    highlight_end: Literal["max", "min"]
+    extension: float
+    positive_weight: float
+    rank_low: float
+    rank_high: float
+
+    def endpoint_sets(self, moment: Tensor, chosen: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        """Widens both endpoints to sets: every index between the annotation and the chosen proposal.
+
+        Args:
+            moment: (B, 2) annotated first and last index.
+            chosen: (B, 2) those of the proposal.
+            size: L.
+
+        Returns:
+            Start set and end set, (B, L) bool each.
+        """
+        if self.end_set == "one_more":
+            chosen = chosen + torch.arange(2, device=chosen.device)
+        index = torch.arange(size, device=moment.device)
+        low, high = torch.minimum(moment, chosen), torch.maximum(moment, chosen)
+        inside = (index >= low.unsqueeze(-1)) & (index <= high.unsqueeze(-1))
+        return inside[:, 0], inside[:, 1]
+
+    def highlight_labels(self, moment: Tensor, chosen: Tensor, mask: Tensor) -> Tensor:
+        """Marks the foreground, y^h of Eq. 16, as (B, L) bool; arguments as in `endpoint_sets`."""
+        first = torch.minimum(moment[:, 0], chosen[:, 0])
+        other = chosen[:, 1] + (self.end_set == "one_more")
+        larger = self.highlight_end == "max"
+        last = torch.maximum(moment[:, 1], other) if larger else torch.minimum(moment[:, 1], other)
+        margin = (self.extension * (last - first + 1)).round().long()
+        index = torch.arange(mask.shape[1], device=mask.device)
+        return (index >= (first - margin)[:, None]) & (index <= (last + margin)[:, None]) & mask
+
+    def highlight_loss(self, logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
+        """Computes L_h (Eq. 16), a scalar, from (B, L) logits, bool labels and mask."""
+        weight = torch.where(labels, self.positive_weight, 1.0)
+        return mean_cross_entropy(logits.masked_fill(~mask, 0.0), labels.to(logits.dtype), mask, weight)
+
+    def ranking_targets(self, times: Tensor, span: Tensor) -> Tensor:
+        """Computes the target score of each proposal from its IoU with the annotation (EMB's code).
+
+        Args:
+            times: (B, P, 2) start and end of the proposals.
+            span: (B, 2) those of the annotation, in the same unit.
+
+        Returns:
+            (B, P) in [0, 1].
+        """
+        overlap = iou(times, span.unsqueeze(1))
+        return ((overlap - self.rank_low) / (self.rank_high - self.rank_low)).clamp(0.0, 1.0)
+
+    def __call__(
+        self,
+        endpoints: Sequence[WeightedEndpoints],
+        highlight: Tensor,
+        mask: Tensor,
+        span: Tensor,
+        proposals: Proposals | None,
+        threshold: float,
+    ) -> dict[str, Tensor]:
+        """Computes the losses.
+
+        Args:
+            endpoints: of every branch; their weighted probabilities are summed, not renormalised.
+            highlight: (B, L), h before the sigmoid.
+            mask: (B, L) bool.
+            span: (B, 2) the annotation as fractions of the duration.
+            proposals: None leaves out "ranking" and keeps the annotation as the only candidate.
+            threshold: theta of `overlap_threshold`.
+
+        Returns:
+            "endpoint" (L_vmr, Eq. 15, batch mean), "highlight" (L_h, Eq. 16), "ranking" (L_rank of EMB).
+        """
+        losses = {}
+        chosen = moment = span_to_indices(span, mask)
+        if proposals is not None:
+            chosen = choose_proposal(proposals, moment, threshold)
+            targets = self.ranking_targets(proposals.times(mask), span)
+            losses["ranking"] = mean_cross_entropy(proposals.logits, targets, proposals.mask)
+        starts, ends = self.endpoint_sets(moment, chosen, mask.shape[1])
+        losses["endpoint"] = -(
+            self._log_probability([(branch.weight, branch.start) for branch in endpoints], starts)
+            + self._log_probability([(branch.weight, branch.end) for branch in endpoints], ends)
+        ).mean()  # Eq. 15
+        losses["highlight"] = self.highlight_loss(
+            highlight, self.highlight_labels(moment, chosen, mask), mask
+        )
+        return losses
+
+    @staticmethod
+    def _log_probability(branches: list[tuple[float, Tensor]], members: Tensor) -> Tensor:
+        parts = [set_log_probability(logits, members) + math.log(weight) for weight, logits in branches]
+        return torch.stack(parts).logsumexp(0)
+
+
+class EMBOutput(NamedTuple):
     """What the network computes on L snippets.
 
     Attributes:
-        frames: (B, L, d), the snippets as the exchange reads them.
+        frames: (B, L, d), the snippets before the attention exchange.
         mask: (B, L) bool.
         words: (B, Lq, d).
         clip_snippet: (B, Lv) the snippet of each clip.
-        located: the video branch.
-        paths: endpoint logits of every branch with their weights.
+        video: output of the video branch.
+        endpoints: endpoint logits of every branch with their weights.
     """
 
     frames: Tensor
     mask: Tensor
     words: Tensor
     clip_snippet: Tensor
-    located: Located
-    paths: list[PathLogits]
+    video: BranchOutput
+    endpoints: list[WeightedEndpoints]
 
 
 class EMB(Method):
@@ -72,16 +311,12 @@ class EMB(Method):
         *,
         video_dim: int,
         query_dim: int,
-        dim: int,
-        dropout: float,
-        max_snippets: int,
-        downsample: Downsample,
-        drop_last_clip: bool,
-        branch: Callable[..., EndpointBranch],
+        network: SpanNetwork,
+        snippets: SnippetPooling,
+        branch: Callable[[SpanNetwork], EndpointBranch],
         proposals: ProposalBranch | None,
         boundary: ElasticBoundary,
-        answers: int,
-        nms_iou: float,
+        ranking: SpanRanking,
         training: Training,
     ) -> None:
         """Builds the network.
@@ -89,18 +324,13 @@ class EMB(Method):
         Args:
             video_dim: width of the clip features.
             query_dim: width of the token features.
-            dim: d.
-            dropout: on the input features.
-            max_snippets: longer videos are pooled to this many snippets.
-            downsample: "max" or "mean", see above.
-            drop_last_clip: see above.
-            branch: makes the video branch (`EndpointBranch`, all arguments bound).
-            proposals: auxiliary proposals, used in training only; None leaves the annotated endpoints as
-                they are.
+            network: sizes and forms of the attention layers.
+            snippets: pools long videos.
+            branch: builds the video branch.
+            proposals: auxiliary proposals, used in training only; None keeps the annotated endpoints.
             boundary: losses and candidate sets.
-            answers: K, moments in a prediction.
-            nms_iou: largest IoU of two of them.
-            training: see `Method`.
+            ranking: ranks the moments of a prediction.
+            training: loss weights, optimizer, and what validation computes.
 
         Raises:
             VmrError: if exactly one of the proposals and their ranking loss is turned off.
@@ -111,15 +341,17 @@ class EMB(Method):
                 "The ranking loss trains the proposals: turn off both (method.proposals=null "
                 "method.training.loss_weights.ranking=null) or neither."
             )
-        self.dim = dim
-        self.max_snippets, self.downsample, self.drop_last_clip = max_snippets, downsample, drop_last_clip
-        self.query_projection = nn.Sequential(Dropout(dropout), nn.Linear(query_dim, dim))
-        self.video_projection = nn.Sequential(Dropout(dropout), nn.Linear(video_dim, dim))
-        self.branch = branch()
+        self.network, self.snippets = network, snippets
+        self.query_projection = self.input_projection(query_dim)
+        self.video_projection = self.input_projection(video_dim)
+        self.branch = branch(network)
         self.proposals = proposals
-        self.boundary = boundary
-        self.answers, self.nms_iou = answers, nms_iou
+        self.boundary, self.ranking = boundary, ranking
         self.initialise()
+
+    def input_projection(self, features_dim: int) -> nn.Sequential:
+        """Builds the projection of features to width d."""
+        return nn.Sequential(Dropout(self.network.dropout), nn.Linear(features_dim, self.network.dim))
 
     def initialise(self) -> None:
         """Draws Linear and convolution weights from Xavier-uniform, biases zero (EMB's code)."""
@@ -129,28 +361,22 @@ class EMB(Method):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
-    def position(self, x: Tensor) -> Tensor:
-        """Adds sinusoids of the plain index to (B, L, d)."""
+    def add_position(self, x: Tensor) -> Tensor:
+        """Adds sinusoids of the index to (B, L, d)."""
         index = torch.arange(x.shape[1], device=x.device, dtype=x.dtype).unsqueeze(-1)
-        return x + sine_coordinates(index / (2 * torch.pi), self.dim)
+        return x + sine_coordinates(index / (2 * torch.pi), self.network.dim)
 
-    def snippets(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Pools long videos: snippets (B, L, Dv), their mask, and the snippet of each clip (B, Lv)."""
-        return pool_clips(
-            batch["video"], batch["video_mask"], self.max_snippets, self.downsample, self.drop_last_clip
-        )
-
-    def forward(self, batch: Batch) -> Output:
+    def forward(self, batch: Batch) -> EMBOutput:
         """Runs the network without the proposals."""
-        video, mask, clip_snippet = self.snippets(batch)
-        frames = self.position(per_video(self.video_projection, batch, video, training=self.training))
-        words = self.position(self.query_projection(batch["query"]))
-        located = self.branch(frames, mask, words, batch["query_mask"])  # Eq. 7-11
-        paths = [PathLogits(1.0, located.logits.start, located.logits.end)]
-        return Output(frames, mask, words, clip_snippet, located, paths)
+        video, mask, clip_snippet = self.snippets(batch["video"], batch["video_mask"])
+        frames = self.add_position(per_video(self.video_projection, batch, video, training=self.training))
+        words = self.add_position(self.query_projection(batch["query"]))
+        output = self.branch(frames, mask, words, batch["query_mask"])  # Eq. 7-11
+        endpoints = [WeightedEndpoints(1.0, output.logits.start, output.logits.end)]
+        return EMBOutput(frames, mask, words, clip_snippet, output, endpoints)
 
     def progress(self) -> float:
-        """Share of the training done; 0 outside a trainer."""
+        """Returns the fraction of the training done; 0 outside a trainer."""
         try:
             trainer = self.trainer
         except RuntimeError:
@@ -165,63 +391,52 @@ class EMB(Method):
         A row with several moments is trained on its first one.
 
         Args:
-            batch: see `vmr_zoo.types.Batch`.
-            threshold: theta, how much a proposal must overlap the annotation; None: by the training's
-                progress.
+            batch: as `vmr_zoo.types.Batch` describes it.
+            threshold: theta, the least IoU of a proposal that may widen the annotation; None computes it from
+                the training's progress.
 
         Returns:
             "endpoint", "highlight" and, with proposals, "ranking".
         """
-        return self.losses_of(
-            self(batch), batch, overlap_threshold(self.progress()) if threshold is None else threshold
-        )
+        if threshold is None:
+            threshold = overlap_threshold(self.progress())
+        return self.losses_of(self(batch), batch, threshold)
 
-    def losses_of(self, output: Output, batch: Batch, threshold: float) -> dict[str, Tensor]:
-        """Computes the losses of an output; see `losses`."""
+    def losses_of(self, output: EMBOutput, batch: Batch, threshold: float) -> dict[str, Tensor]:
+        """Computes the losses of an output under the given theta."""
         first = batch["span_mask"].int().argmax(1)
         span = batch["spans"][torch.arange(len(first), device=first.device), first]
-        return self.boundary(
-            output.paths,
-            output.located.logits.highlight,
-            output.mask,
-            span,
-            self.rank_proposals(output, batch),
-            threshold,
-        )
+        proposals = self.score_proposals(output, batch)
+        highlight = output.video.logits.highlight
+        return self.boundary(output.endpoints, highlight, output.mask, span, proposals, threshold)
 
-    def rank_proposals(self, output: Output, batch: Batch) -> Proposals | None:
-        """Scores the auxiliary proposals; None without any."""
+    def score_proposals(self, output: EMBOutput, batch: Batch) -> Proposals | None:
+        """Scores the auxiliary proposals; None if they are turned off."""
         if self.proposals is None:
             return None
-        exchanged = output.located.exchanged
         return self.proposals(
-            output.frames,
-            output.mask,
-            output.words,
-            batch["query_mask"],
-            exchanged.attended_words,
-            exchanged.states,
+            output.frames, output.mask, output.words, batch["query_mask"], output.video.exchanged
         )
 
-    def curves(self, output: Output) -> tuple[Tensor, Tensor]:
-        """Returns p^s and p^e, (B, L) each: every path's probabilities by its weight, summed (Eq. 14)."""
-        start = sum(path.weight * path.start.softmax(1) for path in output.paths)
-        end = sum(path.weight * path.end.softmax(1) for path in output.paths)
+    def endpoint_probabilities(self, output: EMBOutput) -> tuple[Tensor, Tensor]:
+        """Returns p^s and p^e, (B, L) each: the weighted sum of every branch's probabilities (Eq. 14)."""
+        start = sum(branch.weight * branch.start.softmax(1) for branch in output.endpoints)
+        end = sum(branch.weight * branch.end.softmax(1) for branch in output.endpoints)
         assert isinstance(start, Tensor)
         assert isinstance(end, Tensor)
         return start, end
 
     def predict(self, batch: Batch, *, details: bool = False) -> Prediction:
-        """Ranks the joint distribution of both endpoints; the proposals take no part.
+        """Ranks the joint distribution of both endpoints; the proposals are not used.
 
         Args:
-            batch: see `Batch`.
+            batch: as `vmr_zoo.types.Batch` describes it.
             details: also return `start_probability`, `end_probability` and `highlight` of each snippet.
         """
         output = self(batch)
-        start, end = self.curves(output)
-        spans, scores = rank_spans(start, end, output.mask, self.answers, self.nms_iou)
-        highlight = output.located.logits.highlight.sigmoid()
+        start, end = self.endpoint_probabilities(output)
+        spans, scores = self.ranking(start, end, output.mask)
+        highlight = output.video.logits.highlight.sigmoid()
         saliency = highlight.gather(1, output.clip_snippet) * batch["video_mask"]
         prediction: Prediction = {"spans": spans, "scores": scores, "saliency": saliency}
         if details:
@@ -254,11 +469,11 @@ class EMB(Method):
 
     @staticmethod
     def linear_decay(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
-        """Lets the learning rate fall linearly to 0 over `steps`, without warm-up (TEA Sec. 4)."""
+        """Decays the learning rate linearly to 0 over `steps`, without warm-up (TEA Sec. 4)."""
         return torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
 
     def configure_optimizers(self) -> Any:
-        """Builds the optimizer, its learning rate decaying step by step over the whole training."""
+        """Builds the optimizer and a learning rate that decays at every step of the training."""
         optimizer = self.build_optimizer()
         schedule = self.linear_decay(optimizer, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -1,211 +1,188 @@
 """LMR: clip descriptions by a language model beside the video; a decoder that starts from the query.
 
 Paper: Liu, Miao, Cao, Zhu, Liu, Nasim, Mian, "Context-Enhanced Video Moment Retrieval with Large Language
-Models", arXiv 2405.12540. Stands on QD-DETR: without narrations and language queries, and with QD-DETR's
+Models", arXiv 2405.12540. Builds on QD-DETR: without narrations and language queries, and with QD-DETR's
 saliency losses and sizes, it is QD-DETR.
 
-No code was released. What the paper leaves open and is chosen here:
-- Narrations have an input projection of their own, like the words. F^t and F^l come as frozen features, from
-  whatever encoders features/query and features/narration name: MiniLM for both in
+No code was released. The paper leaves these points open; this implementation chooses:
+- Narrations have an input projection of their own, as the words do. F^t and F^l are frozen features from the
+  encoders that features/query and features/narration name: MiniLM for both in
   conf/experiment/lmr/charades_sta, CLIP for the words and MiniLM for the narrations in
-  conf/experiment/lmr/qvhighlights. The same words meet the video and the narrations.
-- A narration's position is the sine position of its end, on the clips' scale; the sequence of Eq. 5 carries
-  no mark of which part is text.
+  conf/experiment/lmr/qvhighlights. The same words are fused with the video and with the narrations.
+- The position of a narration is the sine position of its end, on the scale of the clips; nothing in the
+  sequence of Eq. 5 marks which part is text.
 - The decoder reads the N_v video tokens of F^m (section III-C), not the N_v + N_t that H is indexed to
-  (III-D); only they are scored (Eq. 5).
-- A moment query's content is the mean of the projected words, repeated k times; its "trainable positional
-  parameters" are QD-DETR's learnable spans, refined layer by layer.
+  (III-D); only video tokens are scored (Eq. 5).
+- The content of a moment query is the mean of the projected words, repeated k times; its "trainable
+  positional parameters" are QD-DETR's learnable spans, refined layer by layer.
 - Eq. 6 has the centre in its L1 term and the width in its IoU term; here both terms have both, as in
   QD-DETR.
-- Eq. 8 sums over the clips and means over the rows, as QD-DETR does; its other two saliency losses, which the
-  paper does not mention, stay off. Eq. 9 swaps its two weights, which are both 1.
-- Without visual features (Table V) the narrations stand for the video.
+- Eq. 8 is summed over the clips and averaged over the rows, as in QD-DETR. QD-DETR's two other saliency
+  losses, which the paper does not mention, stay off. Eq. 9 swaps its two weights, which are both 1.
+- Without visual features (Table V) the narrations replace the video.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from vmr_zoo.blocks.distinct import per_video
+from vmr_zoo.blocks.cross_encoder import Aligner, CrossEncoder
+from vmr_zoo.blocks.detr_network import DETRNetwork
+from vmr_zoo.blocks.per_video import per_video
 from vmr_zoo.blocks.position import sine_coordinates
-from vmr_zoo.blocks.projection import Activation, InputProjection
+from vmr_zoo.blocks.span_unit import SpanUnit
 from vmr_zoo.errors import VmrError
 from vmr_zoo.losses.set_criterion import SetCriterion
 from vmr_zoo.methods.base import Training
-from vmr_zoo.methods.qd_detr import QDDETR, Fused, Narration, Output, Read
+from vmr_zoo.methods.qd_detr.method import (
+    QDDETR,
+    FusedSequence,
+    ProjectedInputs,
+    ProjectedNarration,
+    QDDETROutput,
+)
+from vmr_zoo.methods.qd_detr.saliency import Saliency
 from vmr_zoo.types import Batch, Prediction
 
 
+@dataclass(frozen=True)
+class Narrations:
+    """How narrations enter the encoder (VCE of Table V).
+
+    Attributes:
+        dim: width of the sentence features; None where the features have no narrations, which is an error.
+        fuse: fuse the narrations with the query first (VQF of Table VI).
+        share_weights: fuse video and narrations with the same weights (WS of Table VI).
+    """
+
+    dim: int | None
+    fuse: bool
+    share_weights: bool
+
+    def checked_dim(self) -> int:
+        """Returns `dim`.
+
+        Raises:
+            VmrError: if the features have no narrations.
+        """
+        if self.dim is None:
+            raise VmrError(
+                "LMR reads narrations, but these features have none (features.narration_dim is not set). "
+                "Choose features with narrations, or turn narrations off (method.narrations=null)."
+            )
+        return self.dim
+
+
 class LMR(QDDETR):
-    """LMR."""
+    """LMR.
+
+    Attributes:
+        narrations: how they enter the encoder; None leaves them out (Table V): the sequence of Eq. 5 is the
+            video.
+        visual: VFE of Table V; without it the sequence is the narrations.
+        language_queries: LMQ of Table V; without it the decoder starts from zeros.
+    """
 
     def __init__(
         self,
         *,
         video_dim: int,
         query_dim: int,
-        narration_dim: int | None,
-        dim: int,
-        heads: int,
-        feedforward_dim: int,
-        narrations: bool,
+        network: DETRNetwork,
+        aligner: Aligner,
+        saliency: Saliency,
+        narrations: Narrations | None,
         visual: bool,
-        fuse_narrations: bool,
-        share_fusion: bool,
         language_queries: bool,
-        aligner_layers: int,
-        encoder_layers: int,
-        decoder_layers: int,
-        queries: int,
-        activation: Activation,
-        projection_layers: int,
-        dropout: float,
-        input_dropout: float,
-        padding_mask: str,
-        negative_pair: str,
-        rank_levels: int,
-        rank_divisor: float,
-        rank_temperature: float,
-        margin: float,
-        aux_losses: bool,
         criterion: SetCriterion,
-        span_unit: str,
-        max_clips: int,
+        span_unit: SpanUnit,
         training: Training,
     ) -> None:
-        """Builds the network; arguments that are not listed are QD-DETR's.
-
-        Args:
-            video_dim: see `QDDETR`.
-            query_dim: see `QDDETR`.
-            narration_dim: width of the narration's sentence features; None where there are none.
-            dim: see `QDDETR`.
-            heads: see `QDDETR`.
-            feedforward_dim: see `QDDETR`.
-            narrations: VCE of Table V; without it the sequence of Eq. 5 is the video.
-            visual: VFE of Table V; without it the sequence is the narrations.
-            fuse_narrations: VQF of Table VI; without it the narrations meet the query in the decoder only.
-            share_fusion: WS of Table VI; whether both fusions have the same weights.
-            language_queries: LMQ of Table V; without it the decoder starts from zeros.
-            aligner_layers: of the video-query fusion, see `QDDETR`.
-            encoder_layers: see `QDDETR`.
-            decoder_layers: see `QDDETR`.
-            queries: k of Table VII, see `QDDETR`.
-            activation: see `QDDETR`.
-            projection_layers: see `QDDETR`.
-            dropout: see `QDDETR`.
-            input_dropout: see `QDDETR`.
-            padding_mask: see `QDDETR`.
-            negative_pair: see `QDDETR`.
-            rank_levels: see `QDDETR`.
-            rank_divisor: see `QDDETR`.
-            rank_temperature: see `QDDETR`.
-            margin: see `QDDETR`.
-            aux_losses: see `QDDETR`.
-            criterion: see `QDDETR`.
-            span_unit: see `QDDETR`.
-            max_clips: see `QDDETR`.
-            training: see `Method`; "negative_pair" is Eq. 8.
-
-        Raises:
-            VmrError: if there is nothing to read, or a loss that needs clips goes without them.
-        """
+        """Adds the narrations to QD-DETR."""
         super().__init__(
             video_dim=video_dim,
             query_dim=query_dim,
-            dim=dim,
-            heads=heads,
-            feedforward_dim=feedforward_dim,
-            aligner_layers=aligner_layers,
-            encoder_layers=encoder_layers,
-            decoder_layers=decoder_layers,
-            queries=queries,
-            activation=activation,
-            projection_layers=projection_layers,
-            dropout=dropout,
-            input_dropout=input_dropout,
-            padding_mask=padding_mask,
-            negative_pair=negative_pair,
-            rank_levels=rank_levels,
-            rank_divisor=rank_divisor,
-            rank_temperature=rank_temperature,
-            margin=margin,
-            aux_losses=aux_losses,
+            network=network,
+            aligner=aligner,
+            saliency=saliency,
             criterion=criterion,
             span_unit=span_unit,
-            max_clips=max_clips,
             training=training,
         )
-        if not visual and not (narrations and fuse_narrations):
-            raise VmrError(
-                "Without visual features, narrations stand for the video: set method.narrations=true and "
-                "method.fuse_narrations=true."
-            )
-        if not visual and any(self.weight(name) is not None for name in ("rank_contrast", "margin")):
-            raise VmrError(
-                "Without visual features LMR has no clips to rate. Set method.training.loss_weights.rank_contrast=null "
-                "and method.training.loss_weights.margin=null."
-            )
-        if narrations and narration_dim is None:
-            raise VmrError(
-                "LMR reads narrations, but these features have none (features.narration_dim is not set). "
-                "Take features with narrations, or turn them off (method.narrations=false)."
-            )
-        self.visual, self.narrations = visual, narrations
-        self.fuse_narrations, self.language_queries = fuse_narrations, language_queries
-        self.narration_fusion = None
+        self.visual, self.narrations, self.language_queries = visual, narrations, language_queries
+        self.narration_fusion: CrossEncoder | None = None
         if not visual:
+            self._check_without_video()
             del self.project_video  # nothing would train it
-        if narrations and narration_dim is not None:
+        if narrations is not None:
             self.needs |= {"narration"}
-            self.project_narration = InputProjection(narration_dim, dim, projection_layers, input_dropout)
-            if visual and fuse_narrations and not share_fusion:
-                self.narration_fusion = self.cross_encoder(aligner_layers)
+            self.project_narration = network.input_projection(narrations.checked_dim())
+            if visual and narrations.fuse and not narrations.share_weights:
+                self.narration_fusion = aligner.build(network)
 
-    def read(self, batch: Batch) -> Read:
+    def _check_without_video(self) -> None:
+        """Checks that narrations can replace the video.
+
+        Raises:
+            VmrError: if there is nothing to encode, or a loss needs clips.
+        """
+        if self.narrations is None or not self.narrations.fuse:
+            raise VmrError(
+                "Without visual features, narrations replace the video: leave method.narrations in place and "
+                "set method.narrations.fuse=true."
+            )
+        if self.any_loss_on("rank_contrast", "margin"):
+            raise VmrError(
+                "Without visual features LMR has no clips to rate. Set method.training.loss_weights."
+                "rank_contrast=null and method.training.loss_weights.margin=null."
+            )
+
+    def project(self, batch: Batch) -> ProjectedInputs:
         """Projects video, narrations and query."""
-        if not self.narrations:
-            return super().read(batch)
-        narration = Narration(
+        if self.narrations is None:
+            return super().project(batch)
+        narration = ProjectedNarration(
             per_video(self.project_narration, batch, batch["narration"], training=self.training),
             batch["narration_mask"],
             sine_coordinates(batch["narration_spans"][..., 1:], self.dim),
         )
         if self.visual:
-            return super().read(batch)._replace(narration=narration)
-        return Read(*narration, self.project_query(batch["query"]), batch["query_mask"])
+            return super().project(batch)._replace(narration=narration)
+        return ProjectedInputs(*narration, self.project_query(batch["query"]), batch["query_mask"])
 
-    def fuse(self, read: Read, record: list[Tensor] | None = None) -> Fused:
-        """Fuses video and narrations with the query (Eq. 4) and puts them one after the other."""
-        video = super().fuse(read, record)
-        if read.narration is None:
+    def fuse(self, inputs: ProjectedInputs, record: list[Tensor] | None = None) -> FusedSequence:
+        """Fuses video and narrations with the query (VQF, Eq. 4) and concatenates them along time."""
+        video = super().fuse(inputs, record)
+        if self.narrations is None or inputs.narration is None:
             return video
-        sentences, mask, position = read.narration
-        if self.fuse_narrations:
+        sentences, mask, position = inputs.narration
+        if self.narrations.fuse:
             fusion = self.aligner if self.narration_fusion is None else self.narration_fusion
-            sentences = fusion(sentences, mask, position, *read.text)
+            sentences = fusion(sentences, mask, position, *inputs.text)  # Eq. 4
         return video._replace(
             sequence=torch.cat((video.sequence, sentences), 1),
             mask=torch.cat((video.mask, mask), 1),
             position=torch.cat((video.position, position), 1),
         )
 
-    def content(self, read: Read) -> Tensor | None:
-        """The mean of the words, once for each moment query (section III-D)."""
+    def decoder_content(self, inputs: ProjectedInputs) -> Tensor | None:
+        """Returns the mean of the words, once for each moment query (LMQ, section III-D)."""
         if not self.language_queries:
             return None
-        words = (read.query * read.query_mask.unsqueeze(-1)).sum(1)
-        words = words / read.query_mask.sum(1, keepdim=True).clamp(min=1)
+        words = (inputs.query * inputs.query_mask.unsqueeze(-1)).sum(1)
+        words = words / inputs.query_mask.sum(1, keepdim=True).clamp(min=1)
         return words.unsqueeze(1).expand(-1, self.decoder.anchors.num_embeddings, -1)
 
     def predict(self, batch: Batch, *, details: bool = False) -> Prediction:
-        """Ranks moments as QD-DETR does; there is no score per clip without clips."""
+        """Ranks moments as QD-DETR does; without clips there are no scores per clip."""
         prediction = super().predict(batch, details=details)
         if not self.visual:
             prediction.pop("saliency", None)
         return prediction
 
-    def details_of(self, output: Output, batch: Batch) -> dict[str, Tensor]:
-        """Returns QD-DETR's details, Figure 5's attention among them; without clips there are none."""
+    def details_of(self, output: QDDETROutput, batch: Batch) -> dict[str, Tensor]:
+        """Returns QD-DETR's details, which include Figure 5's attention; none without clips."""
         return super().details_of(output, batch) if self.visual else {}

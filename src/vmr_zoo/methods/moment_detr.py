@@ -1,4 +1,4 @@
-"""Moment-DETR: set prediction of moments by a Transformer over video and query.
+"""Moment-DETR: set prediction of moments by a transformer over video and query.
 
 Paper: Lei, Berg, Bansal, "Detecting Moments and Highlights in Videos via Natural Language Queries", NeurIPS
 2021, arXiv 2107.09609. Baseline of BM-DETR and QD-DETR.
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from vmr_zoo.blocks.clips import clips_inside
 from vmr_zoo.blocks.decoder import SpanHeads
 from vmr_zoo.blocks.detr_network import DETRNetwork
-from vmr_zoo.blocks.distinct import per_video
 from vmr_zoo.blocks.joint_encoder import Encoded
+from vmr_zoo.blocks.per_video import per_video
 from vmr_zoo.blocks.ranking import like_ranked, rank
 from vmr_zoo.blocks.span_unit import SpanUnit
 from vmr_zoo.losses.margin import margin_loss, sample_pairs
@@ -68,7 +68,7 @@ class MomentDETR(Method):
             query_dim: width of the token features.
             network: sizes of encoder and decoder.
             criterion: matching and set losses.
-            margin: by which the saliency of a relevant clip should exceed that of an irrelevant one.
+            margin: by how much the saliency of a relevant clip should exceed that of an irrelevant one.
             span_unit: unit of the predicted spans.
             training: loss weights, optimizer, and what validation computes.
         """
@@ -91,7 +91,7 @@ class MomentDETR(Method):
         return MomentDETROutput(logits, spans, self.saliency(encoded.video).squeeze(-1), encoded, states)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Set losses of the last decoder layer or of every one, and the saliency margin."""
+        """Computes the set losses of the last decoder layer, or of every layer, and the saliency margin."""
         inside = clips_inside(
             batch["spans"], batch["span_mask"], batch["duration"], batch["clip_seconds"], batch["video_mask"]
         )
@@ -101,7 +101,7 @@ class MomentDETR(Method):
     def losses_of(
         self, output: MomentDETROutput, batch: Batch, positive: Tensor, negative: Tensor, usable: Tensor
     ) -> dict[str, Tensor]:
-        """Computes the losses of an output on given margin pairs; see `losses.margin.margin_loss`."""
+        """Computes the losses of an output; the margin loss compares the given pairs of clips, (B, P)."""
         targets = to_centre_width(self.span_unit.targets(batch["spans"], batch))
         losses = self.criterion.over_layers(output.logits, output.spans, targets, batch["span_mask"])
         losses["margin"] = margin_loss(output.saliency, positive, negative, usable, self.margin)
@@ -111,7 +111,7 @@ class MomentDETR(Method):
         """Ranks the last layer's moments by their foreground probability.
 
         Args:
-            batch: see `Batch`.
+            batch: the batch.
             details: also return `decoder_attention` and `decoder_word_attention`.
         """
         output = self(batch)

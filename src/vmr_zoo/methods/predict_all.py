@@ -1,11 +1,10 @@
-"""PredictAll: the whole video, whatever the query.
+"""PredictAll: always predicts the whole video; ignores video and query.
 
 Paper: Yuan et al. 2021, "A Closer Look at Temporal Sentence Grounding in Videos: Dataset and Metric",
-https://arxiv.org/abs/2101.09028. It shows what a metric gives away: a long moment overlaps any
-prediction that is long enough.
+https://arxiv.org/abs/2101.09028. It exposes how much a metric rewards long predictions: they overlap every
+long moment.
 
-Differs from the paper: nothing. One prediction per query; the contract asks for at least five, the others are
-empty.
+Does not differ from the paper. Of the five predictions per query that the contract requires, four are empty.
 """
 
 from __future__ import annotations
@@ -20,10 +19,10 @@ K = 5
 
 
 class PredictAll(Method):
-    """Predicts the whole video; has no parameters and nothing to learn."""
+    """Predicts the whole video; has no parameters."""
 
     def __init__(self, *, training: Training) -> None:
-        """Has nothing to build."""
+        """Stores what validation computes."""
         super().__init__(training)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
@@ -34,11 +33,11 @@ class PredictAll(Method):
         """Does nothing."""
 
     def on_train_epoch_end(self) -> None:
-        """Stops: another epoch would change nothing."""
+        """Stops after the first epoch; another would change nothing."""
         self.trainer.should_stop = True
 
     def predict(self, batch: Batch, *, details: bool = False) -> Prediction:
-        """Returns the span (0, 1) of score 1, then empty spans; there are no details."""
+        """Returns the span (0, 1) with score 1, then empty spans; there are no details."""
         duration = batch["duration"]
         spans = torch.zeros(len(duration), K, 2, device=duration.device)
         spans[:, 0, 1] = 1

@@ -1,1 +1,1 @@
-"""Metrics: they see predictions and targets, never a method."""
+"""Metrics, computed from predictions and targets only."""

@@ -1,4 +1,4 @@
-"""The metrics as a torchmetrics class: what validation computes from predictions and batches."""
+"""Moment retrieval metrics as a torchmetrics class, for validation during training."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from vmr_zoo.types import Batch, Prediction
 class MomentMetrics(Metric):
     """R1@m, R5@m, mIoU, mAP@0.5, mAP@0.75, mAP and mAP by moment length, in per cent.
 
-    The states are sums over queries and counts of queries, so processes add up to the exact mean. Highlight
-    metrics need every annotator's rating, of which a batch holds the sum: they are computed from the
-    predictions file (`vmr_zoo.engine.scoring.score_rows`), never here.
+    The states are sums over queries and numbers of queries, so reducing over processes gives the exact mean.
+    Highlight metrics are not computed here: they need the rating of each annotator, and a batch holds only
+    their sum. `vmr_zoo.engine.scoring.score_rows` computes them from the predictions file.
 
     Attributes:
-        settings: what is measured; `vmr score` reads the same.
-        names: the metrics in order.
+        settings: which metrics are computed; shared with `vmr score`.
+        names: metric names in order.
     """
 
     higher_is_better = True
@@ -40,14 +40,14 @@ class MomentMetrics(Metric):
         highlights: bool = False,
         rounding: Rounding | None = None,
     ) -> None:
-        """Takes the fields of `MetricSettings`.
+        """Builds the settings and the states.
 
         Args:
             r1_thresholds: IoU thresholds m of R1@m.
             r5_thresholds: IoU thresholds m of R5@m.
-            windows: how many windows per query average precision reads.
-            highlights: whether the predictions file is scored for highlights too.
-            rounding: how predicted seconds are rounded; None for `Rounding()`, four decimals.
+            windows: windows per query that average precision uses.
+            highlights: whether highlights are scored from the predictions file.
+            rounding: rounding of predicted seconds; None for `Rounding()`, four decimals.
 
         Raises:
             VmrError: for a threshold outside (0, 1].
@@ -61,14 +61,14 @@ class MomentMetrics(Metric):
         self.add_state("counts", torch.zeros(len(self.names), dtype=torch.float64), dist_reduce_fx="sum")
 
     def windows(self, prediction: Prediction, batch: Batch) -> NDArray[np.float64]:
-        """Converts predicted spans to the seconds that are scored and written to predictions.jsonl.
+        """Converts predicted spans to seconds, as they are scored and written to predictions.jsonl.
 
         Args:
             prediction: `spans` (B, K, 2) fractions of the duration.
             batch: `duration` (B,) seconds.
 
         Returns:
-            (B, K, 2) start and end in seconds, rounded as the data set asks.
+            (B, K, 2) start and end in seconds, rounded as configured for the data set.
         """
         seconds = prediction["spans"].detach().float() * batch["duration"].float()[:, None, None]
         return self.settings.rounding.apply(seconds.cpu().double().numpy())
@@ -81,8 +81,8 @@ class MomentMetrics(Metric):
             batch: `spans` (B, N, 2) fractions, `span_mask` (B, N), `duration` (B,) seconds.
         """
         targets = (batch["spans"].double() * batch["duration"].double()[:, None, None]).cpu().numpy()
-        # The batch holds float32 fractions; three decimals give back the published seconds, so that a hit
-        # exactly at a threshold counts here as it does in `vmr score`.
+        # The batch holds float32 fractions. Three decimals recover the annotated seconds, so a hit exactly at
+        # a threshold counts here as in `vmr score`.
         scores = query_scores(
             self.windows(prediction, batch), targets.round(3), batch["span_mask"].cpu().numpy(), self.settings
         )
@@ -91,5 +91,5 @@ class MomentMetrics(Metric):
         self.counts += table.isfinite().sum(1).to(self.counts)
 
     def compute(self) -> dict[str, Tensor]:
-        """Returns the percentages by metric name, 0-d tensors; NaN for a metric that applied to no query."""
+        """Returns percentages by metric name, 0-d tensors; NaN for a metric that applies to no query."""
         return dict(zip(self.names, 100 * self.sums / self.counts, strict=True))

@@ -1,4 +1,4 @@
-"""QVHighlights' own report: the keys, their order and the digits of the benchmark's evaluator."""
+"""The report of QVHighlights' evaluator, with its keys, order and number of digits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vmr_zoo.metrics.settings import AP_THRESHOLDS
 
 
 def _percent(scores: Floats) -> float:
-    """The mean in per cent, cut to two decimals the way the evaluator prints it."""
+    """Returns the mean in per cent with two decimals, formatted as by the evaluator."""
     return float(f"{100 * np.mean(scores):.2f}")
 
 
@@ -23,7 +23,7 @@ def moment_report(
     """Reports one length bucket.
 
     Args:
-        scores: of that bucket.
+        scores: scores of that bucket.
         recall_thresholds: IoU thresholds of R1.
 
     Returns:
@@ -49,12 +49,14 @@ def highlight_report(scores: Mapping[str, Floats]) -> dict[str, dict[str, float]
     }
 
 
-def report(moments: Mapping[str, MomentScores], highlights: Mapping[str, Floats] | None) -> dict[str, Any]:
-    """Builds the evaluator's whole answer.
+def benchmark_report(
+    moments: Mapping[str, MomentScores], highlights: Mapping[str, Floats] | None
+) -> dict[str, Any]:
+    """Builds the whole report.
 
     Args:
-        moments: what `per_query.moment_scores` returned, in the order of the submission.
-        highlights: what `highlight.highlight_scores` returned; None if the submission has no saliency.
+        moments: result of `per_query.moment_scores`, in the order of the submission.
+        highlights: result of `highlight.highlight_scores`; None if the submission has no saliency.
 
     Returns:
         "brief", then one entry per highlight level and length bucket.

@@ -1,8 +1,8 @@
 """Moment retrieval metrics, one score per query: pure numpy functions, vectorised over queries.
 
-The data set's number is the mean of a score over the queries to which it applies (`mean`); a score that does
-not apply, such as mAP/short on a query without a short moment, is NaN. Kept per query, two methods can be
-compared by pairs.
+The metric of a data set is the mean score over the queries to which it applies (`mean`). A score that does
+not apply, such as mAP/short for a query without a short moment, is NaN. Scores per query allow paired
+comparisons of methods.
 
 Sizes: B queries, K predicted windows, N moments (padded), T IoU thresholds. Everything is in seconds.
 """
@@ -23,28 +23,28 @@ Bools = NDArray[np.bool_]
 
 FULL = "full"
 LENGTHS = {FULL: (-np.inf, np.inf), "short": (0.0, 10.0), "middle": (10.0, 30.0), "long": (30.0, np.inf)}
-"""Moment lengths of each bucket in seconds, the lower bound excluded (QVHighlights, Lei et al. 2021)."""
+"""Range of moment lengths in seconds by bucket, lower bound excluded (QVHighlights, Lei et al. 2021)."""
 
 
-PART = 4096
-"""Queries that are compared at a time: the comparison takes tens of times the memory of its result."""
+QUERIES_PER_CHUNK = 4096
+"""Queries compared at a time; the comparison takes tens of times the memory of its result."""
 
 
 @dataclass(frozen=True, slots=True)
 class MomentScores:
-    """What every moment metric is read from, for the moments of one length bucket.
+    """The values from which all moment metrics of one length bucket are computed.
 
     Attributes:
-        iou: (B, K) IoU of each window with the moment nearest to it; NaN on queries without a moment.
-        ap: (B, T) average precision at `AP_THRESHOLDS`; NaN on queries without a moment.
+        iou: (B, K) largest IoU of each window with any moment; NaN for queries without a moment.
+        ap: (B, T) average precision at `AP_THRESHOLDS`; NaN for queries without a moment.
     """
 
     iou: Floats
     ap: Floats
 
 
-def packed(lists: Sequence[Sequence[Any]], width: int) -> tuple[Floats, Bools]:
-    """Stacks lists of n_i rows to (B, max n, width), zero padded, with a mask (B, max n), True = given."""
+def pad_lists(lists: Sequence[Sequence[Any]], width: int) -> tuple[Floats, Bools]:
+    """Zero-pads lists of n_i rows to (B, max n, width); returns also the mask (B, max n), True = valid."""
     counts = np.array([len(one) for one in lists])
     mask = np.arange(counts.max()) < counts[:, None]
     padded = np.zeros((*mask.shape, width))
@@ -53,7 +53,7 @@ def packed(lists: Sequence[Sequence[Any]], width: int) -> tuple[Floats, Bools]:
 
 
 def _overlap(windows: Floats, targets: Floats) -> tuple[Floats, Floats, Floats]:
-    """Compares all windows (B, K, 2) with all targets (B, N, 2): overlap, union and hull, each (B, K, N)."""
+    """Returns overlap, union and hull of all windows (B, K, 2) and targets (B, N, 2), each (B, K, N)."""
     start, end = windows[:, :, None, 0], windows[:, :, None, 1]
     target_start, target_end = targets[:, None, :, 0], targets[:, None, :, 1]
     overlap = np.maximum(np.minimum(end, target_end) - np.maximum(start, target_start), 0.0)
@@ -66,27 +66,27 @@ def _ratio(part: Floats, whole: Floats) -> Floats:
     return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
 
 
-def average_precision(iou: Floats, target_mask: Bools, thresholds: Floats) -> Floats:
+def window_average_precision(iou: Floats, target_mask: Bools, thresholds: Floats) -> Floats:
     """Interpolated average precision of ranked windows, per query and IoU threshold.
 
-    In rank order, each window takes the free moment that it overlaps most, and is right if that IoU reaches
-    the threshold; precision is made non-increasing before it is averaged over recall (the evaluation
-    of ActivityNet detection, which QVHighlights uses).
+    In rank order, each window is matched to the free moment with the largest IoU, and is a true positive if
+    that IoU reaches the threshold. Precision is made non-increasing before it is averaged over recall (the
+    evaluation of ActivityNet detection, which QVHighlights uses).
 
     Args:
         iou: (B, K, N) of every window, best score first, with every moment; a padded window has IoU 0.
-        target_mask: (B, N), True = a moment.
+        target_mask: (B, N), True = valid.
         thresholds: (T,) above 0.
 
     Returns:
-        (B, T) in [0, 1]; NaN on queries without a moment.
+        (B, T) in [0, 1]; NaN for queries without a moment.
     """
     rows, ranks, _ = iou.shape
     taken = np.repeat(~target_mask[:, None, :], len(thresholds), axis=1)
     right = np.zeros((rows, len(thresholds), ranks))
     for rank in range(ranks):
         free = np.where(taken, -1.0, iou[:, None, rank, :])
-        # Of moments overlapped equally, the last: what the official evaluator's reversed ascending sort does.
+        # Ties go to the last moment, as in the reversed ascending sort of the official evaluator.
         choice = free.shape[2] - 1 - free[:, :, ::-1].argmax(2)
         hit = np.take_along_axis(free, choice[..., None], 2)[..., 0] >= thresholds
         row, level = hit.nonzero()
@@ -107,12 +107,12 @@ def moment_scores(
     """Compares ranked windows with the moments, for each length bucket.
 
     Args:
-        windows: (B, K, 2) seconds in the order given; padding is an empty window.
+        windows: (B, K, 2) seconds, in the order of the predictions; padding is an empty window.
         targets: (B, N, 2) seconds.
-        target_mask: (B, N), True = a moment.
+        target_mask: (B, N), True = valid.
         scores: (B, K), by which average precision ranks the first `ap_windows` windows; -inf on padding. None
-            if the windows are in that order already.
-        ap_windows: how many windows average precision reads.
+            if the windows are already in that order.
+        ap_windows: windows that average precision uses.
 
     Returns:
         Scores by bucket name, "full" first.
@@ -122,8 +122,8 @@ def moment_scores(
         bucket: MomentScores(np.empty(shape), np.empty((len(windows), len(AP_THRESHOLDS))))
         for bucket in LENGTHS
     }
-    for at in range(0, len(windows), PART):
-        part = slice(at, at + PART)
+    for at in range(0, len(windows), QUERIES_PER_CHUNK):
+        part = slice(at, at + QUERIES_PER_CHUNK)
         ranking = None if scores is None else scores[part]
         found = _moment_scores(windows[part], targets[part], target_mask[part], ranking, ap_windows)
         for bucket, one in found.items():
@@ -135,10 +135,11 @@ def moment_scores(
 def _moment_scores(
     windows: Floats, targets: Floats, target_mask: Bools, scores: Floats | None, ap_windows: int
 ) -> dict[str, MomentScores]:
-    """`moment_scores` of some queries."""
+    """Computes `moment_scores` of one chunk of queries."""
     overlap, union, hull = _overlap(windows, targets)
-    # Union and hull agree where spans overlap, up to the last bit. The official evaluator divides by the hull
-    # for recall and by the union for average precision; so do we, or a hit exactly at a threshold may differ.
+    # Union and hull are equal for overlapping spans, except for rounding. The official evaluator divides by
+    # the hull for recall and by the union for average precision. With other divisors, hits exactly at a
+    # threshold may differ.
     recall_iou = _ratio(overlap, hull)
     ap_iou = _ratio(overlap, union)[:, :ap_windows]
     if scores is not None:
@@ -154,16 +155,16 @@ def _moment_scores(
         ap = np.full((len(windows), len(thresholds)), np.nan)
         if some.any():
             iou[some] = np.where(mask[some, None, :], recall_iou[some], 0.0).max(2)
-            ap[some] = average_precision(ap_iou[some], mask[some], thresholds)
+            ap[some] = window_average_precision(ap_iou[some], mask[some], thresholds)
         result[bucket] = MomentScores(iou, ap)
     return result
 
 
 def name_scores(scores: Mapping[str, MomentScores], settings: MetricSettings) -> dict[str, Floats]:
-    """Reads the project's metrics from what `moment_scores` returned.
+    """Computes the metrics from the result of `moment_scores`.
 
     Returns:
-        (B,) scores in [0, 1] by metric name, the names of `metric_names`; NaN where a metric does not apply.
+        (B,) scores in [0, 1] by metric name, as in `metric_names`; NaN where a metric does not apply.
     """
     full = scores[FULL]
     none = np.isnan(full.iou[:, 0])
@@ -194,9 +195,9 @@ def query_scores(
     Args:
         windows: (B, K, 2) seconds, best first; padding is an empty window.
         targets: (B, N, 2) seconds.
-        target_mask: (B, N), True = a moment.
-        settings: what is measured.
-        scores: (B, K), see `moment_scores`; None if the windows are ranked.
+        target_mask: (B, N), True = valid.
+        settings: which metrics are computed.
+        scores: (B, K), by which average precision ranks the windows; None if they are already ranked.
 
     Returns:
         (B,) scores in [0, 1] by metric name; NaN where a metric does not apply.
@@ -211,13 +212,13 @@ def query_scores(
 
 
 def metric_names(settings: MetricSettings) -> tuple[str, ...]:
-    """The names that `query_scores` returns, in order."""
+    """Returns the names of the scores of `query_scores`, in order."""
     empty = np.zeros((1, 1, 2))
     return tuple(query_scores(empty, empty, np.ones((1, 1), dtype=bool), settings))
 
 
 def mean(scores: Mapping[str, Floats]) -> dict[str, float]:
-    """Averages per-query scores to percentages, leaving out metrics that apply to no query.
+    """Averages scores per query to percentages; metrics that apply to no query are omitted.
 
     >>> none = np.full(2, np.nan)
     >>> mean({"R1@0.5": np.array([1, 0.0]), "mAP/short": np.array([0.5, np.nan]), "mAP/long": none})

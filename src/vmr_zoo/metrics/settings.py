@@ -1,6 +1,6 @@
-"""What is measured on a data set, and how its predictions are rounded.
+"""Which metrics a data set uses, and how its predictions are rounded.
 
-Imports no torch, nor does `per_query`, so that `vmr score` starts fast.
+This module and `per_query` do not import torch, so `vmr score` starts fast.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from vmr_zoo.errors import VmrError
 R1_THRESHOLDS = (0.1, 0.3, 0.5, 0.7)
 R5_THRESHOLDS = (0.5, 0.7)
 AP_THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
-"""Written out: adding up steps of 0.05 misses some of them by a bit, and with it the hits exactly there."""
+"""Literals, because accumulated steps of 0.05 are inexact and would change hits exactly at a threshold."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rounding:
-    """How predicted seconds are rounded before they are scored: a property of the data set.
+    """How the predicted seconds on a data set are rounded before they are scored.
 
     Applied in this order: decimals, clamp, multiples.
 
     Attributes:
-        decimals: digits after the point; None leaves them.
-        clamp: lowest and highest second allowed; None for no bound.
-        multiple_of: seconds; a boundary moves to the nearest multiple, a tie to the even one. None leaves it.
+        decimals: digits after the decimal point; None does not round.
+        clamp: lowest and highest second; None does not clamp.
+        multiple_of: seconds; boundaries move to the nearest multiple, ties to the even one. None: no change.
     """
 
     decimals: int | None = 4
@@ -36,7 +36,7 @@ class Rounding:
     multiple_of: float | None = None
 
     def apply(self, seconds: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Rounds an array of any shape; returns a new one.
+        """Rounds an array of any shape and returns a new one.
 
         >>> Rounding(decimals=4, clamp=(0, 150), multiple_of=2).apply(np.array([-0.3, 1.0, 3.0, 150.7]))
         array([  0.,   0.,   4., 150.])
@@ -48,11 +48,11 @@ class Rounding:
             rounded = rounded.clip(self.clamp[0], self.clamp[1])
         if self.multiple_of is not None:
             rounded = np.rint(rounded / self.multiple_of) * self.multiple_of
-        return rounded + 0.0  # no minus zero in a predictions file
+        return rounded + 0.0  # avoids minus zero in predictions files
 
     @property
     def description(self) -> str:
-        """What is recorded beside every number.
+        """Text that is stored with the metrics.
 
         >>> Rounding(decimals=4, clamp=(0, 150), multiple_of=2).description
         '4 decimals, clamped to [0, 150] s, nearest multiple of 2 s'
@@ -69,14 +69,14 @@ class Rounding:
 
 @dataclass(frozen=True, slots=True)
 class MetricSettings:
-    """What is measured; the fields of a file in `conf/metrics/`.
+    """Which metrics are computed; the fields of a file in `conf/metrics/`.
 
     Attributes:
         r1_thresholds: IoU thresholds m of R1@m.
         r5_thresholds: IoU thresholds m of R5@m.
-        windows: how many windows per query average precision reads, counted in the order given.
-        highlights: score the saliency too, as QVHighlights does, and report under that benchmark's keys.
-        rounding: how predicted seconds are rounded.
+        windows: windows per query that average precision uses, the first in the order of the predictions.
+        highlights: also score the saliency, and report under the keys of QVHighlights.
+        rounding: rounding of predicted seconds.
     """
 
     r1_thresholds: Sequence[float] = R1_THRESHOLDS
@@ -86,7 +86,7 @@ class MetricSettings:
     rounding: Rounding = field(default_factory=Rounding)
 
     def __post_init__(self) -> None:
-        """Refuses thresholds that no evaluation means.
+        """Checks thresholds and number of windows.
 
         Raises:
             VmrError: for a threshold outside (0, 1] or a window count below 1.
@@ -94,12 +94,12 @@ class MetricSettings:
         for threshold in (*self.r1_thresholds, *self.r5_thresholds):
             if not 0 < threshold <= 1:
                 raise VmrError(
-                    f"Expected IoU thresholds in (0, 1], found {threshold}. Mend it in metrics.*_thresholds."
+                    f"Expected IoU thresholds in (0, 1], found {threshold}. Set metrics.*_thresholds."
                 )
         if self.windows < 1:
-            raise VmrError(f"Expected metrics.windows to be at least 1, found {self.windows}.")
+            raise VmrError(f"Expected metrics.windows to be at least 1, found {self.windows}. Increase it.")
 
     @property
     def windows_read(self) -> int:
-        """How many windows per query any metric reads: R5@m reads five."""
+        """The number of windows per query that the metrics use; R5@m uses five."""
         return max(self.windows, 5)

@@ -1,11 +1,11 @@
-"""Narrators: they watch a video and say, with times, what happens in it.
+"""Narrators describe what happens in a video, with times.
 
-`narrator` is the interface, `model` narrates with an image or video language model out of `transformers`,
-`shapes` with the simulated narrator of the rendered world. `vmr narrate` runs one of them over many videos.
+`base` is the interface; `vision_language` narrates with an image or video language model from `transformers`,
+`shapes` with the simulated narrator of the rendered world. `vmr narrate` runs one of them on many videos.
 """
 
 from vmr_zoo.narrators.base import Narrated, Narrator
 from vmr_zoo.narrators.shapes import ShapesNarrator
-from vmr_zoo.narrators.vision_language import ModelNarrator
+from vmr_zoo.narrators.vision_language import VisionLanguageNarrator
 
-__all__ = ["ModelNarrator", "Narrated", "Narrator", "ShapesNarrator"]
+__all__ = ["Narrated", "Narrator", "ShapesNarrator", "VisionLanguageNarrator"]

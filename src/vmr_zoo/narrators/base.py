@@ -1,4 +1,4 @@
-"""What every narrator offers."""
+"""The interface of narrators."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from vmr_zoo.video.decode import VideoError
 
 @dataclass(frozen=True, slots=True)
 class Narrated:
-    """What a narrator said about one video.
+    """The narrations of one video.
 
     Attributes:
         video_id: the video.
         narrations: in order of time.
-        empty: how often it was asked and said nothing; no narration stands for these.
-        error: why the video could not be watched; then there are no narrations.
+        empty: number of empty answers, which leave no narration.
+        error: why the video could not be decoded; there are no narrations then.
     """
 
     video_id: str
@@ -30,26 +30,26 @@ class Narrated:
 
 
 class Narrator(ABC):
-    """Watches videos and says what happens in them.
+    """Describes what happens in videos, with times.
 
-    What it says about a video depends on that video, its id and the narrator's settings, never on the videos
-    before or beside it: so work can be cut into shards, stopped and continued.
+    The narrations of a video depend on that video, its id and the narrator's settings, never on other videos:
+    work can be divided into shards, stopped and resumed.
     """
 
     @abstractmethod
     def stream(self, videos: Iterable[tuple[str, Path]]) -> Iterator[Narrated]:
-        """Narrates videos one after the other; one batch may hold parts of several.
+        """Narrates videos in order; one batch may hold segments of several.
 
         Args:
             videos: video id and file of each.
 
         Yields:
-            One result per video, in the same order. A file that cannot be watched is a result with an error.
+            One result per video, in the same order; with an error if the file cannot be decoded.
         """
 
     @abstractmethod
     def manifest(self) -> dict[str, Any]:
-        """Returns everything that decides the narrations, JSON-able: `MANIFEST_KEYS` but for the date."""
+        """Returns everything that determines the narrations, JSON-able: `MANIFEST_KEYS` except the date."""
 
     def narrate(self, video_id: str, path: Path) -> list[Narration]:
         """Narrates one video.
@@ -59,10 +59,10 @@ class Narrator(ABC):
             path: its file.
 
         Returns:
-            Narrations in order of time; none if the narrator had nothing to say.
+            Narrations in order of time, possibly none.
 
         Raises:
-            VideoError: if the file cannot be watched.
+            VideoError: if the file cannot be decoded.
         """
         (narrated,) = self.stream([(video_id, path)])
         if narrated.error is not None:

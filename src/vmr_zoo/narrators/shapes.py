@@ -1,4 +1,4 @@
-"""The simulated narrator of the rendered world, behind the interface of the others."""
+"""The simulated narrator of the rendered world, with the common interface."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vmr_zoo.data.narrations import Narration
-from vmr_zoo.data.worlds.shapes import Narrator as SceneNarrator
-from vmr_zoo.data.worlds.shapes import WorldSettings
+from vmr_zoo.data.worlds.shapes import SceneNarrator, WorldSettings
 from vmr_zoo.data.worlds.shapes.generate import scenes
 from vmr_zoo.data.worlds.shapes.world import Scene
 from vmr_zoo.errors import VmrError
@@ -17,14 +16,14 @@ from vmr_zoo.narrators.base import Narrated, Narrator
 
 
 class ShapesNarrator(Narrator):
-    """Looks up a video's scene by its id and tells it with declared errors; it never opens the file."""
+    """Looks up the scene of a video by its id and describes it with simulated errors; opens no file."""
 
     def __init__(self, world: WorldSettings, narrator: SceneNarrator) -> None:
         """Stores the settings.
 
         Args:
-            world: the data set's, `${data.protocol.world}`.
-            narrator: how often it errs, `${features.narration.narrator}`.
+            world: settings of the data set, `${data.protocol.world}`.
+            narrator: its error rates, `${features.narration.narrator}`.
         """
         self.world = world
         self.narrator = narrator
@@ -42,12 +41,12 @@ class ShapesNarrator(Narrator):
         for video_id, path in videos:
             if video_id not in self._scenes:
                 raise VmrError(
-                    f"narrator=shapes knows the videos of data=shapes only, by their ids; found '{video_id}' "
-                    f"({path}). Choose a narrator that looks at pixels: narrator=llava."
+                    f"narrator=shapes narrates the videos of data=shapes only, by their ids; found "
+                    f"'{video_id}' ({path}). Choose a narrator that sees pixels: narrator=llava."
                 )
             rows = self.narrator.narrate(self._scenes[video_id])
             yield Narrated(video_id, tuple(Narration(video_id, *row) for row in rows))
 
     def manifest(self) -> dict[str, Any]:
-        """Returns the rates, the window and the seed."""
+        """Returns the error rates, the window and the seed."""
         return self.narrator.manifest()

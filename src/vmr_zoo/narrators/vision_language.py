@@ -1,9 +1,9 @@
-"""Narration by an image or video language model out of `transformers`.
+"""Narration by an image or video language model from `transformers`.
 
-TEA asks an image model about one frame a second (section 3.2, Eq. 1 and 2), LMR a video model about each clip
-(section III-B). Both are the same work: cut a video into stretches of equal length, show the model one frame
-or several of each, and keep the answer with its times. Model code always comes out of `transformers`
-(`trust_remote_code` is off) and weights out of safetensors, so that a model is data and never runs anything.
+TEA prompts an image model with one frame per second (section 3.2, Eq. 1 and 2), LMR a video model with each
+clip (section III-B). Both cut a video into segments of equal length, show one or several frames of each to
+the model, and keep the answer with its times. Model code always comes from `transformers`
+(`trust_remote_code` is off) and weights from safetensors: a model is data and never runs code.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from typing import Any
 import numpy as np
 
 from vmr_zoo.data.narrations import Narration
-from vmr_zoo.data.text.cache import Array
 from vmr_zoo.errors import VmrError, unknown
 from vmr_zoo.narrators.base import Narrated, Narrator
+from vmr_zoo.utils.arrays import Array
 from vmr_zoo.video.decode import VideoError, sample
 
 DTYPES = ("float32", "float16", "bfloat16")
 
 _PROMPT = "{prompt}"
 _FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
-"""What a model consists of: settings, weights, tokenizer, chat template. No pickled weights, no code."""
+"""Files of a model: settings, weights, tokenizer, chat template. No pickled weights, no code."""
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """One stretch of a video, as the model sees it.
+class Segment:
+    """One segment of a video, as shown to the model.
 
     Attributes:
         video_id: the video.
-        number: which of the video's stretches, from 0.
-        start: of the narration, seconds.
-        end: of the narration, seconds.
+        number: index of the segment in the video, from 0.
+        start: start of the narration in seconds.
+        end: end of the narration in seconds.
         frames: (H, W, 3) uint8 each, RGB.
     """
 
@@ -52,143 +52,133 @@ class Look:
 
 
 @dataclass(slots=True)
-class _Telling:
-    """A video that is being narrated: what was seen of it and what was said so far."""
+class _PendingVideo:
+    """A video in progress: its segments so far, and the answers to them."""
 
     video_id: str
-    looks: int = 0
-    said: list[Narration] = field(default_factory=list)
+    segments: int = 0
+    narrations: list[Narration] = field(default_factory=list)
     empty: int = 0
     error: VideoError | None = None
-    watched: bool = False
+    decoded: bool = False
 
     @property
-    def done(self) -> bool:
-        return self.watched and (self.error is not None or len(self.said) + self.empty == self.looks)
+    def finished(self) -> bool:
+        answered = len(self.narrations) + self.empty == self.segments
+        return self.decoded and (self.error is not None or answered)
 
     def result(self) -> Narrated:
         if self.error is not None:
             return Narrated(self.video_id, error=self.error)
-        return Narrated(self.video_id, tuple(self.said), self.empty)
+        return Narrated(self.video_id, tuple(self.narrations), self.empty)
 
 
-class ModelNarrator(Narrator):
-    """Asks a model about every stretch of a video.
+@dataclass(eq=False)
+class VisionLanguageNarrator(Narrator):
+    """Prompts a model with every segment of a video; the model is loaded for the first answer.
 
-    Decoding is greedy unless `temperature` says otherwise, and batches are padded on the left, so in exact
-    arithmetic an answer does not depend on the batch that it was made in. In float16 or bfloat16 a near tie
-    between two words may fall differently in another batch.
+    Decoding is greedy unless `temperature` is set, and batches are padded on the left: in exact arithmetic an
+    answer does not depend on its batch. In float16 or bfloat16 a near tie between two words may resolve
+    differently in another batch.
+
+    Attributes:
+        model: a name on the Hugging Face hub, or a folder with such a model.
+        seconds: length of a segment.
+        frames: number of frames per segment that a video model sees, evenly spaced; None: an image model sees
+            the middle frame, and the narration starts and ends at its time.
+        prompt: the prompt; of several, one per segment is drawn by seed, video id and index of the segment;
+            None for a captioner, which takes no prompt.
+        template: the text around the prompt, with the model's placeholder for the image, as in
+            `conf/narrator/llava.yaml`; None: the model's own chat template.
+        max_new_tokens: maximum length of an answer.
+        revision: branch, tag or commit on the hub; None: the newest. The manifest records the commit.
+        num_beams: beams of the search; 1: greedy.
+        temperature: None: no sampling. Otherwise words are sampled with a seed per segment, and segments are
+            processed one at a time, which makes an answer independent of its neighbours.
+        seed: seed of the choice of prompts and, with a temperature, of words.
+        dtype: type of weights and activations: "float32", "float16" or "bfloat16".
+        device: "cuda", "cpu" and the like; None: a GPU if available.
+        batch_size: segments per forward pass.
+
+    Raises:
+        VmrError: for settings that contradict each other.
     """
 
-    def __init__(
-        self,
-        model: str,
-        seconds: float,
-        frames: int | None,
-        prompt: str | Sequence[str] | None,
-        template: str | None,
-        max_new_tokens: int,
-        revision: str | None = None,
-        num_beams: int = 1,
-        temperature: float | None = None,
-        seed: int = 0,
-        dtype: str = "float16",
-        device: str | None = None,
-        batch_size: int = 8,
-    ) -> None:
-        """Stores the settings; the model is loaded when the first answer is wanted.
+    model: str
+    seconds: float
+    frames: int | None
+    prompt: str | Sequence[str] | None
+    template: str | None
+    max_new_tokens: int
+    revision: str | None = None
+    num_beams: int = 1
+    temperature: float | None = None
+    seed: int = 0
+    dtype: str = "float16"
+    device: str | None = None
+    batch_size: int = 8
 
-        Args:
-            model: a name on the Hugging Face hub, or a folder with such a model.
-            seconds: length of a stretch.
-            frames: how many frames of a stretch a video model sees, evenly spaced; None: an image model sees
-                the one in the middle, and the narration starts and ends at its time.
-            prompt: what the model is asked; of several, each stretch gets one drawn by seed, video id and
-                number of the stretch; None for a captioner, which is asked nothing.
-            template: the text around the prompt, with the model's mark for the picture, see
-                `conf/narrator/llava.yaml`; None: the model's own chat template.
-            max_new_tokens: longest answer.
-            revision: branch, tag or commit on the hub; None: the newest. The manifest says which it was.
-            num_beams: beams of the search; 1 is greedy.
-            temperature: None: never draw words. Else words are drawn, seeded per stretch, and stretches are
-                asked about one at a time, so that an answer does not depend on its neighbours.
-            seed: of the choice of prompts and, with a temperature, of words.
-            dtype: of weights and activations: "float32", "float16" or "bfloat16".
-            device: such as "cuda" or "cpu"; None: a GPU if there is one.
-            batch_size: stretches per forward pass.
-
-        Raises:
-            VmrError: for settings that contradict each other.
-        """
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt or ())
-        if seconds <= 0 or (frames is not None and frames < 1) or batch_size < 1 or max_new_tokens < 1:
+    def __post_init__(self) -> None:
+        self.seconds = float(self.seconds)
+        self.prompts = [self.prompt] if isinstance(self.prompt, str) else list(self.prompt or ())
+        smallest_count = min(self.batch_size, self.max_new_tokens, 1 if self.frames is None else self.frames)
+        if self.seconds <= 0 or smallest_count < 1:
             raise VmrError(
                 "Expected narrator.seconds above 0 and narrator.frames, batch_size and max_new_tokens of at "
-                f"least 1; found {seconds}, {frames}, {batch_size}, {max_new_tokens}."
+                f"least 1; found {self.seconds}, {self.frames}, {self.batch_size}, {self.max_new_tokens}."
             )
-        if dtype not in DTYPES:
-            raise unknown("narrator.dtype", dtype, DTYPES)
-        if template is not None and (_PROMPT not in template or not prompts):
+        if self.dtype not in DTYPES:
+            raise unknown("narrator.dtype", self.dtype, DTYPES)
+        if self.template is not None and (_PROMPT not in self.template or not self.prompts):
             raise VmrError(
-                f"Expected narrator.template to hold {_PROMPT} and narrator.prompt to say what goes there; "
-                f"found template {template!r}, prompt {prompt!r}. A captioner takes neither: set both null."
+                f"Expected narrator.template to contain {_PROMPT} and narrator.prompt to replace it; found "
+                f"template {self.template!r}, prompt {self.prompt!r}. For a captioner, set both to null."
             )
-        if temperature is not None and temperature <= 0:
-            raise VmrError(
-                f"Expected narrator.temperature above 0, found {temperature}. Null is greedy decoding."
-            )
-        self.model = model
-        self.wanted_revision = revision
-        self.seconds = float(seconds)
-        self.frames = frames
-        self.prompts = prompts
-        self.template = template
-        self.max_new_tokens = max_new_tokens
-        self.num_beams = num_beams
-        self.temperature = temperature
-        self.seed = seed
-        self.dtype = dtype
-        self.device = device
-        self.batch_size = batch_size if temperature is None else 1
+        if self.temperature is not None:
+            if self.temperature <= 0:
+                raise VmrError(
+                    f"Expected narrator.temperature above 0, found {self.temperature}. Null: greedy decoding."
+                )
+            self.batch_size = 1
 
     # --- narrating
 
     def stream(self, videos: Iterable[tuple[str, Path]]) -> Iterator[Narrated]:
-        """Narrates videos in batches of stretches, which may stem from several videos."""
-        waiting: deque[_Telling] = deque()
-        batch: list[tuple[_Telling, Look]] = []
+        """Narrates videos in batches of segments, possibly of several videos."""
+        pending: deque[_PendingVideo] = deque()
+        batch: list[tuple[_PendingVideo, Segment]] = []
         for video_id, path in videos:
-            telling = _Telling(video_id)
-            waiting.append(telling)
+            video = _PendingVideo(video_id)
+            pending.append(video)
             try:
-                for look in self.looks(video_id, path):
-                    telling.looks += 1
-                    batch.append((telling, look))
+                for segment in self.segments(video_id, path):
+                    video.segments += 1
+                    batch.append((video, segment))
                     if len(batch) == self.batch_size:
-                        self._answer(batch)
+                        self._narrate_batch(batch)
                         batch = []
             except VideoError as error:
-                telling.error = error
-                batch = [entry for entry in batch if entry[0] is not telling]
-            telling.watched = True
-            while waiting and waiting[0].done:
-                yield waiting.popleft().result()
-        self._answer(batch)
-        for telling in waiting:
-            yield telling.result()
+                video.error = error
+                batch = [entry for entry in batch if entry[0] is not video]
+            video.decoded = True
+            while pending and pending[0].finished:
+                yield pending.popleft().result()
+        self._narrate_batch(batch)
+        for video in pending:
+            yield video.result()
 
-    def looks(self, video_id: str, path: Path) -> Iterator[Look]:
-        """Decodes a video stretch by stretch.
+    def segments(self, video_id: str, path: Path) -> Iterator[Segment]:
+        """Decodes a video segment by segment.
 
-        Frames are spread evenly over a stretch and taken by presentation time. A last stretch that is cut off
-        by the end of the video repeats its last frame, and its narration ends where its frames do.
+        Frames are evenly spaced in presentation time. A partial last segment repeats its last frame, and its
+        narration ends where its frames end.
 
         Args:
             video_id: the video.
             path: its file.
 
         Yields:
-            Stretches in order of time.
+            Segments in order of time.
 
         Raises:
             VideoError: if the file holds no usable video, at the start or later.
@@ -199,66 +189,66 @@ class ModelNarrator(Narrator):
         for frame in sample(path, step):
             frames.append(frame.to_ndarray(format="rgb24"))
             if len(frames) == count:
-                yield self._look(video_id, number, frames, count)
+                yield self._segment(video_id, number, frames, count)
                 number, frames = number + 1, []
         if frames:
-            yield self._look(video_id, number, frames, count)
+            yield self._segment(video_id, number, frames, count)
 
-    def _look(self, video_id: str, number: int, frames: list[Array], count: int) -> Look:
+    def _segment(self, video_id: str, number: int, frames: list[Array], count: int) -> Segment:
         if self.frames is None:
             time = (number + 0.5) * self.seconds
-            return Look(video_id, number, time, time, frames)
+            return Segment(video_id, number, time, time, frames)
         start = number * self.seconds
         end = start + len(frames) / count * self.seconds
-        return Look(video_id, number, start, end, frames + frames[-1:] * (count - len(frames)))
+        return Segment(video_id, number, start, end, frames + frames[-1:] * (count - len(frames)))
 
-    def _answer(self, batch: Sequence[tuple[_Telling, Look]]) -> None:
-        """Asks about a batch and hands each answer to its video."""
-        texts = self.tell([look for _, look in batch]) if batch else []
-        for (telling, look), text in zip(batch, texts, strict=True):
+    def _narrate_batch(self, batch: Sequence[tuple[_PendingVideo, Segment]]) -> None:
+        """Generates the answers to a batch and adds each to its video."""
+        texts = self.generate([segment for _, segment in batch]) if batch else []
+        for (video, segment), text in zip(batch, texts, strict=True):
             if text:
-                telling.said.append(Narration(look.video_id, look.start, look.end, text))
+                video.narrations.append(Narration(segment.video_id, segment.start, segment.end, text))
             else:
-                telling.empty += 1
+                video.empty += 1
 
-    def asked(self, video_id: str, number: int) -> str | None:
-        """Returns the prompt for one stretch, decided by seed, video id and number; None for a captioner."""
+    def prompt_for(self, video_id: str, number: int) -> str | None:
+        """Returns the prompt of a segment, drawn by seed, video id and index; None for a captioner."""
         if not self.prompts:
             return None
         return self.prompts[_draw("prompt", self.seed, video_id, number) % len(self.prompts)]
 
-    def tell(self, looks: Sequence[Look]) -> list[str]:
-        """Asks the model.
+    def generate(self, segments: Sequence[Segment]) -> list[str]:
+        """Generates the model's answers.
 
         Args:
-            looks: N >= 1 stretches with equally many frames.
+            segments: N >= 1 segments with equal numbers of frames.
 
         Returns:
-            N answers on one line each, without the prompt; "" where there was none.
+            N answers on one line each, without the prompt; "" for an empty one.
 
         Raises:
-            VmrError: if the model cannot be loaded or the device's memory does not suffice.
+            VmrError: if the model cannot be loaded or the device runs out of memory.
         """
         import torch
 
         processor, model = self._loaded
         given: dict[str, Any] = {"return_tensors": "pt"}
         if self.frames is None:
-            given["images"] = [_picture(look.frames[0]) for look in looks]
+            given["images"] = [_image(segment.frames[0]) for segment in segments]
         else:
-            # The frames were chosen here; some processors would thin them out again.
-            given |= {"videos": [np.stack(look.frames) for look in looks], "do_sample_frames": False}
+            # The frames are sampled already; some processors would sample them again.
+            given |= {"videos": [np.stack(segment.frames) for segment in segments], "do_sample_frames": False}
         if self.prompts:
-            texts = [self._text(self.asked(look.video_id, look.number) or "") for look in looks]
+            texts = [self._text(self.prompt_for(s.video_id, s.number) or "") for s in segments]
             start = processor.tokenizer.bos_token
-            # A chat template may have written the mark of the beginning already.
+            # A chat template may contain the BOS token already.
             given |= {"text": texts, "padding": True}
             given["add_special_tokens"] = not (start and texts[0].startswith(start))
         inputs = processor(**given).to(model.device, model.dtype)
         drawing: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         if self.temperature is not None:
             drawing = {"do_sample": True, "temperature": self.temperature, "top_p": None, "top_k": None}
-            torch.manual_seed(_draw("words", self.seed, looks[0].video_id, looks[0].number))
+            torch.manual_seed(_draw("words", self.seed, segments[0].video_id, segments[0].number))
         try:
             with torch.inference_mode():
                 out = model.generate(
@@ -267,10 +257,10 @@ class ModelNarrator(Narrator):
         except torch.cuda.OutOfMemoryError as error:
             raise VmrError(
                 f"{self.model} does not fit into the memory of {model.device} with narrator.batch_size="
-                f"{self.batch_size} and narrator.dtype={self.dtype}: make the batch smaller. Finished videos "
+                f"{self.batch_size} and narrator.dtype={self.dtype}: use a smaller batch. Finished videos "
                 "are kept."
             ) from error
-        # Decoder-only models give the prompt back in front of the answer, encoder-decoder models do not.
+        # Decoder-only models repeat the prompt before the answer, encoder-decoder models do not.
         ids = inputs.get("input_ids")
         if ids is not None and out.shape[1] >= ids.shape[1] and torch.equal(out[:, : ids.shape[1]], ids):
             out = out[:, ids.shape[1] :]
@@ -278,14 +268,14 @@ class ModelNarrator(Narrator):
         return [" ".join(answer.split()) for answer in answers]
 
     def _text(self, prompt: str) -> str:
-        """Puts a prompt into the template."""
+        """Inserts a prompt into the template."""
         if self.template is not None:
             return self.template.replace(_PROMPT, prompt)
         content = [{"type": "image" if self.frames is None else "video"}, {"type": "text", "text": prompt}]
         processor: Any = self._loaded[0]
         if not processor.chat_template:
             raise VmrError(
-                f"{self.model} has no chat template. Set narrator.template as its model card says, for "
+                f"{self.model} has no chat template. Set narrator.template as in its model card, for "
                 f"example 'USER: <image>\\n{_PROMPT} ASSISTANT:'."
             )
         text: str = processor.apply_chat_template(
@@ -301,12 +291,12 @@ class ModelNarrator(Narrator):
 
     @cached_property
     def _folder(self) -> Path:
-        """Finds the model's files, downloading them first if it is not a folder."""
+        """Folder with the files of the model, downloaded if necessary."""
         if self._is_local:
-            if self.wanted_revision is not None:
+            if self.revision is not None:
                 raise VmrError(
-                    f"narrator.model={self.model} is a folder and has no revisions, found narrator.revision="
-                    f"{self.wanted_revision}. Leave that out: the manifest records a hash of the files."
+                    f"narrator.model={self.model} is a folder and has no revisions; found narrator.revision="
+                    f"{self.revision}. Leave it out: the manifest records a hash of the files."
                 )
             return Path(self.model).expanduser()
         import huggingface_hub
@@ -316,22 +306,22 @@ class ModelNarrator(Narrator):
             return Path(
                 huggingface_hub.snapshot_download(
                     self.model,
-                    revision=self.wanted_revision,
+                    revision=self.revision,
                     allow_patterns=list(_FILES),
-                    ignore_patterns=["*/*"],  # other formats of the same weights lie in folders
+                    ignore_patterns=["*/*"],  # subfolders hold other formats of the same weights
                 )
             )
-        # Network errors are OSErrors, refusals of the hub too.
+        # Network errors and refusals of the hub are OSErrors.
         except (OSError, HFValidationError, ValueError) as error:
             raise VmrError(
                 f"narrator.model={self.model} is neither a folder nor a model that could be fetched from the "
-                f"Hugging Face hub ({_first_line(error)}). Without a network, copy the model's folder and "
-                "give its path."
+                f"Hugging Face hub ({_first_line(error)}). Without a network, copy the folder of the model "
+                "and set its path."
             ) from error
 
     @cached_property
-    def revision(self) -> str:
-        """The commit on the hub, or for a folder the SHA-256 of its files."""
+    def exact_revision(self) -> str:
+        """The commit on the hub, or the SHA-256 of the files of a folder."""
         if not self._is_local:
             return self._folder.name  # …/snapshots/COMMIT
         hashed = hashlib.sha256()
@@ -343,7 +333,7 @@ class ModelNarrator(Narrator):
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:
         """Loads processor and model."""
-        # Imported here: it takes seconds, and reading a configuration needs none of it.
+        # Imported here: it takes seconds, and reading the configuration does not need it.
         import torch
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -356,7 +346,7 @@ class ModelNarrator(Narrator):
             )
         except (OSError, ValueError, KeyError) as error:
             raise VmrError(
-                f"Expected an image or video language model of transformers, weights as safetensors, in "
+                f"Expected an image or video language model of transformers, with weights as safetensors, in "
                 f"{self._folder}; loading it failed: {_first_line(error)}"
             ) from error
         if self.frames is not None and getattr(processor, "video_processor", None) is None:
@@ -364,7 +354,7 @@ class ModelNarrator(Narrator):
                 f"{self.model} ({type(model).__name__}) takes images, not videos. Set narrator.frames=null "
                 "or choose a video model."
             )
-        # The answer is appended to the prompt, so the padding has to be in front of it.
+        # The answer follows the prompt, so padding must precede it.
         processor.tokenizer.padding_side = "left"
         if processor.tokenizer.pad_token is None:
             processor.tokenizer.pad_token = processor.tokenizer.eos_token
@@ -372,15 +362,15 @@ class ModelNarrator(Narrator):
             return processor, model.to(device).eval()
         except (RuntimeError, AssertionError) as error:
             raise VmrError(
-                f"{self.model} cannot be put on narrator.device={device}: {_first_line(error)} Choose "
-                "another device, or a smaller model or narrator.dtype."
+                f"{self.model} cannot be moved to narrator.device={device}: {_first_line(error)} Choose "
+                "another device, a smaller model or a smaller narrator.dtype."
             ) from error
 
     def manifest(self) -> dict[str, Any]:
-        """Returns model, revision, questions, sampling and decoding; device and batch size are left out."""
+        """Returns model, revision, prompts, sampling and decoding, but not device and batch size."""
         return {
             "model": self._folder.resolve().name if self._is_local else self.model,
-            "revision": self.revision,
+            "revision": self.exact_revision,
             "prompt": self.prompts[0] if len(self.prompts) == 1 else self.prompts or None,
             "template": self.template,
             "sampling_rate": 1 / self.seconds,
@@ -394,13 +384,13 @@ class ModelNarrator(Narrator):
 
 
 def _draw(purpose: str, seed: int, video_id: str, number: int) -> int:
-    """Returns 63 bits that depend on nothing else, so that neither order nor shards matter."""
+    """Returns 63 bits determined by the arguments alone, independent of order and shards."""
     hashed = hashlib.sha256(json.dumps([purpose, seed, video_id, number]).encode())
     return int.from_bytes(hashed.digest()[:8], "big") >> 1
 
 
-def _picture(frame: Array) -> Any:
-    """Returns a frame as a Pillow image, whose axes no processor has to guess."""
+def _image(frame: Array) -> Any:
+    """Returns a frame as a Pillow image; its axes are unambiguous to processors."""
     from PIL import Image
 
     return Image.fromarray(frame)

@@ -1,4 +1,4 @@
-"""Golden cases: inputs, weights and every number that the authors' code made of them, in one .npz file."""
+"""Golden cases: inputs, weights and all numbers that the authors' code computes, in one .npz file each."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from vmr_zoo.parity.weights import WeightNames
 
 
 class Case:
-    """A golden case; remembers which of its arrays were read.
+    """A golden case; records which of its arrays were read.
 
     Attributes:
-        path: where it came from.
+        path: the file.
         options: the authors' options, from the array `config`.
-        keys: the names of all arrays, in the order of the file.
-        read: the names of the arrays that `case[name]` gave out.
+        keys: names of all arrays, in the order of the file.
+        read: names of the arrays that were read through `case[name]`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -35,14 +35,14 @@ class Case:
             path: an .npz file without pickled objects.
 
         Raises:
-            VmrError: if it cannot be read or has no `config`.
+            VmrError: if the file cannot be read or has no `config`.
         """
         self.path = path
         try:
             with np.load(path, allow_pickle=False) as file:
                 self._arrays = {name: file[name] for name in file.files}
             self.options: dict[str, Any] = dict(json.loads(str(self._arrays["config"])))
-        except Exception as error:  # what a broken file raises depends on the byte
+        except Exception as error:  # its type depends on which byte is broken
             raise VmrError(
                 f"Expected a golden case (.npz without pickled objects, with JSON in an array 'config') "
                 f"in {path}, but: {error}"
@@ -54,10 +54,10 @@ class Case:
         return key in self._arrays
 
     def __getitem__(self, key: str) -> Tensor:
-        """Returns an array as a tensor and notes that it was read.
+        """Returns an array as a tensor and records that it was read.
 
         Raises:
-            VmrError: if the file has none of that name.
+            VmrError: if the case has no such array.
         """
         if key not in self._arrays:
             raise VmrError(f"{self.path} has no array '{key}': it is not a golden case of this method.")
@@ -65,24 +65,24 @@ class Case:
         return torch.from_numpy(self._arrays[key])
 
     def stored(self, key: str) -> Tensor:
-        """Returns an array without noting it, for the comparison."""
+        """Returns an array without recording it, for the comparison."""
         return torch.from_numpy(self._arrays[key])
 
     def group(self, prefix: str) -> dict[str, Tensor]:
-        """Returns the arrays `prefix/…` by what follows the prefix."""
+        """Returns the arrays `prefix/…` by the rest of their names."""
         start = prefix + "/"
         return {key.removeprefix(start): self[key] for key in self.keys if key.startswith(start)}
 
 
 @dataclass(frozen=True)
 class Number:
-    """A recomputed array, and how near it has to come.
+    """A recomputed array and its tolerance.
 
     Attributes:
-        value: what we computed.
+        value: the recomputed array.
         atol: absolute tolerance, a number or one per entry of the last axis.
         rtol: tolerance relative to the stored value, added to the absolute one.
-        where: bool, broadcastable to the value; only True entries are compared (padding holds anything).
+        where: bool, broadcastable to the value; only True entries are compared (padding is arbitrary).
     """
 
     value: Tensor
@@ -92,24 +92,24 @@ class Number:
 
 
 class Released(ABC):
-    """What one method's released code calls things, and how to recompute its golden cases.
+    """Adapter of one method's released code: translates names and options, and recomputes golden cases.
 
     Attributes:
-        names: how its weights are named.
+        names: translates the names of weights.
     """
 
     names: WeightNames
 
     @abstractmethod
     def settings(self, options: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Translates the authors' options and the shapes of their weights.
+        """Derives settings from the authors' options and the shapes of their weights.
 
         Args:
             options: the authors' options.
-            weights: the authors' weights by their names.
+            weights: the weights by the authors' names.
 
         Returns:
-            Values by dotted key of the `method` node.
+            Values by dotted key below `method`.
 
         Raises:
             VmrError: if an option is missing or has a value that is not implemented.
@@ -117,23 +117,25 @@ class Released(ABC):
 
     @abstractmethod
     def data(self, options: Mapping[str, Any]) -> str:
-        """Names the data set (a file in conf/data) that a checkpoint was trained on.
+        """Returns the data set (a file in conf/data) that a checkpoint was trained on.
+
+        Args:
+            options: the authors' options.
 
         Raises:
-            VmrError: if none of ours corresponds.
+            VmrError: if conf/data has no such data set.
         """
 
     @abstractmethod
     def recompute(self, method: Method, case: Case) -> dict[str, Number]:
-        """Recomputes what a case stores.
+        """Recomputes the arrays of a case.
 
         Args:
-            method: with the case's weights and settings, in `variant: released`.
-            case: the case; what is read from it through `case[...]` counts as given, everything else has to
-                be among the results.
+            method: the method in `variant: released`, with the case's weights and settings.
+            case: the case. Arrays read through `case[...]` count as inputs; all others must be recomputed.
 
         Returns:
-            Recomputed arrays by the case's own keys. Keys that the case does not store are ignored.
+            Recomputed arrays by the case's keys. Keys that the case does not have are ignored.
         """
 
 
@@ -148,22 +150,20 @@ def gradients(
     atol: float,
     rtol: float = 0.0,
 ) -> dict[str, Number]:
-    """Recomputes the gradients of a case and its weights after one step of the optimizer.
-
-    The optimizer is the one that the method's configuration builds.
+    """Recomputes the gradients of a case and its weights after one step of the configured optimizer.
 
     Args:
-        method: whose weights `total` depends on.
-        names: of its weights.
+        method: the method.
+        names: translates the names of weights.
         case: the case.
-        total: the loss.
-        norm_key: under which the global norm of the gradients is stored.
+        total: the total loss.
+        norm_key: key of the global gradient norm.
         clip: the norm that gradients are clipped to before the step.
-        atol: tolerance of a gradient.
-        rtol: relative tolerance of a gradient, and of the norm.
+        atol: absolute tolerance of gradients.
+        rtol: relative tolerance of gradients and of their norm.
 
     Returns:
-        Numbers by key.
+        Recomputed arrays by key.
     """
     parameters = dict(method.named_parameters())
     method.zero_grad(set_to_none=True)
@@ -172,7 +172,7 @@ def gradients(
     for name, stored in _named(case, "grad").items():
         ours = names.ours(name)
         if ours is None or (gradient := parameters[ours].grad) is None:
-            continue  # not recomputed, which the comparison reports
+            continue  # the comparison reports it as not recomputed
         full = torch.zeros_like(stored)
         full[: len(gradient)] = gradient
         results[f"grad/{name}"] = Number(full, atol, rtol)
@@ -185,15 +185,15 @@ def gradients(
     optimizer.step()
     for name, stored in _named(case, "after_step").items():
         ours = names.ours(name)
-        after = case[f"param/{name}"].clone()  # what is never used has no gradient and stays
-        firm = torch.ones_like(stored, dtype=torch.bool)
+        after = case[f"param/{name}"].clone()  # unused weights have no gradient and stay
+        reliable = torch.ones_like(stored, dtype=torch.bool)
         if ours is not None:
             after[: len(parameters[ours])] = parameters[ours].detach()
             gradient = parameters[ours].grad
             if gradient is not None:
-                # Adam's first step is the sign of the gradient, so that of a gradient near zero is noise.
-                firm[: len(gradient)] = gradient.abs() > 1e-6
-        results[f"after_step/{name}"] = Number(after, 1e-6, where=firm)
+                # Adam's first step is the sign of the gradient, which is noise for gradients near zero.
+                reliable[: len(gradient)] = gradient.abs() > 1e-6
+        results[f"after_step/{name}"] = Number(after, 1e-6, where=reliable)
     return results
 
 
@@ -203,11 +203,11 @@ def _named(case: Case, prefix: str) -> dict[str, Tensor]:
 
 
 def pairs(slots: Tensor, matched: Tensor) -> Tensor:
-    """Lists an assignment as the authors do: rows (row, slot, target), by row, then by slot.
+    """Lists an assignment in the authors' format: (row, slot, target), sorted by row, then by slot.
 
     Args:
-        slots: (B, N) as `blocks.matcher.assign` gives them.
-        matched: (B, N).
+        slots: (B, N) predicted slot of each target, from `blocks.matcher.hungarian_match`.
+        matched: (B, N) which targets exist.
 
     Returns:
         (number of pairs, 3) int64.
@@ -219,24 +219,24 @@ def pairs(slots: Tensor, matched: Tensor) -> Tensor:
 
 
 def windows(seconds: Tensor, duration: Tensor) -> tuple[Tensor, Tensor]:
-    """Turns windows in seconds, padded with NaN, into the contract's spans.
+    """Converts windows in seconds, padded with NaN, to spans.
 
     Args:
-        seconds: (B, W, 2).
-        duration: (B,).
+        seconds: (B, W, 2) start and end.
+        duration: (B,) in seconds.
 
     Returns:
-        Spans (B, W, 2) as fractions of the duration, not clipped to it, and their mask (B, W).
+        Spans (B, W, 2) as fractions of the duration, not clipped, and their mask (B, W).
     """
     mask = ~seconds.isnan().any(-1)
     return (seconds / duration[:, None, None]).nan_to_num(0.0), mask
 
 
 def encoder_layers(method: Method) -> tuple[list[Tensor], Sequence[Any]]:
-    """Collects the output of every encoder layer of the next forward passes.
+    """Registers hooks that collect the output of every encoder layer.
 
     Returns:
-        The list that they are appended to, and the handles to remove afterwards.
+        The list that outputs are appended to, and the handles of the hooks.
     """
     collected: list[Tensor] = []
     layers = method.get_submodule("encoder.encoder").layers

@@ -1,4 +1,4 @@
-"""`vmr import`: turn a checkpoint of the authors' code into a run directory that `vmr eval` accepts."""
+"""Converts checkpoints of the authors' code into run directories that `vmr eval` accepts."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from omegaconf import DictConfig, open_dict
 from torch import Tensor
 
 from vmr_zoo.config.compose import compose
-from vmr_zoo.errors import VmrError, some
+from vmr_zoo.engine.weights import export_weights
+from vmr_zoo.errors import VmrError, abbreviate
 from vmr_zoo.methods.base import Method, parameter_count
 from vmr_zoo.parity.case import Released
-from vmr_zoo.parity.check import build
-from vmr_zoo.runs import directory
-from vmr_zoo.utils.files import atomic_path
+from vmr_zoo.parity.check import build_released
+from vmr_zoo.runs import directory, resume
+from vmr_zoo.utils.files import write_json
 
 if TYPE_CHECKING:
     from vmr_zoo.data.batches.datamodule import VMRDataModule
@@ -30,55 +31,40 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _OWN_KEYS = ("checkpoint=", "out=", "released=", "variant=")
-_WEIGHTS = ("model", "state_dict")
-_OPTIONS = "configs.json"
+_WEIGHT_KEYS = ("model", "state_dict")
+_OPTIONS_FILE = "configs.json"
 
 
-def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Reads an authors' checkpoint without running any code in it.
+def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Reads an authors' checkpoint without executing code in it.
 
     Args:
         path: a file written by `torch.save`: a dict with the weights under `model` (EMB: `state_dict`) and,
-            from the Moment-DETR family, the options under `opt` (a dict, an `argparse.Namespace` or an
+            in the Moment-DETR family, the options under `opt` (a dict, an `argparse.Namespace` or an
             `EasyDict`); or the weights alone.
 
     Returns:
-        Weights by the authors' names, without a leading "module."; and options, if not in the file, then
-        those of `configs.json` beside it (EMB), else none (MMN).
+        Weights by the authors' names, without a leading "module."; and options, from the file, else from
+        `configs.json` beside it (EMB), else empty (MMN).
 
     Raises:
-        VmrError: if it cannot be read, holds objects other than those, or lacks the weights.
+        VmrError: if the file cannot be read, contains other objects, or lacks the weights.
     """
     if not path.is_file():
         raise VmrError(
-            f"Expected the authors' checkpoint at {path}, found no such file. Name it: checkpoint=FILE."
+            f"Expected the authors' checkpoint at {path}, found no such file. Set checkpoint=FILE."
         )
-    # An EasyDict is a dict whose keys are attributes too: the keys are all that is wanted.
-    safe: list[Any] = [argparse.Namespace, OrderedDict, (OrderedDict, "easydict.EasyDict")]
-    try:
-        with torch.serialization.safe_globals(safe):
-            stored = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        what = f"an object of {found[1]}" if found else "something else"
-        raise VmrError(
-            f"Expected tensors, plain values and argparse.Namespace or EasyDict options in {path}, "
-            f"found {what}. It is not loaded, since unpickling it could run any code."
-        ) from error
-    except Exception as error:  # what a broken file raises depends on the byte
-        raise VmrError(
-            f"{path} is no checkpoint that torch.load can read: {error}. Copy or download it again."
-        ) from error
-    weights = _weights_in(stored)
+    stored = _load_safely(path)
+    weights = _find_weights(stored)
     if weights is None:
-        held = some(map(str, stored)) if isinstance(stored, Mapping) else type(stored).__name__
+        held = abbreviate(map(str, stored)) if isinstance(stored, Mapping) else type(stored).__name__
         raise VmrError(
-            f"Expected {' or '.join(map(repr, _WEIGHTS))}, tensors by name, in {path}, found {held}. Is it "
-            "the released code's checkpoint?"
+            f"Expected {' or '.join(map(repr, _WEIGHT_KEYS))}, tensors by name, in {path}, found {held}. Is "
+            "it a checkpoint of the released code?"
         )
     options = stored.get("opt")
     if options is None:
-        beside = path.parent / _OPTIONS
+        beside = path.parent / _OPTIONS_FILE
         options = directory.read_json(beside) if beside.is_file() else {}
     if isinstance(options, argparse.Namespace):
         options = vars(options)
@@ -87,27 +73,43 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return {name.removeprefix("module."): weight for name, weight in weights.items()}, dict(options)
 
 
-def _weights_in(stored: Any) -> Mapping[str, Tensor] | None:
-    """Finds tensors by name: under one of the authors' keys, or alone."""
+def _load_safely(path: Path) -> Any:
+    """Loads tensors, plain values and option objects; refuses everything else."""
+    # An EasyDict is a dict whose keys are also attributes: the keys are enough.
+    safe: list[Any] = [argparse.Namespace, OrderedDict, (OrderedDict, "easydict.EasyDict")]
+    try:
+        with torch.serialization.safe_globals(safe):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f"an object of {found[1]}" if found else "something else"
+        raise VmrError(
+            f"Expected tensors, plain values and argparse.Namespace or EasyDict options in {path}, "
+            f"found {what}. The file is not loaded, because unpickling it could execute any code."
+        ) from error
+    except Exception as error:  # its type depends on which byte is broken
+        raise VmrError(
+            f"{path} is not a checkpoint that torch.load can read: {error}. Copy or download it again."
+        ) from error
+
+
+def _find_weights(stored: Any) -> Mapping[str, Tensor] | None:
+    """Returns the tensors by name, under one of the authors' keys or at the top level."""
     if not isinstance(stored, Mapping):
         return None
-    inner = next((stored[key] for key in _WEIGHTS if key in stored), stored)
+    inner = next((stored[key] for key in _WEIGHT_KEYS if key in stored), stored)
     if not isinstance(inner, Mapping) or not inner:
         return None
     return inner if all(isinstance(weight, Tensor) for weight in inner.values()) else None
 
 
-def configuration(released: Released, options: Mapping[str, Any], overrides: Sequence[str]) -> DictConfig:
-    """Composes the configuration of the run that the checkpoint stands for.
+def imported_config(released: Released, options: Mapping[str, Any], overrides: Sequence[str]) -> DictConfig:
+    """Composes the configuration that `vmr train` would use for such a run, in `variant: released`.
 
     Args:
-        released: the method's released code.
+        released: adapter of the authors' code.
         options: the authors' options.
-        overrides: of `vmr import`; data, if neither they nor an experiment among them say, is what the
-            options name.
-
-    Returns:
-        What `vmr train` would have composed, in `variant: released`.
+        overrides: overrides of `vmr import`; without data= or experiment=, the options determine the data.
     """
     kept = [text for text in overrides if not text.lstrip("+~").startswith(_OWN_KEYS)]
     if not any(text.startswith(("data=", "experiment=")) for text in kept):
@@ -115,43 +117,33 @@ def configuration(released: Released, options: Mapping[str, Any], overrides: Seq
     return compose("train", [*kept, "variant=released"])
 
 
-def convert(checkpoint: Path, out: Path, released: Released, overrides: Sequence[str]) -> Method:
+def import_checkpoint(checkpoint: Path, out: Path, released: Released, overrides: Sequence[str]) -> Method:
     """Writes a run directory for a checkpoint.
 
     Args:
         checkpoint: the authors' file.
-        out: the directory to make; must be empty or absent.
-        released: the method's released code.
-        overrides: of the command line.
+        out: the directory to create; must be empty or absent.
+        released: adapter of the authors' code.
+        overrides: overrides of `vmr import`.
 
     Returns:
         The method with the imported weights.
 
     Raises:
-        VmrError: if the checkpoint does not fit, or the directory is taken.
+        VmrError: if the checkpoint does not fit the configuration, or the directory is not empty.
     """
-    from safetensors.torch import save_model
-
-    directory.check_free(out, resume=False)
-    weights, options = read(checkpoint)
-    cfg = configuration(released, options, overrides)
+    resume.check_free(out, resume=False)
+    weights, options = read_checkpoint(checkpoint)
+    cfg = imported_config(released, options, overrides)
     with open_dict(cfg):
         cfg.run, cfg.name = str(out), f"{cfg.choices.method}-imported"
-    served = (cfg.features.video_dim, cfg.features.query_dim)
-    method = build(cfg, released, dict(options), weights)
-    left_out = released.names.left_out(weights)
-    for why, names in left_out.items():
-        log.info(f"Not imported: {some(names, 4)}; {why}.")
+    method = build_released(cfg, released, dict(options), weights)
+    not_imported = released.names.left_out(weights)
+    for why, names in not_imported.items():
+        log.info(f"Not imported: {abbreviate(names, 4)}; {why}.")
     if not options:
-        log.info(f"{checkpoint.name} comes without options: what its weights do not tell is as configured.")
-    # A method with a text encoder of its own reads no query features.
-    wanted = (cfg.method.video_dim, cfg.method.get("query_dim", served[1]))
-    if served != wanted:
-        raise VmrError(
-            f"The checkpoint reads video and query features of {wanted[0]} and {wanted[1]} dimensions; "
-            f"features={cfg.features.name} has {served[0]} and {served[1]}. Name those that it was "
-            "trained on: features=…"
-        )
+        log.info(f"{checkpoint.name} has no options: what its weights do not determine is as configured.")
+    _check_feature_widths(cfg)
     data: VMRDataModule = hydra.utils.instantiate(cfg.data, needs=method.needs)
     header = {
         "name": cfg.name,
@@ -166,51 +158,44 @@ def convert(checkpoint: Path, out: Path, released: Released, overrides: Sequence
         "seed": cfg.seed,
         "parameters": parameter_count(method),
         "imported_from": checkpoint.name,
-        "not_imported": left_out,
+        "not_imported": not_imported,
     }
-    directory.open_new(out, directory.relocatable(cfg), resume=False)
-    with atomic_path(out / directory.WEIGHTS) as temporary:
-        save_model(method, str(temporary))
-    directory.write_json(out / directory.MANIFEST, data.features.manifest())
-    directory.write_json(out / directory.METRICS, {directory.HEADER: header})
-    directory.write_json(
-        out / "released_options.json", {key: _plain(value) for key, value in options.items()}
-    )
+    _write_run(out, cfg, method, data, header, options)
     return method
 
 
-def _plain(value: Any) -> Any:
-    """Keeps what JSON can hold, and the text of anything else."""
+def _check_feature_widths(cfg: DictConfig) -> None:
+    """Refuses features of other dimensions than the checkpoint reads."""
+    available = (cfg.features.video_dim, cfg.features.query_dim)
+    # A method with its own text encoder reads no query features.
+    expected = (cfg.method.video_dim, cfg.method.get("query_dim", available[1]))
+    if available != expected:
+        raise VmrError(
+            f"The checkpoint reads video and query features of {expected[0]} and {expected[1]} dimensions; "
+            f"features={cfg.features.name} has {available[0]} and {available[1]}. Select the features that "
+            "it was trained on: features=…"
+        )
+
+
+def _write_run(
+    out: Path,
+    cfg: DictConfig,
+    method: Method,
+    data: VMRDataModule,
+    header: Mapping[str, Any],
+    options: Mapping[str, Any],
+) -> None:
+    resume.start_or_resume(out, directory.relocatable(cfg), resume=False)
+    export_weights(method, out / directory.WEIGHTS)
+    write_json(out / directory.MANIFEST, data.features.manifest())
+    write_json(out / directory.METRICS, {directory.HEADER: header})
+    write_json(out / "released_options.json", {key: _jsonable(value) for key, value in options.items()})
+
+
+def _jsonable(value: Any) -> Any:
+    """Converts a value for JSON; other types become text."""
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [_jsonable(item) for item in value]
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): _jsonable(item) for key, item in value.items()}
     return value if isinstance(value, str | int | float | bool | None) else str(value)
-
-
-def main(cfg: DictConfig) -> int:
-    """Runs `vmr import method=… checkpoint=FILE out=DIR`.
-
-    Args:
-        cfg: composed from conf/import.yaml.
-
-    Returns:
-        0 once the run directory is written.
-
-    Raises:
-        VmrError: if the method has no released code, or the checkpoint does not fit.
-    """
-    from hydra.core.hydra_config import HydraConfig
-
-    if cfg.get("released") is None:
-        raise VmrError("This method has no released code to import from; those that have: conf/released/.")
-    job = HydraConfig.get()
-    search = [text for text in job.overrides.hydra if text.startswith("hydra.searchpath=")]
-    overrides = [*search, *job.overrides.task]
-    if not any(text.startswith("method=") for text in overrides):
-        overrides.append(f"method={job.runtime.choices['method']}")
-    out = Path(cfg.out)
-    method = convert(Path(cfg.checkpoint), out, hydra.utils.instantiate(cfg.released), overrides)
-    log.info(f"{parameter_count(method)} parameters of {Path(cfg.checkpoint).name} -> {out}")
-    log.info(f"Score it: vmr eval run={out}")
-    return 0

@@ -1,4 +1,4 @@
-"""Names of weights in the authors' code, and in ours."""
+"""Translates the names of weights from the authors' code to ours."""
 
 from __future__ import annotations
 
@@ -9,21 +9,20 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from vmr_zoo.errors import VmrError, some
+from vmr_zoo.errors import VmrError, abbreviate
 
 Replacement = str | Callable[[re.Match[str]], str]
 
 
 @dataclass(frozen=True)
 class WeightNames:
-    """How to translate the names in the authors' state dict.
+    """Translates the names in the authors' state dict.
 
     Attributes:
-        rules: (regular expression, replacement), tried in order; the first that matches the whole name holds.
-        unused: regular expressions of weights that the authors' network has and ours does not, with the
-            reason.
-        rows: weights of which we keep the first rows only, by our name: the authors compute the others and
-            drop them.
+        rules: (regular expression, replacement); the first rule that matches the whole name applies.
+        unused: regular expressions of weights that only the authors' network has, with the reason.
+        rows: number of first rows to keep, by our name, of weights whose other rows the authors compute but
+            do not use.
     """
 
     rules: Sequence[tuple[str, Replacement]]
@@ -37,10 +36,10 @@ class WeightNames:
             name: the authors' name.
 
         Returns:
-            Our name, None for a weight that ours does not have.
+            Our name; None for a weight that our network does not have.
 
         Raises:
-            VmrError: if no rule knows the name.
+            VmrError: if no rule matches the name.
         """
         if self._why_unused(name) is not None:
             return None
@@ -49,8 +48,8 @@ class WeightNames:
             if match:
                 return match.expand(replacement) if isinstance(replacement, str) else replacement(match)
         raise VmrError(
-            f"The checkpoint holds the weight '{name}', which is not part of the authors' network as "
-            "vmr_zoo knows it. Is it a checkpoint of this method, and of the released code?"
+            f"The checkpoint contains the weight '{name}', which the authors' network does not have. Is it a "
+            "checkpoint of this method, from the released code?"
         )
 
     def _why_unused(self, name: str) -> str | None:
@@ -58,13 +57,10 @@ class WeightNames:
         return next(reasons, None)
 
     def left_out(self, weights: Iterable[str]) -> dict[str, list[str]]:
-        """Lists the weights that are not taken over.
+        """Returns the weights that are not imported, by reason.
 
         Args:
             weights: the authors' names.
-
-        Returns:
-            Names by the reason.
         """
         found: dict[str, list[str]] = {}
         for name in weights:
@@ -74,38 +70,38 @@ class WeightNames:
         return found
 
     def keep(self, name: str, weight: Tensor) -> Tensor:
-        """Cuts an authors' weight to the rows that we keep under `name`, our name."""
+        """Cuts a weight to the rows that we use; `name` is our name."""
         return weight[: self.rows[name]] if name in self.rows else weight
 
     def load(self, module: nn.Module, weights: Mapping[str, Tensor]) -> None:
-        """Copies the authors' weights into a module of ours; every one of ours must be there, and fit.
+        """Copies the authors' weights into a module; all of its weights must be present and fit.
 
         Args:
-            module: ours.
-            weights: by the authors' names.
+            module: our module.
+            weights: the weights by the authors' names.
 
         Raises:
-            VmrError: for unknown, missing or misshapen weights.
+            VmrError: for unknown or missing weights, or wrong shapes.
         """
         translated: dict[str, Tensor] = {}
         for name, weight in weights.items():
             target = self.ours(name)
             if target is not None:
                 translated[target] = self.keep(target, weight)
-        kept = module.state_dict().keys()  # not what the configuration alone decides
+        kept = module.state_dict().keys()  # without buffers that the configuration determines
         wanted = {
             name: weight
             for name, weight in (*module.named_parameters(), *module.named_buffers())
             if name in kept
         }
-        _refuse("lacks, as we name them, the", wanted.keys() - translated.keys())
-        _refuse("has, as we name them, the surplus", translated.keys() - wanted.keys())
+        _refuse("lacks the weights", wanted.keys() - translated.keys())
+        _refuse("has the unexpected weights", translated.keys() - wanted.keys())
         misshapen = [
             f"{name}: {tuple(translated[name].shape)} instead of {tuple(parameter.shape)}"
             for name, parameter in wanted.items()
             if translated[name].shape != parameter.shape
         ]
-        _refuse("does not fit the configuration in", misshapen)
+        _refuse("does not fit the configuration in the weights", misshapen)
         with torch.no_grad():
             for name, parameter in wanted.items():
                 parameter.copy_(translated[name])
@@ -114,4 +110,4 @@ class WeightNames:
 def _refuse(what: str, names: Iterable[str]) -> None:
     listed = sorted(names)
     if listed:
-        raise VmrError(f"The authors' checkpoint {what} weights {some(listed)}.")
+        raise VmrError(f"The authors' checkpoint {what} {abbreviate(listed)} (our names).")

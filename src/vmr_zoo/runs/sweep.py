@@ -1,7 +1,7 @@
-"""A sweep: what each job tells the process that started it, and the table at the end.
+"""Sweeps: the report of each job, and the summary table at the end.
 
-Jobs may run in other processes or on other machines, so each leaves a small file in a folder beside the runs.
-Nothing here imports torch: a job that finds its run finished is over before it would be needed.
+Jobs may run in other processes or on other machines; each writes a small file into a folder beside the runs.
+Nothing here imports torch: a job whose run is finished ends before it would need it.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from omegaconf import DictConfig
 from vmr_zoo.utils.files import atomic_write
 
 DONE = ("finished", "pruned", "skipped")
-"""The states of a job that leave nothing to do."""
+"""The states of a job that needs no further work."""
 
 
-class Where(Callback):
-    """Notes, in the process that starts a sweep, where its jobs leave their reports: Hydra's own folder."""
+class SweepFolder(Callback):
+    """Remembers the folder of a sweep in the process that starts it."""
 
-    folder: ClassVar[Path | None] = None
+    path: ClassVar[Path | None] = None
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Is called by Hydra before the first job."""
-        Where.folder = Path(config.hydra.sweep.dir)
+        """Called by Hydra before the first job."""
+        SweepFolder.path = Path(config.hydra.sweep.dir)
 
 
 @dataclass(frozen=True)
-class Report:
-    """What became of one job.
+class JobReport:
+    """The state of one job.
 
     Attributes:
-        overrides: what sets the job apart.
+        overrides: what distinguishes the job from the others.
         state: "finished", "pruned", "skipped" (finished before), "failed", "interrupted", or "started".
-        run: the run directory; empty for a verb that has none.
+        run: the run directory; empty for a verb without one.
         message: why it failed.
     """
 
@@ -51,31 +51,31 @@ class Report:
     message: str = ""
 
     def write(self, folder: Path, number: int) -> None:
-        """Writes or replaces the report of a job; a full disk is told elsewhere."""
+        """Writes or replaces the report of a job. A full disk is reported elsewhere."""
         with contextlib.suppress(OSError):
             atomic_write(folder / f"{number}.json", json.dumps(asdict(self)))
 
 
 def reports_folder(parent: Path, token: str) -> Path:
-    """Returns the folder of one sweep's reports.
+    """Returns the folder for the reports of one sweep.
 
     Args:
-        parent: Hydra's folder for the sweep, which every job sees.
-        token: tells sweeps apart that run at the same time.
+        parent: Hydra's folder for the sweep, which every job can access.
+        token: distinguishes sweeps that run at the same time.
     """
     return parent / f".sweep-{token}"
 
 
-def collect(folder: Path) -> list[Report]:
+def take_reports(folder: Path) -> list[JobReport]:
     """Reads the reports in the order of the jobs, and removes the folder."""
     files = sorted(folder.glob("[0-9]*.json"), key=lambda path: int(path.stem)) if folder.is_dir() else []
-    reports = [Report(**json.loads(path.read_text(encoding="utf-8"))) for path in files]
+    reports = [JobReport(**json.loads(path.read_text(encoding="utf-8"))) for path in files]
     shutil.rmtree(folder, ignore_errors=True)
     return reports
 
 
-def print_table(reports: Sequence[Report]) -> None:
-    """Prints to standard error how many jobs are in each state, and what went wrong where."""
+def print_summary(reports: Sequence[JobReport]) -> None:
+    """Prints to standard error how many jobs are in each state, and the errors."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -84,14 +84,14 @@ def print_table(reports: Sequence[Report]) -> None:
     table = Table(title=f"{len(reports)} job{'s' * (len(reports) != 1)}", title_justify="left")
     for column in ("", "jobs", "error and directory"):
         table.add_column(column, overflow="fold", justify="right" if column == "jobs" else "left")
-    told = {"skipped": "finished before", "started": "ended without a word: killed, or out of memory?"}
+    notes = {"skipped": "finished before", "started": "exited without reporting: killed, or out of memory?"}
     for state in ("finished", "pruned", "skipped", "interrupted", "failed", "started"):
         if counts[state]:
-            table.add_row(state, str(counts[state]), told.get(state, ""))
+            table.add_row(state, str(counts[state]), notes.get(state, ""))
     for report in reports:
         if report.state in ("failed", "started"):
-            where = f"\n{report.run}" if report.run else ""
-            table.add_row("", "", Text.assemble((report.overrides, "bold"), f"\n{report.message}{where}"))
+            directory = f"\n{report.run}" if report.run else ""
+            table.add_row("", "", Text.assemble((report.overrides, "bold"), f"\n{report.message}{directory}"))
     Console(stderr=True).print(table)
     if any(report.state not in DONE for report in reports):
-        Console(stderr=True, soft_wrap=True).print("The same command again does only what is missing.")
+        Console(stderr=True, soft_wrap=True).print("Run the same command again to resume the sweep.")

@@ -1,1 +1,1 @@
-"""Helpers without a subject of their own: files, processes, the console."""
+"""General helpers: files, processes, the machine, nested mappings, the console."""

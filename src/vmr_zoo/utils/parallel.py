@@ -1,4 +1,4 @@
-"""Long work over many items: in several processes, and with a progress bar."""
+"""Parallel work over many items, and torch's threads."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Result = TypeVar("Result")
 
 @contextlib.contextmanager
 def torch_threads(count: int | None = None) -> Iterator[None]:
-    """Has torch use so many threads of the CPU in the block (None: as before it), and as before after it."""
+    """Sets the number of torch's CPU threads for the duration of the block; None: leaves it."""
     import torch
 
     before = torch.get_num_threads()
@@ -38,7 +38,7 @@ def torch_threads(count: int | None = None) -> Iterator[None]:
 
 
 def progress_bar(count: int) -> Progress:
-    """Returns a bar that counts items and times them, and vanishes at the end; none for a single item."""
+    """Returns a progress bar that disappears at the end; hidden for a single item."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -52,29 +52,29 @@ def progress_bar(count: int) -> Progress:
 def in_parallel(
     work: Callable[[Item], Result], items: Sequence[Item], what: str, processes: int | None = None
 ) -> Iterator[Result]:
-    """Maps a function over items in fresh processes, with progress, results in the order of the items.
+    """Maps a function over items in new processes, with a progress bar.
 
     Args:
-        work: a function.
-        items: what it is called with.
-        what: shown beside the progress bar.
-        processes: how many; None: one per available core; 1: no further process.
+        work: the function.
+        items: its arguments.
+        what: label of the progress bar.
+        processes: number of processes; None: one per available core; 1: this process.
 
     Yields:
-        The results.
+        The results in the order of the items.
 
     Raises:
         VmrError: if a process was killed, which usually means too little memory.
     """
     count = max(1, min(processes or cpu_count(), len(items)))
     with progress_bar(len(items)) as progress:
-        # Not concurrent.futures: a job of a sweep, itself a process of joblib's, could start none of its.
+        # Not concurrent.futures: a job of a sweep, a process of joblib's, could not start processes with it.
         run = Parallel(count, backend="loky" if count > 1 else "sequential", return_as="generator")
         try:
             done = run(delayed(work)(item) for item in items)
             yield from progress.track(done, total=len(items), description=what)
         except BrokenProcessPool as error:
             raise VmrError(
-                f"{what}: a worker process died, probably for want of memory. Run again with fewer processes "
+                f"{what}: a worker process died, probably out of memory. Run again with fewer processes "
                 "(vmr extract: processes=1; data=shapes: data.protocol.processes=1); finished ones are kept."
             ) from error

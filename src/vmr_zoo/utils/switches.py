@@ -1,4 +1,4 @@
-"""Checks the values of switches by the type of the argument that takes them."""
+"""Checks the values of switches against the `Literal` types of constructor arguments."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ T = TypeVar("T")
 
 
 def check_switches(cls: type[T]) -> type[T]:
-    """Class decorator: refuses a value that the `Literal` type of a constructor argument does not list.
+    """Class decorator: refuses values outside the `Literal` type of a constructor argument.
 
-    It stands above `@dataclass`, or on a class with an `__init__` of its own.
+    It goes above `@dataclass`, or on a class with its own `__init__`.
 
     Raises:
         VmrError: on construction; names the class, the argument and the valid values.
@@ -24,18 +24,18 @@ def check_switches(cls: type[T]) -> type[T]:
 
     @functools.wraps(build)
     def checked(self: T, *args: Any, **kwargs: Any) -> None:
-        options = _options(cls, build)
+        options = _options(build)
         for name, value in {**dict(zip(names, args, strict=False)), **kwargs}.items():
             if name in options and value not in options[name]:
                 raise unknown(f"{cls.__name__}.{name}", str(value), map(str, options[name]))
         build(self, *args, **kwargs)
 
-    cls.__init__ = checked  # type: ignore[method-assign]
+    setattr(cls, "__init__", checked)  # noqa: B010  # mypy refuses the assignment
     return cls
 
 
 @functools.cache
-def _options(cls: type, build: Any) -> dict[str, tuple[Any, ...]]:
-    """Returns the values that each `Literal` argument of a constructor takes."""
+def _options(build: Any) -> dict[str, tuple[Any, ...]]:
+    """Returns the valid values of each `Literal` argument of a constructor."""
     hints = get_type_hints(build)
     return {name: get_args(hint) for name, hint in hints.items() if get_origin(hint) is Literal}

@@ -1,1 +1,1 @@
-"""Raw video files: finding them, decoding them by time, and turning them into features."""
+"""Raw video files: finding, decoding by time, encoding into features."""

@@ -1,4 +1,4 @@
-"""What every encoder of raw video offers: clips of a file, and their features."""
+"""The interface of video encoders: clips of a file, and their features."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
+from vmr_zoo.utils.arrays import Array
 from vmr_zoo.video.decode import VideoError
 
-Array = np.ndarray[Any, np.dtype[Any]]
 T = TypeVar("T")
 
 
 class VideoEncoder(ABC):
-    """Turns a video into one vector per clip, and into patch vectors where it has any.
+    """Encodes a video as one vector per clip and, optionally, patch vectors.
 
-    Decoding and encoding are apart, so that a thread can decode ahead, and so that one batch may hold clips
-    of several videos: a clip's features do not depend on the clips beside it.
+    Decoding and encoding are separate: a thread can decode ahead, and one batch may hold clips of several
+    videos. The features of a clip do not depend on other clips.
 
     Attributes:
         clip_seconds: length of a clip.
         dim: size of a clip vector.
         patch_dim: size of a patch vector; None without patches.
         patches: patches per clip; None without patches.
-        one_process_per_core: whether encoding is one core's work, of which several processes do several;
-            otherwise one process encodes batches, and uses the cores or the GPU by itself.
+        one_process_per_core: whether encoding runs on one core, and several processes encode in parallel;
+            otherwise one process encodes batches and uses all cores or the GPU.
     """
 
     clip_seconds: float
@@ -42,12 +42,12 @@ class VideoEncoder(ABC):
         """Decodes a file and prepares it for `encode`, one item per clip, in order.
 
         Raises:
-            VideoError: if the file holds no usable video, at the start or at any later clip.
+            VideoError: if the file holds no usable video, at the first or at any later clip.
         """
 
     @abstractmethod
     def encode(self, clips: Sequence[Any]) -> tuple[Array, Array | None]:
-        """Encodes clips, which may stem from several videos.
+        """Encodes clips, possibly of several videos.
 
         Args:
             clips: N >= 1 items of `clips`.
@@ -58,7 +58,7 @@ class VideoEncoder(ABC):
 
     @abstractmethod
     def manifest(self) -> dict[str, Any]:
-        """Returns everything that decides the features, JSON-able."""
+        """Returns everything that determines the features, JSON-able."""
 
 
 def in_clips(samples: Iterable[T], size: int) -> Iterator[list[T]]:
@@ -69,8 +69,8 @@ def in_clips(samples: Iterable[T], size: int) -> Iterator[list[T]]:
         size: samples per clip.
 
     Yields:
-        Lists of `size` samples; of a last clip that the video does not fill those that there are, if it fills
-        at least half of it or is the only one.
+        Lists of `size` samples; fewer in a partial last clip, which is left out if it is less than half full,
+        unless it is the only one.
     """
     clip: list[T] = []
     only = True
@@ -84,18 +84,18 @@ def in_clips(samples: Iterable[T], size: int) -> Iterator[list[T]]:
 
 
 def encode_video(encoder: VideoEncoder, path: Path, batch_size: int = 32) -> Array:
-    """Encodes one file, holding no more than a batch of clips.
+    """Encodes one file with at most one batch of clips in memory.
 
     Args:
-        encoder: what turns clips into features.
+        encoder: encodes the clips.
         path: any video that PyAV decodes.
-        batch_size: clips that are encoded together.
+        batch_size: clips per forward pass.
 
     Returns:
         (T, dim) float32.
 
     Raises:
-        VideoError: if the file holds no usable video, or none of a clip's length.
+        VideoError: if the file holds no usable video or is shorter than one clip.
     """
     clips = encoder.clips(path)
     batches = iter(lambda: list(itertools.islice(clips, batch_size)), [])

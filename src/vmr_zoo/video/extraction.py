@@ -1,13 +1,13 @@
-"""Turns many video files into feature files, resumably, and reports those that cannot be.
+"""Extracts the features of many video files, resumably, and reports the videos that fail.
 
-    OUT/manifest.json     see `manifest`
-    OUT/<video id>.npz    features (T, dim), and patches (T, P, patch_dim) float16 where the encoder has any
+    OUT/manifest.json     settings, see `vmr_zoo.video.manifest`
+    OUT/<video id>.npz    features (T, dim), and patches (T, P, patch_dim) float16 if the encoder has any
 
-A video's file appears whole or not at all, so that what is there is finished, whoever wrote it: a run that
-was stopped continues, and several processes may fill one folder, each with a shard.
+Files are written atomically: every existing file is complete. An interrupted run continues, and several
+processes may fill one folder with a shard each.
 
-Memory does not grow with the number of videos. With their length only the features of the videos in hand do:
-decoded clips wait in a queue of bounded length.
+Memory does not grow with the number of videos. Only the features of the videos in progress grow with their
+length; decoded clips wait in a bounded queue.
 """
 
 from __future__ import annotations
@@ -23,22 +23,23 @@ import av
 import numpy as np
 
 from vmr_zoo.errors import VmrError, unknown
+from vmr_zoo.utils.arrays import Array
 from vmr_zoo.utils.files import atomic_path
 from vmr_zoo.utils.parallel import in_parallel, progress_bar
-from vmr_zoo.video import manifest
 from vmr_zoo.video.decode import VideoError
-from vmr_zoo.video.encoder import Array, VideoEncoder
+from vmr_zoo.video.encoder import VideoEncoder
+from vmr_zoo.video.manifest import feature_settings, write_or_compare_manifest
 
 STORAGE = ("float32", "float16")
 
 
 class Failure(NamedTuple):
-    """A video that has no features.
+    """A video without features.
 
     Attributes:
-        video_id: its id.
-        kind: of a `VideoError`, or "not finite".
-        message: what was expected, found, where, and what to do.
+        video_id: id of the video.
+        kind: kind of a `VideoError`, or "not finite".
+        message: what was expected and found, where, and what to do.
     """
 
     video_id: str
@@ -55,19 +56,19 @@ def extract(
     batch_size: int = 32,
     processes: int | None = None,
 ) -> list[Failure]:
-    """Extracts the features of videos that have none yet.
+    """Extracts the features of videos without a file.
 
     Args:
         videos: path by video id.
-        encoder: what turns clips into features.
-        node: the configuration node that rebuilds the encoder.
+        encoder: encodes the clips.
+        node: configuration node that rebuilds the encoder.
         out: the folder to fill.
-        storage: "float32" or "float16", of the clip vectors. Patches are float16.
-        batch_size: clips that are encoded together, of as many videos as it takes.
-        processes: how many encode at a time, for encoders with `one_process_per_core`; None: one per core.
+        storage: type of the clip vectors, "float32" or "float16". Patches are float16.
+        batch_size: clips per forward pass, of one or several videos.
+        processes: number of parallel processes, for encoders with `one_process_per_core`; None: one per core.
 
     Returns:
-        The videos that failed; all others have a file.
+        The videos that failed; each other video has a file.
 
     Raises:
         VmrError: if the folder was filled with other settings.
@@ -78,11 +79,11 @@ def extract(
         raise VmrError(f"Expected batch_size of at least 1, found {batch_size}.")
     if processes is not None and not encoder.one_process_per_core:
         raise VmrError(
-            f"{type(encoder).__name__} encodes in one process, which uses all cores or the GPU: leave "
-            "processes=null. To use several GPUs or machines, give each a share with shard=i/n."
+            f"{type(encoder).__name__} encodes in one process, which uses all cores or the GPU: set "
+            "processes=null. To use several GPUs or machines, run one shard=i/n on each."
         )
     out = Path(out).expanduser()
-    manifest.settle(out, manifest.describe(encoder, storage), node)
+    write_or_compare_manifest(out, feature_settings(encoder, storage), node)
     jobs = [
         _Job(video_id, path, target)
         for video_id, path in videos.items()
@@ -90,7 +91,7 @@ def extract(
     ]
     if encoder.one_process_per_core:
         work = [(job, encoder, storage, batch_size) for job in jobs]
-        done = in_parallel(_alone, work, "Extracting features", processes)
+        done = in_parallel(_extract_one, work, "Extracting features", processes)
         return [failure for failure in done if failure is not None]
     failures = []
     with progress_bar(len(jobs)) as progress:
@@ -107,7 +108,7 @@ class _Job(NamedTuple):
     target: Path
 
 
-def _alone(work: tuple[_Job, VideoEncoder, str, int]) -> Failure | None:
+def _extract_one(work: tuple[_Job, VideoEncoder, str, int]) -> Failure | None:
     """Extracts one video."""
     job, encoder, storage, batch_size = work
     (failure,) = _encoded(((job, clip) for clip in _clips(job, encoder)), encoder, storage, batch_size)
@@ -116,14 +117,14 @@ def _alone(work: tuple[_Job, VideoEncoder, str, int]) -> Failure | None:
 
 @dataclass
 class _End:
-    """Stands behind the last clip of a video."""
+    """Marks the end of the clips of a video."""
 
     failure: Failure | None = None
 
 
 @dataclass
-class _Open:
-    """A video of which clips are still to be encoded."""
+class _Unfinished:
+    """Features of a video whose remaining clips are not encoded yet."""
 
     features: list[Array] = field(default_factory=list)
     patches: list[Array] = field(default_factory=list)
@@ -133,41 +134,41 @@ def _clips(job: _Job, encoder: VideoEncoder) -> Iterator[Any]:
     """Yields the clips of a video and an `_End`."""
     count = 0
     try:
-        for count, clip in enumerate(encoder.clips(job.path), 1):  # noqa: B007, counted for what follows
+        for count, clip in enumerate(encoder.clips(job.path), 1):  # noqa: B007, used below
             yield clip
     except VideoError as error:
         yield _End(Failure(job.video_id, error.kind, str(error)))
     except av.FFmpegError as error:  # a frame that decodes but cannot be converted
         yield _End(Failure(job.video_id, "corrupt", f"{job.path} cannot be converted ({error})."))
     else:
-        short = Failure(job.video_id, "empty", f"{job.path} is too short for one clip. Leave it out.")
-        yield _End(None if count else short)
+        too_short = Failure(job.video_id, "empty", f"{job.path} is too short for one clip. Leave it out.")
+        yield _End(None if count else too_short)
 
 
 def _encoded(
     stream: Iterator[tuple[_Job, Any]], encoder: VideoEncoder, storage: str, batch_size: int
 ) -> Iterator[Failure | None]:
-    """Encodes a stream of clips, each video's followed by its `_End`, and writes the files.
+    """Encodes a stream of clips, with an `_End` after those of each video, and writes the files.
 
     Yields:
-        Per video, once it is finished, what went wrong with it, or None.
+        For each finished video its failure, or None.
     """
-    videos: dict[str, _Open] = {}
-    batch: list[tuple[_Open, Any]] = []
+    videos: dict[str, _Unfinished] = {}
+    batch: list[tuple[_Unfinished, Any]] = []
     ended: list[tuple[_Job, _End]] = []
 
     def flush() -> Iterator[Failure | None]:
         if batch:
             features, patches = encoder.encode([clip for _, clip in batch])
             for row, (video, _) in enumerate(batch):
-                # Copied: a view would keep the whole batch's arrays alive.
-                with np.errstate(over="ignore"):  # `_write` finds what does not fit
+                # Copied: a view would keep the arrays of the whole batch alive.
+                with np.errstate(over="ignore"):  # `_write` reports overflow
                     video.features.append(features[row].astype(storage))
                     if patches is not None:
                         video.patches.append(patches[row].astype(np.float16))
             batch.clear()
         for job, end in ended:
-            video = videos.pop(job.video_id, _Open())
+            video = videos.pop(job.video_id, _Unfinished())
             yield end.failure or _write(job, video)
         ended.clear()
 
@@ -177,7 +178,7 @@ def _encoded(
             if not batch:
                 yield from flush()
             continue
-        batch.append((videos.setdefault(job.video_id, _Open()), item))
+        batch.append((videos.setdefault(job.video_id, _Unfinished()), item))
         if len(batch) == batch_size:
             yield from flush()
     yield from flush()
@@ -186,7 +187,7 @@ def _encoded(
 def _batched(
     jobs: Sequence[_Job], encoder: VideoEncoder, storage: str, batch_size: int
 ) -> Iterator[Failure | None]:
-    """Extracts videos whose clips share batches, while a thread decodes the next ones."""
+    """Extracts videos in shared batches, while a thread decodes ahead."""
     queue: Queue[tuple[_Job, Any] | Exception | None] = Queue(batch_size)
     stop = threading.Event()
 
@@ -206,7 +207,7 @@ def _batched(
                     if not put((job, clip)):
                         return
             put(None)
-        except Exception as error:  # ours to mend: raised where it is seen
+        except Exception as error:  # an internal error: raised in the main thread
             put(error)
 
     def stream() -> Iterator[tuple[_Job, Any]]:
@@ -224,8 +225,8 @@ def _batched(
         thread.join()
 
 
-def _write(job: _Job, video: _Open) -> Failure | None:
-    """Writes one video's file, unless its features are not finite."""
+def _write(job: _Job, video: _Unfinished) -> Failure | None:
+    """Writes the file of one video, unless its features are not finite."""
     arrays = {"features": np.stack(video.features)}
     if video.patches:
         arrays["patches"] = np.stack(video.patches)

@@ -1,30 +1,27 @@
-"""Which videos are meant, and which share of them is one process's."""
+"""Finds video files, and divides them among processes."""
 
 from __future__ import annotations
 
 import glob
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
-from vmr_zoo.errors import VmrError, some
-
-if TYPE_CHECKING:
-    from vmr_zoo.data.annotations.records import Protocol
+from vmr_zoo.errors import VmrError
 
 SUFFIXES = (
     *(".3gp", ".asf", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg"),
     *(".mts", ".ogv", ".rm", ".rmvb", ".ts", ".vob", ".webm", ".wmv"),
 )
-"""What counts as a video in a folder; a file that is named itself may be called anything else."""
+"""Suffixes of videos in a folder; a file that is named explicitly may have any suffix."""
 
 LISTS = (".txt", ".lst", ".list")
-"""What counts as a text file of paths."""
+"""Suffixes of text files with one path per line."""
 
-NAMES = ("{id}", "{id}.avi", "{id}-cam-002")
-"""What a video's file or array may be called, tried in order; the last two occur in TACoS."""
+FILE_NAMES = ("{id}", "{id}.avi", "{id}-cam-002")
+"""Names of the file or array of a video, tried in order; the last two occur in TACoS."""
 
 T = TypeVar("T")
 
@@ -33,16 +30,16 @@ def find_videos(videos: str | Path | Sequence[str | Path]) -> dict[str, Path]:
     """Finds video files.
 
     Args:
-        videos: a folder (searched with all its folders, hidden files left out), a glob such as
-            "videos/**/*.mp4", a video file, a text file (.txt) with one path a line, relative to its folder,
-            or several of these.
+        videos: a folder (searched recursively, without hidden files), a glob such as "videos/**/*.mp4", a
+            video file, a text file (.txt) with one path per line, relative to its folder, or several of
+            these.
 
     Returns:
-        Path by video id, the file's name without its suffix, sorted by id. A file that a text file names may
-        be missing: decoding it says so.
+        Path by video id (the file name without suffix), sorted by id. A file listed in a text file may be
+        missing; decoding it raises an error.
 
     Raises:
-        VmrError: if nothing is found, or two files have one id.
+        VmrError: if nothing is found, or two files have the same id.
     """
     several = [videos] if isinstance(videos, str | Path) else list(videos)
     found: dict[str, Path] = {}
@@ -52,54 +49,25 @@ def find_videos(videos: str | Path | Sequence[str | Path]) -> dict[str, Path]:
             other = found.setdefault(path.stem, path)
             if other != path and other.resolve() != path.resolve():
                 raise VmrError(
-                    f"Two files have the video id '{path.stem}': {other} and {path}. A video's id is its "
-                    "file's name without suffix; rename one or name fewer files."
+                    f"Two files have the video id '{path.stem}': {other} and {path}. The id of a "
+                    "video is its file name without suffix: rename one, or select fewer files."
                 )
         if not paths:
             raise VmrError(
                 f"Found no video for videos={one}. Expected a folder with video files "
-                f"({' '.join(SUFFIXES)}), a glob, a video file, or a .txt with one path a line."
+                f"({' '.join(SUFFIXES)}), a glob, a video file, or a .txt with one path per line."
             )
     if not found:
-        raise VmrError("No video was asked for: set videos=FOLDER, a glob, a file, or a list of these.")
+        raise VmrError("No video was requested: set videos=FOLDER, a glob, a file, or a list of these.")
     return dict(sorted(found.items()))
 
 
-def videos_of(protocol: Protocol, found: Iterable[str]) -> tuple[dict[str, str], list[str]]:
-    """Finds the videos of a protocol, whose files may be called as its features may (`NAMES`).
-
-    Args:
-        protocol: whose splits name the videos.
-        found: the ids of the files at hand, from `find_videos`.
-
-    Returns:
-        The file's id by the protocol's id, sorted, and the protocol's ids that have no file.
-
-    Raises:
-        VmrError: if not one is found.
-    """
-    files = set(found)
-    ids = protocol.video_ids
-    names = {video_id: [pattern.replace("{id}", video_id) for pattern in NAMES] for video_id in ids}
-    chosen = {
-        video_id: next(name for name in tried if name in files)
-        for video_id, tried in names.items()
-        if not files.isdisjoint(tried)
-    }
-    if not chosen:
-        raise VmrError(
-            f"None of the {len(files)} videos found is one of {protocol.name}. Expected files called "
-            f"{some(ids, 3)}, found {some(sorted(files), 3)}."
-        )
-    return chosen, [video_id for video_id in ids if video_id not in chosen]
-
-
 def shard(items: Sequence[T], text: str) -> list[T]:
-    """Takes every n-th item.
+    """Returns every n-th item.
 
     Args:
-        items: in an order that every process finds alike.
-        text: "i/n", 1 <= i <= n; the n shards together are all items, each once.
+        items: in the same order in every process.
+        text: "i/n", 1 <= i <= n; the n shards together contain each item once.
 
     Raises:
         VmrError: for any other text.
@@ -112,7 +80,7 @@ def shard(items: Sequence[T], text: str) -> list[T]:
 
 
 def _expand(place: str | Path) -> Iterator[Path]:
-    """Yields the files that one entry of `find_videos` means."""
+    """Yields the files of one entry of `find_videos`."""
     path = Path(place).expanduser()
     if path.is_dir():
         for folder, _, names in os.walk(path):

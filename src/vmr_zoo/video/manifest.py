@@ -1,6 +1,6 @@
-"""What a folder of extracted features says about itself: its `manifest.json`.
+"""The `manifest.json` of a folder of extracted features.
 
-It holds everything that decides the numbers (`VideoEncoder.manifest`), how they are stored, and, under
+It contains everything that determines the features (`VideoEncoder.manifest`), how they are stored, and, under
 "encoder", the configuration node that rebuilds the encoder.
 """
 
@@ -18,16 +18,16 @@ from vmr_zoo.errors import VmrError
 from vmr_zoo.utils.files import atomic_write
 from vmr_zoo.video.encoder import VideoEncoder
 
-NAME = "manifest.json"
+MANIFEST_NAME = "manifest.json"
 PACKAGE = "vmr_zoo."
-"""Where the class of an encoder must lie: a manifest comes with features, and may name nothing else."""
+"""Prefix of the class of an encoder: manifests come with features, so they may name no other class."""
 
 
-def describe(encoder: VideoEncoder, storage: str) -> dict[str, Any]:
-    """Returns what decides the features of a folder; two folders with equal ones are interchangeable.
+def feature_settings(encoder: VideoEncoder, storage: str) -> dict[str, Any]:
+    """Returns what determines the features of a folder; folders with equal settings are interchangeable.
 
     Args:
-        encoder: what computes them.
+        encoder: the encoder.
         storage: numpy's name of the type in which clip vectors are stored.
     """
     return {
@@ -39,19 +39,19 @@ def describe(encoder: VideoEncoder, storage: str) -> dict[str, Any]:
     }
 
 
-def settle(folder: Path, settings: Mapping[str, Any], node: Mapping[str, Any]) -> None:
-    """Writes a folder's manifest, or refuses a folder that was filled otherwise.
+def write_or_compare_manifest(folder: Path, settings: Mapping[str, Any], node: Mapping[str, Any]) -> None:
+    """Writes the manifest of an empty folder; compares that of a filled one.
 
     Args:
         folder: where the features go.
-        settings: what `describe` returned.
-        node: the configuration node of the encoder.
+        settings: the result of `feature_settings`.
+        node: configuration node of the encoder.
 
     Raises:
-        VmrError: naming every setting that differs.
+        VmrError: if the folder was filled with other settings; lists them.
     """
-    if (folder / NAME).exists():
-        stored = {key: value for key, value in read(folder).items() if key != "encoder"}
+    if (folder / MANIFEST_NAME).exists():
+        stored = {key: value for key, value in read_manifest(folder).items() if key != "encoder"}
         now = json.loads(json.dumps(settings))
         differing = [key for key in dict.fromkeys((*stored, *now)) if stored.get(key) != now.get(key)]
         if differing:
@@ -59,36 +59,37 @@ def settle(folder: Path, settings: Mapping[str, Any], node: Mapping[str, Any]) -
                 f"- {key}: there {stored.get(key)!r}, now {now.get(key)!r}" for key in differing
             )
             raise VmrError(
-                f"{folder} holds features that were extracted otherwise:\n{lines}\nChoose another out=FOLDER."
+                f"{folder} holds features that were extracted with other settings:\n{lines}\n"
+                "Choose another out=FOLDER."
             )
         return
     if any(folder.glob("*.npz")):
         raise VmrError(
-            f"{folder} holds npz files but no {NAME}, so nobody knows how they were made. "
-            "Choose another out=FOLDER."
+            f"{folder} holds npz files but no {MANIFEST_NAME}: their settings are unknown. Choose another "
+            "out=FOLDER."
         )
-    atomic_write(folder / NAME, f"{json.dumps({**settings, 'encoder': node}, indent=1)}\n")
+    atomic_write(folder / MANIFEST_NAME, f"{json.dumps({**settings, 'encoder': node}, indent=1)}\n")
 
 
-def read(folder: str | Path) -> dict[str, Any]:
-    """Reads a folder's manifest.
+def read_manifest(folder: str | Path) -> dict[str, Any]:
+    """Reads the manifest of a folder.
 
     Raises:
-        VmrError: if there is none, it is broken, or its encoder is none of this package's.
+        VmrError: if it does not exist, is broken, or names an encoder outside this package.
     """
-    path = Path(folder).expanduser() / NAME
+    path = Path(folder).expanduser() / MANIFEST_NAME
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         target = str(found["encoder"]["_target_"])
         _ = found["dim"], found["clip_seconds"], found["backbone"], found["patches"], found["patch_dim"]
     except FileNotFoundError:
         raise VmrError(
-            f"Expected the manifest of extracted features at {path}; there is none. Give folders that "
+            f"Expected the manifest of extracted features at {path}; there is none. Set folders that "
             "`vmr extract` filled (features.video.folders, paths.features)."
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise VmrError(
-            f"{path} is no manifest of `vmr extract` ({type(error).__name__}: {error}). Extract anew."
+            f"{path} is no manifest of `vmr extract` ({type(error).__name__}: {error}). Extract again."
         ) from error
     if not target.startswith(PACKAGE):
         raise VmrError(
@@ -97,21 +98,21 @@ def read(folder: str | Path) -> dict[str, Any]:
     return dict(found)
 
 
-def build(node: Mapping[str, Any]) -> VideoEncoder:
-    """Builds the encoder of a manifest, which came with features and is not to be trusted with anything else.
+def build_encoder(node: Mapping[str, Any]) -> VideoEncoder:
+    """Builds the encoder of a manifest, which is untrusted: no other class is built.
 
     Args:
-        node: the manifest's "encoder".
+        node: "encoder" of the manifest.
 
     Raises:
-        VmrError: if it names no encoder of this package, or arguments that the encoder does not have.
+        VmrError: if it names no encoder of this package, or arguments that the encoder does not take.
     """
     target = str(node.get("_target_"))
     try:
         found = get_class(target) if target.startswith(PACKAGE) else None
     except (ImportError, ValueError):
         found = None
-    # A name may begin with the package's and lead out of it: vmr_zoo.utils.files.os.system.
+    # A name may start with the package and lead out of it: vmr_zoo.utils.files.os.system.
     if found is None or not issubclass(found, VideoEncoder):
         raise VmrError(f"{target} is no encoder; only encoders of this package ({PACKAGE}…) are built.")
     try:
@@ -119,24 +120,26 @@ def build(node: Mapping[str, Any]) -> VideoEncoder:
     except InstantiationException as error:
         if isinstance(error.__cause__, VmrError):
             raise error.__cause__ from None
-        raise VmrError(f"{target} does not take what the manifest gives it: {error.__cause__}.") from error
+        raise VmrError(
+            f"{target} does not accept the arguments in the manifest: {error.__cause__}."
+        ) from error
     return encoder
 
 
-def declared(key: str, folders: Sequence[str | Path]) -> Any:
-    """Answers what a configuration asks about folders of extracted features.
+def combined_entry(key: str, folders: Sequence[str | Path]) -> Any:
+    """Returns an entry of the manifests of concatenated folders.
 
     Args:
-        key: "dim" (the sum), "clip_seconds", "patch_dim", "patches" (both None without), "encoders" (the list
-            of nodes), or "patch_source" (the node that reads the patches, None without).
+        key: "dim" (the sum), "clip_seconds", "patch_dim" or "patches" (None without patches), or "encoders"
+            (the list of nodes).
         folders: in the order of concatenation.
 
     Raises:
-        VmrError: see `read`; or if clips differ in length, or several folders have patches.
+        VmrError: if a manifest is missing or broken, clips differ in length, or several folders have patches.
     """
-    manifests = [read(folder) for folder in folders]
+    manifests = [read_manifest(folder) for folder in folders]
     if not manifests:
-        raise VmrError("No folder of extracted features was given: set features.video.folders=[FOLDER,…].")
+        raise VmrError("No folder of extracted features: set features.video.folders=[FOLDER,…].")
     if key == "dim":
         return sum(manifest["dim"] for manifest in manifests)
     if key == "encoders":
@@ -149,15 +152,10 @@ def declared(key: str, folders: Sequence[str | Path]) -> Any:
             )
             raise VmrError(f"Features of clips of different lengths cannot be concatenated:\n{listed}")
         return lengths[0]
-    having = [number for number, manifest in enumerate(manifests) if manifest["patches"] is not None]
-    if len(having) > 1:
+    with_patches = [number for number, manifest in enumerate(manifests) if manifest["patches"] is not None]
+    if len(with_patches) > 1:
         raise VmrError(
-            f"Several folders have patch features: {', '.join(str(folders[number]) for number in having)}. "
-            "Give one such folder; a concatenation of several is not defined."
+            f"Several folders have patch features: {', '.join(str(folders[i]) for i in with_patches)}. Give "
+            "only one such folder; their concatenation is not defined."
         )
-    if not having:
-        return None
-    if key == "patch_source":
-        target = "vmr_zoo.data.features.extracted.ExtractedPatches"
-        return {"_target_": target, "folders": [str(folder) for folder in folders]}
-    return manifests[having[0]][key]
+    return manifests[with_patches[0]][key] if with_patches else None

@@ -1,7 +1,7 @@
-"""Motion features of clips, from the video classifiers of torchvision.
+"""Motion features of clips from torchvision's video classifiers.
 
-They stand where SlowFast stands in the papers: a network that was trained to name human actions in short
-clips (Kinetics-400), its last layer taken off. SlowFast itself is not in torchvision.
+They replace the papers' SlowFast, which torchvision lacks: an action classifier of short clips (Kinetics-400)
+without its last layer.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vmr_zoo.errors import VmrError, unknown
+from vmr_zoo.utils.arrays import Array
 from vmr_zoo.video.decode import sample
-from vmr_zoo.video.encoder import Array, VideoEncoder, in_clips
+from vmr_zoo.video.encoder import VideoEncoder, in_clips
 from vmr_zoo.video.torch_models import (
     check_precision,
     find_device,
@@ -27,7 +28,7 @@ from vmr_zoo.video.torch_models import (
 )
 
 _HEADS = ("fc", "head", "classifier")
-"""What the last layers are called in torchvision's video models."""
+"""Names of the last layers of torchvision's video models."""
 
 
 class Motion(VideoEncoder):
@@ -46,20 +47,20 @@ class Motion(VideoEncoder):
         device: str | None = None,
         dtype: Literal["float32", "bfloat16", "float16"] = "float32",
     ) -> None:
-        """Loads the model, downloading its weights where torchvision has to.
+        """Loads the model; torchvision downloads the weights if necessary.
 
         Args:
             model: a name of `torchvision.models.list_models(torchvision.models.video)`.
             weights: torchvision's name for weights of this model, such as KINETICS400_V1, or a file with its
-                state dict (.safetensors, or what torch.save wrote; nothing else is unpickled).
+                state dict (.safetensors, or written by torch.save; only tensors are unpickled).
             clip_seconds: length of a clip.
-            frames: frames per clip, evenly spaced; some models take one number only (mvit: 16).
-            random_weights: whether to go without pretrained weights, which is good for tests alone.
-            device: "cpu", "cuda" or "cuda:N"; None: a GPU if there is one; no part of the manifest.
+            frames: frames per clip, evenly spaced; some models require a fixed number (mvit: 16).
+            random_weights: whether to use random instead of pretrained weights, for tests only.
+            device: "cpu", "cuda" or "cuda:N", not part of the manifest; None: a GPU if available.
             dtype: precision of the computation.
 
         Raises:
-            VmrError: for a model or weights that cannot be had.
+            VmrError: for an unknown model, or weights that cannot be loaded.
         """
         names = torchvision.models.list_models(torchvision.models.video)
         if model not in names:
@@ -83,8 +84,8 @@ class Motion(VideoEncoder):
         self._weights = weights_hash(network)
 
     def clips(self, path: Path) -> Iterator[Tensor]:
-        """Yields (3, frames, H, W) float32 per clip; a last one that is not full repeats its last frame."""
-        # Frame by frame: a clip of large frames would not be cheap to hold.
+        """Yields (3, frames, H, W) float32 per clip; a partial last clip repeats its last frame."""
+        # Frame by frame: a clip of large frames takes much memory.
         images = (
             self._preset(torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1)[None])
             for frame in sample(path, self.clip_seconds / self.frames)
@@ -93,13 +94,13 @@ class Motion(VideoEncoder):
             yield torch.cat([*clip, *clip[-1:] * (self.frames - len(clip))], dim=1)
 
     def encode(self, clips: Sequence[Tensor]) -> tuple[Array, None]:
-        """Encodes clips; see `VideoEncoder.encode`."""
+        """Encodes clips as (N, dim) float32."""
         with inference(self.device, self.dtype):
             features = self.model(torch.stack(list(clips)).to(self.device))
         return features.float().flatten(1).cpu().numpy(), None
 
     def manifest(self) -> dict[str, Any]:
-        """Returns everything that decides the features."""
+        """Returns everything that determines the features."""
         return {
             "backbone": f"torchvision {self.name}",
             "pretrained": None if self.weights is None else Path(self.weights).name,
@@ -117,7 +118,7 @@ class Motion(VideoEncoder):
 
 
 def _load(model: str, weights: str | None, random_weights: bool) -> tuple[Any, Any]:
-    """Returns a classifier with the weights asked for, and its preprocessing."""
+    """Returns a classifier with the requested weights, and its preprocessing."""
     published = torchvision.models.get_model_weights(model)
     names = list(published.__members__)
     if random_weights:
@@ -125,17 +126,17 @@ def _load(model: str, weights: str | None, random_weights: bool) -> tuple[Any, A
             return torchvision.models.get_model(model), published["DEFAULT"].transforms()
     if weights is None:
         raise VmrError(
-            f"No weights were asked for. Set encoder.weights to a file or one of {', '.join(names)} of "
-            f"{model}. encoder.random_weights=true goes without, for tests."
+            f"No weights were requested. Set encoder.weights to a file or one of {', '.join(names)} of "
+            f"{model}. For tests: encoder.random_weights=true."
         )
     path = Path(weights).expanduser()
     if weights not in names and not path.is_file():
         raise VmrError(
-            f"encoder.weights={weights} is neither a file nor weights of torchvision's {model}: "
+            f"encoder.weights={weights} is neither a file nor a name of torchvision's weights of {model}: "
             f"{', '.join(names)}."
         )
     try:
-        # torchvision itself would unpickle what it downloads.
+        # By default torchvision unpickles its downloads.
         if weights in names:
             state = published[weights].get_state_dict(check_hash=True, weights_only=True)
         elif path.suffix == ".safetensors":
@@ -145,9 +146,9 @@ def _load(model: str, weights: str | None, random_weights: bool) -> tuple[Any, A
         classes = [tensor for name, tensor in state.items() if name.split(".")[0] in _HEADS][-1].shape[0]
         network = torchvision.models.get_model(model, num_classes=classes)
         network.load_state_dict(state)
-    except Exception as error:  # whatever downloading or reading raises
+    except Exception as error:  # any error of the download or of reading
         raise VmrError(
             f"Cannot load weights={weights} into torchvision's {model}: {error}\n"
-            "Give a name (needs a connection once) or a file of this model's state dict as encoder.weights."
+            "Set encoder.weights to a name (needs a connection once) or a file with this model's state dict."
         ) from error
     return network, published[weights if weights in names else "DEFAULT"].transforms()

@@ -1,7 +1,7 @@
-"""CLIP features of frames, from any model of the open_clip library.
+"""CLIP features of frames from any model of the open_clip library.
 
-A clip's vector is the mean, over its sampled frames, of what `encode_image` returns: projected to the space
-that texts share, not normalised. Patch tokens are those of the last layer after its final LayerNorm.
+The vector of a clip is the mean of `encode_image` over its sampled frames: projected to the joint space with
+text, not normalised. Patch tokens are those of the last layer after the final LayerNorm.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from open_clip.transformer import VisionTransformer
 from torch import Tensor
 
 from vmr_zoo.errors import VmrError, nearest, unknown
+from vmr_zoo.utils.arrays import Array
 from vmr_zoo.video.decode import sample
-from vmr_zoo.video.encoder import Array, VideoEncoder, in_clips
+from vmr_zoo.video.encoder import VideoEncoder, in_clips
 from vmr_zoo.video.torch_models import (
     check_precision,
     find_device,
@@ -46,22 +47,22 @@ class OpenClip(VideoEncoder):
         device: str | None = None,
         dtype: Literal["float32", "bfloat16", "float16"] = "float32",
     ) -> None:
-        """Loads the model, downloading its weights where open_clip has to.
+        """Loads the model; open_clip downloads the weights if necessary.
 
         Args:
-            model: a name of `open_clip.list_models()`, or "local-dir:FOLDER", or "hf-hub:NAME"; the last two
-                hold weights of their own.
+            model: a name of `open_clip.list_models()`, or "local-dir:FOLDER" or "hf-hub:NAME", which include
+                weights.
             pretrained: a tag of `open_clip.list_pretrained()`, or a file of weights (never unpickled).
             clip_seconds: length of a clip.
-            samples: frames per clip, evenly spaced, of which the features are averaged.
-            patch_tokens: whether to store the patch tokens of the clip's middle frame too: "unprojected" (the
-                tower's width), or "projected" by the matrix that projects the pooled feature.
-            random_weights: whether to go without pretrained weights, which is good for tests alone.
-            device: "cpu", "cuda" or "cuda:N"; None: a GPU if there is one; no part of the manifest.
+            samples: frames per clip, evenly spaced; their features are averaged.
+            patch_tokens: also store the patch tokens of the middle frame of each clip: "unprojected" (width
+                of the image tower), or "projected" by the matrix that projects the pooled feature.
+            random_weights: whether to use random instead of pretrained weights, for tests only.
+            device: "cpu", "cuda" or "cuda:N", not part of the manifest; None: a GPU if available.
             dtype: precision of the computation.
 
         Raises:
-            VmrError: for a model or weights that cannot be had, or that have no patch tokens.
+            VmrError: for an unknown model, weights that cannot be loaded, or a model without patch tokens.
         """
         if patch_tokens not in (None, *_TOKENS):
             raise unknown("kind of patch tokens", str(patch_tokens), _TOKENS)
@@ -72,7 +73,7 @@ class OpenClip(VideoEncoder):
         self.model = _load(model, pretrained, random_weights).to(self.device).eval()
         visual = self.model.visual
         if patch_tokens and not (isinstance(visual, VisionTransformer) and visual.proj is not None):
-            raise VmrError(f"open_clip's {model} has no patch tokens to take. Set encoder.patch_tokens=null.")
+            raise VmrError(f"open_clip's {model} has no patch tokens. Set encoder.patch_tokens=null.")
         self.name = model
         self.pretrained = None if random_weights else pretrained
         self.clip_seconds = clip_seconds
@@ -87,13 +88,13 @@ class OpenClip(VideoEncoder):
         self._weights = weights_hash(visual)
 
     def clips(self, path: Path) -> Iterator[Tensor]:
-        """Yields (samples, 3, H, W) float32 per clip; the last may hold fewer samples, at least half."""
+        """Yields (samples, 3, H, W) float32 per clip; at least half as many samples in the last one."""
         frames = sample(path, self.clip_seconds / self.samples)
         for images in in_clips((self._preprocess(frame.to_image()) for frame in frames), self.samples):
             yield torch.stack(images)
 
     def encode(self, clips: Sequence[Tensor]) -> tuple[Array, Array | None]:
-        """Encodes clips; see `VideoEncoder.encode`."""
+        """Encodes clips as (N, dim) float32, and patch tokens (N, patches, patch_dim) float32 or None."""
         lengths = [len(clip) for clip in clips]
         images = torch.cat(list(clips)).to(self.device)
         with inference(self.device, self.dtype):
@@ -117,7 +118,7 @@ class OpenClip(VideoEncoder):
         return pooled.cpu().numpy(), None if tokens is None else tokens.float().cpu().numpy()
 
     def manifest(self) -> dict[str, Any]:
-        """Returns everything that decides the features."""
+        """Returns everything that determines the features."""
         return {
             "backbone": f"open_clip {self.name}",
             "pretrained": None if self.pretrained is None else Path(self.pretrained).name,
@@ -132,7 +133,7 @@ class OpenClip(VideoEncoder):
 
 
 def _load(model: str, pretrained: str | None, random_weights: bool) -> Any:
-    """Builds an open_clip model with the weights asked for, or refuses."""
+    """Builds an open_clip model with the requested weights."""
     with_weights = model.startswith(("local-dir:", "hf-hub:"))
     if not with_weights and model not in open_clip.list_models():
         close = " or ".join(nearest(model, open_clip.list_models()))
@@ -144,22 +145,22 @@ def _load(model: str, pretrained: str | None, random_weights: bool) -> Any:
     if pretrained is None and not with_weights:
         tags = open_clip.list_pretrained_tags_by_model(model)
         raise VmrError(
-            f"No weights were asked for. Set encoder.pretrained to a file or a tag of {model} "
-            f"({', '.join(tags) or 'it has none'}). encoder.random_weights=true goes without, for tests."
+            f"No weights were requested. Set encoder.pretrained to a file or a tag of {model} "
+            f"({', '.join(tags) or 'it has none'}). For tests: encoder.random_weights=true."
         )
     try:
         with _quiet():
             return open_clip.create_model(model, pretrained=pretrained, require_pretrained=True)
-    except Exception as error:  # whatever downloading or reading raises
+    except Exception as error:  # any error of the download or of reading
         raise VmrError(
             f"open_clip cannot load {model} with pretrained={pretrained}: {error}\n"
-            "Give a tag (needs a connection once) or a file of weights: encoder.pretrained=FILE."
+            "Set encoder.pretrained to a tag (needs a connection once) or a file of weights."
         ) from error
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps open_clip's steps out of the log; its warnings stay."""
+    """Hides open_clip's info messages; warnings stay."""
     before = logging.root.manager.disable
     logging.disable(logging.INFO)
     try:
@@ -169,12 +170,12 @@ def _quiet() -> Iterator[None]:
 
 
 def _width(visual: Any) -> int | None:
-    """Returns the size of a vision transformer's tokens."""
+    """Returns the token size of a vision transformer."""
     return int(visual.conv1.out_channels) if isinstance(visual, VisionTransformer) else None
 
 
 def _ends(lengths: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Yields (one past its last row, length) of each part."""
+    """Yields (end, length) of each part, end exclusive."""
     end = 0
     for length in lengths:
         end += length

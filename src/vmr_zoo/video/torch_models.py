@@ -1,4 +1,4 @@
-"""What encoders that are torch models share: where they run, in which precision, and with which weights."""
+"""Device, precision and weights of encoders that are torch models."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": t
 
 
 def find_device(name: str | None) -> torch.device:
-    """Returns a device by name; None is a GPU if there is one."""
+    """Returns a device by name; None: a GPU if available."""
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -23,7 +23,7 @@ def find_device(name: str | None) -> torch.device:
     except RuntimeError as error:
         raise VmrError(f"Expected device=cpu, cuda or cuda:N; found device={name}.") from error
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise VmrError(f"device={name} was asked for, but torch finds no GPU. Use device=cpu.")
+        raise VmrError(f"device={name} was requested, but torch finds no GPU. Set device=cpu.")
     return device
 
 
@@ -35,7 +35,7 @@ def check_precision(dtype: str) -> None:
 
 @contextlib.contextmanager
 def inference(device: torch.device, dtype: str) -> Iterator[None]:
-    """Computes without gradients, in the given precision where torch deems it safe (autocast)."""
+    """Disables gradients and computes in the given precision where torch considers it safe (autocast)."""
     with (
         torch.inference_mode(),
         torch.autocast(device.type, dtype=PRECISIONS[dtype], enabled=dtype != "float32"),
@@ -45,14 +45,14 @@ def inference(device: torch.device, dtype: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def same_random_weights() -> Iterator[None]:
-    """Makes modules that are built inside begin with the same random weights every time."""
+    """Gives modules that are built inside the same random weights every time."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         yield
 
 
 def weights_hash(module: nn.Module) -> str:
-    """Returns the first 16 digits of the SHA-256 of a module's state: names, types, shapes and values."""
+    """Returns 16 hex digits of a SHA-256 over names, types, shapes and values of a module's state."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -1,1 +1,1 @@
-"""Published annotation files: records, readers, protocols, download."""
+"""Published annotation files: download, readers, protocols."""

@@ -1,7 +1,6 @@
-"""The protocols of the published data sets: which file is trained on, selected on, tested on.
+"""Protocols of the published data sets: which file is for training, selection and testing.
 
-One function per protocol reads the files as published, in place, from a directory with one folder per data
-set:
+One function per protocol reads the files as published from a directory with one folder per data set:
 
     charades/       charades_sta_{train,test}.txt, Charades_v1_{train,test}.csv (for the lengths)
     charades_cd/    charades_{train,val,test_iid,test_ood}.json
@@ -12,13 +11,13 @@ set:
     tacos/          train.json, val.json, test.json
     qvhighlights/   highlight_{train,val}_release.jsonl, highlight_test_with_gt.jsonl
 
-What is normalised and mended on reading: `vmr_zoo.data.annotations.readers`.
+Readers fix and count known errors of these files (`vmr_zoo.data.annotations.rows`).
 
-**Selection.** Every function takes `selection`. The default "heldout" never touches a test split: it is the
-published validation split where there is one, else a tenth of the train videos, which are then not trained on
-(`Protocol.train` lacks them, `Protocol.published_train` has them). Several papers selected on test data
-instead: the name of a test split does that. It trains on the whole train split, as they did, and is recorded
-in `Protocol.selection_origin`, so that every number it yields is marked.
+**Selection.** Every function takes `selection`. The default "heldout" never uses a test split: it is the
+published validation split if there is one, else a tenth of the train videos, which are excluded from training
+(`Protocol.published_train` keeps them). Several papers selected on test data: the name of a test split does
+the same, trains on the whole train split, as they did, and marks every number through
+`Protocol.selection_origin`.
 """
 
 from __future__ import annotations
@@ -31,7 +30,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vmr_zoo.data.annotations import readers
-from vmr_zoo.data.annotations.readers import Row, numbered, split_of
 from vmr_zoo.data.annotations.records import (
     HELD_OUT,
     PUBLISHED,
@@ -42,18 +40,19 @@ from vmr_zoo.data.annotations.records import (
     Split,
     shared_videos,
 )
+from vmr_zoo.data.annotations.rows import AnnotationRow, numbered, split_of
 from vmr_zoo.data.text.parsing import ClauseCounts, count_words
 from vmr_zoo.errors import VmrError, unknown
 
 log = logging.getLogger(__name__)
 
 HELD_OUT_SHARE = 0.1
-"""Share of the train videos that is held out where no validation split is published."""
+"""Share of the train videos that is held out if no validation split is published."""
 
 _SALT = "vmr_zoo selection 1"
 
-_Part = tuple[list[Row], str]
-"""Rows of a split and the name of the file that they are from."""
+SplitRows = tuple[list[AnnotationRow], str]
+"""The rows of a split, and the name of their file for reports."""
 
 
 def charades_sta(root: str | Path, selection: str = "heldout") -> Protocol:
@@ -61,7 +60,7 @@ def charades_sta(root: str | Path, selection: str = "heldout") -> Protocol:
 
     Args:
         root: the annotations directory.
-        selection: "heldout" or a test split's name; see the module's docstring.
+        selection: "heldout" or the name of a test split.
 
     Returns:
         The protocol, its one test split named "test".
@@ -70,14 +69,14 @@ def charades_sta(root: str | Path, selection: str = "heldout") -> Protocol:
         VmrError: if a file is missing or broken, or `selection` is unknown.
     """
     folder = Path(root) / "charades"
-    lengths = readers.charades_lengths(folder / "Charades_v1_train.csv", folder / "Charades_v1_test.csv")
+    lengths = readers.read_charades_lengths(folder / "Charades_v1_train.csv", folder / "Charades_v1_test.csv")
     name = numbered()
 
-    def read(file: str, scored: bool) -> _Part:
-        return readers.charades_sta(folder / file, lengths, name, scored), file
+    def read(file: str, scored: bool) -> SplitRows:
+        return readers.read_charades_sta(folder / file, lengths, name, scored), file
 
     train = read("charades_sta_train.txt", scored=False)
-    return _protocol(
+    return build_protocol(
         "charades_sta", train, None, {"test": read("charades_sta_test.txt", scored=True)}, selection
     )
 
@@ -85,25 +84,27 @@ def charades_sta(root: str | Path, selection: str = "heldout") -> Protocol:
 def charades_cd(root: str | Path, selection: str = "heldout") -> Protocol:
     """Charades-CD (Yuan et al. 2021): test moments are distributed as in training (iid) or not (ood).
 
-    Args, returns and errors as `charades_sta`; tests "iid" and "ood", selection is the published validation
-    split.
+    Arguments and errors as in `charades_sta`. Tests are "iid" and "ood"; selection is the published
+    validation split.
     """
     folder = Path(root) / "charades_cd"
     name = numbered()
 
-    def read(part: str, scored: bool = True) -> _Part:
+    def read(part: str, scored: bool = True) -> SplitRows:
         file = f"charades_{part}.json"
-        return readers.by_video(folder / file, name, scored, duration_key="video_duration"), file
+        return readers.read_by_video(folder / file, name, scored, duration_key="video_duration"), file
 
     train, val = read("train", scored=False), read("val")
-    return _protocol("charades_cd", train, val, {"iid": read("test_iid"), "ood": read("test_ood")}, selection)
+    return build_protocol(
+        "charades_cd", train, val, {"iid": read("test_iid"), "ood": read("test_ood")}, selection
+    )
 
 
 def charades_cg(root: str | Path, selection: str = "heldout") -> Protocol:
     """Charades-CG (Li et al. 2022): test sets with new compositions, new words, and neither (trivial).
 
-    Args, returns and errors as `charades_sta`; tests "novel_composition", "novel_word", "trivial"; selection
-    is held out.
+    Arguments and errors as in `charades_sta`. Tests are "novel_composition", "novel_word" and "trivial";
+    selection is held out.
     """
     return _compositional("charades_cg", root, selection)
 
@@ -111,33 +112,33 @@ def charades_cg(root: str | Path, selection: str = "heldout") -> Protocol:
 def activitynet(root: str | Path, selection: str = "heldout") -> Protocol:
     """ActivityNet Captions (Krishna et al. 2017): train on train, select on val_1, test on val_2.
 
-    Args, returns and errors as `charades_sta`; one test split, "test". val_1 and val_2 are two annotations of
-    the same videos: selection never sees a test sentence, but it does see test videos. That is the usual
-    protocol.
+    Arguments and errors as in `charades_sta`. The one test split is "test". val_1 and val_2 are two
+    annotations of the same videos: selection uses no test sentence, but it does use test videos, as is common
+    practice.
     """
     folder = Path(root) / "activitynet"
     name = numbered()
 
-    def read(file: str, scored: bool = True) -> _Part:
-        return readers.by_video(folder / file, name, scored), file
+    def read(file: str, scored: bool = True) -> SplitRows:
+        return readers.read_by_video(folder / file, name, scored), file
 
     train, val = read("train.json", scored=False), read("val_1.json")
-    return _protocol("activitynet", train, val, {"test": read("val_2.json")}, selection)
+    return build_protocol("activitynet", train, val, {"test": read("val_2.json")}, selection)
 
 
 def activitynet_cd(root: str | Path, selection: str = "heldout") -> Protocol:
     """ActivityNet-CD (Yuan et al. 2021), as `charades_cd`.
 
-    Args, returns and errors as `charades_sta`; tests "iid" and "ood", selection is the published validation
-    split. The train file is derived: every sentence of ActivityNet Captions' train, val_1 and val_2 whose
-    video is in none of the other three splits. It needs the folder activitynet/ too.
+    Arguments and errors as in `charades_sta`. Tests are "iid" and "ood"; selection is the published
+    validation split. The train split is derived: every sentence of train, val_1 and val_2 of ActivityNet
+    Captions whose video is in none of the other three splits. This requires the folder activitynet/ too.
     """
     folder = Path(root) / "activitynet_cd"
     name = numbered()
 
-    def read(part: str) -> _Part:
+    def read(part: str) -> SplitRows:
         file = f"anet_{part}.json"
-        return readers.by_video(folder / file, name, scored=True), file
+        return readers.read_by_video(folder / file, name, scored=True), file
 
     val, iid, ood = read("val"), read("test_iid"), read("test_ood")
     others = frozenset(row.query.video_id for rows, _ in (val, iid, ood) for row in rows)
@@ -145,17 +146,19 @@ def activitynet_cd(root: str | Path, selection: str = "heldout") -> Protocol:
     train = [
         row
         for file in files
-        for row in readers.by_video(Path(root) / "activitynet" / file, name, scored=False, without=others)
+        for row in readers.read_by_video(
+            Path(root) / "activitynet" / file, name, scored=False, without=others
+        )
     ]
     source = "derived from activitynet/" + ", ".join(files)
-    return _protocol("activitynet_cd", (train, source), val, {"iid": iid, "ood": ood}, selection)
+    return build_protocol("activitynet_cd", (train, source), val, {"iid": iid, "ood": ood}, selection)
 
 
 def activitynet_cg(root: str | Path, selection: str = "heldout") -> Protocol:
     """ActivityNet-CG (Li et al. 2022), as `charades_cg`.
 
-    Args, returns and errors as `charades_sta`; tests "novel_composition", "novel_word", "trivial"; selection
-    is held out.
+    Arguments and errors as in `charades_sta`. Tests are "novel_composition", "novel_word" and "trivial";
+    selection is held out.
     """
     return _compositional("activitynet_cg", root, selection)
 
@@ -163,32 +166,34 @@ def activitynet_cg(root: str | Path, selection: str = "heldout") -> Protocol:
 def tacos(root: str | Path, selection: str = "heldout") -> Protocol:
     """TACoS (Regneri et al. 2013; the splits and merged sentences of 2D-TAN): 75, 27 and 25 cooking videos.
 
-    Args, returns and errors as `charades_sta`; one test split, "test", selection is the published validation
-    split. Query ids are those of the released text features (`s30-d52_0`).
+    Arguments and errors as in `charades_sta`. The one test split is "test"; selection is the published
+    validation split. Query ids are those of the released text features (`s30-d52_0`).
     """
     folder = Path(root) / "tacos"
     name = numbered()
 
-    def read(file: str, scored: bool = True) -> _Part:
-        return readers.tacos(folder / file, name, scored), file
+    def read(file: str, scored: bool = True) -> SplitRows:
+        return readers.read_tacos(folder / file, name, scored), file
 
     train, val = read("train.json", scored=False), read("val.json")
-    return _protocol("tacos", train, val, {"test": read("test.json")}, selection)
+    return build_protocol("tacos", train, val, {"test": read("test.json")}, selection)
 
 
 def qvhighlights(root: str | Path, selection: str = "heldout") -> Protocol:
     """QVHighlights (Lei et al. 2021): several windows per sentence, and ratings of every clip in them.
 
-    Args, returns and errors as `charades_sta`; one test split, "test" (its ground truth became public in
-    2026), selection is the published validation split. Query ids are the published `qid`s.
+    Arguments and errors as in `charades_sta`. The one test split is "test" (its ground truth became public in
+    2026); selection is the published validation split. Query ids are the published `qid`s.
     """
     folder = Path(root) / "qvhighlights"
 
-    def read(file: str, scored: bool = True) -> _Part:
-        return readers.qvhighlights(folder / file, scored), file
+    def read(file: str, scored: bool = True) -> SplitRows:
+        return readers.read_qvhighlights(folder / file, scored), file
 
     train, val = read("highlight_train_release.jsonl", scored=False), read("highlight_val_release.jsonl")
-    return _protocol("qvhighlights", train, val, {"test": read("highlight_test_with_gt.jsonl")}, selection)
+    return build_protocol(
+        "qvhighlights", train, val, {"test": read("highlight_test_with_gt.jsonl")}, selection
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,11 +201,11 @@ class CQValSubset:
     """One column of LMR's table IV.
 
     Attributes:
-        clauses: the least number of clauses.
-        words: the least number of words.
-        sentences: how many the authors' subset has. The paper prints none but the range, 48 to 388. These
-            follow from the table: both of its R1@0.7 in a column are a whole number of this many sentences
-            to the printed digit. Where several numbers do that, the smallest two or three are listed.
+        clauses: minimum number of clauses.
+        words: minimum number of words.
+        sentences: size of the authors' subset. The paper states only the range, 48 to 388. The sizes follow
+            from the table: both R1@0.7 values of a column are multiples of 1 / size to the printed digit. If
+            several sizes qualify, the smallest two or three are listed.
     """
 
     clauses: int
@@ -209,7 +214,7 @@ class CQValSubset:
 
     @property
     def name(self) -> str:
-        """The test split's name."""
+        """Name of the test split."""
         return f"c{self.clauses}_w{self.words}"
 
 
@@ -227,21 +232,21 @@ CQVAL = (
     CQValSubset(2, 9, (49, 98)),
     CQValSubset(2, 10, (48,)),
 )
-"""LMR (section IV-D, table IV). The largest subset is the first, which holds all others; the smallest, of 48,
-can only be the last."""
+"""LMR (section IV-D, table IV). The first subset is the largest and contains all others; the smallest, of 48
+sentences, can only be the last."""
 
 
 def cqval(root: str | Path, clauses: ClauseCounts, selection: str = "val") -> Protocol:
     """C-QVal (LMR, section IV-D): QVHighlights, tested on complex sentences of its val split.
 
-    The 12 test splits are the sentences with at least so many clauses and words (`CQVAL`), named "c1_w8" and
-    so on. They lie in one another.
+    The 12 nested test splits contain the sentences with at least a given number of clauses and words
+    (`CQVAL`), and are named "c1_w8" and so on.
 
     Args:
         root: the annotations directory.
-        clauses: what counts clauses; it is named in the splits' source.
-        selection: "val" selects on the whole val split, of which the tests are parts: the numbers are marked
-            as selected on test data. "heldout" holds a tenth of the train videos out.
+        clauses: counts clauses; named in the source of the splits.
+        selection: "val" selects on the whole val split, which contains the tests: numbers are marked as
+            selected on test data. "heldout" holds out a tenth of the train videos.
 
     Returns:
         The protocol.
@@ -253,15 +258,15 @@ def cqval(root: str | Path, clauses: ClauseCounts, selection: str = "val") -> Pr
         raise unknown("selection", selection, ("val", "heldout"))
     folder = Path(root) / "qvhighlights"
     file = "highlight_val_release.jsonl"
-    train = readers.qvhighlights(folder / "highlight_train_release.jsonl", scored=False)
-    val = readers.qvhighlights(folder / file, scored=True)
+    train = readers.read_qvhighlights(folder / "highlight_train_release.jsonl", scored=False)
+    val = readers.read_qvhighlights(folder / file, scored=True)
     counted = [
         (clauses.count(row.query.text), count_words(row.query.text), row)
         for row in val
         if isinstance(row.query, Query)
     ]
     parser = " ".join(map(str, clauses.manifest().values()))
-    tests: dict[str, _Part] = {}
+    tests: dict[str, SplitRows] = {}
     for subset in CQVAL:
         rows = [row for c, w, row in counted if c >= subset.clauses and w >= subset.words]
         sizes = " or ".join(map(str, subset.sentences))
@@ -269,9 +274,9 @@ def cqval(root: str | Path, clauses: ClauseCounts, selection: str = "val") -> Pr
         tests[subset.name] = rows, f"{file}: {limits}; LMR's table IV implies {sizes}"
     part = (train, "highlight_train_release.jsonl")
     if selection == "heldout":
-        return _protocol("cqval", part, None, tests, selection)
-    protocol = _protocol("cqval", part, (val, file), tests, "heldout")
-    return replace(protocol, selection_origin="test data: the val split, of which every test split is a part")
+        return build_protocol("cqval", part, None, tests, selection)
+    protocol = build_protocol("cqval", part, (val, file), tests, "heldout")
+    return replace(protocol, selection_origin="test data: the val split, which contains every test split")
 
 
 PUBLISHED_PROTOCOLS: tuple[Callable[..., Protocol], ...] = (
@@ -284,15 +289,15 @@ PUBLISHED_PROTOCOLS: tuple[Callable[..., Protocol], ...] = (
     tacos,
     qvhighlights,
 )
-"""Every protocol that is read from published files, for questions that concern several: shared videos."""
+"""Every protocol that is read from published files, to find the videos that several share."""
 
 
 def _compositional(protocol: str, root: str | Path, selection: str) -> Protocol:
     folder = Path(root) / protocol
     name = numbered()
 
-    def read(file: str, scored: bool = True) -> _Part:
-        return readers.by_video(folder / file, name, scored), file
+    def read(file: str, scored: bool = True) -> SplitRows:
+        return readers.read_by_video(folder / file, name, scored), file
 
     train = read("train.json", scored=False)
     tests = {
@@ -300,35 +305,46 @@ def _compositional(protocol: str, root: str | Path, selection: str) -> Protocol:
         "novel_word": read("novel_word.json"),
         "trivial": read("test_trivial.json"),
     }
-    return _protocol(protocol, train, None, tests, selection)
+    return build_protocol(protocol, train, None, tests, selection)
 
 
 def held_out_videos(video_ids: tuple[str, ...], share: float = HELD_OUT_SHARE) -> frozenset[str]:
     """Chooses the videos that are held out of train for selection.
 
-    The choice depends on the ids alone, not on their order, the machine or a seed: the videos are ranked by a
-    hash, and the first `share` of them, at least one, are taken.
+    The choice depends on the ids alone, not on their order, the machine or a seed: videos are ranked by a
+    hash, and the first `share` of them, at least one, is held out.
 
     Args:
         video_ids: distinct videos of the train split.
-        share: of them to take, between 0 and 1.
+        share: share of the videos, between 0 and 1.
 
     Raises:
         VmrError: if there are fewer than two videos.
     """
     if len(video_ids) < 2:
         raise VmrError(
-            f"Cannot hold videos out of a train split of {len(video_ids)}: selection and training need "
+            f"Cannot hold out videos from a train split of {len(video_ids)}: selection and training need "
             "at least one each. Use a larger train split."
         )
     ranked = sorted(video_ids, key=lambda video: hashlib.sha256(f"{_SALT}:{video}".encode()).digest())
     return frozenset(ranked[: max(1, round(share * len(ranked)))])
 
 
-def _protocol(
-    name: str, train: _Part, val: _Part | None, tests: Mapping[str, _Part], selection: str
+def build_protocol(
+    name: str, train: SplitRows, val: SplitRows | None, tests: Mapping[str, SplitRows], selection: str
 ) -> Protocol:
-    """Assembles a protocol, holds out what selection needs, and warns about what was mended."""
+    """Builds a protocol, holds out videos if selection needs them, and warns about fixes.
+
+    Args:
+        name: name of the protocol and of the data set.
+        train: training rows.
+        val: rows of the published validation split; None: there is none.
+        tests: rows of each test split.
+        selection: "heldout" or the name of a test split.
+
+    Raises:
+        VmrError: if `selection` is unknown, or too few videos can be held out.
+    """
     published = split_of(TRAIN, *train)
     test_splits = {test: split_of(test, *part) for test, part in tests.items()}
     trained, held = published, None
@@ -346,19 +362,19 @@ def _protocol(
         raise unknown("selection", selection, {"heldout", *tests})
 
     protocol = Protocol(name, trained, selected, test_splits, origin, published if held else None)
-    _warn_about_mends(protocol)
+    _warn_about_fixes(protocol)
     return protocol
 
 
-def _warn_about_mends(protocol: Protocol) -> None:
+def _warn_about_fixes(protocol: Protocol) -> None:
     parts = []
     for split in protocol.published.values():
-        mends = [f"{count:,} {kind}" for kind, count in sorted(split.counts.items()) if kind != "repeated"]
-        if mends:
-            parts.append(f"{split.name} {', '.join(mends)} of {split.sentences:,}")
+        fixes = [f"{count:,} {kind}" for kind, count in sorted(split.counts.items()) if kind != "repeated"]
+        if fixes:
+            parts.append(f"{split.name} {', '.join(fixes)} of {split.sentences:,}")
     if parts:
         log.warning(
-            "%s: moments mended on reading: %s. `vmr doctor data=%s` explains.",
+            "%s: moments fixed on reading: %s. `vmr doctor data=%s` explains them.",
             protocol.name,
             "; ".join(parts),
             protocol.name,
@@ -366,8 +382,8 @@ def _warn_about_mends(protocol: Protocol) -> None:
 
 
 @contextmanager
-def unheard() -> Iterator[None]:
-    """Silences the warning about mends, for reading a protocol that the user did not ask for."""
+def without_warnings() -> Iterator[None]:
+    """Silences the warning about fixes, to read a protocol that the user did not request."""
     log.disabled, before = True, log.disabled
     try:
         yield
@@ -383,57 +399,57 @@ def find_split(protocol: Protocol, name: str) -> Split:
         name: "train", "selection", "val", or a test split's name.
 
     Raises:
-        VmrError: if there is no such split, with the nearest names; if "val" was asked for and the selection
-            split is not a published validation split.
+        VmrError: if there is no such split, or if "val" is requested and the selection split is not a
+            published validation split.
     """
     if name == "val":
         if protocol.selection_origin == PUBLISHED:
             return protocol.selection
         raise VmrError(
             f"{protocol.name} has no published validation split; its selection split is "
-            f"'{protocol.selection_origin}'. Say split=selection if that is what you mean."
+            f"'{protocol.selection_origin}'. Use split=selection for that one."
         )
     if name not in protocol.splits:
         raise unknown(f"split of {protocol.name}", name, protocol.splits)
     return protocol.splits[name]
 
 
-def refuse_other_protocol(trained_on: str, asked: str, root: str | Path | None = None) -> None:
+def refuse_other_protocol(trained_on: str, requested: str, root: str | Path | None = None) -> None:
     """Refuses to score a checkpoint under a protocol that it was not trained for.
 
-    The protocols of one data set deal the same videos differently, so such a score would count what was
-    trained on.
+    The protocols of one data set split the same videos differently: test data of one is training data of
+    another.
 
     Args:
-        trained_on: the protocol that the checkpoint was trained for.
-        asked: the protocol to score it under.
-        root: the annotations directory; with it the error says how many test videos the checkpoint has seen.
+        trained_on: protocol that the checkpoint was trained for.
+        requested: protocol to score it under.
+        root: the annotations directory; if given, the error counts the test videos seen in training.
 
     Raises:
         VmrError: if the two differ.
     """
-    if trained_on == asked:
+    if trained_on == requested:
         return
     raise VmrError(
         f"This checkpoint was trained for the protocol '{trained_on}' and is scored only under it, not under "
-        f"'{asked}'{_leak(trained_on, asked, root)}. Score it with data={trained_on}, or train one with "
-        f"data={asked}."
+        f"'{requested}'{_leak(trained_on, requested, root)}. Score it with data={trained_on}, or train one "
+        f"with data={requested}."
     )
 
 
-def _leak(trained_on: str, asked: str, root: str | Path | None) -> str:
+def _leak(trained_on: str, requested: str, root: str | Path | None) -> str:
     known = {function.__name__: function for function in PUBLISHED_PROTOCOLS}
-    if root is None or trained_on not in known or asked not in known:
+    if root is None or trained_on not in known or requested not in known:
         return ""
     try:
-        with unheard():
-            train, tests = known[trained_on](root).published[TRAIN], known[asked](root).tests
-    except VmrError:  # the refusal stands without the numbers
+        with without_warnings():
+            train, tests = known[trained_on](root).published[TRAIN], known[requested](root).tests
+    except VmrError:  # the error message works without the numbers
         return ""
     seen = {name: len(shared_videos([train], [split])) for name, split in tests.items()}
     if not any(seen.values()):
         return ": the two are different data"
     return ": its train split holds " + ", ".join(
-        f"{count:,} of the {tests[name].videos:,} videos of {asked}'s {name} split"
+        f"{count:,} of the {tests[name].videos:,} videos of {requested}'s {name} split"
         for name, count in seen.items()
     )

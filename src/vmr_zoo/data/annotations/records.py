@@ -1,7 +1,7 @@
-"""What every annotation reader returns: queries with moments in seconds, in named splits.
+"""Queries with moments in seconds, in named splits: what annotation readers return.
 
-A reader normalises once, on reading: seconds, text stripped, spans clipped to the video (counted), stable
-query ids. Everything downstream relies on that and checks nothing again.
+Readers normalise: times in seconds, text stripped, moments clipped to the video (and counted), stable query
+ids. Other code relies on this and does not check again.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ TRAIN = "train"
 PUBLISHED = "published"
 HELD_OUT = "held out of train by video"
 
-LONGEST = 1e9
-"""Seconds or frames beyond which a time is none: what is computed from it stays finite."""
+MAX_TIME = 1e9
+"""Largest valid time in seconds or frames; results computed from valid times stay finite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +29,10 @@ class Query:
         query_id: stable across runs and machines, unique within its protocol.
         video_id: as published, safe to use as a file stem.
         text: the sentence, stripped.
-        moments: ground truth as (start, end) in seconds, 0 <= start < end <= duration; never empty, except in
-            a split whose ground truth is withheld.
+        moments: ground truth as (start, end) in seconds, 0 <= start < end <= duration; empty only in a split
+            whose ground truth is withheld.
         duration: length of the video in seconds.
-        saliency: per rated clip (clip index, the annotators' ratings), QVHighlights only.
+        saliency: (clip index, the annotators' ratings) of each rated clip; QVHighlights only.
     """
 
     query_id: str
@@ -44,7 +44,7 @@ class Query:
 
 
 class Dropped(NamedTuple):
-    """A published sentence that cannot be trained on, and why."""
+    """A published sentence without a usable moment, and why."""
 
     query_id: str
     video_id: str
@@ -53,14 +53,14 @@ class Dropped(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """A named list of queries, and what reading them had to mend.
+    """A named list of queries, and the fixes made on reading.
 
     Attributes:
         name: "train", "selection", or a test split's name such as "test", "iid", "ood".
         queries: in the order of the published file.
-        counts: how often something was mended or dropped, by name ("clipped", "dropped_zero_length", …).
-        dropped: the published sentences that `queries` lacks; only a train file ever drops any.
-        source: the file or files that it was read from, for people to read.
+        counts: number of fixes by name, such as "clipped" (`vmr_zoo.data.annotations.rows`).
+        dropped: published sentences that `queries` lacks; only a train file drops any.
+        source: the files that it was read from, as text.
     """
 
     name: str
@@ -71,18 +71,18 @@ class Split:
 
     @property
     def video_ids(self) -> tuple[str, ...]:
-        """The distinct videos, in order of first appearance, those of dropped sentences last."""
+        """The distinct videos in order of first appearance, those of dropped sentences last."""
         kept = [query.video_id for query in self.queries]
         return tuple(dict.fromkeys(kept + [row.video_id for row in self.dropped]))
 
     @property
     def videos(self) -> int:
-        """How many videos the split has as published."""
+        """Number of videos as published."""
         return len(self.video_ids)
 
     @property
     def sentences(self) -> int:
-        """How many sentences the split has as published: those kept and those dropped."""
+        """Number of sentences as published: kept and dropped."""
         return len(self.queries) + len(self.dropped)
 
 
@@ -93,12 +93,12 @@ class Protocol:
     A checkpoint is scored only under the protocol that it was trained for.
 
     Attributes:
-        name: such as "charades_cd".
-        train: what is trained on, without the videos held out for selection.
-        selection: what checkpoints are selected on, never a test split unless `selected_on_test` says so.
+        name: name such as "charades_cd".
+        train: training queries, without the videos held out for selection.
+        selection: queries that select checkpoints; part of the test data only if `selected_on_test`.
         tests: test splits by name.
-        selection_origin: `PUBLISHED`, `HELD_OUT`, or "test split 'NAME'".
-        published_train: the train split as published, where `train` is only the part that was not held out.
+        selection_origin: `PUBLISHED`, `HELD_OUT`, or a text that starts with "test".
+        published_train: the train split as published, if videos were held out of `train`.
     """
 
     name: str
@@ -110,12 +110,12 @@ class Protocol:
 
     @property
     def splits(self) -> dict[str, Split]:
-        """Every split that is trained on, selected on or tested on, by name, train first."""
+        """All splits by name, train first."""
         return {TRAIN: self.train, SELECTION: self.selection, **self.tests}
 
     @property
     def published(self) -> dict[str, Split]:
-        """The splits with the sizes that papers quote: as `splits`, but nothing held out of train."""
+        """As `splits`, with the sizes that papers report: nothing is held out of train."""
         return self.splits | {TRAIN: self.published_train or self.train}
 
     @property
@@ -125,10 +125,10 @@ class Protocol:
 
     @property
     def selected_on_test(self) -> bool:
-        """Whether checkpoints are selected on test data, which marks every number of the run."""
+        """Whether checkpoints are selected on test data; this marks every number of the run."""
         return self.selection_origin.startswith("test")
 
 
 def shared_videos(a: Iterable[Split], b: Iterable[Split]) -> set[str]:
-    """Returns the videos that some split of `a` and some split of `b` both hold."""
+    """Returns the videos that occur both in a split of `a` and in a split of `b`."""
     return {v for split in a for v in split.video_ids} & {v for split in b for v in split.video_ids}

@@ -1,8 +1,9 @@
-"""The data module: a protocol and a feature set, served as the batches of `docs/contract.md`."""
+"""The data module: serves a protocol and its features as batches (`docs/contract.md`)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
+from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -13,10 +14,12 @@ from torch.utils.data import DataLoader
 
 from vmr_zoo.data.annotations.records import SELECTION, TRAIN, Protocol, Split
 from vmr_zoo.data.batches.negatives import NegativePool, NegativeSampling
+from vmr_zoo.data.batches.residency import RESIDENCIES, memory_budget
 from vmr_zoo.data.batches.sampling import EpochBatchSampler, ResumableLoader, group_by_video
 from vmr_zoo.data.batches.shifting import TemporalShift
-from vmr_zoo.data.batches.split_dataset import RESIDENCIES, SplitData, TrainingChoices, frequency_ranks
-from vmr_zoo.data.features.store import FeatureSet
+from vmr_zoo.data.batches.split_dataset import SplitDataset, TrainingChoices, frequency_ranks
+from vmr_zoo.data.features.feature_set import FeatureSet
+from vmr_zoo.data.features.read_once import read_once
 from vmr_zoo.errors import VmrError, unknown
 from vmr_zoo.types import NEEDS, Batch
 
@@ -24,7 +27,7 @@ HELDOUT = "heldout"
 TRAINING_ONLY = frozenset({"negative_query", "shift"})
 """Needs that evaluation never serves."""
 FOR_DETAILS = frozenset({"patches", "query_words"})
-"""Needs that evaluation serves only for details: predictions are made without."""
+"""Needs that evaluation serves for details alone; predictions do not read them."""
 STORAGE = {"float32": torch.float32, "float16": torch.float16}
 SERVED_BY = {
     "narration": "a feature set with narrations (features.narration)",
@@ -34,146 +37,131 @@ SERVED_BY = {
 }
 
 
+@dataclass(eq=False, repr=False)
 class VMRDataModule(lightning.LightningDataModule):
-    """Serves the splits of one protocol, for one method's needs.
+    """Serves the splits of one protocol, with the optional fields that one method needs.
 
-    Nothing random depends on anything but (seed, epoch, row): not on the number of workers, not on the global
-    generators, not on whether the run was interrupted. Evaluation draws nothing and keeps the order of the
+    Every random choice depends on (seed, epoch, row) alone: not on the number of workers, on the global
+    generators, or on whether the run was interrupted. Evaluation draws nothing and keeps the order of the
     published files.
 
     Attributes:
-        test_names: the test splits, in the order of the loaders that `test_dataloader` returns.
-        selection_origin: where the selection split comes from; it marks numbers selected on a test split.
+        name: name of the data set, as in `data=<name>`.
+        protocol: the splits.
+        features: the features.
+        needs: optional batch fields that the method reads.
+        seed: seed of batch order, negatives, shifts and subsets of moments.
+        selection: the split that `protocol` selects on: "heldout", or the name of a test split, as in several
+            papers. The configuration passes it to both; they must agree.
+        selection_metric: metric that selects checkpoints.
+        batch_size: training rows per batch; videos per batch with `by_video`.
+        eval_batch_size: the same in evaluation.
+        by_video: a batch holds all queries of its videos (MMN, MESM), in evaluation too.
+        rows_per_video: with `by_video`, a training video with more queries is cut into random groups of at
+            most this many.
+        no_repeat_video: a training batch never holds two queries of one video; of several, all but the first
+            are left out for that epoch (BM-DETR's released code: about 35 rows of Charades-STA).
+        bucket_batches: training batches of similar video length are formed among this many; 1: at random.
+            Queries of one video have equal lengths and share batches more often: on Charades-STA (1 s clips,
+            batches of 32) 1, 8 and 32 leave 50, 22 and 10 % padding, and 35, 210 and 510 of 12,408 rows share
+            a batch with an earlier row of their video.
+        max_moments: a training row with more moments takes a random subset of this size.
+        negatives: how negative queries are chosen; None: the defaults of `NegativeSampling`.
+        shift: how moments are shifted; None: the defaults of `TemporalShift`.
+        rated_clip_seconds: length of the clips that the annotators rated (QVHighlights: 2 s).
+        storage: type in which features are held, "float32" or "float16".
+        residency: where video features reside: "memory" (RAM); "disk", read for every batch; "device", the
+            training split on the GPU, the others in RAM; "auto", in RAM for each split that takes at most
+            half of the free memory, else on disk. Batches are equal.
+        num_workers: worker processes; 0 is faster for features in memory.
+
+    Raises:
+        VmrError: for an unknown need, selection split, storage or residency, or for options that exclude each
+            other.
     """
 
-    def __init__(
-        self,
-        name: str,
-        protocol: Protocol,
-        features: FeatureSet,
-        *,
-        needs: Iterable[str] = (),
-        seed: int = 0,
-        selection: str = HELDOUT,
-        selection_metric: str = "R1@0.7",
-        batch_size: int = 32,
-        eval_batch_size: int = 100,
-        by_video: bool = False,
-        rows_per_video: int | None = None,
-        no_repeat_video: bool = False,
-        bucket_batches: int = 16,
-        max_moments: int = 5,
-        negatives: NegativeSampling | None = None,
-        shift: TemporalShift | None = None,
-        rated_clip_seconds: float = 2.0,
-        storage: str = "float32",
-        residency: str = "auto",
-        num_workers: int = 0,
-    ) -> None:
-        """Stores the options; reads nothing yet.
+    name: str = field()
+    protocol: Protocol
+    features: FeatureSet
+    _: KW_ONLY
+    needs: Collection[str] = ()
+    seed: int = 0
+    selection: str = HELDOUT
+    selection_metric: str = "R1@0.7"
+    batch_size: int = 32
+    eval_batch_size: int = 100
+    by_video: bool = False
+    rows_per_video: int | None = None
+    no_repeat_video: bool = False
+    bucket_batches: int = 16
+    max_moments: int = 5
+    negatives: NegativeSampling | None = None
+    shift: TemporalShift | None = None
+    rated_clip_seconds: float = 2.0
+    storage: str = "float32"
+    residency: str = "auto"
+    num_workers: int = 0
 
-        Args:
-            name: the data set, as in `data=<name>`.
-            protocol: the splits.
-            features: where features come from.
-            needs: the optional batch fields that the method reads.
-            seed: of batch order, negatives, shifts and subsets of moments.
-            selection: what `protocol` was asked to select on: "heldout", or the name of a test split, as
-                several papers did. The configuration hands it to both, and they must agree.
-            selection_metric: what checkpoints are selected by.
-            batch_size: training rows per batch; videos per batch with `by_video`.
-            eval_batch_size: the same in evaluation.
-            by_video: a batch holds all queries of its videos (MMN, MESM), in evaluation too.
-            rows_per_video: with `by_video`, a training video with more queries is cut into random groups of
-                at most this many.
-            no_repeat_video: a training batch never holds two queries of one video; what collides is left out
-                for that epoch (BM-DETR's released code: about 35 rows of Charades-STA).
-            bucket_batches: training batches of similar video length are formed among this many; 1: at random.
-                Queries of one video have one length and so meet more often: on Charades-STA (1 s clips,
-                batches of 32) 1, 8 and 32 leave 50, 22 and 10 % padding, and 35, 210 and 510 of 12,408 rows
-                share a batch with an earlier row on their video.
-            max_moments: a training row with more takes a random subset of this size.
-            negatives: how negative queries are chosen; None: the defaults of `NegativeSampling`.
-            shift: how moments are shifted; None: the defaults of `TemporalShift`.
-            rated_clip_seconds: length of the clips that annotators rated.
-            storage: "float32" or "float16", how features are held in memory.
-            residency: where video features lie while batches are made: "memory"; "disk", read anew for every
-                batch; "device", the training split's on the GPU and the others' in memory; "auto", in memory
-                for each split that takes no more than half of what is free, else on disk. Batches are equal.
-            num_workers: worker processes; 0 is faster for features in memory.
-
-        Raises:
-            VmrError: for an unknown need, selection split, storage or residency, or options that exclude each
-                other.
-        """
+    def __post_init__(self) -> None:
         super().__init__()
-        self.needs = frozenset(needs)
-        for need in sorted(self.needs - NEEDS):
+        self.needs = frozenset(self.needs)
+        self._check_options()
+        self._prepared: FeatureSet | None = None
+        self._loaded: dict[tuple[str, frozenset[str]], SplitDataset] = {}
+
+    def _check_options(self) -> None:
+        for need in sorted(frozenset(self.needs) - NEEDS):
             raise unknown("need of the method", need, NEEDS)
-        if storage not in STORAGE:
-            raise unknown("data.storage", storage, STORAGE)
-        if residency not in RESIDENCIES:
-            raise unknown("data.residency", residency, RESIDENCIES)
-        if residency == "device" and num_workers:
+        if self.storage not in STORAGE:
+            raise unknown("data.storage", self.storage, STORAGE)
+        if self.residency not in RESIDENCIES:
+            raise unknown("data.residency", self.residency, RESIDENCIES)
+        if self.residency == "device" and self.num_workers:
             raise VmrError(
-                f"data.num_workers={num_workers} makes batches in other processes, which cannot gather them "
-                "on the GPU. Set data.num_workers=0, or data.residency=memory."
+                f"data.num_workers={self.num_workers} builds batches in other processes, which cannot gather "
+                "them on the GPU. Set data.num_workers=0 or data.residency=memory."
             )
-        if (selection != HELDOUT) != protocol.selected_on_test:
+        if (self.selection != HELDOUT) != self.protocol.selected_on_test:
             raise VmrError(
-                f"data.selection={selection}, but {protocol.name} selects on: {protocol.selection_origin}. "
-                "Give data.protocol `selection: ${..selection}`, if its function takes that."
+                f"data.selection={self.selection}, but {self.protocol.name} selects on: "
+                f"{self.protocol.selection_origin}. Give data.protocol `selection: ${{..selection}}` if its "
+                "function takes that argument."
             )
-        if by_video and no_repeat_video:
+        if self.by_video and self.no_repeat_video:
             raise VmrError(
                 "data.by_video puts all queries of a video into one batch, data.no_repeat_video allows only "
                 "one. Turn one of them off."
             )
-        for key, value in {
-            "batch_size": batch_size,
-            "eval_batch_size": eval_batch_size,
-            "bucket_batches": bucket_batches,
-            "max_moments": max_moments,
-            "rows_per_video": rows_per_video,
-        }.items():
+        for key in ("batch_size", "eval_batch_size", "bucket_batches", "max_moments", "rows_per_video"):
+            value = getattr(self, key)
             if value is not None and value < 1:
                 raise VmrError(f"Expected data.{key} >= 1, found {value}.")
-        if rows_per_video is not None and not by_video:
-            raise VmrError("data.rows_per_video cuts the groups that data.by_video=true makes; turn that on.")
-        self.name = name
-        self.protocol = protocol
-        self.features = features
-        self.seed = seed
-        self.selection_metric = selection_metric
-        self.batch_size = batch_size
-        self.eval_batch_size = eval_batch_size
-        self.by_video = by_video
-        self.rows_per_video = rows_per_video
-        self.no_repeat_video = no_repeat_video
-        self.bucket_batches = bucket_batches
-        self.max_moments = max_moments
-        self.negatives = negatives or NegativeSampling()
-        self.shift = shift or TemporalShift()
-        self.rated_clip_seconds = rated_clip_seconds
-        self.storage = STORAGE[storage]
-        self.residency = residency
-        self.num_workers = num_workers
-        self.test_names = tuple(protocol.tests)
-        self.selection_origin = protocol.selection_origin
-        self._prepared = False
-        self._loaded: dict[tuple[str, frozenset[str]], SplitData] = {}
-        self._pool: NegativePool | None = None
+        if self.rows_per_video is not None and not self.by_video:
+            raise VmrError("data.rows_per_video cuts the groups of data.by_video=true. Turn that on.")
 
-    def prepare_data(self) -> None:
-        """Makes the features ready and checks them; under DDP the first process does so before the others.
+    @property
+    def test_names(self) -> tuple[str, ...]:
+        """The test splits, in the order of the loaders that `test_dataloader` returns."""
+        return tuple(self.protocol.tests)
+
+    @property
+    def selection_origin(self) -> str:
+        """Where the selection split comes from; it marks numbers selected on a test split."""
+        return self.protocol.selection_origin
+
+    def prepare_data(self, splits: Collection[str] | None = None) -> None:
+        """Prepares and checks the features; under DDP the first process does so before the others.
+
+        Args:
+            splits: the splits that will be loaded, whose features stay in memory after the check; None: all.
 
         Raises:
             VmrError: for a need that the features cannot serve, a split without queries, or missing or
                 broken features.
         """
-        if self._prepared:
+        if self._prepared is not None:
             return
-        for need in sorted((self.needs & SERVED_BY.keys()) - self.features.served()):
+        for need in sorted((frozenset(self.needs) & SERVED_BY.keys()) - self.features.served()):
             raise VmrError(
                 f"The method needs '{need}', which {SERVED_BY[need]} serves; features={self.features.name} "
                 f"serves {', '.join(sorted(self.features.served())) or 'none of the optional fields'}. "
@@ -183,11 +171,14 @@ class VMRDataModule(lightning.LightningDataModule):
             if not split.queries:
                 raise VmrError(
                     f"Split '{split.name}' of {self.protocol.name} has no queries (read from "
-                    f"{split.source or 'nowhere'}): there is nothing to train on or to score. Fetch its file "
-                    "again, or choose other data."
+                    f"{split.source or 'nowhere'}): nothing to train on or to score. Fetch its file again or "
+                    "choose other data."
                 )
-        self.features.prepare(self.protocol, self.needs)
-        self._prepared = True
+        loaded = [self.split(name) for name in (self.protocol.splits if splits is None else splits)]
+        budget = memory_budget(self.residency)
+        self._read_once = read_once(self.features, loaded, STORAGE[self.storage], budget)
+        self._read_once.prepare(self.protocol, self.needs)
+        self._prepared = self.features
 
     def setup(self, stage: str | None = None) -> None:
         """Loads the splits of a stage.
@@ -196,7 +187,7 @@ class VMRDataModule(lightning.LightningDataModule):
             stage: "fit", "validate", "test" or "predict"; None: all.
 
         Raises:
-            VmrError: see `prepare_data`.
+            VmrError: if the features cannot serve the needs, are missing or broken.
         """
         self.prepare_data()
         if stage in ("fit", None):
@@ -221,11 +212,11 @@ class VMRDataModule(lightning.LightningDataModule):
             self.batch_size,
             seed=self.seed,
             bucket_batches=self.bucket_batches,
-            distinct=video if self.no_repeat_video else None,
+            unique_video=video if self.no_repeat_video else None,
         )
         options = self._loader_options()
         if self.residency == "device":
-            options["pin_memory"] = False  # what is on the GPU cannot be pinned
+            options["pin_memory"] = False  # tensors on the GPU cannot be pinned
         return ResumableLoader(data, sampler=sampler, batch_size=None, **options)
 
     def val_dataloader(self) -> DataLoader[Batch]:
@@ -241,12 +232,12 @@ class VMRDataModule(lightning.LightningDataModule):
         return self.test_dataloader()
 
     def eval_dataloader(self, split: str, *, details: bool = False) -> DataLoader[Batch]:
-        """Returns the batches of any split but the training split, in the order of the file.
+        """Returns the batches of a selection or test split, in the order of the file.
 
         Args:
-            split: "selection" or a test split's name.
-            details: also serve what only details are made of, "patches" and "query_words", if the method
-                needs them; features without token ids serve no "query_words".
+            split: "selection" or the name of a test split.
+            details: also serve the needs that only details read, "patches" and "query_words"; features
+                without token ids serve no "query_words".
 
         Raises:
             VmrError: for an unknown split, or for missing or broken features.
@@ -264,7 +255,7 @@ class VMRDataModule(lightning.LightningDataModule):
         batches = -(-len(groups) // self.eval_batch_size)
         if batches < sampler.num_replicas:
             raise VmrError(
-                f"Split {split} makes {batches} batches, fewer than the {sampler.num_replicas} processes. "
+                f"Split {split} has {batches} batches, fewer than the {sampler.num_replicas} processes. "
                 f"Set data.eval_batch_size={max(1, len(groups) // sampler.num_replicas)} or fewer devices."
             )
         return DataLoader(data, sampler=sampler, batch_size=None, **self._loader_options())
@@ -276,78 +267,80 @@ class VMRDataModule(lightning.LightningDataModule):
         return self.protocol.splits[name]
 
     def negative_statistics(self) -> dict[str, int]:
-        """Counts the training queries that have a negative, after each criterion.
+        """Counts the training queries with a negative left after each criterion.
 
         Returns:
-            `queries`, `with_same_video`, `and_iou_below`, `and_similarity_below`, `candidates`; empty when
+            `queries`, `with_same_video`, `and_iou_below`, `and_similarity_below`, `candidates`; empty if
             negatives come from other videos.
         """
-        return dict(self._negative_pool().counts)
+        return dict(self._negative_pool.counts)
 
+    @cached_property
     def _negative_pool(self) -> NegativePool:
-        if self._pool is None:
-            self._pool = self.negatives.pool(self.protocol.train.queries)
-        return self._pool
+        return (self.negatives or NegativeSampling()).pool(self.protocol.train.queries)
 
     @cached_property
     def _word_ranks(self) -> dict[int, int]:
-        """The place of each token id in the training split, found once for all splits."""
+        """Frequency rank of each token id in the training split, for all splits."""
         return frequency_ranks(map(self.features.query.token_ids, self.protocol.train.queries))
 
     def _served(self, name: str, details: bool) -> frozenset[str]:
-        """Returns which of the needs the batches of a split hold."""
+        """Returns the needs that the batches of a split serve."""
+        needs = frozenset(self.needs)
         if name == TRAIN:
-            return self.needs
-        served = self.needs - TRAINING_ONLY
+            return needs
+        served = needs - TRAINING_ONLY
         if not details:
             return served - FOR_DETAILS
         return served if self.features.query.has_token_ids else served - {"query_words"}
 
-    def _data(self, name: str, details: bool = False) -> SplitData:
-        """Loads a split once for what it serves."""
+    def _data(self, name: str, details: bool = False) -> SplitDataset:
+        """Loads a split, once for each set of served needs."""
         served = self._served(name, details)
         if (name, served) not in self._loaded:
-            training = word_ranks = None
-            residency = self.residency
-            if name == TRAIN:
-                if residency == "device" and not torch.cuda.is_available():
-                    raise VmrError(
-                        "data.residency=device needs a GPU, and torch finds none. Set data.residency=auto."
-                    )
-                # Refused here, not in prepare_data: evaluation does without.
-                if "query_words" in self.needs and not self.features.query.has_token_ids:
-                    raise VmrError(
-                        f"The method learns to reconstruct words, but features={self.features.name} has none "
-                        "of its token ids. Choose features/query=minilm or =glove, or turn that loss off "
-                        "(method.training.loss_weights.word_reconstruction=null)."
-                    )
-                training = TrainingChoices(
-                    seed=self.seed,
-                    max_moments=self.max_moments,
-                    negatives=self._negative_pool() if "negative_query" in self.needs else None,
-                    shift=self.shift if "shift" in self.needs else None,
-                )
-            elif residency == "device":
-                residency = "memory"  # passed over once, or once an epoch
-            if "query_words" in served:
-                word_ranks = self._word_ranks
-            self._loaded[name, served] = SplitData(
+            # Evaluation reads each row once, or once an epoch: RAM is enough.
+            residency = "memory" if self.residency == "device" and name != TRAIN else self.residency
+            self._loaded[name, served] = SplitDataset(
                 self.split(name),
-                self.features,
+                self._read_once
+                if self.features is self._prepared
+                else self.features,  # a probe replaces them
                 served,
-                training=training,
-                word_ranks=word_ranks,
-                storage=self.storage,
+                training=self._training_choices() if name == TRAIN else None,
+                word_ranks=self._word_ranks if "query_words" in served else None,
+                storage=STORAGE[self.storage],
                 residency=residency,
                 rated_clip_seconds=self.rated_clip_seconds,
             )
         return self._loaded[name, served]
+
+    def _training_choices(self) -> TrainingChoices:
+        """Returns what training draws, or refuses to train.
+
+        The checks are made here and not in `prepare_data` because evaluation does not need what they require.
+        """
+        if self.residency == "device" and not torch.cuda.is_available():
+            raise VmrError(
+                "data.residency=device needs a GPU, and torch finds none. Set data.residency=auto."
+            )
+        if "query_words" in self.needs and not self.features.query.has_token_ids:
+            raise VmrError(
+                f"The method learns to reconstruct words, but features={self.features.name} has no token ids "
+                "for them. Choose features/query=minilm or =glove, or turn that loss off "
+                "(method.training.loss_weights.word_reconstruction=null)."
+            )
+        return TrainingChoices(
+            seed=self.seed,
+            max_moments=self.max_moments,
+            negatives=self._negative_pool if "negative_query" in self.needs else None,
+            shift=(self.shift or TemporalShift()) if "shift" in self.needs else None,
+        )
 
     def _loader_options(self) -> dict[str, Any]:
         return {
             "num_workers": self.num_workers,
             "persistent_workers": self.num_workers > 0,
             "pin_memory": torch.cuda.is_available(),
-            # A loader draws a base seed for its workers at every epoch; not from the global generator.
+            # A loader draws a base seed for its workers in every epoch, here not from the global generator.
             "generator": torch.Generator(),
         }

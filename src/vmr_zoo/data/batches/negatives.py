@@ -1,17 +1,17 @@
-"""Negative queries: sentences that describe something else than the target moment.
+"""Negative queries: sentences that do not describe the target moment.
 
-Paper: BM-DETR (Jung et al. 2023), section 3.2. Principle 1: a negative comes from the same video, since it
-shares context and time with the target. Principle 2: it overlaps the target less than an IoU threshold ("e.g.
-0.5") and is not similar to it in meaning (SentenceBERT). The paper gives neither the SentenceBERT model nor
-its threshold, nor what happens where a video has no such query; the released code has no filter and in effect
-takes other videos' queries.
+Paper: BM-DETR (Jung et al. 2023), section 3.2. Principle 1: a negative comes from the same video and shares
+its context with the target. Principle 2: its IoU with the target is below a threshold ("e.g. 0.5") and its
+meaning differs (SentenceBERT). The paper states neither the SentenceBERT model nor its threshold, nor what
+happens in a video without such a query. The released code has no filter and in effect takes queries of other
+videos.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -19,70 +19,60 @@ from numpy.typing import NDArray
 
 from vmr_zoo import spans
 from vmr_zoo.data.annotations.records import Query
-from vmr_zoo.errors import VmrError, unknown
+from vmr_zoo.errors import VmrError
+from vmr_zoo.utils.switches import check_switches
 
-SOURCES = ("same_video", "other_video")
-WHEN_NONE = ("skip", "other_video")
-_CHUNK = (
-    65_536  # pairs compared at a time, so that the sentence vectors of all pairs never lie in memory together
-)
+_CHUNK = 65_536
+"""Pairs compared at a time, to bound the memory that their sentence vectors take."""
 
 
-class Sentences(Protocol):
-    """A sentence encoder, `vmr_zoo.data.text.encoders.SentenceEncoder` in practice."""
+class EncodesSentences(Protocol):
+    """A sentence encoder such as `vmr_zoo.data.text.sentence.SentenceEncoder`."""
 
     def sentences(self, texts: list[str]) -> NDArray[np.float32]:
         """Returns (n, D), one vector per text."""
 
 
+@check_switches
 @dataclass(frozen=True)
 class NegativeSampling:
-    """Which queries may serve as a row's negative.
+    """Criteria for the negative query of a row.
 
     Attributes:
         source: "same_video" (paper) or "other_video" (what the released code does on the released
             annotations).
-        iou_below: a same-video candidate's IoU with the target must be below this; None: any (figure 3's
-            ablation). With several moments the two closest count.
-        similarity_below: its cosine similarity with the target must be below this; None: any. The paper does
-            not publish its value. On Charades-STA's training split 0.7 is the 95th percentile among
-            same-video pairs with IoU < 0.5, and three fifths of the pairs with IoU >= 0.5, paraphrases
-            mostly, lie above it.
-        when_none: for a row without candidates: "skip" (no negative in the batch; the paper speaks of
+        iou_below: upper limit of the IoU of a same-video candidate with the target; None: no limit (ablation
+            in figure 3). With several moments, the maximum over all pairs counts.
+        similarity_below: upper limit of its cosine similarity with the target; None: no limit. The paper does
+            not publish its value. On the training split of Charades-STA, 0.7 is the 95th percentile of
+            same-video pairs with IoU < 0.5; three fifths of the pairs with IoU >= 0.5, mostly paraphrases,
+            exceed it.
+        when_none: for a row without candidates: "skip" (no negative in the batch; the paper mentions
             same-video negatives only) or "other_video" (released code).
-        encoder: what similarity is computed with; needed when `similarity_below` is set.
+        encoder: sentence encoder for the similarity; required with `similarity_below`.
     """
 
-    source: str = "same_video"
+    source: Literal["same_video", "other_video"] = "same_video"
     iou_below: float | None = 0.5
     similarity_below: float | None = 0.7
-    when_none: str = "skip"
-    encoder: Sentences | None = None
-
-    def __post_init__(self) -> None:
-        if self.source not in SOURCES:
-            raise unknown("data.negatives.source", self.source, SOURCES)
-        if self.when_none not in WHEN_NONE:
-            raise unknown("data.negatives.when_none", self.when_none, WHEN_NONE)
+    when_none: Literal["skip", "other_video"] = "skip"
+    encoder: EncodesSentences | None = None
 
     def pool(self, queries: Sequence[Query]) -> NegativePool:
-        """Finds every query's candidates, once.
+        """Finds the candidates of every query.
 
         Args:
-            queries: of the training split.
-
-        Returns:
-            What negatives are drawn from.
+            queries: queries of the training split.
 
         Raises:
-            VmrError: if similarity is asked for without an encoder, or other videos' queries where there is
-                one video.
+            VmrError: for a similarity limit without an encoder, or for negatives from other videos if there
+                is only one video.
         """
         video = _numbers([query.video_id for query in queries])
         if "other_video" in (self.source, self.when_none) and len(queries) and video.max() == 0:
             raise VmrError(
-                "data.negatives asks for queries of other videos, but the training split has one video. "
-                "Set data.negatives.source=same_video and data.negatives.when_none=skip."
+                "data.negatives takes queries of other videos, but the training split has one video. Set "
+                "data.negatives.source=same_video and data.negatives.when_none=skip."
             )
         if self.source == "other_video":
             empty = np.empty(0, np.int64)
@@ -105,11 +95,11 @@ class NegativeSampling:
     def _similarity(
         self, queries: Sequence[Query], left: NDArray[np.int64], right: NDArray[np.int64]
     ) -> NDArray[np.float32]:
-        """Returns the cosine similarity of each pair; each distinct sentence is encoded once."""
+        """Returns the cosine similarity (P,) of each pair; encodes each distinct sentence once."""
         if self.encoder is None:
             raise VmrError(
                 f"data.negatives.similarity_below={self.similarity_below} needs a sentence encoder. Set "
-                "data.negatives.encoder, or similarity_below=null to leave similarity out."
+                "data.negatives.encoder, or data.negatives.similarity_below=null."
             )
         if not len(left):
             return np.empty(0, np.float32)
@@ -139,35 +129,35 @@ class NegativePool:
         fall_back: bool,
         counts: dict[str, int],
     ) -> None:
-        """Takes the candidates.
+        """Stores the candidates.
 
         Args:
             video: (n,) the video of each row, numbered from 0.
-            candidates: (C,) candidate rows, those of row 0 first.
-            offsets: (n + 1,) row i's candidates are candidates[offsets[i] : offsets[i + 1]].
+            candidates: (C,) candidate rows of row 0, of row 1, ….
+            offsets: (n + 1,) the candidates of row i are candidates[offsets[i] : offsets[i + 1]].
             fall_back: whether a row without candidates takes a query of another video.
-            counts: how many queries are left after each criterion, and how many candidates in all.
+            counts: number of queries left after each criterion, and of all candidates.
         """
         self.video = video
         self.candidates = candidates
         self.offsets = offsets
         self.fall_back = fall_back
         self.counts = counts
-        # Rows sorted by video: "any row but those of this video" is then an index that jumps over one gap.
+        # In rows sorted by video, "any row of another video" is an index that skips one gap.
         self._by_video = np.argsort(video, kind="stable")
         self._sizes = np.bincount(video)
         self._starts = np.cumsum(self._sizes) - self._sizes
 
     def draw(self, rows: NDArray[np.int64], draws: NDArray[Any], other: NDArray[Any]) -> NDArray[np.int64]:
-        """Draws one negative per row, each candidate with equal chance.
+        """Draws one negative per row, uniformly among its candidates.
 
         Args:
             rows: (B,) rows of the batch.
-            draws: (B,) numbers in [0, 1) that choose among the candidates.
-            other: (B,) numbers in [0, 1) that choose among the other videos' queries.
+            draws: (B,) numbers in [0, 1), choose among the candidates.
+            other: (B,) numbers in [0, 1), choose among the queries of other videos.
 
         Returns:
-            (B,) rows of the negatives; -1 where there is none.
+            (B,) rows of the negatives; -1: none.
         """
         count = self.offsets[rows + 1] - self.offsets[rows]
         found = count > 0
@@ -188,7 +178,7 @@ class NegativePool:
 
 
 def same_video_pairs(video: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Lists all ordered pairs of different rows on one video, by left row and then right row.
+    """Lists all ordered pairs of different rows on one video, sorted by left row, then by right row.
 
     Args:
         video: (n,) the video of each row, numbered from 0.
@@ -216,9 +206,9 @@ def _numbers(names: Sequence[str]) -> NDArray[np.int64]:
 def _overlap(
     queries: Sequence[Query], left: NDArray[np.int64], right: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """Returns the IoU (P,) of the closest two moments of each pair."""
+    """Returns the maximum IoU (P,) over the moments of each pair."""
     most = max((len(query.moments) for query in queries), default=1)
-    # A missing moment is an empty span before the video: its IoU with anything is 0.
+    # Padding is an empty span before the video: its IoU with any span is 0.
     moments = torch.full((len(queries), most, 2), -1.0, dtype=torch.float64)
     for row, query in enumerate(queries):
         moments[row, : len(query.moments)] = torch.tensor(query.moments, dtype=torch.float64).reshape(-1, 2)

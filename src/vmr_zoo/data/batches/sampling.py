@@ -1,8 +1,7 @@
-"""Which rows form which batch, and every random number that the data module uses.
+"""Batch composition, and every random number that the data module draws.
 
-Both are functions of (seed, epoch, row) alone: no global generator is read or advanced. So a run does not
-depend on the number of workers, and a resumed run meets the batches that the uninterrupted one would have
-met.
+Both are functions of (seed, epoch, row) alone; no global generator is read or advanced. So batches do not
+depend on the number of workers, and a resumed run sees the same batches as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -18,15 +17,15 @@ from torch.utils.data import DataLoader, DistributedSampler
 from vmr_zoo.errors import VmrError
 
 ORDER, NEGATIVE, OTHER_VIDEO, MOMENTS, SHIFT, GROUPS = range(6)
-"""What a stream of random numbers is for; two streams of the same seed and epoch are independent."""
+"""Streams of random numbers by purpose; streams of one seed and epoch are independent."""
 
 
 class RowBatch(NamedTuple):
     """The rows of one batch.
 
     Attributes:
-        epoch: what the rows' random choices are drawn for; None in evaluation, where nothing is random.
-        rows: (B,) int64 indices into the split's queries.
+        epoch: epoch of the random choices; None in evaluation, where nothing is random.
+        rows: (B,) int64 indices of queries of the split.
     """
 
     epoch: int | None
@@ -34,7 +33,7 @@ class RowBatch(NamedTuple):
 
 
 def uniform(seed: int, epoch: int, stream: int, count: int) -> NDArray[np.float64]:
-    """Draws (count,) numbers in [0, 1), one for each row of a split, for one epoch and purpose."""
+    """Draws (count,) numbers in [0, 1), one per row of a split, for one epoch and stream."""
     return np.random.default_rng((seed, epoch, stream)).random(count)
 
 
@@ -43,12 +42,12 @@ def group_by_video(video: NDArray[np.int64], most: int | None, seed: int) -> lis
 
     Args:
         video: (n,) the video of each row.
-        most: rows per group; a video with more is cut into groups at random, the same in every epoch (MESM's
-            released code does so on TACoS, where a video has 130 sentences on average). None: no limit.
-        seed: what the cut is drawn from.
+        most: rows per group; a video with more is cut into random groups, the same in every epoch (as MESM's
+            released code does on TACoS, where a video has 130 sentences on average). None: no limit.
+        seed: seed of the groups.
 
     Returns:
-        Row indices by group, in the order in which the videos first appear.
+        Row indices by group, in order of the first appearance of the videos.
     """
     _, first, inverse = np.unique(video, return_index=True, return_inverse=True)
     appearance = np.argsort(np.argsort(first))[inverse]
@@ -62,15 +61,14 @@ def group_by_video(video: NDArray[np.int64], most: int | None, seed: int) -> lis
 
 
 class EpochBatchSampler(DistributedSampler[RowBatch]):
-    """Yields whole batches, reordered in each epoch by (seed, epoch) only.
+    """Yields whole batches; their composition and order depend on (seed, epoch) only.
 
-    It is the `sampler` of a loader with `batch_size=None`, so that the data set is asked for a batch at a
-    time, and because Lightning 2.6 calls `set_epoch` on a loader's sampler but not on its batch sampler. It
-    is a `DistributedSampler` by type because Lightning wraps any other sampler under DDP in one that hides
-    `set_epoch`.
+    It is the `sampler` of a loader with `batch_size=None`: the data set then builds one batch per index, and
+    Lightning 2.6 calls `set_epoch` on a loader's sampler but not on its batch sampler. It subclasses
+    `DistributedSampler` because Lightning wraps any other sampler under DDP in one that hides `set_epoch`.
 
-    Batches of similar length: the shuffled groups are cut into pools of `bucket_batches` batches, each pool
-    is sorted by length, cut into batches, and the batches of all pools are shuffled.
+    Batches of similar length: shuffled groups are cut into pools of `bucket_batches` batches; each pool is
+    sorted by length and cut into batches; then the batches of all pools are shuffled.
     """
 
     def __init__(
@@ -81,18 +79,18 @@ class EpochBatchSampler(DistributedSampler[RowBatch]):
         *,
         seed: int | None = None,
         bucket_batches: int = 1,
-        distinct: NDArray[np.int64] | None = None,
+        unique_video: NDArray[np.int64] | None = None,
     ) -> None:
-        """Prepares the sampler; nothing is drawn yet.
+        """Stores the options; draws nothing yet.
 
         Args:
-            groups: rows that stay together: one row each, or all rows of a video.
-            lengths: (len(groups),) what a pool is sorted by, such as the number of clips.
+            groups: rows that stay in one batch: a single row each, or all rows of a video.
+            lengths: (len(groups),) sorting key within a pool, such as the number of clips.
             batch_size: groups per batch.
-            seed: of the order; None keeps the given order in every epoch (evaluation).
+            seed: seed of the order; None keeps the given order in every epoch (evaluation).
             bucket_batches: batches per pool; 1 composes every batch at random.
-            distinct: (n,) the video of each row, if no batch may hold a video twice: of several rows on one
-                video a batch keeps the first, and the others are left out for that epoch (BM-DETR's released
+            unique_video: (n,) the video of each row, if no batch may hold a video twice: a batch keeps the
+                first of several rows on one video; the others are left out for that epoch (BM-DETR's released
                 code).
         """
         connected = distributed.is_available() and distributed.is_initialized()
@@ -108,30 +106,30 @@ class EpochBatchSampler(DistributedSampler[RowBatch]):
         self.batch_size = batch_size
         self.fixed_order = seed is None
         self.bucket_batches = bucket_batches
-        self.distinct = distinct
+        self.unique_video = unique_video
         self._resume_at: tuple[int, int] | None = None
 
     def __len__(self) -> int:
-        """Counts the batches of one epoch on this process; the same in every epoch."""
+        """Returns the number of batches per epoch on this process."""
         batches = -(-len(self.groups) // self.batch_size)
         if self.fixed_order:
             return len(range(self.rank, batches, self.num_replicas))
         return -(-batches // self.num_replicas)
 
     def __iter__(self) -> Iterator[RowBatch]:
-        """Yields this process's batches of the current epoch, from where a resumed run had got to."""
+        """Yields the batches of this process in the current epoch, from `start` on."""
         epoch = None if self.fixed_order else self.epoch
         for rows in self._batches()[self.start :]:
             yield RowBatch(epoch, rows)
 
     def resume_at(self, epoch: int, batch: int) -> None:
-        """Makes the given epoch, and only that, begin at its batch number `batch`."""
+        """Makes the given epoch, and no other, start at batch number `batch`."""
         self.set_epoch(epoch)
         self._resume_at = (epoch, batch)
 
     @property
     def start(self) -> int:
-        """Number of the first batch to yield in the current epoch."""
+        """Number of the first batch of the current epoch; not 0 after resuming within an epoch."""
         return self._resume_at[1] if self._resume_at and self._resume_at[0] == self.epoch else 0
 
     def _batches(self) -> list[NDArray[np.int64]]:
@@ -145,47 +143,46 @@ class EpochBatchSampler(DistributedSampler[RowBatch]):
         chunks = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
         if not self.fixed_order:
             chunks = [chunks[i] for i in rng.permutation(len(chunks))]
-            # Every process must see equally many batches or DDP waits for ever; evaluation has no such step.
+            # DDP hangs unless every process has the same number of batches; evaluation does not synchronise.
             chunks += chunks[: len(self) * self.num_replicas - len(chunks)]
         return [self._rows(chunk) for chunk in chunks[self.rank :: self.num_replicas]]
 
     def _rows(self, chunk: NDArray[np.int64]) -> NDArray[np.int64]:
         rows = np.concatenate([self.groups[i] for i in chunk])
-        if self.distinct is None:
+        if self.unique_video is None:
             return rows
-        _, first = np.unique(self.distinct[rows], return_index=True)
+        _, first = np.unique(self.unique_video[rows], return_index=True)
         return rows[np.sort(first)]
 
 
 class ResumableLoader(DataLoader[Any]):
-    """A training loader that Lightning's checkpoints can resume in the middle of an epoch.
+    """A training loader that Lightning's checkpoints can resume within an epoch.
 
-    Iteration is lazy: Lightning asks for an iterator before it calls `set_epoch` when a run is resumed.
+    Iteration is lazy: on resuming, Lightning requests an iterator before it calls `set_epoch`.
     """
 
     delivered = 0
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        """Yields the batches of the epoch that the sampler stands at when the first one is asked for."""
+        """Yields the batches of the epoch that is set when the first one is requested."""
         self.delivered = self._epoch_sampler.start
         for batch in super().__iter__():
             self.delivered += 1
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """Returns the epoch and how many of its batches were handed out."""
+        """Returns the epoch and the number of its batches delivered so far."""
         return {"epoch": self._epoch_sampler.epoch, "delivered": self.delivered}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continues where `state_dict` was taken."""
+        """Resumes where `state_dict` was taken."""
         self._epoch_sampler.resume_at(state["epoch"], state["delivered"])
 
     @property
     def _epoch_sampler(self) -> EpochBatchSampler:
         if not isinstance(self.sampler, EpochBatchSampler):
             raise VmrError(
-                f"The training loader expected its own batch sampler but found "
-                f"{type(self.sampler).__name__}, which trainer.overfit_batches puts there. Use "
-                "trainer.limit_train_batches instead."
+                f"Expected the training loader's own batch sampler, found {type(self.sampler).__name__}. "
+                "trainer.overfit_batches replaces it: use trainer.limit_train_batches instead."
             )
         return self.sampler

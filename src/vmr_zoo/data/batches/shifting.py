@@ -1,4 +1,4 @@
-"""Temporal shifting: the moment's clips are moved to another place in the video.
+"""Temporal shifting: moves the clips of the moment to another place in the video.
 
 Paper: BM-DETR (Jung et al. 2023), section 3.4: "randomly moves the ground-truth moment to a new temporal
 location", for videos shorter than 60 s. The rest of the video keeps its order.
@@ -7,39 +7,35 @@ location", for videos shorter than 60 s. The rest of the video keeps its order.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from vmr_zoo.errors import unknown
-
-SPANS = ("exact", "released")
+from vmr_zoo.utils.switches import check_switches
 
 
+@check_switches
 @dataclass(frozen=True)
 class TemporalShift:
     """How moments are moved.
 
-    A row is left as it is (identity permutation, unchanged spans) when its video is too long, when it has
-    several moments (moving one would change the meaning of the others), when its moment covers every clip and
-    there is no background to move it into, or when its moment begins after the last clip.
+    A row stays unchanged (identity permutation) if its video is too long, if it has several moments (moving
+    one would change the meaning of the others), if its moment covers every clip, or if its moment starts
+    after the last clip.
 
     Attributes:
         max_duration: only videos shorter than this many seconds are shifted (paper: 60); None shifts all
             (released code, which has no such check).
-        spans: "exact" moves every clip that the moment touches to a new place among the background, and the
-            moment's ends by the same whole number of clips. "released" is what BM-DETR's released code does:
-            it moves clips floor(start) to floor(end) - 1, to any slot but the very last (its old one
-            included), and takes the indices of the first and the last moved clip for the new start and end in
-            seconds, so the width loses one clip.
+        spans: "exact" moves every clip that overlaps the moment to a new place among the background, and the
+            ends of the moment by the same whole number of clips. "released" follows BM-DETR's released code:
+            it moves clips floor(start) to floor(end) - 1 to any slot but the last (possibly the old one), and
+            uses the indices of the first and the last moved clip as the new start and end in seconds, which
+            shortens the moment by one clip.
     """
 
     max_duration: float | None = 60.0
-    spans: str = "exact"
-
-    def __post_init__(self) -> None:
-        if self.spans not in SPANS:
-            raise unknown("data.shift.spans", self.spans, SPANS)
+    spans: Literal["exact", "released"] = "exact"
 
     def draw(
         self,
@@ -55,10 +51,10 @@ class TemporalShift:
         Args:
             moments: (B, N, 2) float64 seconds.
             moment_mask: (B, N).
-            clips: (B,) int64, valid clips of the video.
+            clips: (B,) int64, number of valid clips.
             clip_seconds: (B,) float64.
             duration: (B,) float64 seconds.
-            draws: (B,) float64 in [0, 1), which place each row takes.
+            draws: (B,) float64 in [0, 1), choose the new places.
 
         Returns:
             Permutation (B, max(clips)) int64, identity beyond the valid clips, and moments (B, N, 2) in
@@ -69,7 +65,7 @@ class TemporalShift:
         movable = (moment_mask.sum(1) == 1) & (background > 0) & (moments[:, 0, 0] < clips * clip_seconds)
         if self.max_duration is not None:
             movable &= duration < self.max_duration
-        # One of the `background` places; "exact" counts past the old one, "released" leaves out the very end.
+        # One of `background` slots: "exact" skips the old one, "released" leaves out the last.
         slot = (draws * background).long()
         if self.spans == "exact":
             slot = slot + (slot >= first)
@@ -84,11 +80,11 @@ class TemporalShift:
 
         Args:
             moment: (B, 2) seconds.
-            clips: (B,) valid clips.
+            clips: (B,) number of valid clips.
             clip_seconds: (B,).
 
         Returns:
-            Inclusive indices (B,) and (B,), at least one clip, within the video.
+            Inclusive indices (B,) and (B,) of at least one clip within the video.
         """
         start, end = (moment / clip_seconds[:, None]).unbind(1)
         stop = torch.floor(end) if self.spans == "released" else torch.ceil(end)
@@ -106,16 +102,16 @@ class TemporalShift:
         clip_seconds: Tensor,
         duration: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Takes clips `first` to `last` out and puts them back so that they begin at clip `slot`.
+        """Moves clips `first` to `last` to start at clip `slot`.
 
         Args:
             moment: (B, 2) seconds.
             first: (B,) first clip of the moment.
             last: (B,) last clip of the moment.
             slot: (B,) its new first clip.
-            clips: (B,) valid clips.
+            clips: (B,) number of valid clips.
             clip_seconds: (B,).
-            duration: (B,) seconds; a moment that the moved last, partial clip pushes past the end is clipped.
+            duration: (B,) seconds; a moment that ends after it, because the last clip is partial, is clipped.
 
         Returns:
             Permutation (B, max(clips)): clip i of the shifted video is clip order[i] of the original; and the

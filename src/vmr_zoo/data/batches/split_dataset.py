@@ -1,209 +1,40 @@
-"""From row numbers to a batch: a split held in memory, and everything that its batches hold."""
+"""Builds batches from row numbers: one split, its features, and every field of the batch contract."""
 
 from __future__ import annotations
 
-import contextlib
-import math
-import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.progress import track
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from vmr_zoo.data.annotations.records import Query, Split
 from vmr_zoo.data.batches import sampling
 from vmr_zoo.data.batches.negatives import NegativePool, same_video_pairs
+from vmr_zoo.data.batches.residency import Ragged, load_videos
 from vmr_zoo.data.batches.sampling import RowBatch
 from vmr_zoo.data.batches.shifting import TemporalShift
-from vmr_zoo.data.features.store import FeatureSet, VideoSource
-from vmr_zoo.errors import VmrError, some
+from vmr_zoo.data.features.feature_set import FeatureSet
+from vmr_zoo.errors import VmrError, abbreviate
 from vmr_zoo.types import Batch
 
-RESIDENCIES = ("auto", "disk", "memory", "device")
-"""Where the video features of a split lie while batches are made; see `hold`."""
-
 _MANY = 1000
-"""Queries whose loading takes long enough to be watched."""
-
-_SHARE = 0.5
-"""Of the memory that is free, how much a split's video features may take under "auto"."""
-
-
-class Ragged:
-    """Tensors of different length, padded a batch at a time.
-
-    An array of the wanted type that may be written to is not copied, so what a feature source keeps in memory
-    is not there twice.
-    """
-
-    def __init__(self, arrays: Iterable[NDArray[Any]], dtype: torch.dtype) -> None:
-        """Takes the arrays.
-
-        Args:
-            arrays: (n_i, …) each, equal but for their length.
-            dtype: what they are held as.
-        """
-        self.items = [
-            torch.from_numpy(array if array.flags.writeable else array.copy()).to(dtype) for array in arrays
-        ]
-        self.lengths = torch.tensor([len(item) for item in self.items], dtype=torch.int64)
-
-    def __len__(self) -> int:
-        """Counts the tensors."""
-        return len(self.items)
-
-    def pad(self, rows: Sequence[int], longest: int | None = None) -> tuple[Tensor, Tensor]:
-        """Stacks some of the tensors.
-
-        Args:
-            rows: which, B numbers.
-            longest: pad to this length; None: to the longest of them, at least 1.
-
-        Returns:
-            (B, L, …) with zeros on padding, and the mask (B, L), True = valid.
-        """
-        lengths = self.lengths[rows]
-        if longest is None:
-            longest = max(1, int(lengths.max()))
-        values = pad_sequence([self.items[row] for row in rows], batch_first=True)
-        if values.shape[1] < longest:
-            padding = values.new_zeros(values.shape[0], longest - values.shape[1], *values.shape[2:])
-            values = torch.cat((values, padding), 1)
-        return values, torch.arange(longest) < lengths[:, None]
-
-
-class OnDisk:
-    """Videos that are read anew for every batch, each once."""
-
-    def __init__(
-        self, load: Callable[[str], NDArray[Any]], ids: Sequence[str], lengths: Tensor, dtype: torch.dtype
-    ) -> None:
-        """Stores how to read.
-
-        Args:
-            load: returns (n_i, …) by id.
-            ids: by row.
-            lengths: (number of ids,) each n_i.
-            dtype: what arrays are turned into.
-        """
-        self.load = load
-        self.ids = ids
-        self.lengths = lengths
-        self.dtype = dtype
-
-    def pad(self, rows: Sequence[int], longest: int | None = None) -> tuple[Tensor, Tensor]:
-        """Does what `Ragged.pad` does."""
-        place = {row: number for number, row in enumerate(dict.fromkeys(rows))}
-        read = Ragged((self.load(self.ids[row]) for row in place), self.dtype)
-        return read.pad([place[row] for row in rows], longest)
-
-
-class OnDevice:
-    """Tensors of different length as one tensor on a device, from which batches are gathered there."""
-
-    def __init__(self, held: Ragged, device: torch.device | None = None) -> None:
-        """Takes the tensors; they are moved when the first batch is made, when the process has its device.
-
-        Args:
-            held: the tensors.
-            device: where to; None: the GPU of this process.
-        """
-        self.lengths = held.lengths
-        self.first = held.lengths.cumsum(0) - held.lengths
-        self.device = device
-        self._waiting = held.items
-        self._flat: Tensor | None = None
-
-    def _moved(self) -> Tensor:
-        if self._flat is None:
-            device = self.device or torch.device("cuda", torch.cuda.current_device())
-            rows, item = int(self.lengths.sum()), self._waiting[0]
-            try:
-                flat = torch.empty((rows, *item.shape[1:]), dtype=item.dtype, device=device)
-            except torch.OutOfMemoryError as error:
-                size = rows * item[0].numel() * item.element_size() / 1e9
-                raise VmrError(
-                    f"The video features of a split take {size:.1f} GB, more than is free on {device}. Set "
-                    "data.residency=memory, or data.storage=float16."
-                ) from error
-            for part, one in zip(flat.split(self.lengths.tolist()), self._waiting, strict=True):
-                part.copy_(one)
-            self._flat, self._waiting = flat, []
-        return self._flat
-
-    def pad(self, rows: Sequence[int], longest: int | None = None) -> tuple[Tensor, Tensor]:
-        """Does what `Ragged.pad` does, but leaves the values on the device; the mask is on the CPU."""
-        flat, lengths = self._moved(), self.lengths[rows]
-        if longest is None:
-            longest = max(1, int(lengths.max()))
-        place = torch.arange(longest)
-        mask = place < lengths[:, None]
-        index = (self.first[rows][:, None] + place).masked_fill(~mask, 0)
-        values = flat[index.to(flat.device)]
-        there = mask.to(flat.device).reshape(*mask.shape, *[1] * (values.ndim - 2))
-        return values.masked_fill(~there, 0), mask
-
-
-def hold(
-    source: VideoSource, ids: Sequence[str], dtype: torch.dtype, residency: str, split: str, watched: bool
-) -> Ragged | OnDisk | OnDevice:
-    """Decides where a split's videos lie while batches are made; batches do not depend on it.
-
-    Args:
-        source: where they come from, prepared.
-        ids: the videos.
-        dtype: what they are held as.
-        residency: "memory": read once and held. "device": the same, and moved to the GPU. "disk": read anew
-            for every batch. "auto": in memory if they take no more than half of what is free, else on disk.
-        split: its name, for the progress bar.
-        watched: whether there is one.
-    """
-    budget = _SHARE * free_memory() if residency == "auto" else math.inf
-
-    def read() -> Iterator[NDArray[Any]]:
-        left = budget
-        for video_id in track(ids, f"Loading {split} videos", transient=True, disable=not watched):
-            array = source.load(video_id)
-            left -= array.size * dtype.itemsize
-            if left < 0:
-                return
-            yield array
-
-    if residency != "disk":
-        held = Ragged(read(), dtype)
-        if len(held) == len(ids):
-            return OnDevice(held) if residency == "device" else held
-        del held
-    measured = track(ids, f"Measuring {split} videos", transient=True, disable=not watched)
-    lengths = torch.tensor([source.length(video_id) for video_id in measured], dtype=torch.int64)
-    return OnDisk(source.load, ids, lengths, dtype)
-
-
-def free_memory() -> float:
-    """Returns the bytes of memory that are available; all there are where the system does not tell."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+"""Number of queries from which loading shows a progress bar."""
 
 
 @dataclass(frozen=True)
 class TrainingChoices:
-    """What is chosen anew in every epoch of training.
+    """What is drawn again in every training epoch.
 
     Attributes:
-        seed: of all choices.
-        max_moments: a row with more moments takes a random subset of this size.
+        seed: seed of all draws.
+        max_moments: a row with more moments keeps a random subset of this size.
         negatives: where negative queries come from; None unless the method needs them.
         shift: how moments are shifted; None unless the method needs it.
     """
@@ -214,8 +45,40 @@ class TrainingChoices:
     shift: TemporalShift | None
 
 
-class SplitData(Dataset[Batch]):
-    """A split and its features; indexed with a `RowBatch`, it answers with a whole batch.
+class _Rows(NamedTuple):
+    """The rows of one batch, and what several fields are computed from.
+
+    Attributes:
+        batch: rows and epoch.
+        order: the rows as a list.
+        videos: index of each row's video.
+        video_mask: (B, Lv).
+        duration: (B,) float64 seconds.
+        clip_seconds: (B,) float64.
+        all_moments: (B, N, 2) float64 seconds.
+        all_moments_mask: (B, N).
+        moments: (B, N', 2) float64 seconds, at most `max_moments` per row in training.
+        moment_mask: (B, N').
+    """
+
+    batch: RowBatch
+    order: list[int]
+    videos: list[int]
+    video_mask: Tensor
+    duration: Tensor
+    clip_seconds: Tensor
+    all_moments: Tensor
+    all_moments_mask: Tensor
+    moments: Tensor
+    moment_mask: Tensor
+
+    def fractions(self, seconds: Tensor) -> Tensor:
+        """Converts seconds (B, …, …) to float32 fractions of the duration in [0, 1]."""
+        return (seconds / self.duration[:, None, None]).clamp(0, 1).float()
+
+
+class SplitDataset(Dataset[Batch]):
+    """A split and its features; indexing it with a `RowBatch` returns a whole batch.
 
     Evaluation (`training=None`) draws nothing and keeps every moment.
     """
@@ -235,47 +98,111 @@ class SplitData(Dataset[Batch]):
         """Loads the split.
 
         Args:
-            split: what to serve.
-            features: where its features come from, prepared.
-            needs: the optional fields to serve.
+            split: the queries.
+            features: their features, prepared.
+            needs: optional fields to serve.
             training: what is random; None in evaluation.
-            word_ranks: place of each token id in the training split, by `frequency_ranks`; for "query_words".
-            storage: type in which features are held; float16 halves the memory, batches are float32 all the
-                same.
-            residency: where video features lie, see `hold`.
-            rated_clip_seconds: length of the clips that the annotators rated (QVHighlights: 2 s).
+            word_ranks: frequency rank of each token id in the training split, for "query_words".
+            storage: type in which features are held; batches are float32.
+            residency: where video features reside, "disk", "memory", "device" or "auto".
+            rated_clip_seconds: length of the clips that the annotators rated.
 
         Raises:
-            VmrError: if a training query has no moment, or a source contradicts another.
+            VmrError: if a training query has no moment, or two sources contradict each other.
         """
-        queries = split.queries
         self.needs = needs
         self.training = training
         self.features = features
-        self.query_ids = [query.query_id for query in queries]
+        self.query_ids = [query.query_id for query in split.queries]
         self.video_ids = split.video_ids
         if training is not None:
-            unlabelled = [query.query_id for query in queries if not query.moments]
-            if unlabelled:
-                raise VmrError(
-                    f"Training needs a moment for every query; split '{split.name}' has none for "
-                    f"{some(unlabelled)}."
-                )
+            _check_labelled(split)
+        self._load_required(split, storage, residency)
+        if "narration" in needs:
+            self._load_narrations(storage)
+        if needs & {"query_tokens", "query_words"}:
+            self._load_tokens(split.queries, word_ranks)
+        if "noun_mask" in needs:
+            self.nouns = Ragged((features.query.noun_mask(query) for query in split.queries), torch.bool)
+        if "sibling_queries" in needs:
+            self._find_siblings()
+        if "saliency" in needs:
+            self.ratings = self._load_ratings(split.queries, rated_clip_seconds)
+        self._drawn: tuple[int, dict[int, Tensor]] = (-1, {})
 
+    def __len__(self) -> int:
+        """Returns the number of queries."""
+        return len(self.query_ids)
+
+    def __getitem__(self, batch: RowBatch) -> Batch:
+        """Builds one batch.
+
+        Args:
+            batch: the rows, and the epoch of their random choices.
+
+        Returns:
+            The fields documented in `vmr_zoo.types.Batch`.
+        """
+        if not isinstance(batch, RowBatch):
+            raise VmrError(
+                f"Expected a whole batch of rows as the index of a split, found {batch!r}. "
+                "trainer.overfit_batches replaces the batch sampler and causes this: use "
+                "trainer.limit_train_batches instead."
+            )
+        index = torch.from_numpy(batch.rows)
+        order = batch.rows.tolist()
+        video_index = self.video_index[index]
+        videos = video_index.tolist()
+        video, video_mask = self.video.pad(videos)
+        query, query_mask = self.query.pad(order)
+        all_moments, all_mask = self.moments.pad(order)
+        moments, moment_mask = all_moments, all_mask
+        if self.training is not None and moments.shape[1] > self.training.max_moments:
+            moments, moment_mask = self._subset_of_moments(moments, moment_mask, batch)
+        duration, clip_seconds = self.duration[index], self.clip_seconds[index]
+        rows = _Rows(
+            batch,
+            order,
+            videos,
+            video_mask,
+            duration,
+            clip_seconds,
+            all_moments,
+            all_mask,
+            moments,
+            moment_mask,
+        )
+        built = Batch(
+            video=video.float(),
+            video_mask=video_mask,
+            query=query.float(),
+            query_mask=query_mask,
+            spans=rows.fractions(moments),
+            span_mask=moment_mask,
+            duration=duration.float(),
+            clip_seconds=clip_seconds.float(),
+            video_index=video_index,
+            query_id=[self.query_ids[row] for row in order],
+            video_id=[self.video_ids[number] for number in videos],
+        )
+        self._add_optional_fields(built, rows)
+        return built
+
+    # --- loading
+
+    def _load_required(self, split: Split, storage: torch.dtype, residency: str) -> None:
+        """Loads what every batch holds."""
+        queries, features = split.queries, self.features
         number = {video_id: i for i, video_id in enumerate(self.video_ids)}
         self.video_index = torch.tensor([number[query.video_id] for query in queries], dtype=torch.int64)
-        self.video = hold(
-            features.video, self.video_ids, storage, residency, split.name, watched=len(self) >= _MANY
+        show_progress = len(self) >= _MANY
+        self.video = load_videos(
+            features.video, self.video_ids, storage, residency, split.name, show_progress
         )
-        self.query = Ragged(
-            (
-                features.query.load(query)
-                for query in track(
-                    queries, f"Loading {split.name} sentences", transient=True, disable=len(self) < _MANY
-                )
-            ),
-            storage,
+        sentences = track(
+            queries, f"Loading {split.name} sentences", transient=True, disable=not show_progress
         )
+        self.query = Ragged((features.query.load(query) for query in sentences), storage)
         self.clips = self.video.lengths[self.video_index]
         self.duration = torch.tensor([query.duration for query in queries], dtype=torch.float64)
         self.clip_seconds = torch.tensor(
@@ -288,185 +215,31 @@ class SplitData(Dataset[Batch]):
         self.moments = Ragged(
             (np.array(query.moments, np.float64).reshape(-1, 2) for query in queries), torch.float64
         )
-        if "narration" in self.needs:
-            self._load_narrations(features, storage)
-        if self.needs & {"query_tokens", "query_words"}:
-            self._read_tokens(queries, word_ranks)
-        if "noun_mask" in self.needs:
-            self.nouns = Ragged((features.query.noun_mask(query) for query in queries), torch.bool)
-        if "sibling_queries" in self.needs:
-            self._find_siblings()
-        if "saliency" in self.needs:
-            self.ratings = self._read_ratings(queries, rated_clip_seconds)
-        self._drawn: tuple[int, dict[int, Tensor]] = (-1, {})
 
-    def __len__(self) -> int:
-        """Counts the queries."""
-        return len(self.query_ids)
-
-    def __getitem__(self, batch: RowBatch) -> Batch:
-        """Builds one batch.
-
-        Args:
-            batch: which rows, and the epoch that their random choices belong to.
-
-        Returns:
-            The fields that `vmr_zoo.types.Batch` lists.
-        """
-        if not isinstance(batch, RowBatch):
-            raise VmrError(
-                f"A split is indexed by whole batches of rows, not by {batch!r}. trainer.overfit_batches "
-                "replaces the batch sampler and does that: use trainer.limit_train_batches instead."
-            )
-        rows = torch.from_numpy(batch.rows)
-        order = batch.rows.tolist()
-        videos = self.video_index[rows]
-        duration, clip_seconds = self.duration[rows], self.clip_seconds[rows]
-        per_video = videos.tolist()
-        video, video_mask = self.video.pad(per_video)
-        query, query_mask = self.query.pad(order)
-        all_moments, all_moments_mask = self.moments.pad(order)
-        moments, moment_mask = all_moments, all_moments_mask
-        if self.training is not None and moments.shape[1] > self.training.max_moments:
-            moments, moment_mask = self._some_moments(moments, moment_mask, batch)
-
-        def fractions(seconds: Tensor) -> Tensor:
-            return (seconds / duration[:, None, None]).clamp(0, 1).float()
-
-        built = Batch(
-            video=video.float(),
-            video_mask=video_mask,
-            query=query.float(),
-            query_mask=query_mask,
-            spans=fractions(moments),
-            span_mask=moment_mask,
-            duration=duration.float(),
-            clip_seconds=clip_seconds.float(),
-            video_index=videos,
-            query_id=[self.query_ids[row] for row in order],
-            video_id=[self.video_ids[number] for number in per_video],
-        )
-        if "narration" in self.needs:
-            narration, built["narration_mask"] = self.narration.pad(per_video)
-            built["narration"] = narration.float()
-            built["narration_spans"] = fractions(self.narration_seconds.pad(per_video)[0])
-        if "patches" in self.needs:
-            built["patches"] = self._patches(per_video, video_mask.shape[1])
-        if "query_tokens" in self.needs:
-            built["query_tokens"] = self.tokens.pad(order)[0]
-        if "query_words" in self.needs:
-            built["query_words"] = self.words.pad(order)[0]
-        if "noun_mask" in self.needs:
-            built["noun_mask"] = self.nouns.pad(order)[0]
-        if "sibling_queries" in self.needs:
-            siblings, mask = self.siblings.pad(order)
-            built["sibling_query"] = self.sentence[siblings] * mask[..., None]
-            built["sibling_mask"] = mask
-            built["sibling_spans"] = fractions(self.hull[siblings] * mask[..., None])
-        if "saliency" in self.needs:
-            if self.ratings is None:
-                built["saliency"], built["saliency_mask"] = _inside(
-                    all_moments, all_moments_mask, clip_seconds, video_mask
-                )
-            else:
-                ratings = self.ratings.pad(order, video_mask.shape[1])[0]
-                built["saliency"], built["saliency_mask"] = ratings[..., 0], ratings[..., 1] > 0
-        if "negative_query" in self.needs:
-            built["negative_query"], built["negative_query_mask"] = self._negatives(batch)
-        if "shift" in self.needs:
-            assert self.training is not None
-            assert self.training.shift is not None
-            built["shift_order"], shifted = self.training.shift.draw(
-                moments,
-                moment_mask,
-                self.clips[rows],
-                clip_seconds,
-                duration,
-                self._draws(batch, sampling.SHIFT, len(self))[rows],
-            )
-            built["shifted_spans"] = fractions(shifted)
-        return built
-
-    def _draws(self, batch: RowBatch, stream: int, count: int) -> Tensor:
-        """Returns the epoch's random numbers of one stream, drawn for the whole split at once."""
-        assert self.training is not None
-        if batch.epoch is None:
-            raise VmrError("A training split was indexed without an epoch; use the training loader.")
-        if self._drawn[0] != batch.epoch:
-            self._drawn = (batch.epoch, {})
-        streams = self._drawn[1]
-        if stream not in streams:
-            streams[stream] = torch.from_numpy(
-                sampling.uniform(self.training.seed, batch.epoch, stream, count)
-            )
-        return streams[stream]
-
-    def _some_moments(self, moments: Tensor, mask: Tensor, batch: RowBatch) -> tuple[Tensor, Tensor]:
-        """Keeps a random subset, in the order of the annotation, of the rows that have too many moments."""
-        assert self.training is not None
-        lengths = self.moments.lengths
-        draws = self._draws(batch, sampling.MOMENTS, int(lengths.sum()))
-        starts = (lengths.cumsum(0) - lengths)[batch.rows]
-        flat = (starts[:, None] + torch.arange(mask.shape[1])).clamp(max=len(draws) - 1)
-        keys = draws[flat].masked_fill(~mask, 2.0)
-        kept = keys.argsort(1)[:, : self.training.max_moments].sort(1).values
-        return moments.gather(1, kept[..., None].expand(-1, -1, 2)), mask.gather(1, kept)
-
-    def _negatives(self, batch: RowBatch) -> tuple[Tensor, Tensor]:
-        assert self.training is not None
-        assert self.training.negatives is not None
-        rows = batch.rows
-        chosen = self.training.negatives.draw(
-            rows,
-            self._draws(batch, sampling.NEGATIVE, len(self)).numpy()[rows],
-            self._draws(batch, sampling.OTHER_VIDEO, len(self)).numpy()[rows],
-        )
-        there = torch.from_numpy(chosen >= 0)
-        negative, mask = self.query.pad(np.maximum(chosen, 0).tolist())
-        longest = max(1, int((mask & there[:, None]).sum(1).max()))
-        negative, mask = negative[:, :longest], mask[:, :longest] & there[:, None]
-        return negative.float() * mask[..., None], mask
-
-    def _patches(self, videos: list[int], clips: int) -> Tensor:
-        """Reads the batch's patches; a whole split's would not fit into memory."""
-        source = self.features.patches
+    def _load_narrations(self, storage: torch.dtype) -> None:
+        source = self.features.narration
         assert source is not None
-        loaded = Ragged(
-            (source.load(self.video_ids[number]) for number in dict.fromkeys(videos)), torch.float32
-        )
-        place = {number: i for i, number in enumerate(dict.fromkeys(videos))}
-        odd = [
-            self.video_ids[number]
-            for number, i in place.items()
-            if loaded.lengths[i] != self.video.lengths[number]
-        ]
-        if odd:
-            raise VmrError(
-                "Expected as many clips of patch features as of video features, but "
-                f"features={self.features.name} has different numbers for {some(odd)}."
-            )
-        return loaded.pad([place[number] for number in videos], clips)[0]
-
-    def _load_narrations(self, features: FeatureSet, storage: torch.dtype) -> None:
-        assert features.narration is not None
-        loaded = [features.narration.load(video_id) for video_id in self.video_ids]
+        loaded = [source.load(video_id) for video_id in self.video_ids]
         self.narration = Ragged((vectors for vectors, _ in loaded), storage)
         self.narration_seconds = Ragged((times for _, times in loaded), torch.float64)
 
-    def _read_tokens(self, queries: Sequence[Query], word_ranks: Mapping[int, int] | None) -> None:
+    def _load_tokens(self, queries: Sequence[Query], word_ranks: Mapping[int, int] | None) -> None:
         ids = [self.features.query.token_ids(query) for query in queries]
         self.tokens = Ragged(ids, torch.int64)
-        odd = torch.nonzero(self.tokens.lengths != self.query.lengths)[:, 0].tolist()
-        if odd:
+        differing = torch.nonzero(self.tokens.lengths != self.query.lengths)[:, 0].tolist()
+        if differing:
             raise VmrError(
                 f"Expected one token id per token vector, but features={self.features.name} has different "
-                f"numbers for {some(self.query_ids[row] for row in odd)}."
+                f"numbers for {abbreviate(self.query_ids[row] for row in differing)}."
             )
         if "query_words" in self.needs:
             assert word_ranks is not None
-            new = len(word_ranks) + 1
+            unseen = len(word_ranks) + 1
             self.words = Ragged(
-                (np.array([word_ranks.get(token, new) for token in one.tolist()], np.int64) for one in ids),
+                (
+                    np.array([word_ranks.get(token, unseen) for token in one.tolist()], np.int64)
+                    for one in ids
+                ),
                 torch.int64,
             )
 
@@ -475,15 +248,8 @@ class SplitData(Dataset[Batch]):
         edges = np.searchsorted(left, np.arange(1, len(self)))
         self.siblings = Ragged(np.split(right, edges), torch.int64)
         self.sentence = torch.stack([item.float().mean(0) for item in self.query.items])
-        # A sibling with several moments counts from its first start to its last end (as in MESM's code).
-        self.hull = torch.stack(
-            [
-                torch.stack((item[:, 0].min(), item[:, 1].max())) if len(item) else item.new_zeros(2)
-                for item in self.moments.items
-            ]
-        )
 
-    def _read_ratings(self, queries: Sequence[Query], rated_clip_seconds: float) -> Ragged | None:
+    def _load_ratings(self, queries: Sequence[Query], rated_clip_seconds: float) -> Ragged | None:
         """Returns (clips, 2) per row, summed rating and whether there is one; None if nothing was rated."""
         if not any(query.saliency for query in queries):
             return None
@@ -495,31 +261,148 @@ class SplitData(Dataset[Batch]):
             table = np.zeros((max(rated, default=0) + 1, 2), np.float32)
             for clip, total in rated.items():
                 table[clip] = total, 1
-            # The rated clip in which the middle of our clip lies; the two have equal length on QVHighlights.
+            # The rated clip that contains the midpoint of ours; on QVHighlights both have equal lengths.
             source = np.floor((np.arange(clips) + 0.5) * seconds / rated_clip_seconds).astype(np.int64)
             known = (source < len(table))[:, None]
             rows.append(np.where(known, table[np.minimum(source, len(table) - 1)], 0).astype(np.float32))
         return Ragged(rows, torch.float32)
 
+    # --- optional fields of a batch
+
+    def _add_optional_fields(self, built: Batch, rows: _Rows) -> None:
+        """Adds the fields of `needs`."""
+        serve: dict[str, Callable[[_Rows], Batch]] = {
+            "narration": self._narration_fields,
+            "patches": self._patch_fields,
+            "query_tokens": lambda rows: Batch(query_tokens=self.tokens.pad(rows.order)[0]),
+            "query_words": lambda rows: Batch(query_words=self.words.pad(rows.order)[0]),
+            "noun_mask": lambda rows: Batch(noun_mask=self.nouns.pad(rows.order)[0]),
+            "sibling_queries": self._sibling_fields,
+            "saliency": self._saliency_fields,
+            "negative_query": self._negative_fields,
+            "shift": self._shift_fields,
+        }
+        for need, fields in serve.items():
+            if need in self.needs:
+                built.update(fields(rows))
+
+    def _narration_fields(self, rows: _Rows) -> Batch:
+        narration, mask = self.narration.pad(rows.videos)
+        seconds = self.narration_seconds.pad(rows.videos)[0]
+        return Batch(
+            narration=narration.float(), narration_mask=mask, narration_spans=rows.fractions(seconds)
+        )
+
+    def _patch_fields(self, rows: _Rows) -> Batch:
+        """Reads the patches of the batch; those of a whole split would not fit into memory."""
+        source = self.features.patches
+        assert source is not None
+        position = {number: i for i, number in enumerate(dict.fromkeys(rows.videos))}
+        loaded = Ragged((source.load(self.video_ids[number]) for number in position), torch.float32)
+        differing = [
+            self.video_ids[number]
+            for number, i in position.items()
+            if loaded.lengths[i] != self.video.lengths[number]
+        ]
+        if differing:
+            raise VmrError(
+                "Expected as many clips of patch features as of video features, but "
+                f"features={self.features.name} has different numbers for {abbreviate(differing)}."
+            )
+        clips = rows.video_mask.shape[1]
+        return Batch(patches=loaded.pad([position[number] for number in rows.videos], clips)[0])
+
+    def _sibling_fields(self, rows: _Rows) -> Batch:
+        siblings, mask = self.siblings.pad(rows.order)
+        return Batch(sibling_query=self.sentence[siblings] * mask[..., None], sibling_mask=mask)
+
+    def _saliency_fields(self, rows: _Rows) -> Batch:
+        if self.ratings is None:
+            rated = clips_by_midpoint(
+                rows.all_moments, rows.all_moments_mask, rows.clip_seconds, rows.video_mask
+            )
+            return Batch(saliency=rated.float(), saliency_mask=rated)
+        ratings = self.ratings.pad(rows.order, rows.video_mask.shape[1])[0]
+        return Batch(saliency=ratings[..., 0], saliency_mask=ratings[..., 1] > 0)
+
+    def _negative_fields(self, rows: _Rows) -> Batch:
+        assert self.training is not None
+        assert self.training.negatives is not None
+        batch = rows.batch
+        chosen = self.training.negatives.draw(
+            batch.rows,
+            self._draws(batch, sampling.NEGATIVE, len(self)).numpy()[batch.rows],
+            self._draws(batch, sampling.OTHER_VIDEO, len(self)).numpy()[batch.rows],
+        )
+        found = torch.from_numpy(chosen >= 0)
+        negative, mask = self.query.pad(np.maximum(chosen, 0).tolist())
+        longest = max(1, int((mask & found[:, None]).sum(1).max()))
+        negative, mask = negative[:, :longest], mask[:, :longest] & found[:, None]
+        return Batch(negative_query=negative.float() * mask[..., None], negative_query_mask=mask)
+
+    def _shift_fields(self, rows: _Rows) -> Batch:
+        assert self.training is not None
+        assert self.training.shift is not None
+        index = rows.batch.rows
+        order, shifted = self.training.shift.draw(
+            rows.moments,
+            rows.moment_mask,
+            self.clips[index],
+            rows.clip_seconds,
+            rows.duration,
+            self._draws(rows.batch, sampling.SHIFT, len(self))[index],
+        )
+        return Batch(shift_order=order, shifted_spans=rows.fractions(shifted))
+
+    # --- random choices
+
+    def _draws(self, batch: RowBatch, stream: int, count: int) -> Tensor:
+        """Returns the epoch's random numbers of one stream, drawn for the whole split at once."""
+        assert self.training is not None
+        if batch.epoch is None:
+            raise VmrError("A training split was indexed without an epoch. Use the training loader.")
+        if self._drawn[0] != batch.epoch:
+            self._drawn = (batch.epoch, {})
+        streams = self._drawn[1]
+        if stream not in streams:
+            streams[stream] = torch.from_numpy(
+                sampling.uniform(self.training.seed, batch.epoch, stream, count)
+            )
+        return streams[stream]
+
+    def _subset_of_moments(self, moments: Tensor, mask: Tensor, batch: RowBatch) -> tuple[Tensor, Tensor]:
+        """Keeps at most `max_moments` random moments per row, in the order of the annotation."""
+        assert self.training is not None
+        lengths = self.moments.lengths
+        draws = self._draws(batch, sampling.MOMENTS, int(lengths.sum()))
+        starts = (lengths.cumsum(0) - lengths)[batch.rows]
+        flat = (starts[:, None] + torch.arange(mask.shape[1])).clamp(max=len(draws) - 1)
+        keys = draws[flat].masked_fill(~mask, 2.0)
+        kept = keys.argsort(1)[:, : self.training.max_moments].sort(1).values
+        return moments.gather(1, kept[..., None].expand(-1, -1, 2)), mask.gather(1, kept)
+
 
 def frequency_ranks(ids: Iterable[NDArray[np.int64]]) -> dict[int, int]:
-    """Finds the place of every token id among all of them by frequency.
+    """Ranks token ids by frequency.
 
     Args:
         ids: (L_i,) each.
 
     Returns:
-        The place by id; the most frequent id is 1, a tie goes to the smaller id.
+        Rank by id; the most frequent id has rank 1, ties go to the smaller id.
     """
     counts = Counter(token for one in ids for token in one.tolist())
     ordered = sorted(counts, key=lambda token: (-counts[token], token))
-    return {token: place for place, token in enumerate(ordered, 1)}
+    return {token: rank for rank, token in enumerate(ordered, 1)}
 
 
-def _inside(
+def clips_by_midpoint(
     moments: Tensor, moment_mask: Tensor, clip_seconds: Tensor, video_mask: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Rates the clips inside a moment 1: those whose middle lies in it, and the one that holds its middle.
+) -> Tensor:
+    """Marks the clips whose midpoint is inside a moment, and the clip that contains a moment's midpoint.
+
+    These clips count as rated 1 in data without ratings. Methods mark clips by another rule (`clips_inside`,
+    from released code), which rounds the ends of a moment to whole clips.
 
     Args:
         moments: (B, N, 2) seconds.
@@ -528,11 +411,19 @@ def _inside(
         video_mask: (B, Lv).
 
     Returns:
-        saliency (B, Lv) float32 and saliency_mask (B, Lv).
+        (B, Lv) bool, False on padding.
     """
     place = torch.arange(video_mask.shape[1])
     clips = moments / clip_seconds[:, None, None]
     middle = clips.mean(-1, keepdim=True).floor()
     inside = (place + 0.5 >= clips[..., :1]) & (place + 0.5 < clips[..., 1:])
-    rated = ((inside | (place == middle)) & moment_mask[..., None]).any(1) & video_mask
-    return rated.float(), rated
+    return ((inside | (place == middle)) & moment_mask[..., None]).any(1) & video_mask
+
+
+def _check_labelled(split: Split) -> None:
+    unlabelled = [query.query_id for query in split.queries if not query.moments]
+    if unlabelled:
+        raise VmrError(
+            f"Training needs a moment for every query; split '{split.name}' has none for "
+            f"{abbreviate(unlabelled)}."
+        )

@@ -1,1 +1,1 @@
-"""Video, query and narration features on disk."""
+"""Video and query features: sources, file stores, feature sets, and their checks."""

@@ -1,4 +1,4 @@
-"""Features that `vmr extract` wrote, described by their own manifests."""
+"""Features written by `vmr extract`, described by the manifests beside them."""
 
 from __future__ import annotations
 
@@ -10,18 +10,20 @@ from typing import Any, Literal
 
 import numpy as np
 
-from vmr_zoo.data.features.store import FeatureError, FileFeatures, FileStore, VideoFiles, l2_normalise
-from vmr_zoo.data.text.cache import Array
+from vmr_zoo.data.features.files import FileFeatures, VideoFiles
+from vmr_zoo.data.features.problems import FeatureError
+from vmr_zoo.data.features.store import FileStore
 from vmr_zoo.errors import VmrError
+from vmr_zoo.utils.arrays import Array, l2_normalise
 from vmr_zoo.video.encoder import VideoEncoder, encode_video
-from vmr_zoo.video.manifest import PACKAGE, build, declared, describe, read
+from vmr_zoo.video.manifest import PACKAGE, build_encoder, combined_entry, feature_settings, read_manifest
 
 
 class ExtractedVideos(VideoFiles):
     """Clip vectors of one or several folders, concatenated in the declared order, cut to the shortest.
 
     Attributes:
-        encoders: the configuration node of each folder's encoder, which a run stores.
+        encoders: the configuration node of each folder's encoder.
     """
 
     encodes = True
@@ -37,20 +39,21 @@ class ExtractedVideos(VideoFiles):
         """Reads the manifests.
 
         Args:
-            folders: folders that `vmr extract` filled, in the order of the concatenation.
+            folders: folders written by `vmr extract`, in the order of concatenation.
             encoders: the nodes of their encoders, `${extracted:encoders,…}`.
-            normalise: whether to L2-normalise each folder's vectors on their own.
-            max_clips: see `VideoFiles`.
-            overlong: see `VideoFiles`.
+            normalise: whether to L2-normalise the vectors of each folder separately.
+            max_clips: longest video in clips.
+            overlong: treatment of longer videos.
 
         Raises:
-            VmrError: if a folder has no manifest, clips differ in length, or an encoder is none of ours.
+            VmrError: if a folder has no manifest, clips differ in length, or an encoder is not part of this
+                package.
         """
-        declared("clip_seconds", folders)  # refuses clips of different lengths
-        self.manifests = [read(folder) for folder in folders]
+        combined_entry("clip_seconds", folders)  # refuses clips of different lengths
+        self.manifests = [read_manifest(folder) for folder in folders]
         self.encoders = list(encoders)
         self.normalise = normalise
-        # Not compared with the manifests' nodes, whose files of weights may lie elsewhere on this machine.
+        # Not compared with the nodes in the manifests: this machine may store the weights elsewhere.
         for node in self.encoders:
             if not str(node.get("_target_")).startswith(PACKAGE):
                 raise VmrError(
@@ -73,11 +76,11 @@ class ExtractedVideos(VideoFiles):
 
     @cached_property
     def _built(self) -> list[VideoEncoder]:
-        """The encoders, each checked against what its folder says."""
+        """The encoders, each compared with the manifest of its folder."""
         built = []
         for node, manifest in zip(self.encoders, self.manifests, strict=True):
-            encoder = build(node)
-            now = json.loads(json.dumps(describe(encoder, manifest["dtype"])))
+            encoder = build_encoder(node)
+            now = json.loads(json.dumps(feature_settings(encoder, manifest["dtype"])))
             differing = [key for key in now if now[key] != manifest.get(key)]
             if differing:
                 listed = "; ".join(f"{key}: {manifest.get(key)!r}, now {now[key]!r}" for key in differing)
@@ -89,7 +92,7 @@ class ExtractedVideos(VideoFiles):
         return built
 
     def encode(self, path: Path) -> Array:
-        """Computes (T, dim) float32 for a video file, by the encoders that filled the folders.
+        """Computes (T, dim) float32 for a video file, with the encoders of the folders.
 
         A long video is pooled as in training, but never cut.
 
@@ -101,12 +104,12 @@ class ExtractedVideos(VideoFiles):
         for encoder, manifest in zip(self._built, self.manifests, strict=True):
             clips = encode_video(encoder, path).astype(manifest["dtype"]).astype(np.float32)
             arrays.append(l2_normalise(clips) if self.normalise else clips)
-        return self.joined(arrays)
+        return self.concatenate(arrays)
 
     def manifest(self) -> dict[str, Any]:
         """Returns the order, the treatment of long videos, and each folder's manifest.
 
-        The node of an encoder is left out: it names files of weights, whose content the manifest names.
+        The encoder nodes are left out: they hold the paths of weights. The manifests hold hashes of them.
         """
         settings = [
             {key: value for key, value in manifest.items() if key != "encoder"} for manifest in self.manifests
@@ -127,18 +130,18 @@ class ExtractedPatches(VideoFiles):
         """Finds the folder with patches.
 
         Args:
-            folders: those of `ExtractedVideos`, which decide the number of clips.
+            folders: all folders of `ExtractedVideos`; the shortest determines the number of clips.
             normalise: whether to L2-normalise each patch vector.
-            max_clips: see `VideoFiles`.
-            overlong: see `VideoFiles`.
+            max_clips: longest video in clips.
+            overlong: treatment of longer videos.
 
         Raises:
             VmrError: if not exactly one folder has patches.
         """
-        dim = declared("patch_dim", folders)
+        dim = combined_entry("patch_dim", folders)
         if dim is None:
             raise VmrError(f"No folder has patch features: {', '.join(map(str, folders))}.")
-        manifests = [read(folder) for folder in folders]
+        manifests = [read_manifest(folder) for folder in folders]
         place = next(number for number, manifest in enumerate(manifests) if manifest["patches"] is not None)
         self.found = manifests[place]
         source = _PatchFiles(self.found, FileStore(folders[place], ".npz", key="patches"), normalise)
@@ -147,10 +150,10 @@ class ExtractedPatches(VideoFiles):
         self._lengths = [FileStore(folder, ".npz", key="features") for folder in others]
 
     def load(self, video_id: str) -> Array:
-        """Returns (T, P, dim) float32, T the shortest folder's length.
+        """Returns (T, P, dim) float32; T is the length in the shortest folder.
 
         Raises:
-            FeatureError: see `FileFeatures.read`.
+            FeatureError: if a file is missing or cannot be used.
         """
         patches = super().load(video_id)
         return patches[: min([len(patches), *(len(store.read(video_id)[0]) for store in self._lengths)])]
@@ -159,6 +162,15 @@ class ExtractedPatches(VideoFiles):
         """Returns the treatment of long videos and the folder's manifest."""
         settings = {key: value for key, value in self.found.items() if key != "encoder"}
         return {**super().manifest(), "encoder": settings}
+
+
+def extracted_patches(folders: Sequence[str | Path]) -> ExtractedPatches | None:
+    """Returns the patch features of the one folder that has them; None if no folder has any.
+
+    Args:
+        folders: all folders of `ExtractedVideos`.
+    """
+    return None if combined_entry("patches", folders) is None else ExtractedPatches(folders)
 
 
 class _PatchFiles(FileFeatures):

@@ -1,11 +1,11 @@
-"""Video features packed into one flat array: what `vmr pack` writes once, and a reader that maps it.
+"""Video features packed into one flat array: the writer behind `vmr pack`, and a memory-mapped reader.
 
     features.npy    (all clips, dim) float16 or float32, video after video
-    index.json      the source's manifest, the largest absolute difference between a number and what is stored
-                    for it, and for each video its first row, its rows and their CRC-32
+    index.json      the source's manifest, the largest absolute rounding error, and for each video its first
+                    row, its number of rows and their CRC-32
 
-While packing, `features.part` and `journal.jsonl` grow instead, a line a video; a run that was stopped
-continues after the last whole line. Nothing is pickled.
+While packing, `features.part` and `journal.jsonl` (one line per video) grow instead. An interrupted run
+continues after the last complete line. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -22,15 +22,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from vmr_zoo.data.features.store import Array, FeatureError, Problem, VideoSource
+from vmr_zoo.data.features.problems import FeatureError, Problem
+from vmr_zoo.data.features.source import VideoSource
 from vmr_zoo.errors import VmrError, unknown
-from vmr_zoo.utils.files import alone_in, atomic_write
+from vmr_zoo.utils.arrays import Array
+from vmr_zoo.utils.files import atomic_write, lock_folder
 
 SCHEMA = 2
 DATA, INDEX, PART, JOURNAL = "features.npy", "index.json", "features.part", "journal.jsonl"
 DTYPES = ("float16", "float32")
 _HEADER = 128
-"""Bytes of the npy header, written last, when the number of rows is known: NumPy leaves room for any."""
+"""Bytes of the npy header. It is written last, when the number of rows is known; NumPy pads it for that."""
 
 
 def _header(dtype: str, rows: int, dim: int) -> bytes:
@@ -42,27 +44,27 @@ def _header(dtype: str, rows: int, dim: int) -> bytes:
 
 
 def pack(source: VideoSource, video_ids: Iterable[str], folder: str | Path, dtype: str = "float16") -> float:
-    """Packs videos, or continues to; does nothing where all of them lie packed already.
+    """Packs videos, or continues an interrupted run; does nothing if all are packed already.
 
     Args:
-        source: where features come from, prepared.
-        video_ids: what to pack.
-        folder: where to; one source per folder.
+        source: the prepared source of the features.
+        video_ids: the videos to pack.
+        folder: the target folder; one source per folder.
         dtype: "float16" or "float32".
 
     Returns:
-        The largest absolute difference between a number and what was stored for it.
+        The largest absolute rounding error.
 
     Raises:
-        VmrError: if the folder holds another source or other videos, a number does not fit, or a video cannot
-            be read.
+        VmrError: if the folder holds another source or other videos, a value overflows `dtype`, or a video
+            cannot be read.
     """
     if dtype not in DTYPES:
         raise unknown("dtype", dtype, DTYPES)
     wanted, folder = list(dict.fromkeys(video_ids)), Path(folder)
     start = {"schema": SCHEMA, "dtype": dtype, "dim": source.dim, "source": source.manifest()}
     start = json.loads(json.dumps(start))
-    with alone_in(folder):
+    with lock_folder(folder):
         if (folder / INDEX).is_file():
             index = _read_index(folder)
             if {key: index[key] for key in start} != start or not set(wanted) <= index["videos"].keys():
@@ -84,7 +86,7 @@ def pack(source: VideoSource, video_ids: Iterable[str], folder: str | Path, dtyp
                 worst = max(worst, float(np.abs(kept.astype(np.float32) - array).max()))
                 part.write(kept.tobytes())
                 part.flush()
-                os.fsync(part.fileno())  # the journal must never name what is not there
+                os.fsync(part.fileno())  # the journal must never list a video that is not on disk
                 rows[video_id] = (done, len(kept), zlib.crc32(kept.tobytes()))
                 journal.write(json.dumps([video_id, *rows[video_id], worst]) + "\n")
                 journal.flush()
@@ -98,7 +100,7 @@ def pack(source: VideoSource, video_ids: Iterable[str], folder: str | Path, dtyp
 
 
 def _journal(folder: Path, start: dict[str, Any]) -> tuple[dict[str, tuple[int, int, int]], float]:
-    """Reads how far an earlier run came, or begins; a line that was cut off is dropped."""
+    """Reads the progress of an earlier run, or starts a journal; drops an incomplete last line."""
     path = folder / JOURNAL
     if path.is_file() and not (folder / PART).is_file() and (folder / DATA).is_file():
         (folder / DATA).replace(folder / PART)  # stopped between the last two steps
@@ -123,24 +125,24 @@ def _read_index(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise FeatureError("missing", f"Expected packed features at {path}; make them by vmr pack.") from None
     except ValueError as error:
-        raise FeatureError("unreadable", f"{path} is not valid JSON ({error}). Pack anew.") from error
+        raise FeatureError("unreadable", f"{path} is not valid JSON ({error}). Pack again.") from error
     if not isinstance(index, dict) or index.get("schema") != SCHEMA:
-        raise FeatureError("unreadable", f"{path} was not written by this vmr pack. Pack anew.")
+        raise FeatureError("unreadable", f"{path} was not written by this version of vmr pack. Pack again.")
     return index
 
 
 class PackedVideos(VideoSource):
-    """Reads what `vmr pack` wrote instead of the features that it was written from.
+    """Reads the output of `vmr pack` in place of the original features.
 
-    Both are the same features, and say so by the same manifest, unless half precision has changed a number.
+    Both have the same manifest, unless float16 has changed a value.
     """
 
     def __init__(self, folder: str | Path, source: VideoSource) -> None:
-        """Stores the place; it is opened on first use.
+        """Stores the path; the file is opened on first use.
 
         Args:
-            folder: what `vmr pack` was told as `out`.
-            source: what was packed; its files need not be there any more.
+            folder: the `out` folder of `vmr pack`.
+            source: the packed source; its files are no longer needed.
         """
         self.folder = Path(folder).expanduser()
         self.source = source
@@ -150,9 +152,8 @@ class PackedVideos(VideoSource):
         self._verified: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {
-            name: value for name, value in self.__dict__.items() if name != "_rows"
-        }  # would be read whole
+        # Pickling the memory map would read the whole file.
+        return {name: value for name, value in self.__dict__.items() if name != "_rows"}
 
     @cached_property
     def _index(self) -> dict[str, Any]:
@@ -176,7 +177,7 @@ class PackedVideos(VideoSource):
         try:
             rows = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as error:
-            raise FeatureError("unreadable", f"{path} cannot be read ({error}). Pack anew.") from error
+            raise FeatureError("unreadable", f"{path} cannot be read ({error}). Pack again.") from error
         expected = (self._index["rows"], self.dim)
         if rows.shape != expected or rows.dtype != self._index["dtype"]:
             raise FeatureError(
@@ -193,10 +194,10 @@ class PackedVideos(VideoSource):
         return first, count, crc
 
     def load(self, video_id: str) -> Array:
-        """Returns (T, dim) float32; the first time, their checksum is compared.
+        """Returns (T, dim) float32; the first load of a video verifies its checksum.
 
         Raises:
-            FeatureError: if the video was not packed, or is not as it was packed.
+            FeatureError: if the video was not packed, or its bytes have changed.
         """
         first, count, crc = self._entry(video_id)
         rows = np.array(self._rows[first : first + count])
@@ -204,10 +205,10 @@ class PackedVideos(VideoSource):
             if zlib.crc32(rows.tobytes()) != crc:
                 raise FeatureError(
                     "unreadable",
-                    f"The checksum of '{video_id}' in {self.folder} does not hold. Delete it and pack anew.",
+                    f"Wrong checksum of '{video_id}' in {self.folder}. Delete the folder and pack again.",
                 )
             self._verified.add(video_id)
-        full: Array = torch.from_numpy(rows).float().numpy()  # numpy's astype takes thrice as long
+        full: Array = torch.from_numpy(rows).float().numpy()  # three times as fast as NumPy's astype
         return full
 
     def length(self, video_id: str) -> int:
@@ -215,7 +216,7 @@ class PackedVideos(VideoSource):
         return self._entry(video_id)[1]
 
     def encode(self, path: Path) -> Array:
-        """Computes (T, dim) float32 for a video file as the source does, rounded as what was packed."""
+        """Computes (T, dim) float32 for a video file with the source, rounded to the packed type."""
         return self.source.encode(path).astype(self._index["dtype"]).astype(np.float32)
 
     def missing(self, video_ids: Sequence[str]) -> list[Problem]:
@@ -227,7 +228,7 @@ class PackedVideos(VideoSource):
         return [Problem("video", "missing", lacking, f"Not packed in {self.folder}.")] if lacking else []
 
     def corrupt(self) -> list[str]:
-        """Returns the videos whose bytes are not those that were packed."""
+        """Returns the videos whose bytes have changed since packing."""
         return [video_id for video_id in self._index["videos"] if self._is_corrupt(video_id)]
 
     def _is_corrupt(self, video_id: str) -> bool:
@@ -239,10 +240,10 @@ class PackedVideos(VideoSource):
 
     @property
     def rounded(self) -> str | None:
-        """The type that changed a number when it was packed; None: every number is the source's."""
+        """The packed type if rounding changed a value; None: all values equal those of the source."""
         return str(self._index["dtype"]) if self._index["difference"] else None
 
     def manifest(self) -> dict[str, Any]:
-        """Returns the source's manifest, and what the numbers were rounded to if that changed any."""
+        """Returns the source's manifest, and the packed type if rounding changed a value."""
         rounded = {} if self.rounded is None else {"packed": self.rounded}
         return {**self._index["source"], **rounded}

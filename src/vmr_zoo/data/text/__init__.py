@@ -1,1 +1,1 @@
-"""Text encoders, token ids, noun chunks, word vectors and the embedding cache."""
+"""Text encoders, parsers, word tables and the embedding cache."""

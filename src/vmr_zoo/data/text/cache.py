@@ -1,12 +1,11 @@
-"""Embeddings on disk by the content they were computed from.
+"""Embeddings on disk, by a hash of the sentence.
 
-One safetensors file holds some thousands of entries, not one file per sentence; files are only ever added,
-each under a temporary name first. Two processes may share a cache.
+One safetensors file holds thousands of entries. Files are only added, each under a temporary name first, so
+processes may share a cache.
 """
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -17,33 +16,22 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from vmr_zoo.errors import VmrError
+from vmr_zoo.utils.arrays import Array
 from vmr_zoo.utils.files import atomic_path
-
-Array = np.ndarray[Any, np.dtype[Any]]
-
-
-def content_hash(*parts: str | bytes) -> bytes:
-    """Hashes a sequence of strings (SHA-256), so that no two sequences share a hash by concatenation."""
-    digest = hashlib.sha256()
-    for part in parts:
-        data = part.encode() if isinstance(part, str) else part
-        digest.update(len(data).to_bytes(8, "little"))
-        digest.update(data)
-    return digest.digest()
+from vmr_zoo.utils.hashing import content_hash
 
 
 class EmbeddingCache:
     """Token embeddings (L, D) and one sentence embedding (D,) by a 32-byte key.
 
-    Values are stored, and always returned, as float16: what a call returns does not depend on whether it was
-    cached.
+    Values are stored and returned as float16, so a result does not depend on whether it was cached.
     """
 
     def __init__(self, folder: str | Path) -> None:
-        """Stores the place, which need not exist.
+        """Stores the path of the folder, which need not exist.
 
         Args:
-            folder: where the files lie; one encoder per folder.
+            folder: the cache folder of one encoder.
         """
         self.folder = Path(folder).expanduser()
         self._shards: dict[Path, Any] = {}
@@ -51,7 +39,7 @@ class EmbeddingCache:
         self._rows: dict[bytes, tuple[Any, int, int, int]] = {}
 
     def _refresh(self) -> None:
-        """Opens the files that were added since."""
+        """Opens files that were added since the last call."""
         for path in sorted(self.folder.glob("[!.]*.safetensors")):
             if path in self._shards:
                 continue
@@ -96,12 +84,12 @@ class EmbeddingCache:
         self._refresh()
 
     def tokens(self, key: bytes) -> Array:
-        """Returns the (L, D) float16 token embeddings of a key that is there."""
+        """Returns the (L, D) float16 token embeddings of a cached key."""
         shard, _, start, end = self._rows[key]
         return shard.get_slice("tokens")[start:end]
 
     def sentences(self, keys: Sequence[bytes]) -> Array:
-        """Returns the (N, D) float16 sentence embeddings of keys that are there."""
+        """Returns the (N, D) float16 sentence embeddings of cached keys."""
         rows = [self._rows[key] for key in keys]
         for shard, *_ in rows:
             if id(shard) not in self._sentences:

@@ -1,4 +1,4 @@
-"""CLIP's text tower as a text encoder, and CLIP's own tokens beside features that lie in files (VDI)."""
+"""CLIP's tokenizer, and CLIP's text tower as a text encoder."""
 
 from __future__ import annotations
 
@@ -11,12 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from vmr_zoo.data.annotations.records import Protocol, Query
-from vmr_zoo.data.features.store import FeatureError, Problem, QueryFiles, QuerySource
-from vmr_zoo.data.text.cache import Array, content_hash
-from vmr_zoo.data.text.encoders import TextEncoder, Tokens, file_hash
-from vmr_zoo.data.text.noun_chunks import NounChunks
+from vmr_zoo.data.text.encoder import TextEncoder, Tokens
 from vmr_zoo.errors import VmrError, nearest, unknown
+from vmr_zoo.utils.arrays import Array
+from vmr_zoo.utils.hashing import content_hash, file_hash
 
 
 def clip_tokens(tokenizer: Any, text: str) -> Tokens:
@@ -27,8 +25,8 @@ def clip_tokens(tokenizer: Any, text: str) -> Tokens:
         text: the sentence.
 
     Returns:
-        Ids, the characters of the word that each is a piece of, and the text that these count in: cleaned
-        and in lower case.
+        The ids; for each id the characters of its word; and the text that these characters index: cleaned and
+        in lower case.
     """
     cleaned = tokenizer.clean_fn(text)
     ids, offsets = [], []
@@ -41,11 +39,11 @@ def clip_tokens(tokenizer: Any, text: str) -> Tokens:
 
 
 class ClipTextEncoder(TextEncoder):
-    """The text tower of a CLIP, by open_clip.
+    """The text tower of a CLIP model, by open_clip.
 
-    Token vectors are the states after the last layer's output went through the final LayerNorm, before the
-    projection: what the Moment-DETR family calls `last_hidden_state`. The sentence vector is the end token's
-    state, projected into the space shared with images: `pooler_output` there, `encode_text` in open_clip.
+    Token vectors are the states after the final LayerNorm, before the projection: `last_hidden_state` in the
+    files of the Moment-DETR family. The sentence vector is the state of the end token, projected into the
+    joint space with images: `pooler_output` in those files, `encode_text` in open_clip.
     """
 
     def __init__(
@@ -58,18 +56,18 @@ class ClipTextEncoder(TextEncoder):
         batch_size: int = 64,
         workers: int = 2,
     ) -> None:
-        """Stores the choice; the weights are loaded when the first sentence is not in the cache.
+        """Stores the options; the weights are loaded when the first sentence is not in the cache.
 
         Args:
             cache: the project's cache folder (`paths.cache`).
-            model: open_clip's name of the architecture. OpenAI's weights want the "-quickgelu" ones.
+            model: open_clip's name of the architecture. OpenAI's weights need a "-quickgelu" one.
             pretrained: a file of weights (safetensors, or a state dict that `torch.load` reads with
-                weights_only), or open_clip's tag of published ones, downloaded once.
-            special_tokens: whether token vectors hold those of the start and the end token, as the files of
-                the Moment-DETR family do.
-            device: where to compute, such as "cpu" or "cuda".
+                weights_only), or open_clip's tag of published weights, downloaded once.
+            special_tokens: whether token vectors include the start and the end token, as in the files of the
+                Moment-DETR family.
+            device: such as "cpu" or "cuda".
             batch_size: sentences per batch.
-            workers: batches computed at a time.
+            workers: batches computed in parallel.
 
         Raises:
             VmrError: if open_clip knows no such model, or its text tower is not CLIP's own.
@@ -123,19 +121,19 @@ class ClipTextEncoder(TextEncoder):
             )
         try:
             return Path(download_pretrained(published))
-        except Exception as error:  # no network, disk full, …: many kinds, none of them ours to mend
+        except Exception as error:  # no network, disk full, …: many types
             raise VmrError(
                 f"The weights '{self.pretrained}' of {self.name} cannot be downloaded ({error!s:.200}). "
-                "Without network: copy the file here and name it as text_encoder.pretrained=FILE."
+                "Without network: copy the file here and set text_encoder.pretrained=FILE."
             ) from error
 
     @cached_property
     def revision(self) -> str:
-        """The hash of the architecture and of the file of weights."""
+        """The hash of the architecture and of the weights."""
         return content_hash(json.dumps(self._config, sort_keys=True), file_hash(self._weights)).hex()
 
     def manifest(self) -> dict[str, Any]:
-        """Returns the model, its weights, and what a token vector is."""
+        """Returns the model, its weights, and the definition of a token vector."""
         return {
             **super().manifest(),
             "token_dim": self.token_dim,
@@ -150,7 +148,7 @@ class ClipTextEncoder(TextEncoder):
         return SimpleTokenizer()
 
     def _pieces(self, text: str) -> Tokens:
-        """Splits a sentence, leaving room for the start and the end token."""
+        """Splits a sentence, with room for the start and the end token."""
         tokens = clip_tokens(self._tokenizer, text)
         room = slice(self._context - 2)
         return Tokens(tokens.ids[room], tokens.offsets[room], tokens.text)
@@ -189,8 +187,8 @@ class ClipTextEncoder(TextEncoder):
             texts: N sentences.
 
         Returns:
-            N arrays (L, token_dim) float32, not normalised; the start and the end token's rows only with
-            `special_tokens`.
+            N arrays (L, token_dim) float32, not normalised; with `special_tokens`, including the rows of the
+            start and the end token.
 
         Raises:
             VmrError: if a sentence has no token.
@@ -203,7 +201,7 @@ class ClipTextEncoder(TextEncoder):
 
     @cached_property
     def _model(self) -> Any:
-        """The text tower; the image tower is built to load the file and let go."""
+        """The text tower; the image tower is built to load the file, then deleted."""
         import open_clip
 
         file = self._weights
@@ -227,7 +225,7 @@ class ClipTextEncoder(TextEncoder):
         tower = self._model
         tokens = torch.tensor(ids, device=self.device)
         length = tokens.shape[1]
-        # The tower looks back only, so that what open_clip pads to 77 need not be computed.
+        # Attention is causal, so the padding to 77 tokens that open_clip adds need not be computed.
         x = tower.token_embedding(tokens) + tower.positional_embedding[:length]
         x = tower.ln_final(tower.transformer(x, attn_mask=tower.attn_mask[:length, :length]))
         pooled = x[:, -1]
@@ -239,87 +237,4 @@ class ClipTextEncoder(TextEncoder):
 
 
 _FOREIGN = ("hf_model_name", "hf_tokenizer_name", "tokenizer_kwargs", "no_causal_mask", "embed_cls")
-"""What a configuration says when its text tower is something else than CLIP's: BERT, SigLIP, CoCa."""
-
-
-class ClipTokens(QuerySource):
-    """Token features out of files, and the ids and noun chunks of the same tokens.
-
-    Ids come from CLIP's byte pairs, which open_clip ships. Neither they nor the features served hold the
-    start and the end token, which the files do.
-    """
-
-    has_token_ids = True
-    has_noun_masks = True
-
-    def __init__(self, source: QueryFiles, nouns: NounChunks, max_tokens: int | None = 32) -> None:
-        """Stores the parts.
-
-        Args:
-            source: files with one row per token, start and end token included; not cut (`max_tokens: null`).
-            nouns: what finds noun chunks.
-            max_tokens: only the first ones are kept; None: all.
-        """
-        self.source = source
-        self.dim = source.dim
-        self.nouns = nouns
-        self.max_tokens = max_tokens
-
-    @cached_property
-    def _tokenizer(self) -> Any:
-        from open_clip.tokenizer import SimpleTokenizer
-
-        return SimpleTokenizer()
-
-    def tokenise(self, text: str) -> tuple[Array, Array, str]:
-        """Splits a sentence as CLIP does.
-
-        Returns:
-            Ids (L,) int64, characters (L, 2) of the word that each is a piece of, end exclusive, and the
-            text that these count in: cleaned and in lower case.
-        """
-        tokens = clip_tokens(self._tokenizer, text)
-        cut = slice(self.max_tokens)
-        return tokens.ids[cut], tokens.offsets[cut], tokens.text
-
-    def prepare(self, protocol: Protocol) -> None:
-        """Prepares the files."""
-        self.source.prepare(protocol)
-
-    def load(self, query: Query) -> Array:
-        """Returns (L, dim) float32, without the start and the end token.
-
-        Raises:
-            FeatureError: if the file has another number of tokens than the sentence.
-        """
-        count = len(self.token_ids(query))
-        rows = self.source.load(query)
-        if len(rows) < count + 2:
-            raise FeatureError(
-                "dimension",
-                f"The file of '{query.query_id}' has {len(rows)} rows; expected at least {count + 2}: "
-                f"start, the {count} tokens of '{query.text}', end.",
-            )
-        return rows[1 : count + 1]
-
-    def token_ids(self, query: Query) -> Array:
-        """Returns (L,) int64 tokenizer ids, one per row of `load`."""
-        return self.tokenise(query.text)[0]
-
-    def noun_mask(self, query: Query) -> Array:
-        """Returns (L,) bool, which rows of `load` belong to a noun chunk."""
-        _, offsets, cleaned = self.tokenise(query.text)
-        return self.nouns.mask(cleaned, offsets)
-
-    def missing(self, queries: Sequence[Query]) -> list[Problem]:
-        """Finds queries without a file."""
-        return self.source.missing(queries)
-
-    def manifest(self) -> dict[str, Any]:
-        """Returns the source, the tokens and the noun chunks."""
-        return {
-            **self.source.manifest(),
-            "max_tokens": self.max_tokens,
-            "tokens": "clip",
-            "nouns": self.nouns.manifest(),
-        }
+"""Keys of a configuration whose text tower is not CLIP's own: BERT, SigLIP, CoCa."""

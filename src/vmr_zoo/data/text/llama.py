@@ -1,8 +1,8 @@
 """The embedding layer of a Llama-family language model as a text encoder (LMR, section IV-B).
 
-LMR embeds queries and clip descriptions by "only the frozen embedding layer of Llama": a table with
-one row per token, no layer of the model. So only that table is read, row by row, out of the safetensors file
-that holds it. Which Llama, and whether the start token counts, the paper does not say; here it does not.
+LMR embeds queries and clip descriptions with "only the frozen embedding layer of Llama": a table with one
+row per token. Only that table is read, row by row, from its safetensors file. The paper does not state which
+Llama it uses or whether the start token is included; here it is not.
 """
 
 from __future__ import annotations
@@ -18,24 +18,25 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
-from vmr_zoo.data.text.cache import Array, content_hash
-from vmr_zoo.data.text.encoders import TextEncoder, Tokens
+from vmr_zoo.data.text.encoder import TextEncoder, Tokens
 from vmr_zoo.errors import VmrError
+from vmr_zoo.utils.arrays import Array
+from vmr_zoo.utils.hashing import content_hash
 
 _TABLE = "embed_tokens.weight"
 """How the name of the embedding table ends in every model of the family."""
 
 
 class LlamaEmbeddings(TextEncoder):
-    """Rows of the embedding table, one per token; a sentence is their mean. Nothing is contextual."""
+    """Rows of the embedding table, one per token, not contextual; a sentence vector is their mean."""
 
     def __init__(self, cache: str | Path, model: str | Path) -> None:
         """Finds the model; the table is opened when the first sentence is not in the cache.
 
         Args:
             cache: the project's cache folder (`paths.cache`).
-            model: a transformers folder with safetensors weights and a tokenizer, or its name on the Hugging
-                Face hub, of which only the tokenizer and the file with the table are downloaded.
+            model: a transformers folder with safetensors weights and a tokenizer, or a name on the Hugging
+                Face hub, from which only the tokenizer and the file with the table are downloaded.
 
         Raises:
             VmrError: if there is no such model.
@@ -44,7 +45,7 @@ class LlamaEmbeddings(TextEncoder):
         self.model = str(Path(model).expanduser()) if Path(model).expanduser().is_dir() else str(model)
         self.name = f"{Path(self.model).name}-embeddings"
         config = json.loads(self._file("config.json").read_text())
-        # Models that see images keep the language model's settings in text_config.
+        # Multimodal models store the settings of the language model in text_config.
         self.dim = self.token_dim = int(config.get("text_config", config)["hidden_size"])
 
     def _file(self, name: str) -> Path:
@@ -62,8 +63,9 @@ class LlamaEmbeddings(TextEncoder):
             return Path(hf_hub_download(self.model, name))
         except Exception as error:  # no network, no such model, licence not accepted, …
             raise VmrError(
-                f"Expected a Llama-family model: '{self.model}' is no folder here, and the hub does not give "
-                f"its {name} ({error!s:.200}). Without network: copy the folder here and name it."
+                f"Expected a Llama-family model: '{self.model}' is not a local folder, and the hub does not "
+                f"provide its {name} ({error!s:.200}). Without network: copy the folder here and specify "
+                "its path."
             ) from error
 
     @cached_property
@@ -72,16 +74,16 @@ class LlamaEmbeddings(TextEncoder):
 
         try:
             return AutoTokenizer.from_pretrained(self.model, use_fast=True, trust_remote_code=False)
-        except Exception as error:  # OSError, ValueError, ImportError, by what is missing
+        except Exception as error:  # OSError, ValueError, ImportError, …
             raise VmrError(f"{self.model} has no tokenizer that can be read ({error!s:.200}).") from error
 
     @cached_property
     def _model(self) -> Any:
-        """The table: an open file of which rows are read when asked for."""
+        """The table, in an open file; rows are read on access."""
         try:
             file = self._file("model.safetensors")
             names = None
-        except VmrError:  # cut into several files
+        except VmrError:  # sharded
             names = json.loads(self._file("model.safetensors.index.json").read_text())["weight_map"]
             file = self._file(next((names[key] for key in names if key.endswith(_TABLE)), "embed_tokens"))
         try:
@@ -92,7 +94,7 @@ class LlamaEmbeddings(TextEncoder):
 
     @cached_property
     def revision(self) -> str:
-        """The hash of the table and of the tokenizer; a table of 262 MB takes about a second."""
+        """The hash of the table and of the tokenizer; hashing 262 MB takes about a second."""
         table = self._model[:].contiguous().view(torch.uint8).numpy()
         return content_hash(table.tobytes(), self._tokenizer.backend_tokenizer.to_str()).hex()
 
@@ -108,7 +110,7 @@ class LlamaEmbeddings(TextEncoder):
         encoded = self._tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True)
         split = []
         for text, ids, offsets in zip(texts, encoded["input_ids"], encoded["offset_mapping"], strict=True):
-            # Some tokenizers count the blank before a word as its first character.
+            # Some tokenizers count the space before a word as its first character.
             spans = [(end - len(text[start:end].lstrip()), end) for start, end in offsets]
             split.append(Tokens(np.array(ids, np.int64), np.array(spans, np.int64).reshape(-1, 2), text))
         return split

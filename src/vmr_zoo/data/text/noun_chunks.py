@@ -1,9 +1,8 @@
 """Noun chunks of a sentence: a noun and the words that describe it (VDI, section 3.1).
 
-VDI parses with spaCy, whose models are downloads. HanTa (Wartena 2019), a tagger that ships its English
-model, with the chunker below needs none and is the default; it found every noun phrase of ten trial
-sentences but reads the verb of "person drinks" as a noun. Which parser was used is part of the feature
-manifest.
+VDI parses with spaCy, whose models must be downloaded. The default here is the tagger HanTa (Wartena 2019),
+which ships its English model, with the chunker below. It found all noun phrases of ten trial sentences, but
+tags the verb of "person drinks" as a noun. The parser is part of the feature manifest.
 """
 
 from __future__ import annotations
@@ -12,11 +11,10 @@ import re
 
 import numpy as np
 
-from vmr_zoo.data.text.cache import Array
 from vmr_zoo.data.text.parsing import Parser
+from vmr_zoo.utils.arrays import Array
 
-# Tags of the British National Corpus (C5): determiner, attribute, participle, noun, possessive, pronoun,
-# the rest.
+# Tags of the British National Corpus (C5): determiner, attribute, participle, noun, possessive, pronoun.
 _KINDS = [
     ("AT0|DPS|DT0|DTQ", "d"),
     ("AJ.|CRD|ORD", "a"),
@@ -39,7 +37,7 @@ class NounChunks(Parser):
         return [(words[m.start()].start(), words[m.end() - 1].end()) for m in _CHUNK.finditer(kinds)]
 
     def mask(self, text: str, offsets: Array) -> Array:
-        """Says which tokens lie in a chunk.
+        """Marks the tokens inside a chunk.
 
         Args:
             text: the sentence.

@@ -1,8 +1,7 @@
-"""Parsing sentences, by spaCy or by a tagger that needs no download; the clauses of a sentence.
+"""Parses sentences with spaCy or with a tagger that needs no download, and counts clauses.
 
-The papers parse with spaCy, whose models are downloads. HanTa (Wartena 2019), a tagger that ships its English
-model, with rules of our own over its tags needs none and is the default. Which parser was used is part of
-whatever is made with it.
+The papers parse with spaCy, whose models must be downloaded. The default here is the tagger HanTa (Wartena
+2019), which ships its English model, with our own rules over its tags. The parser is part of every manifest.
 """
 
 from __future__ import annotations
@@ -17,11 +16,11 @@ from vmr_zoo.errors import VmrError, unknown
 WORD = re.compile(r"'\w+|\w+(?:-\w+)*|[^\w\s]")
 
 SUBORDINATE = ("acl", "relcl", "advcl", "ccomp", "csubj", "csubjpass")
-"""spaCy's labels of a clause below the main one; "xcomp", which shares its subject, is not among them."""
+"""spaCy's labels of a subordinate clause, without "xcomp", which shares the subject of its main clause."""
 
-# Tags of the British National Corpus (C5) by the part that they play in a clause: finite verb, -ing form,
-# participle, infinitive, "to", "and"; what may stand between a verb and its auxiliary; determiner, adjective,
-# noun, preposition; the rest is a comma.
+# Tags of the British National Corpus (C5) by their role in a clause: finite verb, -ing form, participle,
+# infinitive, "to", "and"; words that may stand between a verb and its auxiliary; determiner, adjective, noun,
+# preposition. All others map to a comma.
 _KINDS = [
     ("V[VBHD][ZDB]|VM0", "f"),
     ("V[VBHD]G", "g"),
@@ -39,13 +38,13 @@ _VERBS = re.compile("(?P<finite>f(?:v*[fgni])*)|(?P<infinitive>tv*i)|(?P<partici
 
 
 class Parser:
-    """What `NounChunks` and `ClauseCounts` share: the choice of a parser, loaded with the first sentence."""
+    """Base of `NounChunks` and `ClauseCounts`: a parser, loaded with the first sentence."""
 
     def __init__(self, parser: Literal["hanta", "spacy"] = "hanta", model: str = "en_core_web_sm") -> None:
         """Stores the choice.
 
         Args:
-            parser: "hanta", or "spacy", as the papers.
+            parser: "hanta", or "spacy" as in the papers.
             model: the spaCy model.
 
         Raises:
@@ -63,15 +62,15 @@ class Parser:
         return {"parser": "hanta", "version": version("HanTa")}
 
     def tag(self, text: str, kinds: list[tuple[str, str]], rest: str) -> tuple[list[re.Match[str]], str]:
-        """Splits a sentence and tags it by HanTa.
+        """Splits a sentence into words and tags them with HanTa.
 
         Args:
             text: the sentence.
-            kinds: pairs of a pattern of tags and the letter that stands for them, first match taken.
+            kinds: pairs of a tag pattern and its letter; the first match counts.
             rest: the letter of all other tags.
 
         Returns:
-            The words, and a string with one letter for each.
+            The words, and a string with one letter per word.
         """
         words = list(WORD.finditer(text))
         tags = [tag for _, _, tag in self._hanta.tag_sent([word.group() for word in words])]
@@ -93,22 +92,21 @@ class Parser:
         except (ImportError, OSError) as error:
             raise VmrError(
                 f"Parsing by spaCy needs `pip install spacy` and `python -m spacy download {self.model}` "
-                f"({error}). Without a download: parser=hanta, in the place where parser=spacy was set."
+                f"({error}). To parse without a download, set parser=hanta instead of parser=spacy."
             ) from error
 
 
 class ClauseCounts(Parser):
     """Counts the clauses of a sentence below its main clause (LMR, section IV-D).
 
-    LMR counts clauses "by spaCy" and says no more. By spaCy they are the words that hang on another by one
-    of the labels in `SUBORDINATE`, which comes close to the sizes that the paper's numbers imply
-    (docs/embed.md).
-    By HanTa they are groups of verbs: finite ones beyond the first that do not follow "and", infinitives and
-    participles that follow a noun.
+    LMR counts clauses "by spaCy" and gives no details. With spaCy, a clause is a word that depends on another
+    by one of the labels in `SUBORDINATE`; the resulting sizes are close to those implied by the paper
+    (docs/embed.md). With HanTa, a clause is a verb group: a finite one beyond the first that does not follow
+    "and", or an infinitive or participle that follows a noun.
     """
 
     def count(self, text: str) -> int:
-        """Returns how many clauses a sentence has below its main clause."""
+        """Returns the number of clauses below the main clause."""
         if self.parser == "spacy":
             return sum(token.dep_ in SUBORDINATE for token in self._spacy(text))
         _, kinds = self.tag(text, _KINDS, ",")
@@ -117,16 +115,16 @@ class ClauseCounts(Parser):
             before = kinds[: verbs.start()].rstrip("v")[-1:]
             after = kinds[verbs.end() : verbs.end() + 1]
             if verbs["finite"]:
-                finite += before != "c"  # "and walks": the same clause goes on
+                finite += before != "c"  # "and walks" continues the clause
             elif verbs["infinitive"]:
                 below += before not in ("", "c", "p", "f", "g", "n", "i")  # "wants to walk": one clause
             else:
-                # "starts walking", "by walking", "a walking man" are no clauses of their own.
+                # "starts walking", "by walking" and "a walking man" are not separate clauses.
                 of_noun = before in ("d", "a") and after in ("a", "N")
                 below += before not in ("c", "p", "f", "g", "n", "i") and not of_noun
         return below + max(0, finite - 1)
 
 
 def count_words(text: str) -> int:
-    """Counts the runs of letters and digits: punctuation is no word, "man's" and "red-haired" are two."""
+    """Counts the runs of letters and digits; "man's" and "red-haired" are two words each."""
     return len(re.findall(r"\w+", text))

@@ -1,4 +1,4 @@
-"""Tables of word vectors: GloVe's published text files, read in place, and npz files of the same."""
+"""Tables of word vectors: text files in GloVe's format and npz files."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vmr_zoo.data.text.cache import Array
+from vmr_zoo.utils.arrays import Array
 
 
 def words(text: str) -> list[tuple[str, tuple[int, int]]]:
@@ -23,15 +23,14 @@ def words(text: str) -> list[tuple[str, tuple[int, int]]]:
 
 
 class WordTable:
-    """One vector per word, out of an npz with `words` (N,) and `vectors` (N, D), or out of a text file.
+    """One vector per word, from an npz with `words` (N,) and `vectors` (N, D), or from a text file.
 
-    A text file has one word a line and its numbers after it, separated by blanks, as GloVe is published. It
-    is indexed once (about a second for each GB) and then read line by line where a word is asked for, so
-    that the 5 GB of GloVe 840B never lie in memory. Words with a blank in them (840B has some) are left out:
-    no sentence is ever split into such.
+    A line of a text file holds a word and its numbers, separated by spaces, as in GloVe. The file is indexed
+    once (about a second per GB); a lookup then reads single lines, so the 5 GB of GloVe 840B are never in
+    memory. Words that contain a space (840B has some) are skipped: no sentence is split into such words.
 
     Attributes:
-        rows: the row of each word, those whose vector is zero (a padding row of an npz) left out.
+        rows: the row of each word, without zero vectors (a padding row of an npz).
         dim: size of one vector.
     """
 
@@ -39,12 +38,12 @@ class WordTable:
         """Reads an npz, or indexes a text file.
 
         Args:
-            file: the table; everything that does not end in ".npz" is a text file.
-            dim: size of one vector, to tell words from numbers in a text file.
+            file: the table; a text file unless its name ends in ".npz".
+            dim: size of one vector; in a text file it separates words from numbers.
 
         Raises:
             OSError: if the file cannot be read.
-            ValueError: if it is no such table.
+            ValueError: if the content is not such a table.
             KeyError: if an npz lacks an array.
         """
         self._file = file
@@ -62,7 +61,7 @@ class WordTable:
             self.rows = self._index()
 
     def _index(self) -> dict[str, int]:
-        """Finds where each word's line begins."""
+        """Finds the start of each word's line."""
         rows: dict[str, int] = {}
         offsets = []
         position = 0
@@ -74,7 +73,7 @@ class WordTable:
                 if numbers < self.dim:
                     raise ValueError(f"line {number + 1} has {numbers} numbers, expected {self.dim}")
                 if numbers == self.dim:
-                    # The first counts: later ones are what is left of words in other alphabets.
+                    # The first line counts: later ones are remains of words in other alphabets.
                     rows.setdefault(line[: line.index(b" ")].decode(errors="replace"), number)
         self._offsets = np.array(offsets, np.int64)
         return rows
@@ -83,7 +82,7 @@ class WordTable:
         """Returns (L, dim) float32, the vectors of some rows.
 
         Raises:
-            ValueError: if a line of a text file holds something else than numbers.
+            ValueError: if a line of a text file holds anything but numbers.
         """
         if self._vectors is not None:
             return self._vectors[rows]

@@ -9,26 +9,26 @@ from pathlib import Path
 
 import numpy as np
 
-from vmr_zoo.data.text.cache import Array, content_hash
-from vmr_zoo.data.text.encoders import TextEncoder, Tokens, file_hash
+from vmr_zoo.data.text.encoder import TextEncoder, Tokens
 from vmr_zoo.data.text.word_table import WordTable, words
 from vmr_zoo.errors import VmrError
+from vmr_zoo.utils.arrays import Array
+from vmr_zoo.utils.hashing import content_hash, file_hash
 
 
 class WordVectorEncoder(TextEncoder):
-    """One vector per word, as the table holds it; a sentence is the mean of its words (TEA, equation 3).
+    """One vector per word, as stored; a sentence is the mean of its words (TEA, equation 3).
 
-    Words are the lower-cased runs of letters, digits and apostrophes; those that the table lacks are left
-    out.
+    A word is a lower-cased run of letters, digits and apostrophes. Words that the table lacks are omitted.
     """
 
     def __init__(self, cache: str | Path, file: str | Path, name: str, dim: int = 300) -> None:
-        """Stores the place; the table is read on first use.
+        """Stores the path; the table is read on first use.
 
         Args:
             cache: the project's cache folder (`paths.cache`).
             file: GloVe's published text file, or an npz with `words` and `vectors`.
-            name: what the vectors are, such as "glove_6b_300d".
+            name: name of the vectors, such as "glove_6b_300d".
             dim: size of one vector.
         """
         super().__init__(cache, batch_size=256, workers=1)
@@ -38,7 +38,7 @@ class WordVectorEncoder(TextEncoder):
 
     @cached_property
     def revision(self) -> str:
-        """The hash of the table; a file of 5 GB takes some seconds, once per process."""
+        """The hash of the table; a file of 5 GB takes several seconds, once per process."""
         try:
             return content_hash("words", file_hash(self.file)).hex()
         except OSError as error:
@@ -61,7 +61,7 @@ class WordVectorEncoder(TextEncoder):
         )
 
     def tokenise(self, texts: Sequence[str]) -> list[Tokens]:
-        """Splits sentences into words that the table has; ids are its rows.
+        """Splits sentences into words that the table has; ids are rows of the table.
 
         Args:
             texts: N sentences.

@@ -1,13 +1,13 @@
 """A simulated perception channel over real Charades videos, sentences and splits.
 
 Charades (Sigurdsson et al. 2016) publishes time-stamped action labels for every video of Charades-STA. Here
-they stand in for a video backbone: second by second, each running action is seen with some probability, taken
-for a similar one with another, and mixed with distractors that persist in time; what is seen is the sentence
-embedding of the class name, plus noise. A second channel of its own narrates.
+they replace a video backbone. In each clip, a running action is seen with one probability and confused with a
+similar one with another; distractors that persist over time are added. A seen action appears as the sentence
+embedding of its class name plus noise. A second, independent channel narrates.
 
-The moments of Charades-STA were made out of these very labels (each of them equals a labelled interval), so
-that a faultless channel would give them away: the error rates are what makes the task a task, and no number
-that comes out of it says anything about pixels. Everything follows from a seed and the video's id alone.
+The moments of Charades-STA were made from these labels (each moment equals a labelled interval): a faultless
+channel would reveal them. The task results from the error rates, and no number obtained from it says anything
+about pixels. Everything is determined by a seed and the id of the video.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from typing import Any
 
 import numpy as np
 
-from vmr_zoo.data.features.store import FeatureError, NarrationSource, Problem, VideoSource, l2_normalise
-from vmr_zoo.data.text.cache import Array
-from vmr_zoo.data.text.encoders import SentenceEncoder
+from vmr_zoo.data.features.problems import FeatureError, Problem
+from vmr_zoo.data.features.source import NarrationSource, VideoSource
+from vmr_zoo.data.text.sentence import SentenceEncoder
 from vmr_zoo.errors import VmrError
+from vmr_zoo.utils.arrays import Array, l2_normalise
 
 _FILES = ("Charades_v1_train.csv", "Charades_v1_test.csv")
 _CLASSES = "Charades_v1_classes.txt"
@@ -48,14 +49,14 @@ class Actions:
 
 
 class ActionLabels:
-    """The published labels, and how alike two classes are."""
+    """The published labels, and the similarity of their classes."""
 
     def __init__(self, annotations: str | Path, encoder: SentenceEncoder) -> None:
-        """Stores the places; files are read on first use.
+        """Stores the paths; files are read on first use.
 
         Args:
-            annotations: the folder with `Charades_v1_{train,test}.csv` and `Charades_v1_classes.txt`.
-            encoder: what embeds the class names.
+            annotations: folder with `Charades_v1_{train,test}.csv` and `Charades_v1_classes.txt`.
+            encoder: embeds the class names.
         """
         self.folder = Path(annotations).expanduser()
         self.encoder = encoder
@@ -68,12 +69,12 @@ class ActionLabels:
             raise FeatureError(
                 "missing",
                 f"Expected the Charades action labels at {path}; {error.strerror or error}. They are part of "
-                "the Charades annotations; set paths.annotations to the folder that holds `charades/`.",
+                "the Charades annotations; set paths.annotations to the folder that contains `charades/`.",
             ) from error
 
     @cached_property
     def names(self) -> list[str]:
-        """The class names, such as "Holding some clothes", by class number."""
+        """Class names such as "Holding some clothes", by class number."""
         names = []
         for number, line in enumerate(self._lines(_CLASSES)):
             code, _, name = line.strip().partition(" ")
@@ -85,7 +86,7 @@ class ActionLabels:
 
     @cached_property
     def videos(self) -> dict[str, Actions]:
-        """The labelled actions by video; intervals are clipped to the video, empty ones dropped."""
+        """Labelled actions by video; intervals are clipped to the video, empty ones dropped."""
         videos: dict[str, Actions] = {}
         for file in _FILES:
             for number, row in enumerate(csv.DictReader(self._lines(file)), 2):
@@ -114,18 +115,18 @@ class ActionLabels:
 
     @cached_property
     def embeddings(self) -> Array:
-        """(C, D) float32, the sentence embeddings of the class names, of unit length."""
+        """(C, D) float32 sentence embeddings of the class names, of unit length."""
         return self.encoder.sentences(self.names)
 
     def confusion(self, temperature: float) -> Array:
-        """Says what a class is taken for when it is not recognised.
+        """Returns what each class is confused with.
 
         Args:
-            temperature: the lower, the more alike the two classes are.
+            temperature: a lower one favours more similar classes.
 
         Returns:
-            (C, C) cumulative probabilities along each row: a softmax of the cosine between the class names'
-            embeddings over the temperature, the class itself left out.
+            (C, C) cumulative probabilities in each row: the softmax of the cosine similarities of the class
+            names divided by the temperature, without the class itself.
         """
         logits = self.embeddings @ self.embeddings.T / temperature
         np.fill_diagonal(logits, -np.inf)
@@ -153,22 +154,22 @@ class ActionLabels:
         return [Problem(part, "missing", lacking, detail)] if lacking else []
 
     def manifest(self) -> dict[str, Any]:
-        """Returns the labels' name and the encoder."""
+        """Returns the backbone name and the encoder."""
         return {"backbone": "simulated from Charades action labels", **self.encoder.manifest()}
 
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """How often the channel errs.
+    """Error rates of the channel.
 
     Attributes:
-        seen: probability that a running action is seen in a given clip.
-        confused: probability that a seen action is taken for a similar one in that clip.
-        distractors_per_minute: how many actions a minute are perceived that nobody performs.
-        distractor_seconds: how long they last on average (exponentially distributed).
-        distractors_alike: probability that a distractor resembles an action of the video (is drawn from its
-            confusions) instead of being any class at all.
-        temperature: of the confusions, see `ActionLabels.confusion`.
+        seen: probability that a running action is seen in a clip.
+        confused: probability that a seen action is confused with a similar one in that clip.
+        distractors_per_minute: mean number of perceived actions per minute that do not occur.
+        distractor_seconds: mean length of these (exponentially distributed).
+        distractors_alike: probability that a distractor is drawn from the confusions of an action in the
+            video instead of uniformly from all classes.
+        temperature: temperature of the confusions.
     """
 
     seen: float
@@ -190,7 +191,7 @@ class Rates:
 
 
 class _Channel:
-    """What both simulated sources share: labels, rates and a generator per video."""
+    """Shared by both simulated sources: labels, error rates and a generator per video."""
 
     def __init__(self, name: str, labels: ActionLabels, rates: Rates, seed: int) -> None:
         self._name = name
@@ -203,26 +204,26 @@ class _Channel:
         return self.labels.confusion(self.rates.temperature)
 
     def generator(self, video_id: str) -> np.random.Generator:
-        """Returns the video's own generator, whatever was drawn before for other videos."""
+        """Returns the generator of a video, independent of draws for other videos."""
         digest = hashlib.sha256(f"{self._name}/{self.seed}/{video_id}".encode()).digest()
         return np.random.default_rng(int.from_bytes(digest[:16], "little"))
 
     def confuse(self, classes: Array, random: np.random.Generator) -> Array:
-        """Draws for each of (N,) classes another one that resembles it."""
+        """Draws for each of (N,) classes a similar one."""
         drawn = (self._confusion[classes] < random.random((len(classes), 1))).sum(1)
         return np.minimum(drawn, self._confusion.shape[1] - 1)
 
     def running(self, actions: Actions, edges: Array, random: np.random.Generator) -> tuple[Array, Array]:
-        """Finds what runs in each clip: the labelled actions, and distractors drawn for this video.
+        """Returns which actions run in each clip: the labelled ones, and distractors drawn for this video.
 
         Args:
-            actions: of the video, A of them.
+            actions: the A actions of the video.
             edges: (T + 1,) seconds, the borders of the clips.
-            random: the video's generator.
+            random: the generator of the video.
 
         Returns:
             (T, A + distractors) bool, and (A + distractors,) classes. An action runs in the clips whose
-            centre it covers, and in the one that its own centre lies in.
+            centre it covers, and in the clip that contains its own centre.
         """
         rates = self.rates
         count = random.poisson(rates.distractors_per_minute * actions.duration / 60)
@@ -240,12 +241,12 @@ class _Channel:
         return covered | ((edges[:-1, None] <= middle) & (middle < edges[1:, None])), classes
 
     def perceive(self, running: Array, classes: Array, random: np.random.Generator) -> tuple[Array, Array]:
-        """Draws what is seen of what runs.
+        """Draws which running actions are seen, and as which classes.
 
         Args:
             running: (T, N) bool.
             classes: (N,) int64.
-            random: the video's generator.
+            random: the generator of the video.
 
         Returns:
             (M,) clips in ascending order, and (M,) perceived classes.
@@ -269,10 +270,10 @@ class ActionLabelClips(VideoSource):
 
         Args:
             labels: the labelled actions.
-            rates: how often the channel errs.
-            noise: length of the Gaussian noise vector, where a class embedding has length 1.
-            clip_seconds: seconds per clip.
-            seed: with the video's id, decides everything.
+            rates: error rates.
+            noise: length of the Gaussian noise vector; a class embedding has length 1.
+            clip_seconds: length of a clip.
+            seed: determines everything, together with the id of the video.
         """
         self._channel = _Channel("clips", labels, rates, seed)
         self.noise = noise
@@ -282,7 +283,8 @@ class ActionLabelClips(VideoSource):
     def load(self, video_id: str) -> Array:
         """Returns (T, dim) float32 of unit length, T = duration / clip_seconds, rounded up.
 
-        A clip is the sum of the embeddings of what is seen, over the root of their number, plus noise.
+        A clip is the sum of the embeddings of the seen actions, divided by the root of their number, plus
+        noise.
         """
         channel = self._channel
         actions = channel.labels.of(video_id)
@@ -304,7 +306,7 @@ class ActionLabelClips(VideoSource):
         return self._channel.labels.missing("video", video_ids)
 
     def manifest(self) -> dict[str, Any]:
-        """Returns everything that decides the features."""
+        """Returns everything that determines the features."""
         channel = self._channel
         settings = {"noise": self.noise, "clip_seconds": self.clip_seconds, "seed": channel.seed}
         return {**channel.labels.manifest(), "rates": asdict(channel.rates), **settings}
@@ -313,7 +315,7 @@ class ActionLabelClips(VideoSource):
 class ActionLabelNarrations(NarrationSource):
     """Narrations of a second simulated channel, independent of the first.
 
-    Every few seconds the narrator names one of the actions that it perceives, or says that there is a person.
+    In each interval the narrator names one of the actions that it perceives, or says that there is a person.
     """
 
     computed = True
@@ -324,9 +326,9 @@ class ActionLabelNarrations(NarrationSource):
 
         Args:
             labels: the labelled actions.
-            rates: how often the narrator errs; per sentence here, not per clip.
-            every_seconds: what one sentence covers.
-            seed: with the video's id, decides everything.
+            rates: error rates, per sentence here, not per clip.
+            every_seconds: length of the interval that a sentence covers.
+            seed: determines everything, together with the id of the video.
         """
         self._channel = _Channel("narrations", labels, rates, seed)
         self.every_seconds = every_seconds
@@ -334,7 +336,7 @@ class ActionLabelNarrations(NarrationSource):
 
     @cached_property
     def sentences(self) -> list[str]:
-        """What the narrator says, by class number; the last one when it perceives nothing."""
+        """Sentences by class number; the last one is used when nothing is perceived."""
         names = (name.lower() for name in self._channel.labels.names)
         return [f"A person is {name.removeprefix('someone is ')}." for name in names] + [self.NOTHING]
 
@@ -343,7 +345,7 @@ class ActionLabelNarrations(NarrationSource):
         return self._channel.labels.encoder.sentences(self.sentences)
 
     def narrate(self, video_id: str) -> tuple[Array, Array]:
-        """Draws what is said.
+        """Draws the narrations of a video.
 
         Returns:
             (Ln,) indices into `sentences` and (Ln, 2) float32 start and end in seconds.
@@ -357,7 +359,7 @@ class ActionLabelNarrations(NarrationSource):
         clips, perceived = channel.perceive(running, classes, random)
         order = random.permutation(len(clips))
         said = np.full(length, len(self.sentences) - 1)
-        said[clips[order]] = perceived[order]  # the last of several, which is any of them
+        said[clips[order]] = perceived[order]  # of several actions in an interval, a random one remains
         return said, np.stack((edges[:-1], edges[1:]), 1).astype(np.float32)
 
     def load(self, video_id: str) -> tuple[Array, Array]:
@@ -370,7 +372,7 @@ class ActionLabelNarrations(NarrationSource):
         return self._channel.labels.missing("narration", video_ids)
 
     def manifest(self) -> dict[str, Any]:
-        """Returns everything that decides the narrations."""
+        """Returns everything that determines the narrations."""
         channel = self._channel
         settings = {"every_seconds": self.every_seconds, "seed": channel.seed}
         return {**channel.labels.manifest(), "rates": asdict(channel.rates), **settings}

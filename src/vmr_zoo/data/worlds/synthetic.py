@@ -1,23 +1,25 @@
-"""Random numbers in the sizes of a real data set, for `vmr bench`: nothing is read or can be learnt.
+"""Random data with the sizes of a real data set, for `vmr bench`: no files to read, nothing to learn.
 
-What a step costs depends on how many clips, words and queries a batch holds, not on their values. So lengths
-are drawn from the quantiles of a real data set, and features from a normal distribution.
+The time of a step depends on the numbers of clips, words and queries in a batch, not on their values: lengths
+are drawn from quantiles of a real data set, features from a normal distribution.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from vmr_zoo.data.annotations.records import HELD_OUT, Protocol, Query, Split
-from vmr_zoo.data.features.store import Array, NarrationSource, QuerySource, VideoSource
+from vmr_zoo.data.features.source import NarrationSource, QuerySource, VideoSource
+from vmr_zoo.utils.arrays import Array
 
 _VOCABULARY = 1000
 _FIRST_ID = 1000
-"""Token ids lie from here on, below MiniLM's 30,522, above its special ones."""
+"""Smallest token id; all are below MiniLM's 30,522 and above its special tokens."""
 
 
 def protocol(
@@ -33,62 +35,82 @@ def protocol(
     """Draws videos, queries and moments.
 
     Args:
-        train_videos: videos of the training split.
-        test_videos: videos of the selection split and of the test split, each.
-        durations: seconds, evenly spaced quantiles; a single number is the length of every video.
-        words: tokens of a query, likewise.
-        queries_per_video: relative frequency of videos with 1, 2, … queries; a number: each has so many.
+        train_videos: number of videos of the training split.
+        test_videos: number of videos of the selection split, and of the test split.
+        durations: evenly spaced quantiles in seconds; a single number is the length of every video.
+        words: evenly spaced quantiles of the number of tokens of a query.
+        queries_per_video: relative frequency of videos with 1, 2, … queries; or the number of each video.
         moments_per_query: relative frequency of queries with 1, 2, … moments.
-        moment_shares: length of a moment as a share of the video, quantiles.
-        seed: of the draw.
+        moment_shares: evenly spaced quantiles of moment length / video length.
+        seed: seed of the draws.
 
     Returns:
         A protocol named "synthetic" with one test split.
     """
-    rng = np.random.default_rng(seed)
-    # As arrays, once: lists of a configuration are slow to read.
-    lengths, tokens, shares = (np.asarray(values, np.float64) for values in (durations, words, moment_shares))
-    siblings = (
-        queries_per_video if isinstance(queries_per_video, int) else np.asarray(queries_per_video, np.float64)
+    draws = _Draws(
+        np.random.default_rng(seed),
+        # Converted once: lists of a configuration are slow to read.
+        durations=np.asarray(durations, np.float64),
+        words=np.asarray(words, np.float64),
+        queries_per_video=(
+            queries_per_video
+            if isinstance(queries_per_video, int)
+            else np.asarray(queries_per_video, np.float64)
+        ),
+        moments_per_query=np.asarray(moments_per_query, np.float64),
+        moment_shares=np.asarray(moment_shares, np.float64),
     )
-    windows = np.asarray(moments_per_query, np.float64)
+    return Protocol(
+        "synthetic",
+        draws.split("train", train_videos),
+        draws.split("selection", test_videos),
+        {"test": draws.split("test", test_videos)},
+        HELD_OUT,
+    )
 
-    def from_quantiles(values: Array) -> float:
-        return float(np.interp(rng.random(), np.linspace(0, 1, len(values)), values))
 
-    def count(frequencies: Array | int) -> int:
-        if isinstance(frequencies, int):
-            return frequencies
-        return int(rng.choice(len(frequencies), p=frequencies / frequencies.sum())) + 1
+@dataclass(frozen=True)
+class _Draws:
+    """Draws splits from the distributions that `protocol` takes."""
 
-    def moment(duration: float) -> tuple[float, float]:
-        length = duration * from_quantiles(shares)
-        start = rng.random() * (duration - length)
-        return start, start + length
+    rng: np.random.Generator
+    durations: Array
+    words: Array
+    queries_per_video: Array | int
+    moments_per_query: Array
+    moment_shares: Array
 
-    def split(name: str, videos: int) -> Split:
+    def split(self, name: str, videos: int) -> Split:
+        """Draws a split with a number of videos."""
         queries = []
         for number in range(videos):
-            duration = from_quantiles(lengths)
-            for place in range(count(siblings)):
+            duration = self._quantile(self.durations)
+            for place in range(self._count(self.queries_per_video)):
                 queries.append(
                     Query(
                         query_id=f"{name}_{number}_{place}",
                         video_id=f"{name}_{number}",
-                        text=" ".join(["word"] * max(1, round(from_quantiles(tokens)))),
-                        moments=tuple(sorted(moment(duration) for _ in range(count(windows)))),
+                        text=" ".join(["word"] * max(1, round(self._quantile(self.words)))),
+                        moments=tuple(
+                            sorted(self._moment(duration) for _ in range(self._count(self.moments_per_query)))
+                        ),
                         duration=duration,
                     )
                 )
         return Split(name, tuple(queries), source="random numbers")
 
-    return Protocol(
-        "synthetic",
-        split("train", train_videos),
-        split("selection", test_videos),
-        {"test": split("test", test_videos)},
-        HELD_OUT,
-    )
+    def _quantile(self, values: Array) -> float:
+        return float(np.interp(self.rng.random(), np.linspace(0, 1, len(values)), values))
+
+    def _count(self, frequencies: Array | int) -> int:
+        if isinstance(frequencies, int):
+            return frequencies
+        return int(self.rng.choice(len(frequencies), p=frequencies / frequencies.sum())) + 1
+
+    def _moment(self, duration: float) -> tuple[float, float]:
+        length = duration * self._quantile(self.moment_shares)
+        start = self.rng.random() * (duration - length)
+        return start, start + length
 
 
 def _generator(identifier: str) -> np.random.Generator:
@@ -100,7 +122,7 @@ def _durations(protocol: Protocol) -> dict[str, float]:
 
 
 class RandomVideos(VideoSource):
-    """Clips of normal numbers."""
+    """Normally distributed clip features."""
 
     computed = True
 
@@ -108,9 +130,9 @@ class RandomVideos(VideoSource):
         """Stores the sizes.
 
         Args:
-            dim: of a clip's vector.
-            clip_seconds: seconds that a clip covers.
-            patches: vectors in a clip; None: a clip is one vector.
+            dim: size of a vector.
+            clip_seconds: length of a clip.
+            patches: vectors per clip; None: a clip is one vector.
         """
         self.dim = dim
         self.clip_seconds = clip_seconds
@@ -118,7 +140,7 @@ class RandomVideos(VideoSource):
         self._durations: dict[str, float] = {}
 
     def prepare(self, protocol: Protocol) -> None:
-        """Notes how long the videos are."""
+        """Stores the durations of the videos."""
         self._durations = _durations(protocol)
 
     def load(self, video_id: str) -> Array:
@@ -133,18 +155,18 @@ class RandomVideos(VideoSource):
 
 
 class RandomQueries(QuerySource):
-    """Words of normal numbers, with ids and noun chunks drawn likewise."""
+    """Normally distributed token features, random token ids, and every other word as noun chunk."""
 
     computed = True
     has_token_ids = True
     has_noun_masks = True
 
     def __init__(self, dim: int) -> None:
-        """Stores the size of a token's vector."""
+        """Stores the size of a token vector."""
         self.dim = dim
 
     def load(self, query: Query) -> Array:
-        """Returns (L, dim) float32, a row per word."""
+        """Returns (L, dim) float32, one row per word."""
         return _generator(query.query_id).standard_normal((len(query.text.split()), self.dim), np.float32)
 
     def token_ids(self, query: Query) -> Array:
@@ -162,18 +184,18 @@ class RandomQueries(QuerySource):
 
 
 class RandomNarrations(NarrationSource):
-    """A sentence of normal numbers every few seconds."""
+    """A normally distributed sentence vector every few seconds."""
 
     computed = True
 
     def __init__(self, dim: int, every_seconds: float) -> None:
-        """Stores the size of a sentence's vector, and how often one comes."""
+        """Stores the size of a sentence vector and the interval in seconds."""
         self.dim = dim
         self.every_seconds = every_seconds
         self._durations: dict[str, float] = {}
 
     def prepare(self, protocol: Protocol) -> None:
-        """Notes how long the videos are."""
+        """Stores the durations of the videos."""
         self._durations = _durations(protocol)
 
     def load(self, video_id: str) -> tuple[Array, Array]:
@@ -185,5 +207,5 @@ class RandomNarrations(NarrationSource):
         )
 
     def manifest(self) -> dict[str, Any]:
-        """Returns the size and the distance."""
+        """Returns the size and the interval."""
         return {"backbone": "random", "dim": self.dim, "every_seconds": self.every_seconds}

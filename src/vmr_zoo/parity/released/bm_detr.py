@@ -1,4 +1,4 @@
-"""BM-DETR's released code (minjoong507/BM-DETR, commit b9afb3d): its names, options and golden cases."""
+"""BM-DETR's released code (minjoong507/BM-DETR, commit b9afb3d): names, options and golden cases."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from torch import Tensor
 from vmr_zoo.blocks.position import append_tef
 from vmr_zoo.errors import VmrError
 from vmr_zoo.methods.base import Method
-from vmr_zoo.methods.bm_detr import BMDETR, Frames, Output, Rows
+from vmr_zoo.methods.bm_detr.background import WeightedFrames
+from vmr_zoo.methods.bm_detr.method import BMDETR, BMDETROutput
+from vmr_zoo.methods.bm_detr.shifting import TrainingRows
 from vmr_zoo.parity.case import Case, Number, Released, gradients, pairs, windows
 from vmr_zoo.parity.released import detr
 from vmr_zoo.parity.weights import WeightNames
@@ -41,7 +43,7 @@ _POOLING = {
 
 
 class Shift(Protocol):
-    """The data side's temporal shifting, as far as a case needs it."""
+    """The part of the data module's temporal shifting that a case needs."""
 
     def window(self, moment: Tensor, clips: Tensor, clip_seconds: Tensor) -> tuple[Tensor, Tensor]:
         """Finds the first and last clip of a moment."""
@@ -82,7 +84,7 @@ class BMDETRReleased(Released):
     def __init__(
         self, normalise: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]], shift: Shift
     ) -> None:
-        """Takes what the data side does, to be checked against the case's inputs.
+        """Stores the data functions whose results are compared with the case's inputs.
 
         Args:
             normalise: L2 normalisation of one feature source.
@@ -91,10 +93,10 @@ class BMDETRReleased(Released):
         self.normalise, self.shift = normalise, shift
 
     def settings(self, options: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict[str, Any]:
-        """See `Released.settings`."""
+        """Derives settings from the authors' options and the shapes of their weights."""
         names = detr.SHARED_SETTINGS | {
-            "contrastive_hdim": "pooling_dim",
-            "temperature": "temperature",
+            "contrastive_hdim": "alignment.pooling_dim",
+            "temperature": "alignment.temperature",
             "lw_prob_loss_coef": "training.loss_weights.frame_probability",
             "lw_contrastive_loss_coef": "training.loss_weights.semantic",
             "class_loss_coef": "training.loss_weights.class_error",
@@ -109,71 +111,80 @@ class BMDETRReleased(Released):
                 f"The authors' option transformer_activation is {activation}; vmr_zoo implements "
                 f"{', '.join(_ACTIVATIONS)}."
             )
-        return detr.settings(options, names) | {
+        found = detr.settings(options, names) | {
             "video_dim": detr.video_dim(weights),
             "query_dim": detr.query_dim(weights),
-            "activation": {"_target_": _ACTIVATIONS[activation], "_partial_": True},
-            "shifting": "shifting" in (options.get("additional_losses") or ()),
+            "network.activation": {"_target_": _ACTIVATIONS[activation], "_partial_": True},
         }
+        if "shifting" not in (options.get("additional_losses") or ()):
+            found["shifting"] = None
+        return found
 
     def data(self, options: Mapping[str, Any]) -> str:
-        """See `Released.data`."""
+        """Returns the data set that a checkpoint was trained on."""
         return detr.data(options)
 
     def recompute(self, method: Method, case: Case) -> dict[str, Number]:
-        """See `Released.recompute`; tolerances from the notes beside the cases."""
+        """Recomputes the arrays of a case; the tolerances are from the notes beside the cases."""
         assert isinstance(method, BMDETR)
-        options = case.options
-        shifted = "input/shifted_vid" in case
         batch, results = self._batch(case)
-        rows = method.rows(batch)
-        given = {
-            name: torch.cat([case[f"target/{copy}{name}"] for copy in (("", "shift.") if shifted else ("",))])
-            for name in ("saliency_pos_labels", "saliency_neg_labels")
-        }
-        positive, negative = given["saliency_pos_labels"], given["saliency_neg_labels"]
-        usable = torch.ones_like(positive).bool()
-
+        rows = method.training_rows(batch)
         method.train()
-        output = method.run_rows(rows.batch)
-        losses = method.losses_of(output, rows, positive, negative, usable)
-        total = method.total_loss(losses)
-        for i, copy in enumerate(("", "shift.") if shifted else ("",)):
-            part = _part(output, rows, i)
-            results |= self._targets(method, copy, *part)
-            results |= self._outputs(copy or "train.", *part)
-            chunk = slice(i * len(batch["duration"]), (i + 1) * len(batch["duration"]))
-            own = method.losses_of(*part, positive[chunk], negative[chunk], usable[chunk])
-            for theirs, ours in _LOSSES.items():
-                results[f"loss/{copy}{theirs}"] = Number(own[ours], _NEAR, 1e-5)
-            name = "loss/shift.weighted" if copy else "loss/weighted_main"
-            results[name] = Number(method.total_loss(own), _NEAR, 1e-5)
-        results["loss/total"] = Number(total, _NEAR, 1e-5)
-
-        method.eval()
-        with torch.no_grad():
-            video, mask = rows.batch["video"][: len(batch["duration"])], batch["video_mask"]
-            frames = method.encoder.project_video(video)
-            answer = method(frames, mask, batch["query"], batch["query_mask"])
-        results |= self._outputs("", answer, rows)
-        clip = float(options["clip_length"])
-        longest = torch.clamp(batch["duration"], max=options["max_v_l"] * clip)
-        post = detr.post_windows(answer.logits[-1], answer.spans[-1], longest, clip, options["max_v_l"])
-        results |= detr.compare_windows(post)
-
+        losses, total = self._training(method, case, rows)
+        results |= losses | self._inference(method, case, batch, rows)
         return results | gradients(
             method,
             self.names,
             case,
             total,
             norm_key="loss/grad_norm",
-            clip=options["grad_clip"],
+            clip=case.options["grad_clip"],
             atol=_NEAR,
             rtol=_NEAR,
         )
 
+    def _training(self, method: BMDETR, case: Case, rows: TrainingRows) -> tuple[dict[str, Number], Tensor]:
+        """Recomputes outputs, targets and losses of a training step, for the batch and its shifted copy.
+
+        Returns:
+            Recomputed arrays by key, and the total loss of the step.
+        """
+        copies = ("", "shift.")[: rows.copies]
+        positive, negative = (
+            torch.cat([case[f"target/{copy}saliency_{side}_labels"] for copy in copies])
+            for side in ("pos", "neg")
+        )
+        usable = torch.ones_like(positive).bool()
+        output = method.run_rows(rows.batch)
+        total = method.total_loss(method.losses_of(output, rows, positive, negative, usable))
+        results = {"loss/total": Number(total, _NEAR, 1e-5)}
+        count = len(positive) // rows.copies
+        for i, copy in enumerate(copies):
+            part = _part(output, rows, i)
+            results |= self._targets(method, copy, *part)
+            results |= self._outputs(copy or "train.", *part)
+            chunk = slice(i * count, (i + 1) * count)
+            own = method.losses_of(*part, positive[chunk], negative[chunk], usable[chunk])
+            for theirs, ours in _LOSSES.items():
+                results[f"loss/{copy}{theirs}"] = Number(own[ours], _NEAR, 1e-5)
+            name = "loss/shift.weighted" if copy else "loss/weighted_main"
+            results[name] = Number(method.total_loss(own), _NEAR, 1e-5)
+        return results, total
+
+    def _inference(self, method: BMDETR, case: Case, batch: Batch, rows: TrainingRows) -> dict[str, Number]:
+        """Recomputes the outputs at inference and the windows that the released code derives from them."""
+        method.eval()
+        with torch.no_grad():
+            video, mask = rows.batch["video"][: len(batch["duration"])], batch["video_mask"]
+            frames = method.encoder.project_video(video)
+            answer = method(frames, mask, batch["query"], batch["query_mask"])
+        clip, clips = float(case.options["clip_length"]), case.options["max_v_l"]
+        longest = torch.clamp(batch["duration"], max=clips * clip)
+        post = detr.post_windows(answer.logits[-1], answer.spans[-1], longest, clip, clips)
+        return self._outputs("", answer, rows) | detr.compare_windows(post)
+
     def _batch(self, case: Case) -> tuple[Batch, dict[str, Number]]:
-        """Builds the contract's batch, and recomputes the inputs that follow from others."""
+        """Builds the batch, and recomputes the inputs that derive from others."""
         video, video_mask = case["input/src_vid"], case["input/src_vid_mask"] > 0
         duration = case["input/duration"]
         seconds = case["input/windows_sec"]
@@ -190,7 +201,7 @@ class BMDETRReleased(Released):
             "span_mask": span_mask,
             "duration": duration,
             "clip_seconds": clip_seconds,
-            "saliency": torch.zeros_like(video_mask, dtype=torch.float32),  # the pairs are given
+            "saliency": torch.zeros_like(video_mask, dtype=torch.float32),  # the case gives the pairs
             "saliency_mask": torch.zeros_like(video_mask),
         }
         raw = detr.normalise(case["input/raw_video"], case.options["video_source_dims"], self.normalise)
@@ -209,11 +220,13 @@ class BMDETRReleased(Released):
             results["input/shifted_vid_mask"] = Number(video_mask.float(), 0)
         return batch, results
 
-    def _targets(self, method: BMDETR, copy: str, output: Output, rows: Rows) -> dict[str, Number]:
+    def _targets(
+        self, method: BMDETR, copy: str, output: BMDETROutput, rows: TrainingRows
+    ) -> dict[str, Number]:
         """Recomputes the targets and the matching of one copy."""
         batch = rows.batch
         mask = batch["span_mask"]
-        targets = to_centre_width(method.extent.targets(batch["spans"], batch))
+        targets = to_centre_width(method.span_unit.targets(batch["spans"], batch))
         matched = pairs(*method.criterion.match(output.logits[-1], output.spans[-1], targets, mask))
         return {
             f"target/{copy}span_labels": Number(targets[mask], 1e-6),
@@ -225,8 +238,8 @@ class BMDETRReleased(Released):
             f"match/{copy}target": Number(matched[:, 2], 0),
         }
 
-    def _outputs(self, copy: str, output: Output, rows: Rows) -> dict[str, Number]:
-        """Lists the outputs of one pass under their keys."""
+    def _outputs(self, copy: str, output: BMDETROutput, rows: TrainingRows) -> dict[str, Number]:
+        """Returns the outputs of one pass by key."""
         assert output.frames is not None
         assert output.saliency is not None
         assert output.pooled is not None
@@ -254,8 +267,8 @@ class BMDETRReleased(Released):
         return {f"output/{copy}{name}": number for name, number in numbers.items()}
 
 
-def _part(output: Output, rows: Rows, copy: int) -> tuple[Output, Rows]:
-    """Cuts one copy out of the rows of a training step."""
+def _part(output: BMDETROutput, rows: TrainingRows, copy: int) -> tuple[BMDETROutput, TrainingRows]:
+    """Returns the output and the rows of one copy of a training step."""
     count = len(rows.inside) // rows.copies
     cut = slice(copy * count, (copy + 1) * count)
     encoded, frames = output.encoded, output.frames
@@ -263,12 +276,12 @@ def _part(output: Output, rows: Rows, copy: int) -> tuple[Output, Rows]:
     assert output.saliency is not None
     assert output.pooled is not None
     assert output.references is not None
-    part = Output(
+    part = BMDETROutput(
         output.logits[:, cut],
         output.spans[:, cut],
         encoded._replace(memory=encoded.memory[cut], mask=encoded.mask[cut], position=encoded.position[cut]),
         output.memory[cut],
-        Frames(
+        WeightedFrames(
             frames.positive[cut],
             None if frames.negative is None else frames.negative[cut],
             frames.joint[cut],
@@ -281,4 +294,4 @@ def _part(output: Output, rows: Rows, copy: int) -> tuple[Output, Rows]:
         output.references[:, cut],
     )
     batch: Batch = {key: value[cut] for key, value in rows.batch.items()}  # type: ignore[assignment,index]
-    return part, Rows(batch, rows.inside[cut], rows.margin_inside[cut], copies=1)
+    return part, TrainingRows(batch, rows.inside[cut], rows.margin_inside[cut], copies=1)

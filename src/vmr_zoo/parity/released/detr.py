@@ -1,4 +1,4 @@
-"""What the released codes of the Moment-DETR family share: names of weights and options, post-processing."""
+"""Shared by the adapters of the Moment-DETR family: names of weights and options, post-processing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vmr_zoo.spans import to_start_end
 
 
 def _projection(match: re.Match[str]) -> str:
-    """Names a part of an input projection: LayerNorm, dropout, Linear and ReLU take four places a layer."""
+    """Names a part of an input projection, whose layers are LayerNorm, dropout, Linear and ReLU."""
     kind = {"txt": "query", "vid": "video"}[match[1]]
     place = 4 * int(match[2]) + (0 if match[3] == "LayerNorm" else 2)
     return f"encoder.project_{kind}.{place}.{match[4]}"
@@ -67,7 +67,7 @@ ANCHOR_DECODER_NAMES: list[tuple[str, Replacement]] = [
     (r"transformer\.decoder\.ref_anchor_head\.(.*)", r"decoder.width_head.\1"),
     (r"query_embed\.weight", r"decoder.anchors.weight"),
 ]
-"""The decoder that starts from learnable spans."""
+"""Weights of the decoder with learnable spans."""
 UNUSED = {r"txt_position_embed\..*": NEVER_USED}
 
 SHARED_SETTINGS = {
@@ -93,7 +93,7 @@ SHARED_SETTINGS = {
     "label_loss_coef": "training.loss_weights.label",
     "lw_saliency": "training.loss_weights.margin",
 }
-"""The authors' option, and the key of `method` that it sets."""
+"""Key below `method` by the authors' option."""
 
 _ONLY = {"pre_norm": False, "use_txt_pos": False, "span_loss_type": "l1", "position_embedding": "sine"}
 
@@ -105,15 +105,15 @@ def settings(
 
     Args:
         options: the authors' options by name.
-        names: which key of `method` each sets, dotted.
-        also: options that have to be there besides.
+        names: dotted key below `method` by option.
+        also: other options that must be present.
 
     Returns:
-        Values by dotted key of `method`.
+        Values by dotted key below `method`.
 
     Raises:
-        VmrError: if an option is missing, or has a value that no released script uses and we do not
-            implement.
+        VmrError: if an option is missing, or has a value that we do not implement (no released script uses
+            it).
     """
     missing = sorted({*names, *also} - options.keys())
     if missing:
@@ -123,27 +123,27 @@ def settings(
     for option, only in _ONLY.items():
         if options.get(option, only) != only:
             raise VmrError(
-                f"The authors' option {option} is {options[option]}; vmr_zoo implements {only} only, which "
-                "is what every released script uses."
+                f"The authors' option {option} is {options[option]}; vmr_zoo implements only {only}, which "
+                "all released scripts use."
             )
     return {key: options[option] for option, key in names.items()}
 
 
 def video_dim(weights: Mapping[str, Tensor]) -> int:
-    """Reads the width of the video features, less the two columns of TEF, off the first LayerNorm."""
+    """Reads the width of the video features, without the two channels of TEF, from the first LayerNorm."""
     return len(weight_of(weights, "input_vid_proj.0.LayerNorm.weight")) - 2
 
 
 def query_dim(weights: Mapping[str, Tensor]) -> int:
-    """Reads the width of the token features off the first LayerNorm."""
+    """Reads the width of the token features from the first LayerNorm."""
     return len(weight_of(weights, "input_txt_proj.0.LayerNorm.weight"))
 
 
 def weight_of(weights: Mapping[str, Tensor], name: str) -> Tensor:
-    """Returns one of the authors' weights, of which a size is read.
+    """Returns one of the authors' weights.
 
     Raises:
-        VmrError: if there is none of that name.
+        VmrError: if the checkpoint has no weight of that name.
     """
     if name not in weights:
         raise VmrError(f"The checkpoint has no weight '{name}': it is not of the Moment-DETR family.")
@@ -153,14 +153,14 @@ def weight_of(weights: Mapping[str, Tensor], name: str) -> Tensor:
 def post_windows(
     logits: Tensor, spans: Tensor, seconds: Tensor, clip_seconds: float, max_clips: int
 ) -> NDArray[np.float64]:
-    """Answers as the released inference does: sort, four decimals, clamp, nearest multiple of a clip.
+    """Ranks windows as the released inference: sort, four decimals, clamp, nearest multiple of a clip.
 
     Args:
         logits: (B, M, 2), index 0 = foreground.
         spans: (B, M, 2) centre and width.
-        seconds: (B,) what a span of 1 stands for.
+        seconds: (B,) length of a span of 1.
         clip_seconds: seconds per clip.
-        max_clips: the most clips that are read.
+        max_clips: maximum number of clips read.
 
     Returns:
         (B, M, 3) start in seconds, end in seconds, score.
@@ -172,7 +172,7 @@ def post_windows(
 def rounded_windows(
     logits: Tensor, spans: Tensor, seconds: Tensor, rounding: Rounding
 ) -> NDArray[np.float64]:
-    """As `post_windows`, with any rounding of the times."""
+    """Ranks windows, (B, M, 3) start, end and score, with the given rounding of the times."""
     scores = logits.softmax(-1)[..., 0]
     order = scores.argsort(dim=1, descending=True, stable=True)
     ends = to_start_end(spans) * seconds[:, None, None]
@@ -185,7 +185,7 @@ def rounded_windows(
 def compare_windows(
     post: NDArray[np.float64], key: str = "output/post_windows", seconds: float = 1e-6
 ) -> dict[str, Number]:
-    """Compares windows: times to `seconds`, scores (rounded to four decimals) to one such step."""
+    """Tolerances of windows: `seconds` for times, one step of the four decimals for scores."""
     tolerance = torch.tensor([seconds, seconds, 1.5e-4], dtype=torch.float64)
     return {key: Number(torch.from_numpy(post), tolerance)}
 
@@ -193,12 +193,12 @@ def compare_windows(
 def normalise(
     raw: Tensor, dims: Sequence[int], one: Callable[[NDArray[np.float32]], NDArray[np.float32]]
 ) -> Tensor:
-    """Normalises each feature source apart.
+    """Normalises each feature source separately.
 
     Args:
         raw: (B, L, sum of dims), sources side by side.
         dims: the width of each source.
-        one: normalises the vectors of one source.
+        one: normalises the vectors of a single source.
 
     Returns:
         (B, L, sum of dims).
@@ -222,15 +222,15 @@ _DATA = {
 
 
 def data(options: Mapping[str, Any]) -> str:
-    """Names our data set for the authors' option dset_name.
+    """Returns our data set for the authors' option dset_name.
 
     Raises:
-        VmrError: if none corresponds.
+        VmrError: if conf/data has no such data set.
     """
     name = str(options.get("dset_name"))
     if name not in _DATA:
         raise VmrError(
-            f"The checkpoint was trained on dset_name={name}, which no data set of vmr_zoo corresponds to. "
+            f"The checkpoint was trained on dset_name={name}, which corresponds to no data set of vmr_zoo. "
             "Name the data set: data=…"
         )
     return _DATA[name]

@@ -1,34 +1,25 @@
-"""EMB's released code (Raymond-sci/EMB, commit a81e57a): its names, optimiser and golden cases."""
+"""Adapter of EMB's released code (Raymond-sci/EMB, commit a81e57a): names, options and golden cases."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from vmr_zoo.blocks.proposal_branch import Proposals
-from vmr_zoo.blocks.span_predictor import rank_spans
+from vmr_zoo.blocks.span_predictor import Proposals, span_to_indices
 from vmr_zoo.errors import VmrError
-from vmr_zoo.losses.boundary import (
-    choose_proposal,
-    endpoint_sets,
-    highlight_labels,
-    proposal_times,
-    ranking_targets,
-    span_to_indices,
-)
 from vmr_zoo.methods.base import Method
-from vmr_zoo.methods.emb import EMB, Output
+from vmr_zoo.methods.emb import EMB, EMBOutput, choose_proposal
 from vmr_zoo.parity.case import Case, Number, Released
 from vmr_zoo.parity.weights import WeightNames
 from vmr_zoo.spans import iou
 from vmr_zoo.types import Batch
 
-# The frame branch's stages are f2f, f2w, v2v, the proposals' p2p, p2w, s2s; words are attended on either
-# side.
+# Attention stages: the frames' are f2f, f2w, v2v, the proposals' p2p, p2w, s2s; the others are the words'.
 _SEQUENCE = {
     "f2f": "branch.exchange.units.self",
     "f2w": "branch.exchange.units.cross",
@@ -59,17 +50,17 @@ def _lstm(match: re.Match[str]) -> str:
 
 
 class _Names(WeightNames):
-    """EMB writes Linear layers as convolutions of width 1, and time x columns as a 2D convolution."""
+    """EMB implements Linear layers as convolutions of width 1, and time x columns as a 2D convolution."""
 
     @staticmethod
     def restore(name: str, weight: Tensor, like: Tensor) -> Tensor:
-        """Brings a weight of ours, by our name, back into the shape of the authors'."""
+        """Reshapes one of our weights, by our name, to the authors' shape."""
         if name.endswith("depthwise.weight"):
             weight = weight.transpose(1, 2)
         return weight.reshape(like.shape)
 
     def keep(self, name: str, weight: Tensor) -> Tensor:
-        """Brings an authors' weight into the shape of ours."""
+        """Reshapes one of the authors' weights to our shape; `name` is our name."""
         if name.endswith("depthwise.weight"):
             return weight.squeeze(1).transpose(1, 2)
         while weight.dim() > 2 and weight.shape[-1] == 1:
@@ -107,82 +98,20 @@ NAMES = _Names(
     ],
     unused={
         r"embedding_net\.word_emb\..*": (
-            "words come as features: serve the authors' vectors, which are GloVe 840B as it is "
+            "words are features here: use the authors' vectors, unmodified GloVe 840B "
             "(features/query=glove features.query.file=TABLE.npz features.query.normalise=false); words "
-            "that it lacks are skipped, where the authors' code has one trained vector for all of them"
+            "without a vector are skipped, whereas the authors' code trains one vector for all of them"
         ),
-        r"embedding_net\.char_emb\..*": "the authors' code discards what it computes of the characters",
-        r"position\.pe": "it holds sines, not weights",
+        r"embedding_net\.char_emb\..*": "the authors' code discards the output of its character CNN",
+        r"position\.pe": "it contains sines, not weights",
     },
 )
 
 
-class AdamW(torch.optim.Optimizer):
-    """AdamW as transformers 4.11 had it: epsilon before bias correction, weight decay after the step."""
-
-    def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float = 5e-4,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-6,
-        weight_decay: float = 0.01,
-    ) -> None:
-        """Keeps the defaults for all groups.
-
-        Args:
-            params: parameters or groups.
-            lr: learning rate.
-            betas: of the running means of gradient and squared gradient.
-            eps: added to the root of the squared gradient's mean.
-            weight_decay: share of a weight, times the learning rate, that a step takes off.
-        """
-        # As a configuration gives them, they would make a checkpoint that `weights_only` refuses.
-        defaults = {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay}
-        super().__init__(params, defaults)
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Takes one step and returns the closure's loss, if there is a closure."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            weights = [p for p in group["params"] if p.grad is not None]
-            if not weights:
-                continue
-            for weight in weights:
-                state = self.state[weight]
-                if not state:
-                    state["step"] = 0
-                    state["mean"], state["square"] = torch.zeros_like(weight), torch.zeros_like(weight)
-                state["step"] += 1
-            grads = [p.grad for p in weights]
-            means = [self.state[p]["mean"] for p in weights]
-            squares = [self.state[p]["square"] for p in weights]
-            beta1, beta2 = group["betas"]
-            torch._foreach_lerp_(means, grads, 1 - beta1)
-            torch._foreach_mul_(squares, beta2)
-            torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
-            roots = torch._foreach_sqrt(squares)
-            torch._foreach_add_(roots, group["eps"])
-            sizes = [
-                -group["lr"]
-                * (1 - beta2 ** self.state[p]["step"]) ** 0.5
-                / (1 - beta1 ** self.state[p]["step"])
-                for p in weights
-            ]
-            torch._foreach_addcdiv_(weights, means, roots, sizes)
-            if group["weight_decay"]:
-                torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
-        return loss
-
-
-# What the weights' shapes do not tell; an option that a checkpoint does not name has the recipe's value.
+# Options that the weights' shapes do not determine; an absent option keeps the recipe's value.
 _SETTINGS = {
-    "drop_rate": "dropout",
-    "num_heads": "branch.heads",
+    "drop_rate": "network.dropout",
+    "num_heads": "network.heads",
     "proposal_downscale": "proposals.block",
     "min_iou": "boundary.rank_low",
     "max_iou": "boundary.rank_high",
@@ -202,11 +131,28 @@ _ONLY = {
 }
 _DATA = {"charades": "charades_sta", "activitynet": "activitynet", "tacos": "tacos"}
 
-# The notes beside the cases: outputs and losses 1e-4, gradients 2e-4, indices and sets exact. After three
-# steps of Adam, whose first ones are near the sign of the gradient, an entry may be off by what that
-# gradient's noise makes.
+# From the notes beside the cases: outputs and losses 1e-4, gradients 2e-4, indices and sets exact. The first
+# steps of Adam are near the sign of the gradient, so its noise may move a weight: 2e-5 after three steps.
 _OUTPUT, _GRADIENT, _STEPPED = 1e-4, 2e-4, 2e-5
 _UNKNOWN_WORD = "embedding_net.word_emb.unk_vec"
+
+
+class _Run(NamedTuple):
+    """One forward pass on a case.
+
+    Attributes:
+        batch: the inputs.
+        output: of the network.
+        proposals: scored.
+        modules: arguments and output of every module, by name.
+        grid: rearranges (B, P, ...) of the cells i <= j to the authors' N x N cells, others zero.
+    """
+
+    batch: Batch
+    output: EMBOutput
+    proposals: Proposals
+    modules: dict[str, tuple[Any, Any]]
+    grid: Callable[[Tensor], Tensor]
 
 
 class EMBReleased(Released):
@@ -215,12 +161,12 @@ class EMBReleased(Released):
     names = NAMES
 
     def settings(self, options: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict[str, Any]:
-        """See `Released.settings`."""
+        """Derives settings from the authors' options and the shapes of their weights."""
         for option, only in _ONLY.items():
             if options.get(option, only) != only:
                 raise VmrError(
-                    f"The authors' option {option} is {options[option]}; vmr_zoo implements {only} only, "
-                    "which is what EMB's released code always uses."
+                    f"The authors' option {option} is {options[option]}, but vmr_zoo implements only {only}, "
+                    "the value that EMB's released code always uses."
                 )
         shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
         try:
@@ -231,120 +177,141 @@ class EMBReleased(Released):
         except (KeyError, ValueError) as error:
             raise VmrError(f"These are not the weights of EMB's released network: {error}.") from error
         sizes = {
-            "dim": dim,
+            "network.dim": dim,
             "video_dim": video_dim,
             "query_dim": query_dim,
             "branch.guide_kernel": kernel,
-            "max_snippets": longest,
+            "snippets.max_snippets": longest,
         }
         return sizes | {key: options[option] for option, key in _SETTINGS.items() if option in options}
 
     def data(self, options: Mapping[str, Any]) -> str:
-        """See `Released.data`."""
+        """Returns the data set that a checkpoint was trained on."""
         task = str(options.get("task"))
         if task not in _DATA:
             raise VmrError(
-                f"EMB's option 'task' names the data set of a checkpoint; expected {', '.join(_DATA)}, "
-                f"found {task}. EMB writes its options beside the checkpoint, in configs.json: put that "
-                "file back, or name the data set: data=…"
+                f"EMB's option 'task' is the data set of a checkpoint: expected {', '.join(_DATA)}, found "
+                f"{task}. EMB writes its options to configs.json beside the checkpoint: restore that file or "
+                "set the data set, data=…"
             )
         return _DATA[task]
 
     def recompute(self, method: Method, case: Case) -> dict[str, Number]:
-        """See `Released.recompute`."""
+        """Recomputes a case."""
         assert isinstance(method, EMB)
-        assert method.proposals is not None
         unknown_word = nn.Parameter(case[f"param/{_UNKNOWN_WORD}"].clone())
-        batch = self._batch(case, unknown_word)
-        mask, word_mask = batch["video_mask"], batch["query_mask"]
-        frames, tokens = mask.unsqueeze(-1), word_mask.unsqueeze(-1)
-        length = mask.sum(1)
+        run = self._run(method, self._batch(case, unknown_word))
+        moment = span_to_indices(run.batch["spans"][:, 0], run.output.mask)
+        results = (
+            self._inputs_and_targets(method, case, run, moment)
+            | self._outputs(method, run, moment)
+            | self._intermediates(run)
+            | self._attention_stages(run)
+        )
+        for threshold in case.options["thresholds"]:
+            results |= self._at_threshold(method, run, moment, threshold)
+        return results | self._training(method, case, run, unknown_word)
 
+    @classmethod
+    def _run(cls, method: EMB, batch: Batch) -> _Run:
         method.train()
-        seen: dict[str, tuple[Any, Any]] = {}
+        modules: dict[str, tuple[Any, Any]] = {}
         handles = [
             module.register_forward_hook(
-                lambda _, given, out, name=name: seen.__setitem__(name, (given, out))
+                lambda _, given, out, name=name: modules.__setitem__(name, (given, out))
             )
             for name, module in method.named_modules()
         ]
-        output, proposals = self._forward(method, batch)
+        output = method(batch)
+        proposals = method.score_proposals(output, batch)
+        assert proposals is not None
         for handle in handles:
             handle.remove()
+        return _Run(batch, output, proposals, modules, cls._grid(proposals))
 
-        grid = self._grid(proposals)
-        present = grid(proposals.mask)
-        cells = present.unsqueeze(-1)
-        logits = output.located.logits
-        start, end = method.curves(output)
-        spans, _ = rank_spans(start, end, mask, 1, method.nms_iou)
-        indices = (spans[:, 0] * length[:, None]).round().long() - torch.tensor([0, 1])
-        seconds = spans[:, 0] * batch["duration"][:, None]
-        moment = span_to_indices(batch["spans"][:, 0], mask)
-        scores = grid(proposals.logits.sigmoid() * proposals.mask)
-        times = proposal_times(proposals.bounds, mask)
-        targets = ranking_targets(
-            times, batch["spans"][:, 0], method.boundary.rank_low, method.boundary.rank_high
-        )
-        results = {
-            "input/query_mask": Number(word_mask, 0),
-            "input/video_mask": Number(
-                torch.arange(mask.shape[1]) < case["input/video_lengths"].unsqueeze(1), 0
-            ),
+    @staticmethod
+    def _inputs_and_targets(method: EMB, case: Case, run: _Run, moment: Tensor) -> dict[str, Number]:
+        batch, mask, proposals = run.batch, run.output.mask, run.proposals
+        times = proposals.times(mask)
+        targets = method.boundary.ranking_targets(times, batch["spans"][:, 0])
+        seconds = times * batch["duration"][:, None, None] * proposals.mask.unsqueeze(-1)
+        video_mask = torch.arange(mask.shape[1]) < case["input/video_lengths"].unsqueeze(1)
+        return {
+            "input/query_mask": Number(batch["query_mask"], 0),
+            "input/video_mask": Number(video_mask, 0),
             "target/start_index": Number(moment[:, 0], 0),
             "target/end_index": Number(moment[:, 1], 0),
-            "target/proposal_time": Number(
-                grid(times * batch["duration"][:, None, None] * proposals.mask.unsqueeze(-1)), _OUTPUT
-            ),
-            "target/rank_target": Number(grid(targets * proposals.mask), _OUTPUT),
+            "target/proposal_time": Number(run.grid(seconds), _OUTPUT),
+            "target/rank_target": Number(run.grid(targets * proposals.mask), _OUTPUT),
+        }
+
+    @classmethod
+    def _outputs(cls, method: EMB, run: _Run, moment: Tensor) -> dict[str, Number]:
+        mask, proposals, grid = run.output.mask, run.proposals, run.grid
+        logits = run.output.video.logits
+        start, end = method.endpoint_probabilities(run.output)
+        spans, _ = replace(method.ranking, answers=1)(start, end, mask)
+        indices = (spans[:, 0] * mask.sum(1)[:, None]).round().long() - torch.tensor([0, 1])
+        seconds = spans[:, 0] * run.batch["duration"][:, None]
+        return {
             "output/start_logits": Number(logits.start, _OUTPUT),
             "output/end_logits": Number(logits.end, _OUTPUT),
             "output/start_prob": Number(start, _OUTPUT),
             "output/end_prob": Number(end, _OUTPUT),
             "output/highlight": Number(logits.highlight.sigmoid(), _OUTPUT),
             "output/proposal_bounds": Number(grid(proposals.bounds * proposals.mask.unsqueeze(-1)), 0),
-            "output/proposal_scores": Number(scores, _OUTPUT),
-            "output/proposal_mask": Number(present, 0),
+            "output/proposal_scores": Number(grid(proposals.logits.sigmoid() * proposals.mask), _OUTPUT),
+            "output/proposal_mask": Number(grid(proposals.mask), 0),
             "output/pred_start_index": Number(indices[:, 0], 0),
             "output/pred_end_index": Number(indices[:, 1], 0),
             "output/pred_start_time": Number(seconds[:, 0], _OUTPUT),
             "output/pred_end_time": Number(seconds[:, 1], _OUTPUT),
-            "mid/query_embedding": Number(seen["query_projection"][1], _OUTPUT, where=tokens),
-            "mid/video_projection": Number(seen["video_projection"][1], _OUTPUT, where=frames),
-            "mid/proposal_features": Number(grid(seen["proposals.exchange.guides.self"][0][2]), _OUTPUT),
-            "mid/fuser1_cq_attention": Number(
-                seen["branch.predictor.fusion.attention"][1], _OUTPUT, where=frames
-            ),
-            "mid/fuser1_pooled_query": Number(seen["branch.predictor.fusion.sentence"][1], _OUTPUT),
-            "mid/fuser1_output_before_relu": Number(seen["branch.predictor.joint"][1], _OUTPUT, where=frames),
-            "mid/fuser1_output": Number(seen["branch.predictor.joint"][1].relu(), _OUTPUT, where=frames),
-            "mid/fuser2_output": Number(grid(seen["proposals.joint"][1].relu()), _OUTPUT, where=cells),
-            "mid/lstm_start": Number(
-                seen["branch.predictor.endpoints.start_linear"][1], _OUTPUT, where=frames
-            ),
-            "mid/lstm_end": Number(seen["branch.predictor.endpoints.end_linear"][1], _OUTPUT, where=frames),
-        }
-        for stage, name in _SEQUENCE.items():
-            out = seen[name][1]
-            proposal_side = ".units." in name and name.startswith("proposals")
-            if proposal_side:
-                results[f"mid/encoder_{stage}"] = Number(grid(out), _OUTPUT, where=cells)
-            else:
-                valid = tokens if "word_units" in name else frames
-                results[f"mid/encoder_{stage}"] = Number(out, _OUTPUT, where=valid)
-            if (guide := name.replace("units", "guides")) in seen and "word_units" not in name:
-                columns, guided = seen[guide]
-                stacked = torch.stack(columns, -1)
-                if proposal_side:
-                    results[f"mid/guide_input_{stage}"] = Number(grid(stacked), _OUTPUT)
-                else:
-                    results[f"mid/guide_input_{stage}"] = Number(stacked, _OUTPUT)
-                    results[f"mid/guided_{stage}"] = Number(guided, _OUTPUT, where=frames)
+        } | cls._elastic_answer(method, run, indices, moment)
 
-        results |= self._elastic_answer(indices, moment, proposals, mask)
-        for threshold in case.options["thresholds"]:
-            results |= self._at_threshold(method, output, batch, proposals, moment, threshold)
-        return results | self._training(method, case, batch, output, unknown_word)
+    @staticmethod
+    def _intermediates(run: _Run) -> dict[str, Number]:
+        frames, tokens = run.output.mask.unsqueeze(-1), run.batch["query_mask"].unsqueeze(-1)
+        cells = run.grid(run.proposals.mask).unsqueeze(-1)
+        of_frames = {
+            "mid/video_projection": "video_projection",
+            "mid/fuser1_cq_attention": "branch.predictor.fusion.attention",
+            "mid/fuser1_output_before_relu": "branch.predictor.joint",
+            "mid/lstm_start": "branch.predictor.endpoints.start_linear",
+            "mid/lstm_end": "branch.predictor.endpoints.end_linear",
+        }
+        results = {
+            key: Number(run.modules[name][1], _OUTPUT, where=frames) for key, name in of_frames.items()
+        }
+        joint, proposal_joint = (run.modules[name][1] for name in _JOINT.values())
+        features = run.modules["proposals.exchange.guides.self"][0][2]
+        return results | {
+            "mid/query_embedding": Number(run.modules["query_projection"][1], _OUTPUT, where=tokens),
+            "mid/proposal_features": Number(run.grid(features), _OUTPUT),
+            "mid/fuser1_pooled_query": Number(run.modules["branch.predictor.fusion.sentence"][1], _OUTPUT),
+            "mid/fuser1_output": Number(joint.relu(), _OUTPUT, where=frames),
+            "mid/fuser2_output": Number(run.grid(proposal_joint.relu()), _OUTPUT, where=cells),
+        }
+
+    @staticmethod
+    def _attention_stages(run: _Run) -> dict[str, Number]:
+        frames, tokens = run.output.mask.unsqueeze(-1), run.batch["query_mask"].unsqueeze(-1)
+        cells = run.grid(run.proposals.mask).unsqueeze(-1)
+        results = {}
+        for stage, name in _SEQUENCE.items():
+            output = run.modules[name][1]
+            if "word_units" in name:
+                results[f"mid/encoder_{stage}"] = Number(output, _OUTPUT, where=tokens)
+                continue
+            columns, guided = run.modules[name.replace("units", "guides")]
+            stacked = torch.stack(columns, -1)
+            if name.startswith("proposals"):
+                results[f"mid/encoder_{stage}"] = Number(run.grid(output), _OUTPUT, where=cells)
+                results[f"mid/guide_input_{stage}"] = Number(run.grid(stacked), _OUTPUT)
+            else:
+                results[f"mid/encoder_{stage}"] = Number(output, _OUTPUT, where=frames)
+                results[f"mid/guide_input_{stage}"] = Number(stacked, _OUTPUT)
+                results[f"mid/guided_{stage}"] = Number(guided, _OUTPUT, where=frames)
+        return results
 
     @staticmethod
     def _batch(case: Case, unknown_word: Tensor) -> Batch:
@@ -355,7 +322,7 @@ class EMBReleased(Released):
                 case["param/embedding_net.word_emb.glove_vec"],
             )
         )
-        case["input/char_ids"]  # given, and ignored by the authors' network too
+        case["input/char_ids"]  # an input that the authors' network ignores too
         words, duration = case["input/word_ids"], case["input/durations"]
         spans = (case["target/moments_time"] / duration.unsqueeze(1)).unsqueeze(1)
         video = case["input/video_features"]
@@ -372,32 +339,23 @@ class EMBReleased(Released):
         }
 
     @staticmethod
-    def _forward(method: EMB, batch: Batch) -> tuple[Output, Proposals]:
-        output = method(batch)
-        proposals = method.rank_proposals(output, batch)
-        assert proposals is not None
-        return output, proposals
-
-    @staticmethod
     def _grid(proposals: Proposals) -> Callable[[Tensor], Tensor]:
-        """Returns what lays (B, P, ...) of the cells i <= j out as the authors' N x N cells, others zero."""
         blocks = int(((8 * proposals.mask.shape[1] + 1) ** 0.5 - 1) / 2)
         first, last = torch.triu_indices(blocks, blocks)
 
-        def lay(x: Tensor) -> Tensor:
+        def rearrange(x: Tensor) -> Tensor:
             out = x.new_zeros(len(x), blocks * blocks, *x.shape[2:])
             out[:, first * blocks + last] = x
             return out
 
-        return lay
+        return rearrange
 
     @staticmethod
-    def _elastic_answer(
-        answer: Tensor, moment: Tensor, proposals: Proposals, mask: Tensor
-    ) -> dict[str, Number]:
-        """Widens the answer as training widens annotations, by the best proposal, however far away."""
-        chosen = choose_proposal(proposals.logits, proposals.bounds, proposals.mask, answer, 0.0)
-        starts, ends = endpoint_sets(answer, chosen, mask.shape[1], "one_more")
+    def _elastic_answer(method: EMB, run: _Run, answer: Tensor, moment: Tensor) -> dict[str, Number]:
+        """Widens the answer as training widens annotations, by the best proposal at any distance."""
+        mask = run.output.mask
+        chosen = choose_proposal(run.proposals, answer, 0.0)
+        starts, ends = method.boundary.endpoint_sets(answer, chosen, mask.shape[1])
         index = torch.arange(mask.shape[1])
         first, last = index.unsqueeze(1), index
         cells = torch.stack(torch.broadcast_tensors(first, last + 1), -1).float()
@@ -412,16 +370,12 @@ class EMBReleased(Released):
         }
 
     @staticmethod
-    def _at_threshold(
-        method: EMB, output: Output, batch: Batch, proposals: Proposals, moment: Tensor, threshold: float
-    ) -> dict[str, Number]:
-        boundary, mask = method.boundary, output.mask
-        chosen = choose_proposal(proposals.logits, proposals.bounds, proposals.mask, moment, threshold)
-        starts, ends = endpoint_sets(moment, chosen, mask.shape[1], boundary.end_set)
-        labels = highlight_labels(
-            moment, chosen, mask, boundary.highlight_end, boundary.end_set, boundary.extension
-        )
-        losses = method.losses_of(output, batch, threshold)
+    def _at_threshold(method: EMB, run: _Run, moment: Tensor, threshold: float) -> dict[str, Number]:
+        boundary, mask = method.boundary, run.output.mask
+        chosen = choose_proposal(run.proposals, moment, threshold)
+        starts, ends = boundary.endpoint_sets(moment, chosen, mask.shape[1])
+        labels = boundary.highlight_labels(moment, chosen, mask)
+        losses = method.losses_of(run.output, run.batch, threshold)
         tag = f"@thr{threshold:.2f}"
         return {
             f"output/pseudo_bound_exclusive_end{tag}": Number(chosen + torch.tensor([0, 1]), 0),
@@ -433,10 +387,8 @@ class EMBReleased(Released):
             f"loss/total{tag}": Number(method.total_loss(losses), _OUTPUT),
         }
 
-    def _training(
-        self, method: EMB, case: Case, batch: Batch, output: Output, unknown_word: nn.Parameter
-    ) -> dict[str, Number]:
-        """Gradients, and three steps on the same batch; the vector of unknown words is trained along."""
+    def _training(self, method: EMB, case: Case, run: _Run, unknown_word: nn.Parameter) -> dict[str, Number]:
+        """Computes gradients and takes three steps on the batch; also trains the vector of unknown words."""
         options = case.options
         parameters = dict(method.named_parameters())
         optimizer = method.build_optimizer()
@@ -447,8 +399,8 @@ class EMBReleased(Released):
         results: dict[str, Number] = {}
         totals, rates = [], []
         for step in range(4):
-            current = output if step == 0 else self._forward(method, self._batch(case, unknown_word))[0]
-            losses = method.losses_of(current, batch, options["main_threshold"])
+            current = run.output if step == 0 else method(self._batch(case, unknown_word))
+            losses = method.losses_of(current, run.batch, options["main_threshold"])
             total = method.total_loss(losses)
             totals.append(total.detach())
             if step == 3:
@@ -492,7 +444,7 @@ class EMBReleased(Released):
             if name == _UNKNOWN_WORD:
                 value = unknown_word
             elif (own := self.names.ours(name)) is None:
-                # Weights that are never used have no gradient, and no step moves them.
+                # Unused weights have no gradient and stay.
                 value = case[f"param/{name}"] if prefix == "after3" else None
             else:
                 found = ours[own]

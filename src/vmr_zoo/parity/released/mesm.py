@@ -13,8 +13,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from vmr_zoo.errors import VmrError
 from vmr_zoo.methods.base import Method
-from vmr_zoo.methods.mesm import MESM, Masking
-from vmr_zoo.methods.qd_detr import QDDETR, Output, Read
+from vmr_zoo.methods.mesm.frame_word import WordMasking
+from vmr_zoo.methods.mesm.method import MESM
+from vmr_zoo.methods.qd_detr.method import QDDETR, MarginPairs, ProjectedInputs, QDDETROutput
 from vmr_zoo.metrics.settings import Rounding
 from vmr_zoo.parity.case import Case, Number, Released, gradients
 from vmr_zoo.parity.released import detr, qd_detr
@@ -32,20 +33,18 @@ from vmr_zoo.spans import to_centre_width
 from vmr_zoo.types import Batch
 
 _SETTINGS = {
-    "hidden_dim": "dim",
-    "nheads": "heads",
-    "dim_feedforward": "feedforward_dim",
-    "t2v_layers": "aligner_layers",
-    "enc_layers": "encoder_layers",
-    "dec_layers": "decoder_layers",
-    "num_queries": "queries",
-    "n_input_proj": "projection_layers",
-    "dropout": "dropout",
-    "input_dropout": "input_dropout",
-    "rank_coef": "rank_divisor",
-    "saliency_margin": "margin",
-    "iou_gamma": "contrast.gamma",
-    "recss_tau": "contrast.temperature",
+    "hidden_dim": "network.dim",
+    "nheads": "network.heads",
+    "dim_feedforward": "network.feedforward_dim",
+    "t2v_layers": "aligner.layers",
+    "enc_layers": "network.encoder_layers",
+    "dec_layers": "network.decoder_layers",
+    "num_queries": "network.queries",
+    "n_input_proj": "network.projection_layers",
+    "dropout": "network.dropout",
+    "input_dropout": "network.input_dropout",
+    "rank_coef": "saliency.rank_divisor",
+    "saliency_margin": "saliency.margin",
     "aux_loss": "criterion.every_layer",
     "eos_coef": "criterion.background_weight",
     "set_cost_span": "criterion.cost_l1",
@@ -59,11 +58,13 @@ _SETTINGS = {
 }
 _ALSO = (
     "dataset_name",
+    "iou_gamma",
     "loss_recfw_coef",
     "loss_recss_coef",
     "loss_saliency_coef",
     "num_recfw_layers",
     "num_recss_layers",
+    "recss_tau",
     "share_MLP",
     "use_triplet",
 )
@@ -98,11 +99,11 @@ class MESMReleased(Released):
     )
 
     def __init__(self, normalise: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]) -> None:
-        """Takes the data side's normalisation of word features, which the cases hold raw."""
+        """Takes the data package's normalisation of word features; the cases store raw ones."""
         self.normalise = normalise
 
     def settings(self, options: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict[str, Any]:
-        """See `Released.settings`."""
+        """Translates the options; FW-MESM or SS-MESM is null where the options turn it off."""
         settings = detr.settings(options, _SETTINGS, also=_ALSO)
         settings |= qd_detr.saliency_weights(options["loss_saliency_coef"])
         if not options["use_triplet"]:
@@ -110,20 +111,33 @@ class MESMReleased(Released):
         words, sentences = options.get("rec_fw", True), options.get("rec_ss", True)
         names = qd_detr.unused_with(type(self).names, options["dec_layers"])
         self.names = names if words else replace(names, unused=names.unused | _NO_WORDS_UNUSED)
-        return settings | {
+        frame_word: dict[str, Any] = {"frame_word": None}
+        if words:
+            frame_word = {
+                "frame_word.layers": options["num_recfw_layers"],
+                "frame_word.vocabulary": len(detr.weight_of(weights, "output_txt_proj.1.bias")) - 1,
+                "frame_word.separate_tail": not options["share_MLP"],
+            }
+        segment_sentence: dict[str, Any] = {"segment_sentence": None}
+        if sentences:
+            segment_sentence = {
+                "segment_sentence.layers": options["num_recss_layers"],
+                "segment_sentence.contrast.gamma": options["iou_gamma"],
+                "segment_sentence.contrast.temperature": options["recss_tau"],
+            }
+        return {
+            **settings,
+            **frame_word,
+            **segment_sentence,
             "video_dim": detr.video_dim(weights),
             "query_dim": detr.query_dim(weights),
-            "frame_word_layers": options["num_recfw_layers"] if words else None,
-            "generator_layers": options["num_recss_layers"] if sentences else None,
-            "vocabulary": len(detr.weight_of(weights, "output_txt_proj.1.bias")) - 1 if words else 1,
             "moment_clips": "rated" if options["dataset_name"] == "qvhighlights" else "inclusive",
-            "separate_tail": not options["share_MLP"],
             "training.loss_weights.word_reconstruction": options["loss_recfw_coef"] if words else None,
             "training.loss_weights.segment_contrast": options["loss_recss_coef"] if sentences else None,
         }
 
     def data(self, options: Mapping[str, Any]) -> str:
-        """See `Released.data`."""
+        """Names our data set for the authors' option dataset_name."""
         name = str(options.get("dataset_name")).lower()
         if name not in _DATA:
             raise VmrError(
@@ -133,44 +147,42 @@ class MESMReleased(Released):
         return _DATA[name]
 
     def recompute(self, method: Method, case: Case) -> dict[str, Number]:
-        """See `Released.recompute`; tolerances from the notes beside the cases."""
+        """Recomputes a case; the tolerances come from the notes beside the cases."""
         assert isinstance(method, MESM)
         options = case.options
         batch, groups, results = self._batch(method, case)
         masking = _masking(method, case)
-        negatives, pairs = case["input/neg_index"], _margin_pairs(method, case)
+        negatives, margin_pairs = case["input/neg_index"], _margin_pairs(method, case)
+        exists = torch.ones_like(negatives, dtype=torch.bool)
         multiple = options["clip_len"] if options["clip_len"] > 0 else None
         rounding = Rounding(decimals=4, clamp=(0, options["max_ts_val"]), multiple_of=multiple)
 
-        # The case holds the network with its masks mended too; that one first, it leaves no gradients behind.
-        for group, kind in (("_fixmask", "own_row"), ("", "head_order")):
+        # The case also holds the network with fixed masks. It runs first and leaves no gradients behind.
+        for group, kind in qd_detr.PASSES:
             qd_detr.set_padding_mask(method, kind)
             method.train()
-            read = _read(method, batch, groups)
-            output = method.run(read, negatives)
-            exists = torch.ones_like(negatives, dtype=torch.bool)
-            # Sentences of one video are told by the group: QVHighlights joins several clips to a video.
-            losses = method.losses_of(output, {**batch, "video_index": groups}, exists, pairs, masking)
+            inputs = _project(method, batch, groups)
+            output = method.run(inputs, negatives)
+            # The group identifies the video: on QVHighlights several clips form one video.
+            grouped: Batch = {**batch, "video_index": groups}
+            losses = method.losses_of(output, grouped, exists, margin_pairs, masking)
             total = method.total_loss(losses)
             results |= qd_detr.outputs(method, output, batch, group, "neg_saliency_scores")
             results |= qd_detr.named_losses(losses, total, group)
-            results |= _own_outputs(output, group)
+            results |= _own_outputs(output, group) | _own_losses(losses, group)
             if masking is not None:
-                results |= _words(*method.reconstruct(batch, read, masking), masking, read.query_mask, group)
-                results[f"loss{group}/loss_rec_fw"] = Number(losses["word_reconstruction"], LOSS, RELATIVE)
-            if "segment_contrast" in losses:
-                results[f"loss{group}/loss_rec_ss"] = Number(losses["segment_contrast"], LOSS, RELATIVE)
+                words = method.reconstruct(batch, inputs, masking)
+                results |= _words(*words, masking, inputs.query_mask, group)
             method.eval()
             with torch.no_grad():
-                answer = method.run(_read(method, batch, groups), None)
+                answer = method.run(_project(method, batch, groups), None)
             results |= qd_detr.answers(answer, batch, group, rounding, 1e-6 if multiple else 2e-4)
             if group:
-                results[f"loss{group}/grad_norm_before_clip"] = Number(
-                    qd_detr.gradient_norm(method, total), NORM, 1e-5
-                )
+                norm = Number(qd_detr.gradient_norm(method, total), NORM, 1e-5)
+                results[f"loss{group}/grad_norm_before_clip"] = norm
         if "target/norm_span" in case:
             for name in list(results):
-                if "/match_" in name:  # one target each: they list the slot only
+                if "/match_" in name:  # with one target each, the case lists only the slot
                     results[name] = Number(results[name].value[:, 1], 0)
         return results | gradients(
             method,
@@ -187,38 +199,23 @@ class MESMReleased(Released):
         """Builds the contract's batch.
 
         Returns:
-            The batch; (N,) which group of sentences each row belongs to; and what could be recomputed of the
-            inputs and targets.
+            The batch; (N,) the group of sentences of each row; and the inputs and targets of the case that
+            can be recomputed.
         """
         options = case.options
         video, video_mask = case["input/video_feat"], case["input/video_mask"]
-        words_mask = case["input/words_mask"]
-        width = options["max_words_l"]
-        raw = case["input/words_feat"][:, :width]
-        words_mask = words_mask[:, :width]
-        if options.get("normalize_txt", True):
-            raw = torch.from_numpy(self.normalise(raw.numpy()))
-        query = raw * words_mask.unsqueeze(-1)
+        query, query_mask = self._query(case)
         duration = case["input/duration"]
-        clips = video_mask.sum(1)
         step = float(options["clip_len"])
-        clip_seconds = torch.full_like(duration, step) if step > 0 else duration / clips
+        clip_seconds = torch.full_like(duration, step) if step > 0 else duration / video_mask.sum(1)
         groups = torch.repeat_interleave(torch.arange(len(case["input/num_clips"])), case["input/num_clips"])
-        if "target/norm_span" in case:
-            spans = case["target/norm_moment"].unsqueeze(1)
-            counts = torch.ones(len(spans), dtype=torch.int64)
-        else:
-            counts = case["target/num_spans"]
-            spans = pad_sequence(
-                list(case["target/norm_moment_flat"].split(counts.tolist())), batch_first=True
-            )
-        span_mask = torch.arange(spans.shape[1]) < counts[:, None]
+        spans, span_mask = _targets(case)
         graded = "target/saliency_label" in case
         batch: Batch = {
             "video": video[..., :-2],
             "video_mask": video_mask,
             "query": query,
-            "query_mask": words_mask,
+            "query_mask": query_mask,
             "spans": spans,
             "span_mask": span_mask,
             "duration": duration,
@@ -227,8 +224,9 @@ class MESMReleased(Released):
             "video_id": [str(row) for row in range(len(duration))],
             "saliency": torch.zeros_like(video_mask, dtype=torch.float32),
         }
-        inside = method.inside(batch | {"saliency": case["target/saliency_label"]} if graded else batch)
-        batch["saliency"] = case["target/saliency_label"] if graded else inside.float()
+        rated: Batch = {**batch, "saliency": case["target/saliency_label"]} if graded else batch
+        inside = method.clips_of_moments(rated)
+        batch["saliency"] = rated["saliency"] if graded else inside.float()
         results = {
             "input/clip_mask": Number(inside, 0),
             "target/clip_mask": Number(inside, 0),
@@ -239,22 +237,41 @@ class MESMReleased(Released):
             results["target/moment"] = Number(spans[:, 0] * duration[:, None], 1e-3)
         return batch, groups, results
 
+    def _query(self, case: Case) -> tuple[Tensor, Tensor]:
+        """Reads the word features, cut to the authors' length and normalised as they do, and their mask."""
+        width = case.options["max_words_l"]
+        raw, mask = case["input/words_feat"][:, :width], case["input/words_mask"][:, :width]
+        if case.options.get("normalize_txt", True):
+            raw = torch.from_numpy(self.normalise(raw.numpy()))
+        return raw * mask.unsqueeze(-1), mask
 
-def _masking(method: MESM, case: Case) -> Masking | None:
-    """Reads which words were hidden and what is to be found; a network without that loss ignores them."""
+
+def _targets(case: Case) -> tuple[Tensor, Tensor]:
+    """Reads the moments (B, N, 2) and their mask (B, N)."""
+    if "target/norm_span" in case:
+        spans = case["target/norm_moment"].unsqueeze(1)
+        counts = torch.ones(len(spans), dtype=torch.int64)
+    else:
+        counts = case["target/num_spans"]
+        spans = pad_sequence(list(case["target/norm_moment_flat"].split(counts.tolist())), batch_first=True)
+    return spans, torch.arange(spans.shape[1]) < counts[:, None]
+
+
+def _masking(method: MESM, case: Case) -> WordMasking | None:
+    """Reads which words were masked, and their labels; None if the network has no such loss."""
     keys = ("target/words_label", "input/unknown_mask", "input/mlm_masked")
     if "input/words_weight" in case:
-        case["input/words_weight"]  # what the masked words were drawn by
+        case["input/words_weight"]  # marks as read the weights that the masked words were drawn with
     if method.word_head is not None:
-        return Masking(*(case[key] for key in keys))
+        return WordMasking(*(case[key] for key in keys))
     for key in keys:
         if key in case:
             case[key]
     return None
 
 
-def _margin_pairs(method: MESM, case: Case) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Reads the clip pairs of the margin loss, which are stored without that loss too."""
+def _margin_pairs(method: MESM, case: Case) -> MarginPairs | None:
+    """Reads the clip pairs of the margin loss; some cases store them without that loss."""
     if method.weight("margin") is None and "target/pos_idx" not in case:
         return None
     positive, negative = case["target/pos_idx"], case["target/neg_idx"]
@@ -263,44 +280,54 @@ def _margin_pairs(method: MESM, case: Case) -> tuple[Tensor, Tensor, Tensor] | N
     return positive, negative, torch.ones_like(positive, dtype=torch.bool)
 
 
-def _read(method: MESM, batch: Batch, groups: Tensor) -> Read:
-    """Reads a batch; tokens are generated from all clips of a row's group, one after the other."""
-    read = QDDETR.read(method, batch)
+def _project(method: MESM, batch: Batch, groups: Tensor) -> ProjectedInputs:
+    """Projects a batch; tokens are generated from all clips of a row's group, one after the other."""
+    inputs = QDDETR.project(method, batch)
     if method.generator is None:
-        return read
+        return inputs
     same = groups[:, None] == groups[None]
     one = batch["video_index"][:, None] == batch["video_index"][None]
     # Rows of one group on one video repeat the same clips: the first of them counts.
     chosen = same & (one.int().argmax(1) == torch.arange(len(groups)))
-    keys = [read.video[rows][read.video_mask[rows]] for rows in chosen]
+    keys = [inputs.video[rows][inputs.video_mask[rows]] for rows in chosen]
     padded = pad_sequence(keys, batch_first=True)
     mask = torch.arange(padded.shape[1]) < torch.tensor([len(key) for key in keys])[:, None]
-    return read._replace(token=method.generate(padded, mask, groups))
+    return inputs._replace(token=method.generate(padded, mask, groups))
 
 
-def _own_outputs(output: Output, group: str) -> dict[str, Number]:
-    """Lists the outputs that only MESM has, but for the words'."""
-    read = output.read
-    text, text_mask = read.text
-    clips = read.video_mask.unsqueeze(-1)
+def _own_outputs(output: QDDETROutput, group: str) -> dict[str, Number]:
+    """Lists the outputs that only MESM has, except those of the word reconstruction."""
+    inputs = output.inputs
+    text, text_mask = inputs.text
+    clips = inputs.video_mask.unsqueeze(-1)
     found = {
         "expanded_words_feat": Number(text, OUTPUT, RELATIVE, where=text_mask.unsqueeze(-1)),
         "expanded_words_mask": Number(text_mask, 0),
     }
-    if read.token is not None:
-        found["recon_feat"] = Number(read.token, OUTPUT, RELATIVE)
+    if inputs.token is not None:
+        found["recon_feat"] = Number(inputs.token, OUTPUT, RELATIVE)
     for prefix, encoded in (("", output.positive), ("neg_", output.negative)):
         assert encoded is not None
-        # With rec_fw off the frames stay as they were projected.
-        enhanced = read.video if encoded.fused.enhanced is None else encoded.fused.enhanced
+        # With rec_fw off the frames are not enhanced after the projection.
+        enhanced = inputs.video if encoded.fused.enhanced is None else encoded.fused.enhanced
         found[f"{prefix}enhanced_video_feat"] = Number(enhanced, OUTPUT, RELATIVE, where=clips)
     return {f"output{group}/{name}": number for name, number in found.items()}
 
 
+def _own_losses(losses: Mapping[str, Tensor], group: str) -> dict[str, Number]:
+    """Lists the losses of Eq. 2 and Eq. 5 that are on."""
+    names = {"loss_rec_fw": "word_reconstruction", "loss_rec_ss": "segment_contrast"}
+    return {
+        f"loss{group}/{theirs}": Number(losses[ours], LOSS, RELATIVE)
+        for theirs, ours in names.items()
+        if ours in losses
+    }
+
+
 def _words(
-    reconstructed: Tensor, logits: Tensor, masking: Masking, mask: Tensor, group: str
+    reconstructed: Tensor, logits: Tensor, masking: WordMasking, mask: Tensor, group: str
 ) -> dict[str, Number]:
-    """Lists what is reconstructed of the words, and how often the true word is the likeliest."""
+    """Lists the reconstructed words, and the share of words whose true class is the most probable."""
     hits = (logits.argmax(-1) == masking.labels)[mask]
     valid = mask.unsqueeze(-1)
     return {

@@ -1,4 +1,4 @@
-"""MMN's released code (MCG-NJU/MMN, commit e694e69): its names, options and golden cases."""
+"""MMN's released code (MCG-NJU/MMN, commit e694e69): weight names, options and golden cases."""
 
 from __future__ import annotations
 
@@ -12,11 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vmr_zoo.blocks.candidate_map import segment_means
 from vmr_zoo.errors import VmrError
-from vmr_zoo.losses.scaled_iou import scaled_iou
 from vmr_zoo.methods.base import Method
-from vmr_zoo.methods.mmn import MMN, Moments, Sentences
+from vmr_zoo.methods.mmn import MMN, CandidateEmbeddings, SentenceEmbeddings
 from vmr_zoo.parity.case import Case, Number, Released, gradients
 from vmr_zoo.parity.weights import WeightNames
 from vmr_zoo.spans import iou
@@ -24,12 +22,12 @@ from vmr_zoo.types import Batch
 
 _OUTPUT, _LOSS, _GRADIENT = 5e-6, 1e-5, 1e-5
 _OPTIONS = {
-    "num_pre_clips": "segments",
-    "num_clips": "clips",
-    "pooling_counts": "diagonals",
-    "min_iou": "iou_low",
-    "max_iou": "iou_high",
-    "iou_logit_scale": "iou_scale",
+    "num_pre_clips": "network.segments",
+    "num_clips": "network.clips",
+    "pooling_counts": "network.diagonals",
+    "min_iou": "iou_score.low",
+    "max_iou": "iou_score.high",
+    "iou_logit_scale": "iou_score.scale",
     "top_k": "contrast.positives",
     "margin": "contrast.margin",
     "neg_iou": "contrast.negative_iou",
@@ -37,12 +35,12 @@ _OPTIONS = {
     "tau_video": "contrast.moment_temperature",
     "tau_sent": "contrast.sentence_temperature",
     "contrastive_weight": "training.loss_weights.moment_to_sentence",
-    "late_phase_contrastive_factor": "late_factor",
-    "score_pow": "fusion_power",
-    "nms_thresh": "nms_iou",
+    "late_phase_contrastive_factor": "contrast.late_factor",
+    "score_pow": "ranking.fusion_power",
+    "nms_thresh": "ranking.nms_iou",
     "lr": "training.optimizer.lr",
 }
-"""The authors' option, and the key of `method` that it sets."""
+"""Key below `method` by the authors' option."""
 
 _DATA = {"charades": "charades_sta", "activitynet": "activitynet", "tacos": "tacos"}
 _BERT = "text_encoder.bert."
@@ -67,7 +65,7 @@ class MMNReleased(Released):
     )
 
     def settings(self, options: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict[str, Any]:
-        """See `Released.settings`; a checkpoint has weights only: absent options stay as configured."""
+        """Translates options and shapes; options that a checkpoint lacks keep their configured values."""
         try:
             project = weights["featpool.conv.weight"]
             kernels = [
@@ -76,14 +74,14 @@ class MMNReleased(Released):
             joint, text_dim = weights["text_encoder.fc_out1.weight"].shape
             found: dict[str, Any] = {
                 "video_dim": project.shape[1],
-                "dim": project.shape[0],
-                "map_dim": kernels[0].shape[0],
-                "map_kernel": kernels[0].shape[-1],
-                "map_layers": len(kernels),
-                "joint_dim": joint,
+                "network.dim": project.shape[0],
+                "network.map_dim": kernels[0].shape[0],
+                "network.kernel": kernels[0].shape[-1],
+                "network.layers": len(kernels),
+                "network.joint_dim": joint,
             }
         except (KeyError, IndexError) as error:
-            raise VmrError(f"The checkpoint lacks the weight {error}: it is not MMN's.") from error
+            raise VmrError(f"Expected an MMN checkpoint, found one without the weight {error}.") from error
         if any(name.startswith(_BERT) for name in weights):
             found["text"] = {"_target_": "vmr_zoo.blocks.text_encoder.distilbert", "folder": None}
         else:
@@ -94,26 +92,30 @@ class MMNReleased(Released):
         return found
 
     def data(self, options: Mapping[str, Any]) -> str:
-        """See `Released.data`."""
+        """Returns the data set of a golden case."""
         name = str(options.get("dataset"))
         if name not in _DATA:
             raise VmrError(
-                "MMN's checkpoints do not say what they were trained on. Name the authors' settings: "
-                "experiment=mmn/charades_sta, or the data set: data=…"
+                "Expected the data set of the checkpoint, which MMN's checkpoints do not store. Specify the "
+                "authors' settings, such as experiment=mmn/charades_sta, or data=…"
             )
         return _DATA[name]
 
     def recompute(self, method: Method, case: Case) -> dict[str, Number]:
-        """See `Released.recompute`."""
+        """Recomputes a case, in evaluation mode and then in training mode."""
         assert isinstance(method, MMN)
-        cells, options = method.cells, case.options
         batch = _batch(case)
         results = self._inputs(method, case, batch)
+        results |= self._evaluation(method, case, batch)
+        return results | self._training(method, case, batch)
 
+    def _evaluation(self, method: MMN, case: Case, batch: Batch) -> dict[str, Number]:
+        """Recomputes embeddings, scores and predictions in evaluation mode."""
+        cells = method.cells
         method.eval()
         with torch.no_grad():
             moments, sentences = method(batch)
-            results |= self._outputs(method, batch, moments, sentences, "eval")
+            results = self._outputs(method, moments, sentences, "eval")
             vectors = method.text(batch, batch["query_mask"].unsqueeze(0))[0]
             fused = method.fused(moments, sentences)
             cosine = F.normalize(sentences.contrastive, dim=1).unsqueeze(1)
@@ -123,19 +125,21 @@ class MMNReleased(Released):
             "output/sent_layernorm": Number(sentences.normed, _OUTPUT),
             "output/sent_contrastive": Number(sentences.contrastive, _OUTPUT),
             "output/sent_iou": Number(sentences.iou, _OUTPUT),
-            "output/eval/score_contrastive": Number(cells.spread(cosine), _OUTPUT),
-            "output/eval/score_fused": Number(cells.spread(fused), _OUTPUT),
+            "output/eval/score_contrastive": Number(cells.scatter(cosine), _OUTPUT),
+            "output/eval/score_fused": Number(cells.scatter(fused), _OUTPUT),
         }
-        results |= self._answers(method, case, batch)
+        return results | self._predictions(method, case, batch)
 
+    def _training(self, method: MMN, case: Case, batch: Batch) -> dict[str, Number]:
+        """Recomputes losses, batch statistics, gradients and one optimizer step in training mode."""
         method.train()
         moments, sentences = method(batch)
-        results |= self._outputs(method, batch, moments, sentences, "train")
+        results = self._outputs(method, moments, sentences, "train")
         losses = method.matching_losses(moments, sentences, batch)
         total = method.total_loss(losses)
         contrastive = losses["moment_to_sentence"] + losses["sentence_to_moment"]
-        weight = options["contrastive_weight"]
-        late = losses["iou"] + method.late_factor * weight * contrastive
+        weight = case.options["contrastive_weight"]
+        late = losses["iou"] + method.contrast.late_factor * weight * contrastive
         results |= {
             "loss/vid": Number(losses["moment_to_sentence"], 1e-6, _LOSS),
             "loss/sent": Number(losses["sentence_to_moment"], 1e-6, _LOSS),
@@ -144,7 +148,7 @@ class MMNReleased(Released):
             "loss/total": Number(total, 1e-6, _LOSS),
             "loss/total_late": Number(late, 1e-6, _LOSS),
         }
-        for name, value in _named(case, "output/train/bn/").items():
+        for name, value in _stored_group(case, "output/train/bn/").items():
             own = self.names.ours(name)
             assert own is not None
             results[f"output/train/bn/{name}"] = Number(
@@ -156,13 +160,14 @@ class MMNReleased(Released):
             case,
             total,
             norm_key="grad_norm",
-            clip=options["optimizer"]["clip_grad_norm"],
+            clip=case.options["optimizer"]["clip_grad_norm"],
             atol=_GRADIENT,
             rtol=_GRADIENT,
         )
-        return results | {key: _steady(key, number, found) for key, number in found.items()}
+        return results | {key: _without_noise(key, number, found) for key, number in found.items()}
 
     def _inputs(self, method: MMN, case: Case, batch: Batch) -> dict[str, Number]:
+        """Recomputes segment means, targets, supported cells and kernel weights."""
         cells, options = method.cells, case.options
         raw = [case[f"input/raw_feats_{i}"] for i in range(options["batch_videos"])]
         padded = torch.nn.utils.rnn.pad_sequence(
@@ -175,29 +180,27 @@ class MMNReleased(Released):
         above = first <= last
         best = cells.overlap(batch["spans"], batch["span_mask"]).topk(method.contrast.positives, 1).indices
         return {
-            "input/feats": Number(segment_means(padded, mask, method.segments, method.last_frame), 1e-6),
+            "input/feats": Number(method.network.segment_means(padded, mask), 1e-6),
             "input/num_sentence": Number(case["input/video_index"].bincount(), 0),
             "target/iou2d": Number(everywhere, 1e-6, where=above),
-            "target/iou2d_scaled": Number(
-                scaled_iou(everywhere, method.iou_low, method.iou_high), 5e-6, where=above
-            ),
+            "target/iou2d_scaled": Number(method.iou_score.target(everywhere), 5e-6, where=above),
             "target/positive_index": Number(best, 0),
             "target/positive_cell": Number(cells.cells[best], 0),
-            "output/mask2d": Number(cells.spread(torch.ones(len(cells))) > 0, 0),
+            "output/mask2d": Number(cells.scatter(torch.ones(len(cells))) > 0, 0),
             "output/mask_cells": Number(cells.cells, 0),
             **{
-                f"output/conv_weight_{i}": Number(_whole(method, method.map.weights(i), i), 1e-6)
+                f"output/conv_weight_{i}": Number(_whole_map(method, method.map.weights(i), i), 1e-6)
                 for i in range(len(method.map.sides))
             },
         }
 
     @staticmethod
     def _outputs(
-        method: MMN, batch: Batch, moments: Moments, sentences: Sentences, mode: str
+        method: MMN, moments: CandidateEmbeddings, sentences: SentenceEmbeddings, mode: str
     ) -> dict[str, Number]:
-        """Lays out what both modes store; a copy runs the map once more, for its layers."""
+        """Returns the arrays that are stored for both modes; a copy reruns the map to return its layers."""
         cells = method.cells
-        raw = cells.spread(cells.pool(moments.clips))
+        raw = cells.scatter(cells.pool(moments.clips))
         with torch.no_grad():
             layers = copy.deepcopy(method.map).layers(raw)
         numbers = {
@@ -205,31 +208,31 @@ class MMNReleased(Released):
             "map2d_raw": raw,
             "map_contrastive": method.contrastive_moment(moments.grid),
             "map_iou": method.iou_moment(moments.grid),
-            "score_iou": cells.spread(method.iou_logits(moments, sentences).sigmoid()),
-            **{f"conv_out_{i}": _whole(method, layer, i) for i, layer in enumerate(layers)},
+            "score_iou": cells.scatter(method.iou_logits(moments, sentences).sigmoid()),
+            **{f"conv_out_{i}": _whole_map(method, layer, i) for i, layer in enumerate(layers)},
         }
         return {f"output/{mode}/{key}": Number(value, _OUTPUT) for key, value in numbers.items()}
 
     @staticmethod
-    def _answers(method: MMN, case: Case, batch: Batch) -> dict[str, Number]:
-        """Suppresses the stored scores, since theirs and ours may order near ties differently."""
+    def _predictions(method: MMN, case: Case, batch: Batch) -> dict[str, Number]:
+        """Applies NMS to the stored scores, because near ties may be ordered differently in ours."""
         cells, duration = method.cells, batch["duration"]
         spans, scores = cells.rank(
             cells.gather(case.stored("output/eval/score_fused")),
             duration,
-            threshold=method.nms_iou,
-            answers=len(cells),
-            unit=method.nms_unit,
+            threshold=method.ranking.nms_iou,
+            count=len(cells),
+            unit=method.ranking.nms_unit,
         )
-        gone = scores == 0
+        removed = scores == 0
         seconds = spans * duration[:, None, None]
         ends = (spans * cells.clips).round().long() - torch.tensor([0, 1])
         overlap = iou(spans, batch["spans"])
         results = {
-            "nms_moments": seconds.masked_fill(gone.unsqueeze(2), torch.nan),
-            "nms_cells": ends.masked_fill(gone.unsqueeze(2), -1),
-            "nms_scores": scores.masked_fill(gone, torch.nan),
-            "nms_count": (~gone).sum(1),
+            "nms_moments": seconds.masked_fill(removed.unsqueeze(2), torch.nan),
+            "nms_cells": ends.masked_fill(removed.unsqueeze(2), -1),
+            "nms_scores": scores.masked_fill(removed, torch.nan),
+            "nms_count": (~removed).sum(1),
             "top1_iou": overlap[:, 0],
             "mIoU": overlap[:, 0].mean(),
         }
@@ -245,7 +248,7 @@ class MMNReleased(Released):
 
 
 def _batch(case: Case) -> Batch:
-    """Turns a case into rows of (video, sentence)."""
+    """Converts a case to a batch with one row per sentence."""
     video, duration = case["input/video_index"], case["input/duration"]
     feats, tokens = case.stored("input/feats")[video], case["input/token_feats"]
     spans = (case["target/moments"] / duration[video].unsqueeze(1)).unsqueeze(1)
@@ -263,12 +266,12 @@ def _batch(case: Case) -> Batch:
     }
 
 
-def _whole(method: MMN, window: Tensor, layer: int) -> Tensor:
-    """Puts zeros around a layer's window of the map."""
+def _whole_map(method: MMN, window: Tensor, layer: int) -> Tensor:
+    """Pads the window of a layer with zeros to the whole map."""
     return F.pad(window, [(method.map.sides[layer] - window.shape[-1]) // 2] * 4)
 
 
-def _named(case: Case, start: str) -> dict[str, Tensor]:
+def _stored_group(case: Case, start: str) -> dict[str, Tensor]:
     return {key.removeprefix(start): case.stored(key) for key in case.keys if key.startswith(start)}
 
 
@@ -276,11 +279,11 @@ def _all(value: Tensor) -> Tensor:
     return torch.ones_like(value, dtype=torch.bool)
 
 
-def _steady(key: str, number: Number, numbers: Mapping[str, Number]) -> Number:
-    """Leaves out what is rounding noise in the authors' code too.
+def _without_noise(key: str, number: Number, numbers: Mapping[str, Number]) -> Number:
+    """Excludes values that are rounding noise in the authors' code as well.
 
-    Batch normalisation cancels the convolutions' biases, so that their gradients are noise, of which AdamW
-    makes steps of any size up to the learning rate; and so it does of any gradient near 0.
+    Batch normalisation cancels the biases of the convolutions, so their gradients are noise. AdamW turns
+    noise, and any gradient near 0, into steps of up to the learning rate.
     """
     group, _, name = key.partition("/")
     if re.fullmatch(_BIAS, name):

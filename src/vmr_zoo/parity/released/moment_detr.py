@@ -1,4 +1,4 @@
-"""Moment-DETR's released code (jayleicn/moment_detr, commit b7e553a): its names, options and golden cases."""
+"""Moment-DETR's released code (jayleicn/moment_detr, commit b7e553a): names, options and golden cases."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from vmr_zoo.blocks.position import append_tef, sine_position
 from vmr_zoo.errors import VmrError
 from vmr_zoo.methods.base import Method
-from vmr_zoo.methods.moment_detr import MomentDETR
+from vmr_zoo.methods.moment_detr import MomentDETR, MomentDETROutput
 from vmr_zoo.metrics.settings import Rounding
 from vmr_zoo.parity.case import Case, Number, Released, encoder_layers, gradients, pairs, windows
 from vmr_zoo.parity.released import detr
@@ -27,7 +27,7 @@ _LOSSES = {
     "loss_label": "label",
     "class_error": "class_error",
 }
-_ROUNDING = Rounding(decimals=4, clamp=(0, 150), multiple_of=2)  # whatever the data
+_ROUNDING = Rounding(decimals=4, clamp=(0, 150), multiple_of=2)  # on every data set
 
 
 class MomentDETRReleased(Released):
@@ -47,11 +47,11 @@ class MomentDETRReleased(Released):
     )
 
     def __init__(self, normalise: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]) -> None:
-        """Takes the data side's normalisation of one feature source, to be checked on the case's inputs."""
+        """Stores the L2 normalisation of one feature source, which is compared with the case's inputs."""
         self.normalise = normalise
 
     def settings(self, options: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict[str, Any]:
-        """See `Released.settings`."""
+        """Derives settings from the authors' options and the shapes of their weights."""
         if options.get("contrastive_align_loss"):
             raise VmrError(
                 "The authors' option contrastive_align_loss is on; no released script sets it, "
@@ -64,96 +64,132 @@ class MomentDETRReleased(Released):
         }
 
     def data(self, options: Mapping[str, Any]) -> str:
-        """See `Released.data`."""
+        """Returns the data set that a checkpoint was trained on."""
         return detr.data(options)
 
     def recompute(self, method: Method, case: Case) -> dict[str, Number]:
-        """See `Released.recompute`; tolerances from the notes beside the cases."""
+        """Recomputes the arrays of a case; the tolerances are from the notes beside the cases."""
         assert isinstance(method, MomentDETR)
-        options = case.options
-        video, video_mask = case["input/src_vid"], case["input/src_vid_mask"] > 0
-        query, query_mask = case["input/src_txt"], case["input/src_txt_mask"] > 0
-        duration = case["input/duration"]
-        spans, span_mask = windows(case["input/windows_sec"], duration)
-        clip = float(options["clip_length"])
-        batch: Batch = {
-            "video": video[..., :-2],
-            "video_mask": video_mask,
-            "query": query,
-            "query_mask": query_mask,
-            "spans": spans,
-            "span_mask": span_mask,
-            "duration": duration,
-            "clip_seconds": torch.full_like(duration, clip),
-            "video_id": [str(row) for row in range(len(duration))],
-        }
-        positive, negative = case["target/saliency_pos_labels"], case["target/saliency_neg_labels"]
-
+        batch, results = self._batch(case)
         method.train()
-        collected, handles = encoder_layers(method)
+        layers, handles = encoder_layers(method)
         output = method(batch)
         for handle in handles:
             handle.remove()
-        targets = to_centre_width(method.extent.targets(spans, batch))
+        targets = to_centre_width(method.span_unit.targets(batch["spans"], batch))
+        positive, negative = case["target/saliency_pos_labels"], case["target/saliency_neg_labels"]
         losses = method.losses_of(output, batch, positive, negative, torch.ones_like(positive).bool())
+        total = method.total_loss(losses)
+        results["target/spans_flat"] = Number(targets[batch["span_mask"]], 1e-6)
+        results |= self._outputs(output, batch["video_mask"])
+        results |= self._encoder(method, case, output, batch, layers)
+        results |= self._decoder_layers(method, output, targets, batch["span_mask"])
+        results |= self._losses(method, losses, total, last=len(output.logits) - 1)
+        results |= self._inference(method, batch)
+        return results | gradients(
+            method,
+            self.names,
+            case,
+            total,
+            norm_key="loss/grad_norm_before_clip",
+            clip=case.options["grad_clip"],
+            atol=_GRADIENT,
+        )
 
-        raw = detr.normalise(case["input/raw_video"], options["video_source_dims"], self.normalise)
-        encoded = output.encoded
-        clips, tokens, both = (m.unsqueeze(-1) for m in (video_mask, query_mask, encoded.mask))
-        results = {
-            "input/src_vid": Number(append_tef(raw, video_mask), 1e-6),
-            "input/src_txt": Number(
-                detr.normalise(case["input/raw_text"], [query.shape[-1]], self.normalise), 1e-6
-            ),
-            "target/spans_flat": Number(targets[span_mask], 1e-6),
+    def _batch(self, case: Case) -> tuple[Batch, dict[str, Number]]:
+        """Builds the batch, and recomputes the inputs that derive from others."""
+        query, video_mask = case["input/src_txt"], case["input/src_vid_mask"] > 0
+        duration = case["input/duration"]
+        spans, span_mask = windows(case["input/windows_sec"], duration)
+        batch: Batch = {
+            "video": case["input/src_vid"][..., :-2],
+            "video_mask": video_mask,
+            "query": query,
+            "query_mask": case["input/src_txt_mask"] > 0,
+            "spans": spans,
+            "span_mask": span_mask,
+            "duration": duration,
+            "clip_seconds": torch.full_like(duration, float(case.options["clip_length"])),
+            "video_id": [str(row) for row in range(len(duration))],
+        }
+        video = detr.normalise(case["input/raw_video"], case.options["video_source_dims"], self.normalise)
+        text = detr.normalise(case["input/raw_text"], [query.shape[-1]], self.normalise)
+        return batch, {
+            "input/src_vid": Number(append_tef(video, video_mask), 1e-6),
+            "input/src_txt": Number(text, 1e-6),
             "target/num_spans": Number(span_mask.sum(1), 0),
-            "output/pred_logits": Number(output.logits[-1], _OUTPUT),
-            "output/pred_score": Number(output.logits[-1].softmax(-1)[..., 0], _OUTPUT),
+        }
+
+    def _outputs(self, output: MomentDETROutput, video_mask: Tensor) -> dict[str, Number]:
+        """Returns the predictions of the last decoder layer by key."""
+        logits = output.logits[-1]
+        return {
+            "output/pred_logits": Number(logits, _OUTPUT),
+            "output/pred_score": Number(logits.softmax(-1)[..., 0], _OUTPUT),
             "output/pred_spans": Number(output.spans[-1], _OUTPUT),
             "output/saliency_scores": Number(output.saliency, _OUTPUT, where=video_mask),
             "output/decoder_hs": Number(output.states, _OUTPUT),
-            "output/vid_position": Number(
-                sine_position(video_mask, encoded.memory.shape[-1]), _OUTPUT, where=clips
-            ),
-            "output/projed_video_feat": Number(method.encoder.project_video(video), _OUTPUT, where=clips),
-            "output/projed_words_feat": Number(method.encoder.project_query(query), _OUTPUT, where=tokens),
+        }
+
+    def _encoder(
+        self, method: MomentDETR, case: Case, output: MomentDETROutput, batch: Batch, layers: list[Tensor]
+    ) -> dict[str, Number]:
+        """Recomputes projections and positions, and returns them with the memory and each encoder layer."""
+        encoded = output.encoded
+        clips, tokens, both = (
+            m.unsqueeze(-1) for m in (batch["video_mask"], batch["query_mask"], encoded.mask)
+        )
+        video = method.encoder.project_video(case["input/src_vid"])
+        query = method.encoder.project_query(batch["query"])
+        position = sine_position(batch["video_mask"], encoded.memory.shape[-1])
+        results = {
+            "output/vid_position": Number(position, _OUTPUT, where=clips),
+            "output/projed_video_feat": Number(video, _OUTPUT, where=clips),
+            "output/projed_words_feat": Number(query, _OUTPUT, where=tokens),
             "output/encoder_memory": Number(encoded.memory, _OUTPUT, where=both),
             "output/memory_video": Number(encoded.video, _OUTPUT, where=clips),
             "output/memory_text": Number(encoded.query, _OUTPUT, where=tokens),
-            "loss/loss_saliency": Number(losses["margin"], 1e-6, _LOSS),
-            "loss/total_weighted": Number(method.total_loss(losses), 1e-6, _LOSS),
         }
-        for i, layer in enumerate(collected):
+        for i, layer in enumerate(layers):
             results[f"output/encoder_layer{i}"] = Number(layer, _OUTPUT, where=both)
+        return results
+
+    def _decoder_layers(
+        self, method: MomentDETR, output: MomentDETROutput, targets: Tensor, target_mask: Tensor
+    ) -> dict[str, Number]:
+        """Recomputes the matching of every decoder layer."""
+        results: dict[str, Number] = {}
         last = len(output.logits) - 1
         for i, (logits, predicted) in enumerate(zip(output.logits, output.spans, strict=True)):
-            match = pairs(*method.criterion.match(logits, predicted, targets, span_mask))
+            match = pairs(*method.criterion.match(logits, predicted, targets, target_mask))
             results["output/match_last" if i == last else f"output/match_aux{i}"] = Number(match, 0)
             if i < last:
                 results[f"output/aux{i}_pred_logits"] = Number(logits, _OUTPUT)
                 results[f"output/aux{i}_pred_spans"] = Number(predicted, _OUTPUT)
+        return results
 
+    def _losses(
+        self, method: MomentDETR, losses: dict[str, Tensor], total: Tensor, last: int
+    ) -> dict[str, Number]:
+        """Returns the losses under the authors' names; `last` is the index of the last decoder layer."""
+        results = {
+            "loss/loss_saliency": Number(losses["margin"], 1e-6, _LOSS),
+            "loss/total_weighted": Number(total, 1e-6, _LOSS),
+        }
         for theirs, ours in _LOSSES.items():
             results[f"loss/{theirs}"] = Number(losses[ours], 1e-6, _LOSS)
             for i in range(last if method.criterion.every_layer else 0):
                 results[f"loss/{theirs}_{i}"] = Number(losses[f"{ours}/aux{i}"], 1e-6, _LOSS)
+        return results
 
+    def _inference(self, method: MomentDETR, batch: Batch) -> dict[str, Number]:
+        """Recomputes windows and saliency as the released inference returns them."""
         method.eval()
         with torch.no_grad():
             answer = method(batch)
-        post = detr.rounded_windows(answer.logits[-1], answer.spans[-1], duration, _ROUNDING)
-        results |= detr.compare_windows(post)
-        # Submitted in float16: one step of it is up to a thousandth of the value.
-        half = torch.where(video_mask, answer.saliency.half().float(), torch.nan)
+        post = detr.rounded_windows(answer.logits[-1], answer.spans[-1], batch["duration"], _ROUNDING)
+        results = detr.compare_windows(post)
+        # Submitted in float16, whose step is up to a thousandth of the value.
+        half = torch.where(batch["video_mask"], answer.saliency.half().float(), torch.nan)
         results["output/post_saliency"] = Number(half, _OUTPUT, 1e-3)
-
-        results |= gradients(
-            method,
-            self.names,
-            case,
-            method.total_loss(losses),
-            norm_key="loss/grad_norm_before_clip",
-            clip=options["grad_clip"],
-            atol=_GRADIENT,
-        )
         return results

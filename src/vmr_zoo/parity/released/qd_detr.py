@@ -1,6 +1,6 @@
 """QD-DETR's released code (wjun0830/QD-DETR, commit 56c63b2): its names, options and golden cases.
 
-What MESM's code took over from it stands here too.
+Also holds what MESM's released code copied from it.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from vmr_zoo.blocks.cross_encoder import CrossEncoder
+from vmr_zoo.blocks.cross_encoder import CrossEncoder, PaddingMask
 from vmr_zoo.errors import VmrError
 from vmr_zoo.methods.base import Method
-from vmr_zoo.methods.qd_detr import QDDETR, SALIENCY_LOSSES, Output
+from vmr_zoo.methods.qd_detr.method import QDDETR, MarginPairs, QDDETROutput
 from vmr_zoo.metrics.settings import Rounding
 from vmr_zoo.parity.case import Case, Number, Released, gradients, pairs
 from vmr_zoo.parity.released import detr
@@ -26,14 +26,17 @@ from vmr_zoo.spans import to_centre_width, to_start_end
 from vmr_zoo.types import Batch
 
 OUTPUT, LOSS, GRADIENT, NORM = 2e-5, 2e-5, 1e-4, 1e-4
-RELATIVE = 5e-6  # on top: the cases' numbers are small, and float32 is exact to a share of a number only
+RELATIVE = 5e-6  # in addition: float32 rounds relative to the size of a number
+_SALIENCY_LOSSES = ("negative_pair", "rank_contrast", "margin")
 _SET_LOSSES = {
     "loss_span": "span_l1",
     "loss_giou": "span_giou",
     "loss_label": "label",
     "class_error": "class_error",
 }
-_ROUNDING = Rounding(decimals=4, clamp=(0, 150), multiple_of=2)  # whatever the data
+_ROUNDING = Rounding(decimals=4, clamp=(0, 150), multiple_of=2)  # on every data set
+PASSES: tuple[tuple[str, PaddingMask], ...] = (("_fixmask", "own_row"), ("", "head_order"))
+"""Suffix of a case's groups, and how that pass masks padding."""
 CROSS_PARTS = {
     "self_attn": "attention",
     "linear1": "tails.0.linear1",
@@ -50,7 +53,7 @@ def cross_encoder_names(
     """Names the weights of a cross-modal encoder.
 
     Args:
-        theirs: their name of the stack, a regular expression without groups.
+        theirs: the authors' name of the stack, a regular expression without groups.
         ours: our name of it.
         parts: our name of each part of a layer.
 
@@ -78,6 +81,7 @@ SHARED_NAMES: list[tuple[str, Replacement]] = [
     (r"saliency_proj2\.(.*)", r"encoder.score_token.\1"),
     *detr.SHARED_NAMES,
 ]
+_SETTINGS = detr.SHARED_SETTINGS | {"saliency_margin": "saliency.margin"}
 _ONE_LAYER_UNUSED = {r"transformer\.decoder\.bbox_embed\..*": "a decoder of one layer refines nothing"}
 
 
@@ -92,7 +96,7 @@ class TefLast(WeightNames):
     tef_at: int | None = None
 
     def reads_video(self, name: str) -> bool:
-        """Says whether the last axis of a weight, by our name, runs over the input features."""
+        """Returns whether the last axis of a weight, by our name, runs over the input features."""
         return self.tef_at is not None and name in (
             "project_video.0.weight",
             "project_video.0.bias",
@@ -106,7 +110,7 @@ class TefLast(WeightNames):
 
 
 def move_tef(x: Tensor, tef_at: int | None) -> Tensor:
-    """Moves columns `tef_at` and the next of (..., D) to the end; None leaves them."""
+    """Moves columns `tef_at` and `tef_at` + 1 of (..., D) to the end; None moves nothing."""
     if tef_at is None:
         return x
     return torch.cat((x[..., :tef_at], x[..., tef_at + 2 :], x[..., tef_at : tef_at + 2]), -1)
@@ -121,7 +125,7 @@ def layers(weights: Mapping[str, Tensor], stack: str) -> int:
     """Counts the layers of a stack by the names of its weights.
 
     Raises:
-        VmrError: if there is none.
+        VmrError: if there are none.
     """
     found = {m[1] for name in weights if (m := re.match(rf"{re.escape(stack)}\.layers\.(\d+)\.", name))}
     if not found:
@@ -130,12 +134,12 @@ def layers(weights: Mapping[str, Tensor], stack: str) -> int:
 
 
 def saliency_weights(value: float) -> dict[str, float]:
-    """Gives each saliency loss the weight of their sum, by key of `method`."""
-    return {f"training.loss_weights.{name}": value for name in SALIENCY_LOSSES}
+    """Gives each saliency loss the weight of their sum, by dotted key of `method`."""
+    return {f"training.loss_weights.{name}": value for name in _SALIENCY_LOSSES}
 
 
 def unused_with(names: Any, decoder_layers: int) -> Any:
-    """Adds what a decoder of one layer never uses."""
+    """Adds the weights that a decoder of one layer never uses."""
     extra = _ONE_LAYER_UNUSED if decoder_layers == 1 else {}
     return replace(names, unused=names.unused | extra)
 
@@ -149,8 +153,8 @@ class QDDETRReleased(Released):
     )
 
     def settings(self, options: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict[str, Any]:
-        """See `Released.settings`; notes where TEF stands among the video features."""
-        settings = detr.settings(options, detr.SHARED_SETTINGS, also=("aux_loss",))
+        """Translates the options, and stores the place of TEF among the video features."""
+        settings = detr.settings(options, _SETTINGS, also=("aux_loss",))
         audio = options.get("a_feat_dim") if options.get("a_feat_dir") else None
         video_dim = detr.video_dim(weights)
         self.names = replace(
@@ -160,22 +164,22 @@ class QDDETRReleased(Released):
         return settings | {
             "video_dim": video_dim,
             "query_dim": detr.query_dim(weights),
-            "aligner_layers": layers(weights, "transformer.t2v_encoder"),
+            "aligner.layers": layers(weights, "transformer.t2v_encoder"),
             "criterion.every_layer": options["aux_loss"],
             **saliency_weights(options["lw_saliency"]),
         }
 
     def data(self, options: Mapping[str, Any]) -> str:
-        """See `Released.data`."""
+        """Names our data set for the authors' option dset_name."""
         return detr.data(options)
 
     def recompute(self, method: Method, case: Case) -> dict[str, Number]:
-        """See `Released.recompute`; tolerances from the notes beside the cases."""
+        """Recomputes a case; the tolerances come from the notes beside the cases."""
         assert isinstance(method, QDDETR)
         batch = self._batch(case)
         results: dict[str, Number] = {}
-        # The case holds the network with its masks mended too; that one first, it leaves no gradients behind.
-        for group, kind in (("_fixmask", "own_row"), ("", "head_order")):
+        # The case also holds the network with fixed masks. It runs first and leaves no gradients behind.
+        for group, kind in PASSES:
             set_padding_mask(method, kind)
             method.train()
             rows, exists = _rolled(batch)
@@ -205,7 +209,7 @@ class QDDETRReleased(Released):
         return results | self._their_columns(found)
 
     def _their_columns(self, numbers: dict[str, Number]) -> dict[str, Number]:
-        """Brings gradients of the first video projection back to the authors' order of columns."""
+        """Restores the authors' order of columns in gradients of the first video projection."""
         tef_at = self.names.tef_at
         if tef_at is None:
             return numbers
@@ -217,7 +221,7 @@ class QDDETRReleased(Released):
         return moved
 
     def _batch(self, case: Case) -> Batch:
-        """Builds the contract's batch; audio, where there is any, is the last source of the video."""
+        """Builds the contract's batch; audio, if there is any, is the last source of the video."""
         video, mask = case["input/src_vid"], case["input/src_vid_mask"] > 0
         sources = [video[..., :-2]]
         if "input/src_aud" in case:
@@ -249,21 +253,21 @@ def _rolled(batch: Batch) -> tuple[Tensor, Tensor]:
     return (torch.arange(count) + 1) % count, torch.ones(count, dtype=torch.bool)
 
 
-def margin_pairs(case: Case) -> tuple[Tensor, Tensor, Tensor]:
+def margin_pairs(case: Case) -> MarginPairs:
     """Reads the clip pairs of the margin loss; all are usable."""
     positive, negative = case["target/saliency_pos_labels"], case["target/saliency_neg_labels"]
     return positive, negative, torch.ones_like(positive, dtype=torch.bool)
 
 
-def set_padding_mask(method: nn.Module, kind: str) -> None:
-    """Chooses how every cross-modal encoder of a method masks padding."""
+def set_padding_mask(method: nn.Module, kind: PaddingMask) -> None:
+    """Sets how every cross-modal encoder of a method masks padding."""
     for module in method.modules():
         if isinstance(module, CrossEncoder):
             module.padding_mask = kind
 
 
 def gradient_norm(method: Method, total: Tensor) -> Tensor:
-    """Returns the global norm of the gradients of a loss, and leaves none behind."""
+    """Returns the global norm of the gradients of a loss, and clears the gradients."""
     method.zero_grad(set_to_none=True)
     total.backward()
     norm = torch.stack([p.grad.norm() for p in method.parameters() if p.grad is not None]).norm()
@@ -272,23 +276,23 @@ def gradient_norm(method: Method, total: Tensor) -> Tensor:
 
 
 def outputs(
-    method: QDDETR, output: Output, batch: Batch, group: str, negative_saliency: str
+    method: QDDETR, output: QDDETROutput, batch: Batch, group: str, negative_saliency: str
 ) -> dict[str, Number]:
     """Lists the outputs that QD-DETR and MESM share.
 
     Args:
         method: the network.
-        output: what it computed, negative pass included.
+        output: its output, negative pairs included.
         batch: the batch.
         group: "" or "_fixmask".
-        negative_saliency: their name of the negative pass's scores.
+        negative_saliency: the authors' name of the scores of the negative pairs.
 
     Returns:
         Numbers by key.
     """
-    read, positive, negative = output.read, output.positive, output.negative
+    inputs, positive, negative = output.inputs, output.positive, output.negative
     assert negative is not None
-    clips, words = read.video_mask, read.query_mask
+    clips, words = inputs.video_mask, inputs.query_mask
     frames = clips.unsqueeze(-1)
     found = {
         "pred_logits": Number(output.logits[-1], OUTPUT, RELATIVE),
@@ -296,9 +300,9 @@ def outputs(
         "pred_score": Number(output.logits[-1].softmax(-1)[..., 0], OUTPUT, RELATIVE),
         "saliency_scores": Number(positive.saliency, OUTPUT, RELATIVE, where=clips),
         negative_saliency: Number(negative.saliency, OUTPUT, RELATIVE, where=clips),
-        "vid_position": Number(read.position, OUTPUT, RELATIVE, where=frames),
-        "projed_video_feat": Number(read.video, OUTPUT, RELATIVE, where=frames),
-        "projed_words_feat": Number(read.query, OUTPUT, RELATIVE, where=words.unsqueeze(-1)),
+        "vid_position": Number(inputs.position, OUTPUT, RELATIVE, where=frames),
+        "projed_video_feat": Number(inputs.video, OUTPUT, RELATIVE, where=frames),
+        "projed_words_feat": Number(inputs.query, OUTPUT, RELATIVE, where=words.unsqueeze(-1)),
         "decoder_hs": Number(output.states, OUTPUT, RELATIVE),
         "decoder_reference": Number(output.references, OUTPUT, RELATIVE),
     }
@@ -309,7 +313,7 @@ def outputs(
             f"{prefix}memory": Number(encoded.scored.memory, OUTPUT, RELATIVE, where=frames),
             f"{prefix}memory_global": Number(encoded.scored.token, OUTPUT, RELATIVE),
         }
-    targets, mask = to_centre_width(method.extent.targets(batch["spans"], batch)), batch["span_mask"]
+    targets, mask = to_centre_width(method.span_unit.targets(batch["spans"], batch)), batch["span_mask"]
     last = len(output.logits) - 1
     for i, (logits, spans) in enumerate(zip(output.logits, output.spans, strict=True)):
         slots, matched = method.criterion.match(logits, spans, targets, mask)
@@ -324,13 +328,13 @@ def named_losses(losses: Mapping[str, Tensor], total: Tensor, group: str) -> dic
     """Lists the losses that QD-DETR and MESM share by their names.
 
     Args:
-        losses: ours by name.
+        losses: our losses by name.
         total: their weighted sum.
         group: "" or "_fixmask".
     """
     found = {
         "loss_saliency": Number(
-            torch.stack([losses[name] for name in SALIENCY_LOSSES if name in losses]).sum(),
+            torch.stack([losses[name] for name in _SALIENCY_LOSSES if name in losses]).sum(),
             LOSS,
             RELATIVE,
         ),
@@ -345,7 +349,7 @@ def named_losses(losses: Mapping[str, Tensor], total: Tensor, group: str) -> dic
 
 
 def answers(
-    output: Output, batch: Batch, group: str, rounding: Rounding, seconds: float = 1e-6
+    output: QDDETROutput, batch: Batch, group: str, rounding: Rounding, seconds: float = 1e-6
 ) -> dict[str, Number]:
     """Ranks and rounds moments as the released inference does.
 

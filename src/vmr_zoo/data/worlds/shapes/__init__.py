@@ -1,9 +1,9 @@
-"""The embedded data set: coloured shapes in action, rendered into real video files.
+"""The embedded data set: moving coloured shapes, rendered into real video files.
 
-`world` says what happens, `render` draws and encodes it, `sentences` asks about it, `narrator` narrates it,
-`encoder` turns decoded pixels into features, `generate` runs all of that once and caches it, `features`
-serves it. This package imports neither torch nor the feature readers, which every rendering process would
-pay for.
+`world` samples scenes, `render` draws and encodes them, `sentences` writes queries, `narrator` narrates,
+`encoder` turns decoded frames into features, `generate` runs these steps once and caches the result,
+`features` serves it. This package imports neither torch nor the feature readers, which would slow down every
+rendering process.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from pathlib import Path
 from vmr_zoo.data.annotations.records import Protocol, Query, Split
 from vmr_zoo.data.worlds.shapes.encoder import GridEncoder
 from vmr_zoo.data.worlds.shapes.generate import SPLITS, generate_world
-from vmr_zoo.data.worlds.shapes.narrator import Narrator
+from vmr_zoo.data.worlds.shapes.narrator import SceneNarrator
 from vmr_zoo.data.worlds.shapes.world import WorldSettings
 
-__all__ = ["GridEncoder", "Narrator", "WorldSettings", "protocol"]
+__all__ = ["GridEncoder", "SceneNarrator", "WorldSettings", "protocol"]
 
 
 def protocol(world: WorldSettings, cache: str | Path, processes: int | None = None) -> Protocol:
-    """Returns the shapes protocol, rendering its videos first if the cache lacks them.
+    """Returns the protocol of shapes; renders its videos if the cache lacks them.
 
     Args:
-        world: what the data look like.
+        world: settings of the generated data.
         cache: `paths.cache`.
-        processes: how many render at a time; None: one per available core.
+        processes: number of rendering processes; None: one per available core.
 
     Returns:
         Splits train, selection, and the tests iid, ood_time, novel_word, novel_composition, complex.

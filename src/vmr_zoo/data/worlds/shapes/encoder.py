@@ -1,19 +1,19 @@
-"""The grid encoder: clip and patch features from decoded pixels, with no learned weight.
+"""The grid encoder: clip and patch features from decoded pixels, without learned weights.
 
-Every clip is sampled at a few moments in time. A frame becomes soft masks, one per hue (how much of that hue
-each pixel is; grey belongs to none), and a luma image. Of every hue's mask the encoder takes
+A few frames of each clip are sampled. A frame becomes one soft mask per hue (how much each pixel has that
+hue; grey has none) and a luma image. From the mask of each hue the encoder computes
 
-- colour and layout: mass, centroid, RMS radius;
-- form: the moduli of the complex moments c_k = sum of w (z - centroid)^k / (mass radius^k), k = 2 .. 5,
-  which do not change when a shape turns (2 is large for bars, 3 for triangles, 4 for squares and crosses, 5
-  for stars), and the kurtosis of the radius, small for rings;
-- motion: change of mass, centroid and log radius from sample to sample, and how far each c_k itself moved,
-  which is what turning changes.
+- colour and layout: mass, centroid, RMS radius; - form: the moduli of the complex moments c_k = sum of w (z -
+  centroid)^k / (mass radius^k), k = 2 .. 5, which are invariant to rotation (2 is large for bars, 3 for
+  triangles, 4 for squares and crosses, 5 for stars), and the kurtosis of the radius, which is small for
+  rings;
+- motion: changes of mass, centroid and log radius between samples, and changes of each c_k, which indicate
+  rotation.
 
-Summed over all hues, the products of form and motion say which form does what; luma adds brightness, texture
+Products of form and motion, summed over all hues, encode which form does what; luma adds brightness, texture
 and change.
 
-It reads any video that PyAV decodes; that its hues suit the world of shapes is a matter of that world.
+The encoder reads any video that PyAV decodes, but its hues are chosen for the world of shapes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from vmr_zoo.video.decode import sample
 from vmr_zoo.video.encoder import VideoEncoder
 
 VERSION = "1"
-"""To be raised with every change of what the encoder computes; part of the manifest, names the cache."""
+"""Must be raised with every change of the features; part of the manifest and of the cache path."""
 
 Array = NDArray[np.float32]
 Rows = NDArray[np.intp]
@@ -49,18 +49,18 @@ _LUMA_GRID = (3, 4)
 _STILL = np.array([0.02, 0.4, 0.16, 0.1, 0.07, 0.2, 0.25, 0.4, 0.5, 0.35])
 _SIGNED = np.array([0.005, 0.004, 0.008, 0.04])
 _UNSIGNED = np.array([0.15, 0.013, 0.45])
-"""Units in which quantities deviate by about 1 over the world of shapes: rounded, and fixed once."""
+"""Rounded, fixed units in which quantities vary by about 1 over the world of shapes."""
 _PRESENT = np.array([1.0, 0.75, 0.7, 0.7, 1.7, 0.3])
-"""Units in which a form counts about 1: any; bar; triangle; square, cross, bar; star; kurtosis."""
+"""Units in which a form is about 1: any; bar; triangle; square, cross, bar; star; kurtosis."""
 _LIMIT = 5.0
 
 
 class Picture(NamedTuple):
-    """What the encoder takes of one frame.
+    """What the encoder uses of one frame.
 
     Attributes:
         luma: (48, 64) in [0, 1].
-        chroma: (48 * 64,), the upper 6 bits of U and of V in one number.
+        chroma: (48 * 64,) the upper 6 bits of U and of V, packed into one number.
     """
 
     luma: Array
@@ -69,14 +69,14 @@ class Picture(NamedTuple):
 
 @dataclass(frozen=True)
 class GridEncoder(VideoEncoder):
-    """What the encoder computes; its numbers decide the features and are part of their manifest.
+    """Settings of the encoder, which determine the features and are part of their manifest.
 
     Attributes:
         clip_seconds: length of a clip.
-        samples: frames looked at per clip, evenly spaced in time.
+        samples: frames per clip, evenly spaced in time.
         hues: number of hue bins around the chroma plane.
-        rows: patches down.
-        columns: patches across.
+        rows: number of patch rows.
+        columns: number of patch columns.
     """
 
     clip_seconds: float = 1.0
@@ -88,7 +88,7 @@ class GridEncoder(VideoEncoder):
     one_process_per_core = True
 
     def __post_init__(self) -> None:
-        """Refuses settings that do not divide the working size of 48 x 64 pixels."""
+        """Rejects settings that do not divide the working size of 48 x 64 pixels."""
         if 48 % self.rows or 64 % self.columns or self.samples < 2 or self.hues < 3 or self.clip_seconds <= 0:
             raise VmrError(
                 "Expected rows that divide 48, columns that divide 64, at least 2 samples, 3 hues and clips "
@@ -107,7 +107,7 @@ class GridEncoder(VideoEncoder):
 
     @property
     def patches(self) -> int:  # type: ignore[override]
-        """Patches per clip."""
+        """Number of patches per clip."""
         return self.rows * self.columns
 
     def clips(self, path: Path) -> Iterator[tuple[Picture, ...]]:
@@ -117,12 +117,12 @@ class GridEncoder(VideoEncoder):
             path: any video that PyAV decodes.
 
         Yields:
-            Per clip its `samples` pictures and, in front, the one before them (the first clip repeats its
-            first); neighbours share that picture. As many clips as duration / clip_seconds rounded up: a last
-            one that the video does not fill repeats its last picture.
+            For each clip the preceding sample (in the first clip, its own first) followed by its `samples`;
+            neighbouring clips share one picture. The number of clips is duration / clip_seconds rounded up; a
+            partial last clip repeats its last picture.
 
         Raises:
-            VideoError: if the file cannot be decoded or holds no picture.
+            VideoError: if the file cannot be decoded or holds no frame.
         """
         pictures: list[Picture] = []
         reformatter = VideoReformatter()
@@ -144,19 +144,19 @@ class GridEncoder(VideoEncoder):
         Returns:
             Clip features (N, dim) and patch features (N, rows * columns, patch_dim).
         """
-        # A picture that two neighbouring clips share is computed once.
+        # A picture shared by neighbouring clips is processed once.
         pictures = {id(picture): picture for clip in clips for picture in clip}
         rows = {name: row for row, name in enumerate(pictures)}
         index = np.array([[rows[id(picture)] for picture in clip] for clip in clips])
         now, before = index[:, 1:].ravel(), index[:, :-1].ravel()
         luma = np.stack([picture.luma for picture in pictures.values()])
         masks = _hue_table(self.hues)[np.stack([picture.chroma for picture in pictures.values()])]
-        # How many threads share a product decides its last bits: one, in every process alike.
+        # The last bits of a product depend on the number of threads: always one.
         with threadpool_limits(1, user_api="blas"):
             return self._clips(masks, luma, now, before), self._patches(masks, luma, now, before)
 
     def manifest(self) -> dict[str, Any]:
-        """Returns everything that decides the features."""
+        """Returns everything that determines the features."""
         return {
             "backbone": f"grid encoder {VERSION}",
             "clip_seconds": self.clip_seconds,
@@ -166,19 +166,19 @@ class GridEncoder(VideoEncoder):
         }
 
     def _clips(self, masks: Array, luma: Array, now: Rows, before: Rows) -> Array:
-        """Computes clip features of T clips.
+        """Computes the features of T clips.
 
         Args:
             masks: (F, pixels, hues) of F pictures.
             luma: (F, 48, 64).
-            now: (T * samples,) which pictures are the samples.
-            before: (T * samples,) which pictures come before them.
+            now: (T * samples,) indices of the sampled pictures.
+            before: (T * samples,) indices of their predecessors.
 
         Returns:
             (T, dim).
         """
         mass, centroid, radius, form, kurtosis = _moments(masks)
-        there = mass**2 / (mass**2 + 0.003**2)  # fades out what stray pixels would make of an absent hue
+        there = mass**2 / (mass**2 + 0.003**2)  # suppresses stray pixels of an absent hue
         both = np.minimum(there[now], there[before])
         forms = [np.abs(form[..., k]) * there for k in range(len(_ORDERS))]
         still = self._mean(
@@ -203,7 +203,7 @@ class GridEncoder(VideoEncoder):
         signed = self._mean(np.stack([step.real, step.imag, growth, flow], -1)) / _SIGNED
         unsigned = self._mean(np.stack([np.abs(flow), np.abs(step), turning], -1)) / _UNSIGNED
         by_hue = np.concatenate((still / _STILL, signed, unsigned), -1)
-        # Which form does what, whatever its hue.
+        # Which form does what, independent of hue.
         presence = np.concatenate((still[..., 1:2], still[..., 5:]), -1) / _PRESENT
         motion = np.concatenate((np.maximum(signed, 0), np.maximum(-signed, 0), unsigned), -1)
         by_form = np.einsum("thp,thm->tpm", presence, motion) / 4
@@ -212,7 +212,7 @@ class GridEncoder(VideoEncoder):
         return np.clip(clips, -_LIMIT, _LIMIT).astype(np.float32)
 
     def _luma(self, luma: Array, before: Array) -> list[Array]:
-        """Computes brightness, contrast, change and texture (T, 4), and change by place (T, cells)."""
+        """Computes brightness, contrast, change and texture (T, 4), and change per cell (T, cells)."""
         change = 20 * np.abs(luma - before)
         texture = 20 * np.abs(np.diff(luma, axis=2))
         brightness, contrast = 8 * (luma.mean((1, 2)) - 0.5), 40 * (luma.std((1, 2)) - 0.07)
@@ -220,7 +220,7 @@ class GridEncoder(VideoEncoder):
         return [self._mean(np.stack(overall, -1)), self._mean(_cells(change[..., None], *_LUMA_GRID))]
 
     def _patches(self, masks: Array, luma: Array, now: Rows, before: Rows) -> Array:
-        """Computes patch features of T clips, (T, rows * columns, patch_dim); arguments as `_clips`."""
+        """Computes patch features (T, rows * columns, patch_dim); arguments as in `_clips`."""
         images = masks.reshape(-1, 48, 64, self.hues)
         shown, change = luma[now], luma[now] - luma[before]
         across = np.diff(shown, axis=2, append=shown[:, :, -1:])
@@ -239,12 +239,12 @@ class GridEncoder(VideoEncoder):
         return np.clip(self._mean(everything), -_LIMIT, _LIMIT).astype(np.float32)
 
     def _mean(self, samples: Array) -> Array:
-        """Averages over the samples of each clip: (T * samples, …) to (T, …)."""
+        """Averages the samples of each clip: (T * samples, …) to (T, …)."""
         return samples.reshape(-1, self.samples, *samples.shape[1:]).mean(1)
 
 
 def _picture(frame: av.VideoFrame, reformatter: VideoReformatter) -> Picture:
-    """Takes luma and chroma planes apart; only frames of another size or format are converted."""
+    """Splits luma and chroma planes; converts frames of another size or format first."""
     if (frame.width, frame.height, frame.format.name) != (128, 96, "yuv420p"):
         frame = reformatter.reformat(frame, width=128, height=96, format="yuv420p")
     planes = frame.to_ndarray()
@@ -255,7 +255,7 @@ def _picture(frame: av.VideoFrame, reformatter: VideoReformatter) -> Picture:
 
 @cache
 def _hue_table(hues: int) -> Array:
-    """Computes (4096, hues): how much of each hue a chroma value is; a row sums to 0 for grey, 1 at most."""
+    """Returns (4096, hues), the share of each hue in a chroma value; rows sum to 0 (grey) up to 1."""
     u, v = np.meshgrid(np.arange(64) * 4 + 2 - 128, np.arange(64) * 4 + 2 - 128, indexing="ij")
     chroma = np.clip((np.hypot(u, v) - 18) / 30, 0, 1)
     position = np.arctan2(v, u) / (2 * math.pi) * hues
@@ -265,12 +265,12 @@ def _hue_table(hues: int) -> Array:
 
 
 def _moments(masks: Array) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """Computes moments of masks (F, 48 * 64, hues), lengths in frame heights, angles in the image plane.
+    """Computes moments of masks (F, 48 * 64, hues); the unit of length is the frame height.
 
     Returns:
-        Mass (F, hues), the share of the frame; centroid (F, hues), complex, from the middle; RMS radius (F,
-        hues); normalised complex moments c_k (F, hues, orders), their moduli cut at 2; kurtosis of the
-        radius (F, hues).
+        Mass (F, hues) as a share of the frame; complex centroid (F, hues) relative to the frame centre; RMS
+        radius (F, hues); normalised complex moments c_k (F, hues, orders) with moduli clipped to 2; kurtosis
+        of the radius (F, hues).
     """
     y, x = np.meshgrid((np.arange(48) + 0.5) / 48 - 0.5, (np.arange(64) + 0.5) / 48 - 64 / 96, indexing="ij")
     z = (x + 1j * y).ravel()

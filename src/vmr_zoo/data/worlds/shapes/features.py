@@ -1,4 +1,4 @@
-"""Serves what was computed from the rendered videos, computing it first if the cache lacks it."""
+"""Serves features and narrations of the rendered videos; computes them if the cache lacks them."""
 
 from __future__ import annotations
 
@@ -12,26 +12,27 @@ from typing import Any, Literal
 import numpy as np
 
 from vmr_zoo.data.annotations.records import Protocol
-from vmr_zoo.data.features.store import FeatureError, Problem, VideoSource
+from vmr_zoo.data.features.problems import FeatureError, Problem
+from vmr_zoo.data.features.source import VideoSource
 from vmr_zoo.data.narrations import Narration, NarrationFile, manifest_path, read_narrations, write_narrations
-from vmr_zoo.data.text.cache import Array
-from vmr_zoo.data.text.encoders import TextEncoder
+from vmr_zoo.data.text.encoder import TextEncoder
 from vmr_zoo.data.worlds.shapes.encoder import GridEncoder
 from vmr_zoo.data.worlds.shapes.generate import digest, generate_world, scenes, video_path, world_folder
-from vmr_zoo.data.worlds.shapes.narrator import Narrator
+from vmr_zoo.data.worlds.shapes.narrator import SceneNarrator
 from vmr_zoo.data.worlds.shapes.world import WorldSettings
 from vmr_zoo.errors import VmrError, unknown
-from vmr_zoo.utils.files import alone_in
+from vmr_zoo.utils.arrays import Array
+from vmr_zoo.utils.files import lock_folder
 from vmr_zoo.video.encoder import VideoEncoder, encode_video
 from vmr_zoo.video.extraction import extract
-from vmr_zoo.video.manifest import describe
+from vmr_zoo.video.manifest import feature_settings
 
 
 def features_folder(
     world: WorldSettings, cache: str | Path, encoder: VideoEncoder, storage: str = "float32"
 ) -> Path:
-    """Returns where an encoder's features of the rendered videos lie, extracted or not."""
-    return world_folder(world, cache) / "features" / digest(describe(encoder, storage))
+    """Returns the folder of an encoder's features of the rendered videos, which may not exist yet."""
+    return world_folder(world, cache) / "features" / digest(feature_settings(encoder, storage))
 
 
 class RenderedVideos(VideoSource):
@@ -50,11 +51,11 @@ class RenderedVideos(VideoSource):
         """Stores the settings; videos are rendered and encoded on first use.
 
         Args:
-            world: the data set's settings, `${data.protocol.world}`.
+            world: settings of the data set, `${data.protocol.world}`.
             cache: `paths.cache`.
-            encoder: what turns pixels into features.
-            part: "video" for clip features, "patches" for those of the grid's cells.
-            processes: how many encode at a time; None: one per available core.
+            encoder: encodes the videos.
+            part: "video" for clip features, "patches" for those of the grid cells.
+            processes: number of encoding processes; None: one per available core.
         """
         if part not in ("video", "patches"):
             raise unknown("part of the grid features", part, ("video", "patches"))
@@ -67,22 +68,22 @@ class RenderedVideos(VideoSource):
 
     @cached_property
     def _files(self) -> dict[str, Path]:
-        """Where each video's features lie, extracted if need be."""
+        """Feature file by video id, extracted if necessary."""
         folder = generate_world(self.world, self.cache, self.processes)
         videos = {scene.video_id: video_path(folder, scene.video_id) for _, scene in scenes(self.world)}
         out = features_folder(self.world, self.cache, self.encoder)
         node = {"_target_": "vmr_zoo.data.worlds.shapes.GridEncoder", **asdict(self.encoder)}
-        with alone_in(out):
+        with lock_folder(out):
             failed = extract(videos, self.encoder, node, out, processes=self.processes)
         if failed:
             raise VmrError(
                 f"{len(failed)} rendered videos cannot be encoded. The first: {failed[0].message} "
-                f"Delete {folder} to have them rendered again."
+                f"Delete {folder} to render them again."
             )
         return {video_id: out / f"{video_id}.npz" for video_id in videos}
 
     def prepare(self, protocol: Protocol) -> None:
-        """Renders and encodes what is not in the cache."""
+        """Renders and encodes what the cache lacks."""
         _ = self._files
 
     def load(self, video_id: str) -> Array:
@@ -103,12 +104,12 @@ class RenderedVideos(VideoSource):
                 stored = arrays["features" if self.part == "video" else "patches"]
         except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
             raise FeatureError(
-                "unreadable", f"{path} cannot be read ({error}). Delete it to have it made anew."
+                "unreadable", f"{path} cannot be read ({error}). Delete it to extract it again."
             ) from error
         return stored.astype(np.float32)
 
     def encode(self, path: Path) -> Array:
-        """Computes (T, dim) float32 for any video file; that the encoder's hues suit it is another matter."""
+        """Computes (T, dim) float32 for any video file, although the hues are chosen for shapes."""
         return encode_video(self.encoder, path)
 
     def missing(self, video_ids: Sequence[str]) -> list[Problem]:
@@ -122,19 +123,19 @@ class RenderedVideos(VideoSource):
         return self.encoder.manifest()
 
 
-def narrate_world(world: WorldSettings, cache: str | Path, narrator: Narrator) -> Path:
-    """Narrates every video of a world, unless that is done.
+def narrate_world(world: WorldSettings, cache: str | Path, narrator: SceneNarrator) -> Path:
+    """Narrates every video of a world, unless the narrations exist.
 
     Args:
-        world: the data set's settings.
+        world: settings of the data set.
         cache: `paths.cache`.
-        narrator: who narrates, and how often it errs.
+        narrator: the narrator with its error rates.
 
     Returns:
-        The narrations' file.
+        The file of narrations.
     """
     file = narrations_path(world, cache, narrator)
-    # The manifest is written last: narrations without one are unfinished.
+    # The manifest is written last: narrations without one are incomplete.
     if not manifest_path(file).exists():
         said = (
             Narration(scene.video_id, *sentence)
@@ -145,24 +146,24 @@ def narrate_world(world: WorldSettings, cache: str | Path, narrator: Narrator) -
     return file
 
 
-def narrations_path(world: WorldSettings, cache: str | Path, narrator: Narrator) -> Path:
-    """Returns where the narrations of a world lie, written or not."""
+def narrations_path(world: WorldSettings, cache: str | Path, narrator: SceneNarrator) -> Path:
+    """Returns the file of a world's narrations, which may not exist yet."""
     return world_folder(world, cache) / "narrations" / f"{digest(narrator.manifest())}.jsonl"
 
 
 class RenderedNarrations(NarrationFile):
-    """What the noisy narrator says about the rendered videos."""
+    """Narrations of the rendered videos by the noisy narrator."""
 
     def __init__(
-        self, world: WorldSettings, cache: str | Path, narrator: Narrator, encoder: TextEncoder
+        self, world: WorldSettings, cache: str | Path, narrator: SceneNarrator, encoder: TextEncoder
     ) -> None:
         """Stores the settings; the narrations are written on first use.
 
         Args:
-            world: the data set's settings, `${data.protocol.world}`.
+            world: settings of the data set, `${data.protocol.world}`.
             cache: `paths.cache`.
-            narrator: who narrates, and how often it errs.
-            encoder: what embeds the sentences.
+            narrator: the narrator with its error rates.
+            encoder: embeds the sentences.
         """
         super().__init__(narrations_path(world, cache, narrator), encoder)
         self.world = world

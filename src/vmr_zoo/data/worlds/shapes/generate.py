@@ -1,4 +1,4 @@
-"""Generates the data set of shapes in parallel and caches it: videos and annotations.
+"""Generates the data set of shapes, videos and annotations, in parallel and caches it.
 
     <cache>/shapes/<hash of the world>/
         videos/<video id>.mp4
@@ -7,8 +7,8 @@
         features/<hash of the encoder>/     <video id>.npz and manifest.json (written by `vmr_zoo.video`)
         narrations/<hash of the narrator>.jsonl and .manifest.json (written by `features`)
 
-Every file is written under a temporary name and renamed, and a folder's manifest comes last: without one,
-the folder is unfinished. An interrupted rendering continues with the videos that are missing.
+Files are written atomically, and the manifest of a folder is written last: a folder without one is
+incomplete. An interrupted rendering continues with the missing videos.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ import numpy as np
 from vmr_zoo.data.worlds.shapes import render
 from vmr_zoo.data.worlds.shapes.sentences import Question, ask
 from vmr_zoo.data.worlds.shapes.world import GROUPS, Scene, WorldSettings, sample_scene
-from vmr_zoo.utils.files import alone_in, atomic_write
+from vmr_zoo.utils.files import atomic_write, lock_folder
 from vmr_zoo.utils.parallel import in_parallel
 
 VERSION = "1"
-"""To be raised with every change of world, rendering or grammar; part of the cache's name."""
+"""Must be raised with every change of world, rendering or grammar; part of the cache path."""
 
 SPLITS = {
     "train": "train",
@@ -40,11 +40,11 @@ SPLITS = {
     "novel_composition": "pairs",
     "complex": "test",
 }
-"""Group of videos by split. iid, novel_word and complex ask about the same videos."""
+"""Group of videos by split. iid, novel_word and complex share their videos."""
 
 
 def world_folder(settings: WorldSettings, cache: str | Path) -> Path:
-    """Returns where a world lies, generated or not."""
+    """Returns the folder of a world, which may not exist yet."""
     return Path(cache).expanduser() / "shapes" / digest({"version": VERSION, **asdict(settings)})
 
 
@@ -56,26 +56,26 @@ def scenes(settings: WorldSettings) -> Iterator[tuple[str, Scene]]:
 
 
 def generate_world(settings: WorldSettings, cache: str | Path, processes: int | None = None) -> Path:
-    """Renders the videos and writes the annotations, unless that is done.
+    """Renders the videos and writes the annotations, unless they exist.
 
     Args:
-        settings: the world's.
+        settings: settings of the world.
         cache: `paths.cache`.
-        processes: how many render at a time; None: one per available core.
+        processes: number of rendering processes; None: one per available core.
 
     Returns:
-        The world's folder.
+        The folder of the world.
     """
     folder = world_folder(settings, cache)
     if not (folder / "manifest.json").exists():
-        with alone_in(folder):
+        with lock_folder(folder):
             if not (folder / "manifest.json").exists():
                 _generate(settings, folder, processes)
     return folder
 
 
 def _generate(settings: WorldSettings, folder: Path, processes: int | None) -> None:
-    """Does the work of `generate_world`."""
+    """Renders missing videos and writes annotations and manifest."""
     (folder / "videos").mkdir(exist_ok=True)
     jobs = [
         (scene, path, settings.fps, settings.height)
@@ -95,21 +95,21 @@ def _generate(settings: WorldSettings, folder: Path, processes: int | None) -> N
 
 
 def annotate(settings: WorldSettings) -> dict[str, list[dict[str, Any]]]:
-    """Writes every sentence of a world.
+    """Generates every sentence of a world.
 
     Args:
-        settings: the world's.
+        settings: settings of the world.
 
     Returns:
         Rows by split: "query_id", "video_id", "query", "duration" and "moments" in seconds, and the meaning:
-        "clauses" (action, colour, shape) and their "relations", see `sentences.Question`.
+        "clauses" (action, colour, shape) and their "relations" (`sentences.Question`).
     """
     rows: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
     for group, scene in scenes(settings):
         for split in (split for split, source in SPLITS.items() if source == group):
             texts: set[str] = set()
             for wording in range(settings.wordings if split == "train" else 1):
-                # Equal generators for splits about the same videos: novel_word repeats iid's questions.
+                # Equal generators for splits on the same videos: novel_word repeats the questions of iid.
                 rng = np.random.default_rng((*scene.seed[:3], 2 + wording))
                 for question in ask(scene, split, rng, settings.complex_share):
                     if question.text not in texts:
@@ -119,17 +119,17 @@ def annotate(settings: WorldSettings) -> dict[str, list[dict[str, Any]]]:
 
 
 def video_path(folder: Path, video_id: str) -> Path:
-    """Returns where a video lies in a world's folder."""
+    """Returns the path of a video in the folder of a world."""
     return folder / "videos" / f"{video_id}.mp4"
 
 
 def digest(settings: dict[str, Any]) -> str:
-    """Returns a short name for settings: the first 12 digits of their SHA-256."""
+    """Returns a short name for settings: the first 12 hex digits of their SHA-256."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _write_jsonl(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Writes JSON Lines, whole or not at all."""
+    """Writes JSON Lines atomically."""
     atomic_write(path, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows))
 
 

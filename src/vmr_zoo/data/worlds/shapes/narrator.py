@@ -1,12 +1,11 @@
-"""The noisy narrator: says what happens in a rendered video, wrong at known rates.
+"""The noisy narrator: describes a rendered video with known error rates.
 
-It stands where a multimodal language model would. It watches windows of a few seconds and says one sentence
-for each thing that happens in most of a window. Each is left out with probability `miss`; else one of its
-colour, shape and action is exchanged for another with probability `confuse`; and with probability
-`hallucinate` a window gets a sentence about something that does not happen in it. It draws from a seed of
-its own, so its errors can change while the videos stay.
+It simulates a multimodal language model. In windows of a few seconds it says one sentence for each event that
+fills at least half of the window. An event is omitted with probability `miss`; otherwise its colour, shape or
+action is replaced by another one with probability `confuse`. With probability `hallucinate` a window gets a
+sentence about an event that does not happen. Errors have their own seed: they can change without the videos.
 
-It reads the scene, not the pixels: its narrations are simulated and their manifest says so.
+It reads the scene, not the pixels: its narrations are simulated, and their manifest says so.
 """
 
 from __future__ import annotations
@@ -21,19 +20,19 @@ from vmr_zoo.data.worlds.shapes.world import ACTIONS, COLOURS, GROUPS, SHAPES, E
 from vmr_zoo.errors import VmrError
 
 VERSION = "1"
-"""To be raised with every change of what the narrator says; part of the manifest and of the cache's name."""
+"""Must be raised with every change of the narrations; part of the manifest and of the cache path."""
 
 
 @dataclass(frozen=True, slots=True)
-class Narrator:
-    """How the narrator works and how often it errs.
+class SceneNarrator:
+    """Settings and error rates of the narrator.
 
     Attributes:
-        seed: of its errors.
-        window: seconds per look.
-        miss: share of what happens that it leaves out.
-        confuse: share of what it says in which one of colour, shape and action is wrong.
-        hallucinate: share of windows in which it adds something that does not happen.
+        seed: seed of the errors.
+        window: length of a window in seconds.
+        miss: share of events that are omitted.
+        confuse: share of sentences in which colour, shape or action is wrong.
+        hallucinate: share of windows with a sentence about an event that does not happen.
     """
 
     seed: int = 0
@@ -43,7 +42,7 @@ class Narrator:
     hallucinate: float = 0.1
 
     def __post_init__(self) -> None:
-        """Refuses rates that are no probabilities."""
+        """Rejects rates that are no probabilities."""
         for name in ("miss", "confuse", "hallucinate"):
             rate = getattr(self, name)
             if not 0 <= rate <= 1:
@@ -57,13 +56,13 @@ class Narrator:
             )
 
     def narrate(self, scene: Scene) -> list[tuple[float, float, str]]:
-        """Tells what happens in a scene.
+        """Narrates a scene.
 
         Args:
             scene: the scene.
 
         Returns:
-            (start, end, sentence) in order of time, seconds.
+            (start, end, sentence) in seconds, in order of time.
         """
         group, index = scene.video_id.split("_")
         rng = np.random.default_rng((self.seed, GROUPS.index(group), int(index)))
@@ -78,11 +77,11 @@ class Narrator:
         return rows
 
     def _noticed(self, scene: Scene, start: float, end: float, rng: np.random.Generator) -> list[Clause]:
-        """Draws what is said about one window."""
+        """Draws the clauses that are said about one window."""
         happening = [event for event in scene.events if _share(event, start, end) >= 0.5]
         clauses = []
         for event in happening:
-            # All are drawn whatever the rates, so that another rate moves only what it is about.
+            # All numbers are drawn at any rate: changing one rate affects no other error.
             missed, confused = rng.random(2)
             clause = Clause(event.action, scene.colour(event), scene.shape(event))
             wrong = _exchange(clause, rng)
@@ -94,14 +93,14 @@ class Narrator:
         return clauses
 
     def manifest(self) -> dict[str, Any]:
-        """Returns everything that decides the narrations."""
+        """Returns everything that determines the narrations."""
         return {
             "model": "shapes narrator (simulated)",
             "revision": VERSION,
             "prompt": None,
             "sampling_rate": 1 / self.window,
             "seed": self.seed,
-            "date": None,  # the same at any date
+            "date": None,  # independent of the date
             "miss": self.miss,
             "confuse": self.confuse,
             "hallucinate": self.hallucinate,
@@ -109,12 +108,12 @@ class Narrator:
 
 
 def _share(event: Event, start: float, end: float) -> float:
-    """Returns how much of the window the event fills."""
+    """Returns the share of the window that the event fills."""
     return max(0.0, min(event.end, end) - max(event.start, start)) / (end - start)
 
 
 def _exchange(clause: Clause, rng: np.random.Generator) -> Clause:
-    """Exchanges one part of a clause for another of its kind."""
+    """Replaces colour, shape or action of a clause by another one."""
     part = str(rng.choice(("colour", "shape", "action")))
     kinds = {"colour": tuple(COLOURS), "shape": SHAPES, "action": ACTIONS}[part]
     others = [kind for kind in kinds if kind != getattr(clause, part)]
@@ -122,7 +121,7 @@ def _exchange(clause: Clause, rng: np.random.Generator) -> Clause:
 
 
 def _imagine(scene: Scene, happening: list[Event], rng: np.random.Generator) -> Clause:
-    """Draws something that a thing of the scene is not doing."""
+    """Draws an action that a thing of the scene does not perform."""
     number = int(rng.integers(len(scene.things)))
     doing = {event.action for event in happening if event.thing == number}
     action = str(rng.choice([action for action in ACTIONS if action not in doing]))

@@ -1,4 +1,4 @@
-"""Draws scenes and writes them as H.264 in MP4: the only place where a scene becomes pixels."""
+"""Draws scenes and writes them as H.264 in MP4."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from vmr_zoo.data.worlds.shapes.world import (
 from vmr_zoo.utils.files import atomic_path
 
 OVERSAMPLE = 2
-"""Drawn this much larger and averaged down, so that edges are smooth and slow motion is not a staircase."""
+"""Factor by which frames are drawn larger and averaged down, for smooth edges and slow motion."""
 
 FADE_SECONDS = 1.0
 
@@ -68,16 +68,16 @@ OUTLINES: dict[str, NDArray[np.float64]] = {
     ),
     "bar": np.array([(-1.4, -0.45), (1.4, -0.45), (1.4, 0.45), (-1.4, 0.45)]),
 }
-"""Corners (n, 2) of every shape at size 1, y downwards."""
+"""Corners (n, 2) of each shape at size 1; y points down."""
 
 
 def frames(scene: Scene, fps: int, height: int) -> Iterator[NDArray[np.uint8]]:
     """Draws a scene.
 
     Args:
-        scene: what to draw.
+        scene: the scene.
         fps: frames per second.
-        height: pixels; the width is 4/3 of it.
+        height: height in pixels; the width is 4/3 of it.
 
     Yields:
         (height, width, 3) RGB frames, `duration * fps` of them.
@@ -99,15 +99,15 @@ def frames(scene: Scene, fps: int, height: int) -> Iterator[NDArray[np.uint8]]:
 
 
 def write(scene: Scene, path: Path, fps: int, height: int) -> None:
-    """Renders a scene into an MP4 file that appears whole or not at all.
+    """Renders a scene into an MP4 file, atomically.
 
-    One x264 thread and no time stamps of the making: the same scene gives the same bytes.
+    One x264 thread and no creation time: the same scene yields the same bytes.
 
     Args:
-        scene: what to draw.
+        scene: the scene.
         path: the file to write.
         fps: frames per second.
-        height: pixels; the width is 4/3 of it.
+        height: height in pixels; the width is 4/3 of it.
     """
     with (
         atomic_path(path) as partial,
@@ -122,7 +122,7 @@ def write(scene: Scene, path: Path, fps: int, height: int) -> None:
 
 
 def _place(outline: NDArray[np.float64], state: NDArray[np.float64], pixels: int) -> list[list[float]]:
-    """Turns, scales and moves an outline (n, 2) by states (F, 5) into F flat lists of pixel coordinates."""
+    """Transforms an outline (n, 2) by states (F, 5) into F flat lists of pixel coordinates."""
     cos, sin = np.cos(state[:, ANGLE]), np.sin(state[:, ANGLE])
     turn = np.stack((np.stack((cos, sin), -1), np.stack((-sin, cos), -1)), -2)
     placed = np.exp(state[:, LOG_SIZE])[:, None, None] * (outline @ turn) + state[:, None, X : Y + 1]
@@ -131,7 +131,7 @@ def _place(outline: NDArray[np.float64], state: NDArray[np.float64], pixels: int
 
 
 class _Painting:
-    """A background painted once, larger than the frame, through which a window drifts."""
+    """A background painted once, larger than the frame; a moving window of it is shown."""
 
     def __init__(self, background: Background, size: tuple[int, int]) -> None:
         self.size = size
@@ -157,13 +157,13 @@ class _Painting:
         self.image = Image.fromarray((first + blend[..., None] * (second - first)).astype(np.uint8))
 
     def window(self, time: float) -> Image.Image:
-        """Cuts out what the frame shows; every pattern but the gradient repeats, so the drift may wrap."""
+        """Returns the visible part; every pattern but the gradient is periodic, so the drift may wrap."""
         left, top = (round(d * (time - self.start)) % self.period for d in self.drift)
         return self.image.crop((left, top, left + self.size[0], top + self.size[1]))
 
 
 def _behind(backgrounds: tuple[Background, ...], paintings: list[_Painting], time: float) -> Image.Image:
-    """Returns the background of one moment, cross-faded after a change."""
+    """Returns the background at a time, cross-faded after a change."""
     current = max(i for i, background in enumerate(backgrounds) if background.start <= time)
     image = paintings[current].window(time)
     share = (time - backgrounds[current].start) / FADE_SECONDS

@@ -1,11 +1,10 @@
-"""The grammar: what may be asked about a scene, in which words, and which moments answer it.
+"""The grammar: queries about a scene, their wording, and the moments that match them.
 
-A sentence is written from its meaning, one or more `Clause`s. Ground truth is found the other way round, by
-asking the scene which events satisfy the meaning, so a sentence never has an answer that its ground truth
-lacks.
+A sentence is generated from its meaning, one or more `Clause`s. Its ground truth is every event of the scene
+that satisfies the meaning: no matching moment is missing.
 
-`WORDS` are what every split says; `NOVEL` are synonyms that only the split novel_word says. The concepts
-stay known: a model must carry the meaning of a new word over from the pretrained text encoder.
+Every split uses `WORDS`; only the split novel_word uses the synonyms in `NOVEL`. The concepts stay the same:
+a model must know the meaning of a new word from the pretrained text encoder.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ WORDS: dict[str, tuple[str, ...]] = {
     "ring": ("ring",),
     "bar": ("bar", "rectangle"),
 }
-"""Every word for a colour or a shape, by concept."""
+"""Words for a colour or a shape, by concept."""
 
 NOVEL: dict[str, tuple[str, ...]] = {
     "red": ("crimson", "scarlet"),
@@ -48,7 +47,7 @@ NOVEL: dict[str, tuple[str, ...]] = {
     "ring": ("hoop", "donut"),
     "bar": ("stick", "plank"),
 }
-"""Words for a colour or a shape that training never sees."""
+"""Words for a colour or a shape that do not occur in training."""
 
 VERBS: dict[str, tuple[tuple[str, str], ...]] = {
     "left": (("moves left", "moving left"), ("slides to the left", "sliding to the left")),
@@ -63,7 +62,7 @@ VERBS: dict[str, tuple[tuple[str, str], ...]] = {
     "appear": (("appears", "appearing"), ("fades in", "fading in")),
     "vanish": (("disappears", "disappearing"), ("fades away", "fading away")),
 }
-"""Every phrase for an action, as (present tense, -ing form)."""
+"""Phrases for an action, as (present tense, -ing form)."""
 
 NOVEL_VERBS: dict[str, tuple[tuple[str, str], ...]] = {
     "left": (("glides leftward", "gliding leftward"),),
@@ -78,7 +77,7 @@ NOVEL_VERBS: dict[str, tuple[tuple[str, str], ...]] = {
     "appear": (("materializes", "materializing"), ("emerges", "emerging")),
     "vanish": (("vanishes", "vanishing"), ("dissolves", "dissolving")),
 }
-"""Phrases for an action that training never sees."""
+"""Phrases for an action that do not occur in training."""
 
 NOUNS = ("shape", "figure", "object")
 SUBCLAUSES = ("the {thing} {verb}", "a {thing} {verb}", "a {thing} is {ing}")
@@ -86,18 +85,18 @@ FRAMES = (*SUBCLAUSES, "there is a {thing} {ing}", "we see a {thing} that {verb}
 
 RELATIONS = ("while", "before", "after")
 SLACK_SECONDS = 1.0
-"""Two events happen "while" each other if they share this long; one that only nearly does makes a sentence
-vague, and vague sentences are not asked."""
+"""Minimum overlap of two events for "while". A sentence that another event nearly satisfies within this
+tolerance is ambiguous and not used."""
 
 MAX_MOMENTS = 2
 
 SINGLE_CLAUSE = frozenset({"novel_word", "novel_composition"})
-"""Splits that never mix in several clauses: what they test is something else."""
+"""Splits without sentences of several clauses, because they test something else."""
 
 
 @dataclass(frozen=True, slots=True)
 class Clause:
-    """Something happening: an action of a thing known by its colour, its shape or both."""
+    """An action of a thing identified by its colour, its shape or both."""
 
     action: str
     colour: str | None
@@ -110,10 +109,10 @@ class Question:
 
     Attributes:
         text: the sentence.
-        moments: the answer, (start, end) seconds in order.
-        clauses: the meaning; the first is the one asked for.
-        relations: how each later clause restricts the first (a relation of `RELATIONS`), or "then": the
-            moment runs from the start of the first to the end of the second.
+        moments: ground truth, (start, end) in seconds, in order.
+        clauses: the meaning; the first describes the target.
+        relations: how each later clause restricts the first (one of `RELATIONS`), or "then": the moment spans
+            from the start of the first to the end of the second.
     """
 
     text: str
@@ -136,13 +135,13 @@ def matching(scene: Scene, clause: Clause) -> list[Event]:
 def write_clause(
     clause: Clause, rng: np.random.Generator, novel: str | None = None, frames: Sequence[str] = FRAMES
 ) -> str:
-    """Writes a clause.
+    """Writes a clause as text.
 
     Args:
         clause: the meaning.
         rng: chooses among paraphrases.
-        novel: which part is said in a word of `NOVEL` or `NOVEL_VERBS`: "colour", "shape" or "action".
-        frames: the sentence patterns to choose from.
+        novel: part that uses a word of `NOVEL` or `NOVEL_VERBS`: "colour", "shape" or "action".
+        frames: sentence patterns to choose from.
 
     Returns:
         Lower-case words without a full stop.
@@ -167,29 +166,29 @@ def ask(scene: Scene, split: str, rng: np.random.Generator, complex_share: float
     """Writes the sentences of one split about a scene.
 
     Args:
-        scene: what they are about.
+        scene: the scene.
         split: "train", "selection", "iid", "ood_time", "novel_word", "novel_composition" or "complex".
-        rng: the split's own generator for this scene.
-        complex_share: share of multi-clause sentences where simple and complex are mixed.
+        rng: generator of the split for this scene.
+        complex_share: share of multi-clause sentences in splits that mix both kinds.
 
     Returns:
-        At most one question per event. Given equal generators, novel_word asks exactly what iid asks in one
-        clause, with one word replaced.
+        At most one question per event. With equal generators, the questions of novel_word are the
+        single-clause questions of iid with one word replaced.
     """
     questions: list[Question] = []
-    asked: set[tuple[tuple[float, float], ...]] = set()
+    used: set[tuple[tuple[float, float], ...]] = set()
     for event in scene.events:
-        meaning, words = rng.spawn(2)  # the meaning must not depend on how many words were drawn before
+        meaning, words = rng.spawn(2)  # the meaning must not depend on the number of words drawn before
         is_held_out = held_out(scene.colour(event), scene.shape(event), event.action)
         if is_held_out != (split == "novel_composition"):
             continue
         clause = _refer(scene, event, meaning, whole=is_held_out)
         several = split == "complex" or (split not in SINGLE_CLAUSE and meaning.random() < complex_share)
         moments = tuple((e.start, e.end) for e in matching(scene, clause)) if clause else ()
-        if moments in asked:
+        if moments in used:
             continue
         if clause:
-            asked.add(moments)
+            used.add(moments)
         if several:
             question = _several_clauses(scene, event, words)
             if question is not None:
@@ -201,19 +200,19 @@ def ask(scene: Scene, split: str, rng: np.random.Generator, complex_share: float
 
 
 def _part(clause: Clause, rng: np.random.Generator) -> str:
-    """Chooses which part of a clause to say in a novel word."""
+    """Chooses the part of a clause that uses a novel word."""
     return str(rng.choice([part for part in ("action", "colour", "shape") if getattr(clause, part)]))
 
 
 def _references(scene: Scene, event: Event, rng: np.random.Generator) -> list[Clause]:
-    """Lists ways to refer to an event: colour or shape alone in random order, then both."""
+    """Lists references to an event: colour or shape alone in random order, then both."""
     full = Clause(event.action, scene.colour(event), scene.shape(event))
     either = [replace(full, shape=None), replace(full, colour=None)]
     return [*(either[i] for i in rng.permutation(2)), full]
 
 
 def _refer(scene: Scene, event: Event, rng: np.random.Generator, *, whole: bool = False) -> Clause | None:
-    """Finds a reference that only this event answers, or the same thing doing the same once more."""
+    """Finds a reference that matches only this event, or also the same action of the same thing later."""
     options = _references(scene, event, rng)
     if whole or rng.random() < 0.6:
         options = options[-1:]
@@ -225,7 +224,7 @@ def _refer(scene: Scene, event: Event, rng: np.random.Generator, *, whole: bool 
 
 
 def _related(main: Event, relation: str, other: Event, slack: float = 0.0) -> bool:
-    """Tells whether `main` is while, before or after `other`; slack makes it easier."""
+    """Returns whether `main` is while, before or after `other`, up to a tolerance `slack`."""
     if relation == "while":
         return min(main.end, other.end) - max(main.start, other.start) >= SLACK_SECONDS - slack
     if relation == "before":
@@ -234,9 +233,9 @@ def _related(main: Event, relation: str, other: Event, slack: float = 0.0) -> bo
 
 
 def _several_clauses(scene: Scene, main: Event, rng: np.random.Generator) -> Question | None:
-    """Writes a sentence of two or three clauses that exactly one moment answers.
+    """Writes a sentence of two or three clauses that matches exactly one moment.
 
-    Sentences whose first clause alone has several answers, so that the others decide, are preferred.
+    Sentences whose first clause alone matches several moments are preferred: there the other clauses decide.
     """
     others = [
         (clause, event)
@@ -276,7 +275,7 @@ def _several_clauses(scene: Scene, main: Event, rng: np.random.Generator) -> Que
                 text = f"{write_clause(first, rng)} and then {write_clause(clause, rng, frames=SUBCLAUSES)}"
                 moment = (main.start, max(main.end, event.end))
                 confirming.append(Question(_finish(text), (moment,), (first, clause), ("then",)))
-    # Three clauses outnumber two; draw the number of clauses before the sentence.
+    # There are more sentences of three clauses than of two: the number of clauses is drawn first.
     pool = deciding if deciding and rng.random() < 0.7 else confirming or deciding
     if not pool:
         return None

@@ -1,12 +1,12 @@
-"""The world of shapes: what is in a video, what happens in it, and where everything is at every moment.
+"""The world of shapes: the things in a video, their actions, and their state at every time.
 
-A scene holds three or four coloured shapes. Each does one thing at a time; several act at once. Everything is
-drawn from a random generator seeded by (seed, group, index), so a video does not depend on how many others
-there are or on who renders it.
+A scene contains three or four coloured shapes. Each performs one action at a time; several act
+simultaneously. All draws come from a generator seeded by (seed, group, index): a video depends neither on the
+number of videos nor on the process that renders it.
 
-The *time prior* is what biased benchmarks share: in every group but "late" an event is likely to start in the
-first third of the video. "late" mirrors that placement (an event at [s, e] moves to [D - e, D - s]) and
-changes nothing else: same actions, same lengths, same speeds.
+The *time prior* imitates biased benchmarks: in every group but "late", events are likely to start in the
+first third of the video. "late" mirrors the placement (an event at [s, e] moves to [D - e, D - s]) and
+changes nothing else: actions, lengths and speeds are the same.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "purple": (130, 40, 205),
     "pink": (245, 70, 180),
 }
-"""RGB by colour; saturated, which no background is."""
+"""RGB by colour; saturated, unlike all backgrounds."""
 
 ROUND = frozenset({"circle", "ring"})
-"""Shapes whose turning nobody could see."""
+"""Shapes whose rotation is invisible."""
 
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "bar")
 
@@ -57,7 +57,7 @@ NOVEL_PAIRS: frozenset[tuple[str, str]] = frozenset(
         ("pink", "up"),
     }
 )
-"""(shape or colour, action) pairs that happen in the group "pairs" only: the novel compositions."""
+"""(shape or colour, action) pairs that occur in the group "pairs" only: the novel compositions."""
 
 GROUPS = ("train", "selection", "test", "late", "pairs")
 """Groups of videos. "test" serves iid, novel_word and complex; "late" ood_time; "pairs" novel_composition."""
@@ -71,24 +71,24 @@ X, Y, LOG_SIZE, ANGLE, ALPHA = range(5)
 SMALLEST, LARGEST = 0.09, 0.25
 GAP_SECONDS = 1.0
 ALWAYS_POSSIBLE = {"blink": 0.7, "shake": 0.7, "vanish": 0.35}
-"""Weights of actions that need no room; the others have 1, so that all end up about equally frequent."""
+"""Weights of actions that need no space (others: 1), which make all actions about equally frequent."""
 
 
 @dataclass(frozen=True, slots=True)
 class WorldSettings:
-    """Everything that decides what the generated data look like; its hash names the cache directory.
+    """Settings that determine the generated data; their hash names the cache directory.
 
     Attributes:
-        seed: of the world; the narrator and training have seeds of their own.
-        train_videos: videos of the train split. Other videos do not change with it.
-        test_videos: videos of each of the groups selection, test, late and pairs.
-        shortest: seconds of the shortest video.
-        longest: seconds of the longest video.
+        seed: seed of the world; the narrator and training have their own seeds.
+        train_videos: number of videos of the train split. Other videos do not depend on it.
+        test_videos: number of videos of each of the groups selection, test, late and pairs.
+        shortest: length of the shortest video in seconds.
+        longest: length of the longest video in seconds.
         fps: frames per second.
-        height: pixels; the width is 4/3 of it.
+        height: height in pixels; the width is 4/3 of it.
         time_bias: share of events placed by the time prior instead of uniformly, 0 to 1.
         complex_share: share of multi-clause sentences in train, selection, iid and ood_time.
-        wordings: sentences per event in train, each with a reference and words of its own.
+        wordings: sentences per event in train, with independent references and words.
     """
 
     seed: int = 0
@@ -103,7 +103,7 @@ class WorldSettings:
     wordings: int = 2
 
     def __post_init__(self) -> None:
-        """Refuses settings that no video could follow."""
+        """Rejects impossible settings."""
         if self.train_videos < 1 or self.test_videos < 1:
             raise VmrError(
                 f"Expected at least 1 video per group, found train_videos={self.train_videos}, "
@@ -126,7 +126,7 @@ class WorldSettings:
 
     @property
     def width(self) -> int:
-        """Pixels."""
+        """Width in pixels."""
         return self.height * 4 // 3
 
     def size(self, group: str) -> int:
@@ -145,7 +145,7 @@ class Thing:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One thing acts from `start` to `end` seconds; `change` is what that adds to its state, linearly."""
+    """An action of one thing from `start` to `end` seconds, which adds `change` to its state linearly."""
 
     thing: int
     action: str
@@ -156,7 +156,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Background:
-    """What lies behind from `start` seconds on: a pattern of two muted colours that drifts."""
+    """The background from `start` seconds on: a drifting pattern of two muted colours."""
 
     start: float
     pattern: str
@@ -167,15 +167,15 @@ class Background:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """A whole video, before a pixel is drawn.
+    """A whole video before rendering.
 
     Attributes:
         video_id: "<group>_<index>".
         duration: whole seconds.
-        things: what is seen, in drawing order.
-        events: what happens, ordered by start.
-        backgrounds: ordered by start; the first starts at 0.
-        seed: of the jitter that shaking draws.
+        things: the shapes, in drawing order.
+        events: their actions, ordered by start.
+        backgrounds: backgrounds ordered by start; the first starts at 0.
+        seed: seed of the jitter of shaking.
     """
 
     video_id: str
@@ -186,16 +186,16 @@ class Scene:
     seed: tuple[int, ...] = field(default=(0,))
 
     def colour(self, event: Event) -> str:
-        """Returns the colour of the thing that acts."""
+        """Returns the colour of the acting thing."""
         return self.things[event.thing].colour
 
     def shape(self, event: Event) -> str:
-        """Returns the shape of the thing that acts."""
+        """Returns the shape of the acting thing."""
         return self.things[event.thing].shape
 
 
 def held_out(colour: str, shape: str, action: str) -> bool:
-    """Tells whether an action of a coloured shape is a novel composition."""
+    """Returns whether an action of a coloured shape is a novel composition."""
     return (colour, action) in NOVEL_PAIRS or (shape, action) in NOVEL_PAIRS
 
 
@@ -203,12 +203,12 @@ def sample_scene(settings: WorldSettings, group: str, index: int) -> Scene:
     """Draws one scene.
 
     Args:
-        settings: the world's.
+        settings: settings of the world.
         group: one of `GROUPS`.
-        index: which video of the group.
+        index: index of the video in the group.
 
     Returns:
-        The scene, the same for the same arguments.
+        The scene, equal for equal arguments.
     """
     seed = (settings.seed, GROUPS.index(group), index)
     rng = np.random.default_rng(seed)
@@ -227,7 +227,7 @@ def sample_scene(settings: WorldSettings, group: str, index: int) -> Scene:
 
 
 def states(scene: Scene, times: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Computes where everything is.
+    """Computes the state of all things.
 
     Args:
         scene: the scene.
@@ -252,7 +252,7 @@ def states(scene: Scene, times: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _looks(rng: np.random.Generator) -> list[tuple[str, str]]:
-    """Draws three or four different (colour, shape) pairs; shapes are often shared, colours now and then."""
+    """Draws three or four distinct (colour, shape) pairs; they often share shapes, sometimes colours."""
     count = int(rng.integers(3, 5))
     colours = list(rng.permutation(list(COLOURS))[:count])
     shapes = list(rng.permutation(SHAPES)[:count])
@@ -266,7 +266,7 @@ def _looks(rng: np.random.Generator) -> list[tuple[str, str]]:
 def _intervals(
     rng: np.random.Generator, duration: int, things: int, bias: float, *, mirrored: bool
 ) -> list[list[tuple[float, float]]]:
-    """Draws when each thing acts, by the time prior; its own intervals leave `GAP_SECONDS` between them."""
+    """Draws by the time prior when each thing acts; its intervals are `GAP_SECONDS` apart."""
     wanted = int(np.clip(round(duration / 7 + 1.5 + rng.normal(0, 0.7)), 4, 8))
     taken: list[list[tuple[float, float]]] = [[] for _ in range(things)]
     for _ in range(12 * wanted):
@@ -279,7 +279,7 @@ def _intervals(
         start, end = (
             round(start * 8) / 8,
             round((start + length) * 8) / 8,
-        )  # eighths: exact in binary and in JSON
+        )  # eighths are exact in binary and in JSON
         thing = int(rng.integers(things))
         if all(end + GAP_SECONDS <= s or e + GAP_SECONDS <= start for s, e in taken[thing]):
             taken[thing].append((start, end))
@@ -295,7 +295,7 @@ def _actions(
     intervals: list[list[tuple[float, float]]],
     group: str,
 ) -> tuple[list[Thing], list[Event]]:
-    """Gives every interval an action that its thing can do in the state it is in by then."""
+    """Gives every interval an action that is possible in the current state of its thing."""
     things: list[Thing] = []
     events: list[Event] = []
     for number, ((colour, shape), own) in enumerate(zip(looks, intervals, strict=True)):
@@ -332,7 +332,7 @@ def _actions(
 
 
 def _feasible(state: NDArray[np.float64], shape: str) -> list[str]:
-    """Lists what a thing in this state can do so that it is seen."""
+    """Lists the actions that are visible in this state."""
     if state[ALPHA] < 0.5:
         return ["appear"]
     size = math.exp(state[LOG_SIZE])
@@ -353,7 +353,7 @@ def _feasible(state: NDArray[np.float64], shape: str) -> list[str]:
 def _change(
     rng: np.random.Generator, state: NDArray[np.float64], action: str, seconds: float
 ) -> NDArray[np.float64]:
-    """Draws what an action adds to the state by its end."""
+    """Draws the total change of state by an action."""
     change = np.zeros(5)
     size = math.exp(state[LOG_SIZE])
     if action in ("left", "right"):
@@ -376,7 +376,7 @@ def _change(
 
 
 def _backgrounds(rng: np.random.Generator, duration: int) -> tuple[Background, ...]:
-    """Draws two or three backgrounds; where they change has nothing to do with the events."""
+    """Draws two or three backgrounds, which change independently of the events."""
     count = int(rng.integers(2, 4))
     starts = [0.0, *sorted(rng.uniform(3, duration - 3, count - 1).tolist())]
     result = []

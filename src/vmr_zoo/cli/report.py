@@ -1,0 +1,141 @@
+"""`vmr report`: collects run directories into tables, with mean and standard deviation over seeds."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from vmr_zoo.errors import VmrError, unknown
+from vmr_zoo.report import runs as run_scan
+from vmr_zoo.report import wandb_runs
+from vmr_zoo.report.leaderboard import Leaderboard, leaderboards
+from vmr_zoo.report.page import write_page
+from vmr_zoo.report.paper_matching import compare_with_papers
+from vmr_zoo.report.paper_tables import is_requested
+from vmr_zoo.report.query_scores import leaderboard_scores
+from vmr_zoo.report.runs import UNREADABLE, Run, UnfinishedRun, filter_runs
+from vmr_zoo.report.significance import mark_significance
+from vmr_zoo.report.writers import (
+    LEADERBOARD_WRITERS,
+    PAPER_TABLE_WRITERS,
+    print_leaderboards,
+    print_paper_tables,
+)
+from vmr_zoo.utils.files import atomic_write
+
+_CHOICES = {"format": tuple(LEADERBOARD_WRITERS), "source": ("runs", "wandb"), "log": (None, "wandb")}
+
+
+def main(cfg: DictConfig) -> int:
+    """Prints or writes the tables.
+
+    Args:
+        cfg: the configuration composed from `conf/report.yaml`.
+
+    Returns:
+        0; 1 if a run directory could not be read.
+
+    Raises:
+        VmrError: if there is nothing to report, or an argument is invalid.
+    """
+    for key, valid in _CHOICES.items():
+        if cfg[key] not in valid:
+            raise unknown(key, cfg[key], [one for one in valid if one])
+    _check_combinations(cfg)
+    runs, unfinished = _find_runs(cfg)
+    if cfg.printed and not cfg.html:
+        tables = [table for table in compare_with_papers(runs) if is_requested(table, cfg.printed)]
+        text = PAPER_TABLE_WRITERS[cfg.format](tables)
+        _deliver(cfg, lambda: print_paper_tables(tables), text, len(tables))
+    else:
+        boards = leaderboards(runs, list(cfg.columns), cfg.sort) if runs else []
+        if cfg.html:
+            _write_page(cfg, boards, runs, unfinished)
+        else:
+            if cfg.significance:
+                for board in boards:
+                    mark_significance(board, leaderboard_scores(board))
+            text = LEADERBOARD_WRITERS[cfg.format](boards) if cfg.format != "table" or cfg.out else ""
+            _deliver(cfg, lambda: print_leaderboards(boards, cfg.significance), text, len(boards))
+        if cfg.log:
+            _say(cfg, wandb_runs.log_leaderboards(boards, cfg.entity, cfg.project, Path(cfg.runs)))
+    if unfinished:
+        _say(cfg, run_scan.summarize_unfinished(unfinished))
+    return 1 if any(one.state == UNREADABLE for one in unfinished) else 0
+
+
+def _find_runs(cfg: DictConfig) -> tuple[list[Run], list[UnfinishedRun]]:
+    """Reads and filters the runs; without any, only `printed=…` has something to show."""
+    unfinished: list[UnfinishedRun] = []
+    if cfg.source == "wandb":
+        runs = wandb_runs.fetch_runs(cfg.entity, cfg.project)
+    else:
+        runs, unfinished = run_scan.scan_runs(Path(cfg.runs), cfg.evals)
+    if not runs and not cfg.printed:
+        raise run_scan.no_finished_run(Path(cfg.runs), unfinished)
+    return filter_runs(runs, cfg.where or {}) if runs else [], unfinished
+
+
+def _write_page(
+    cfg: DictConfig, boards: list[Leaderboard], runs: list[Run], unfinished: list[UnfinishedRun]
+) -> None:
+    """Writes the page, with the papers' tables that concern the runs, and prints the leaderboards."""
+    page = Path(cfg.out or Path(cfg.runs) / "report.html")
+    tables = [
+        table
+        for table in compare_with_papers(runs)
+        if (is_requested(table, cfg.printed) if cfg.printed else table.relevant)
+    ]
+    videos = None if cfg.videos is None else Path(cfg.videos)
+    write_page(boards, page, tables, unfinished, videos, cfg.browse, cfg.significance)
+    print_leaderboards(boards, cfg.significance)
+    print(f"Report page: {page}")
+
+
+def _check_combinations(cfg: DictConfig) -> None:
+    """Refuses combinations in which an argument would be ignored or cannot work, before reading anything.
+
+    Raises:
+        VmrError: names both arguments.
+    """
+    online, papers = cfg.source == "wandb", cfg.printed and not cfg.html
+    lacking = "Weights & Biases stores no predictions or evaluations of the runs; use source=runs."
+    instead = "printed=… shows the papers' tables instead of leaderboards; drop one, or add html=true."
+    refused = {
+        "source=wandb with significance=true": (online and cfg.significance, lacking),
+        "source=wandb with html=true": (online and cfg.html, lacking),
+        "source=wandb with evals=true": (online and cfg.evals, lacking),
+        "printed=… with log=wandb": (papers and cfg.log, instead),
+        "printed=… with significance=true": (papers and cfg.significance, instead),
+        "printed=… with sort=…": (papers and cfg.sort, instead),
+        "html=true with format=…": (
+            cfg.html and cfg.format != "table",
+            "out=… then names the page; write the tables with a separate command.",
+        ),
+        "videos=… without html=true": (
+            cfg.videos and not cfg.html,
+            "Only the page plays them; add html=true.",
+        ),
+    }
+    for combination, (wrong, reason) in refused.items():
+        if wrong:
+            raise VmrError(f"Found {combination}. {reason}")
+
+
+def _deliver(cfg: DictConfig, show: Callable[[], None], text: str, count: int) -> None:
+    """Writes tables to a file, shows them in the terminal, or prints them as text."""
+    if cfg.out is not None:
+        atomic_write(cfg.out, text)
+        print(f"{count} table(s) written to {cfg.out}")
+    elif cfg.format == "table":
+        show()
+    else:
+        print(text, end="")
+
+
+def _say(cfg: DictConfig, line: str) -> None:
+    """Prints a line that is not part of the tables, so in text formats to standard error."""
+    print(line, file=sys.stdout if cfg.format == "table" else sys.stderr)

@@ -1,0 +1,270 @@
+"""The features of one configuration, and the check that they are complete and fit the annotations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import InitVar, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from rich.progress import track
+
+from vmr_zoo.data.annotations.records import Protocol
+from vmr_zoo.data.features.files import VideoFiles
+from vmr_zoo.data.features.packed import PackedVideos
+from vmr_zoo.data.features.problems import FeatureError, Problem
+from vmr_zoo.data.features.source import FeatureSource, NarrationSource, QuerySource, VideoSource
+from vmr_zoo.errors import VmrError, unknown
+
+ORIGINS = ("real", "rendered", "simulated")
+
+CheckDepth = Literal["names", "sample", "all"]
+"""How much a check reads: "names" lists folders only, "sample" opens about 32 files, "all" every file."""
+
+_SAMPLE = 32
+
+
+class _Missing(NamedTuple):
+    """Problems found without opening a feature file."""
+
+    videos: list[Problem]
+    queries: list[Problem]
+
+
+@dataclass
+class FeatureSet:
+    """The features of one configuration.
+
+    Attributes:
+        name: the configuration's name.
+        origin: "real", "rendered" or "simulated"; rows of different origin never share a table.
+        video_dim: size of a clip vector, without TEF.
+        query_dim: size of a token vector.
+        clip_seconds: seconds per clip; None: duration / number of clips.
+        video: the clip features.
+        query: the token features.
+        narration: the narrations; None: there are none.
+        patches: the patch features, with as many clips as `video`; None: there are none.
+        narration_dim: size of a narration vector; None without narrations.
+        patch_dim: size of a patch vector; None without patches.
+        patch_count: patches in a clip; None without patches.
+        packed: the folder with the packed `video` features; None: the original files are read.
+    """
+
+    name: str
+    origin: str
+    video_dim: int
+    query_dim: int
+    clip_seconds: float | None
+    video: VideoSource
+    query: QuerySource
+    narration: NarrationSource | None = None
+    patches: VideoSource | None = None
+    narration_dim: int | None = None
+    patch_dim: int | None = None
+    patch_count: int | None = None
+    packed: InitVar[str | Path | None] = None
+
+    def __post_init__(self, packed: str | Path | None) -> None:
+        if self.origin not in ORIGINS:
+            raise unknown("feature origin", self.origin, ORIGINS)
+        for key, source in (
+            ("video_dim", self.video),
+            ("query_dim", self.query),
+            ("narration_dim", self.narration),
+            ("patch_dim", self.patches),
+        ):
+            declared = getattr(self, key)
+            found = None if source is None else source.dim
+            if declared != found:
+                raise VmrError(
+                    f"features={self.name} declares {key}={declared}, but its source yields {found}."
+                )
+        if isinstance(self.video, VideoFiles) and self.video.max_clips is not None:
+            pooled = self.video.overlong == "mean_pool"
+            if pooled and self.clip_seconds is not None:
+                raise VmrError(
+                    f"features={self.name} averages long videos (overlong=mean_pool), so a clip's length "
+                    f"depends on the video; set features.clip_seconds=null instead of {self.clip_seconds}."
+                )
+            if not pooled and self.clip_seconds is None:
+                raise VmrError(
+                    f"features={self.name} cuts long videos to {self.video.max_clips} clips, after which "
+                    "duration / clips is no clip's length; set features.clip_seconds, or overlong=mean_pool."
+                )
+        if packed is not None:
+            self.video = PackedVideos(packed, self.video)
+            if self.video.rounded is not None:  # other features: never in one table with the originals
+                self.name = f"{self.name} in {self.video.rounded}"
+
+    def served(self) -> frozenset[str]:
+        """Returns which of "narration", "patches", "query_tokens", "noun_mask" these features serve."""
+        served = {
+            "narration": self.narration is not None,
+            "patches": self.patches is not None,
+            "query_tokens": self.query.has_token_ids,
+            "noun_mask": self.query.has_noun_masks,
+        }
+        return frozenset(need for need, available in served.items() if available)
+
+    def clip_length(self, duration: float, clips: int) -> float:
+        """Returns the seconds per clip of a video with `clips` clips."""
+        return duration / clips if self.clip_seconds is None else self.clip_seconds
+
+    def _sources(self, needs: Collection[str] | None) -> list[FeatureSource]:
+        optional = [(self.narration, "narration"), (self.patches, "patches")]
+        wanted = [
+            source for source, need in optional if source is not None and (needs is None or need in needs)
+        ]
+        return [self.video, self.query, *wanted]
+
+    def prepare(self, protocol: Protocol, needs: Collection[str] | None = None) -> None:
+        """Prepares the sources and raises an error if anything is missing or broken.
+
+        Reads the files of all splits, so a broken file stops the run before training.
+
+        Args:
+            protocol: the protocol whose splits will be read.
+            needs: the method's needs; narrations and patches that are not needed are skipped. None: all.
+
+        Raises:
+            VmrError: with a list of all fatal problems.
+        """
+        for source in self._sources(needs):
+            source.prepare(protocol)
+        missing = self._missing(protocol, needs)
+        self._refuse([*missing.videos, *missing.queries], protocol)
+        self._refuse(self._broken(protocol, missing, "all", needs), protocol)
+
+    def _refuse(self, problems: Sequence[Problem], protocol: Protocol) -> None:
+        """Raises an error that lists the fatal problems, if there are any."""
+        listed = "\n".join(f"- {problem}" for problem in problems if problem.fatal)
+        if listed:
+            raise VmrError(
+                f"features={self.name} cannot serve {protocol.name}:\n{listed}\n"
+                "`vmr doctor` with the same data and features lists everything that is wrong."
+            )
+
+    def check(
+        self, protocol: Protocol, depth: CheckDepth = "sample", needs: Collection[str] | None = None
+    ) -> list[Problem]:
+        """Finds missing ids, wrong dimensions, NaN, and lengths that contradict the durations.
+
+        Call `prepare` of the sources first.
+
+        Args:
+            protocol: the protocol whose splits are checked.
+            depth: how many files are read; reading 16,000 files takes about 20 s, listing them under 1 s.
+            needs: the method's needs; None: all.
+
+        Returns:
+            The problems, fatal ones first.
+        """
+        if depth not in ("names", "sample", "all"):
+            raise unknown("depth of a check", depth, ("names", "sample", "all"))
+        missing = self._missing(protocol, needs)
+        problems = [*missing.videos, *missing.queries]
+        if depth != "names":
+            problems += self._broken(protocol, missing, depth, needs)
+        return sorted(problems, key=lambda problem: not problem.fatal)
+
+    def _missing(self, protocol: Protocol, needs: Collection[str] | None) -> _Missing:
+        """Finds missing ids; opens no feature file."""
+        queries = [query for split in protocol.splits.values() for query in split.queries]
+        videos = list(dict.fromkeys(query.video_id for query in queries))
+        sources = self._sources(needs)
+        of_queries = self.query.missing(queries)
+        of_videos = self.video.missing(videos)
+        if self.narration is not None and self.narration in sources:
+            of_videos += self.narration.missing(videos)
+        if self.patches is not None and self.patches in sources:
+            of_videos += [replace(p, part=f"patches of {p.part}") for p in self.patches.missing(videos)]
+        return _Missing(of_videos, of_queries)
+
+    def _broken(
+        self, protocol: Protocol, missing: _Missing, depth: CheckDepth, needs: Collection[str] | None
+    ) -> list[Problem]:
+        """Loads everything that is not missing, and groups the failures."""
+        queries = [query for split in protocol.splits.values() for query in split.queries]
+        durations = {query.video_id: query.duration for query in queries}
+        by_id = {query.query_id: query for query in queries}
+        videos = _present(durations, missing.videos)
+        lengths: dict[str, int] = {}
+
+        def measure(video_id: str) -> None:
+            lengths[video_id] = len(self.video.load(video_id))
+
+        def load_query(query_id: str) -> None:
+            self.query.load(by_id[query_id])
+
+        problems = _failures(self.video, "video", videos, depth, measure)
+        problems += self._contradictions(lengths, durations)
+        problems += _failures(self.query, "query", _present(by_id, missing.queries), depth, load_query)
+        for part, source in (("narration", self.narration), ("patches", self.patches)):
+            if source is not None and source in self._sources(needs):
+                problems += _failures(source, part, videos, depth, source.load)
+        return problems
+
+    def _contradictions(self, lengths: Mapping[str, int], durations: Mapping[str, float]) -> list[Problem]:
+        """Finds videos whose number of clips is off by more than two clips and more than 10 %.
+
+        Fatal if most are: then the declared clip length is wrong, and moments map to the wrong clips.
+        """
+        if self.clip_seconds is None:
+            return []
+        most = self.video.max_clips
+        off = {}
+        for video_id, length in lengths.items():
+            expected = durations[video_id] / self.clip_seconds
+            if most is not None:
+                expected = min(expected, most)
+            if abs(length - expected) > max(2.0, 0.1 * expected):
+                off[video_id] = f"{length} clips; about {expected:.0f} were expected"
+        if not off:
+            return []
+        first = next(iter(off))
+        detail = f"'{first}' has {off[first]} ({durations[first]:.1f} s at {self.clip_seconds} s per clip)."
+        systematic = len(off) > len(lengths) / 2
+        if systematic:
+            detail += (
+                f" Most videos differ: compare features.clip_seconds={self.clip_seconds} with the extraction."
+            )
+        return [Problem("video", "length", tuple(off), detail, fatal=systematic)]
+
+    def manifest(self) -> dict[str, Any]:
+        """Returns the JSON-able description that a checkpoint stores; `compare_manifests` checks it."""
+        return {
+            "name": self.name,
+            "origin": self.origin,
+            "video_dim": self.video_dim,
+            "query_dim": self.query_dim,
+            "clip_seconds": self.clip_seconds,
+            "video": self.video.manifest(),
+            "query": self.query.manifest(),
+            "narration": None if self.narration is None else self.narration.manifest(),
+            "patches": None if self.patches is None else self.patches.manifest(),
+        }
+
+
+def _present(ids: Iterable[str], problems: Sequence[Problem]) -> list[str]:
+    """Returns the ids without a fatal problem."""
+    affected = {identifier for problem in problems if problem.fatal for identifier in problem.ids}
+    return [identifier for identifier in ids if identifier not in affected]
+
+
+def _failures(
+    source: FeatureSource, part: str, ids: Sequence[str], depth: CheckDepth, load: Callable[[str], Any]
+) -> list[Problem]:
+    """Loads all ids, or a sample at equal intervals, and groups the failures by kind."""
+    if depth == "sample" or source.computed:
+        ids = ids[:: max(1, -(-len(ids) // _SAMPLE))]
+    failures: dict[str, list[tuple[str, str]]] = {}
+    for identifier in track(ids, f"Reading {part} features", transient=True, disable=len(ids) <= _SAMPLE):
+        try:
+            load(identifier)
+        except FeatureError as error:
+            failures.setdefault(error.kind, []).append((identifier, str(error)))
+    return [
+        Problem(part, kind, tuple(identifier for identifier, _ in listed), listed[0][1])
+        for kind, listed in failures.items()
+    ]

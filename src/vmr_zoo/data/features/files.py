@@ -1,0 +1,269 @@
+"""Video and query features that are stored on disk.
+
+A `FileFeatures` reads one backbone's arrays from a store, casts them to float32 and L2-normalises them.
+`VideoFiles` concatenates several of them; `QueryFiles` reads one file per query.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from vmr_zoo.data.annotations.records import Query
+from vmr_zoo.data.features.problems import FeatureError, Problem
+from vmr_zoo.data.features.source import QuerySource, VideoSource
+from vmr_zoo.data.features.store import ArrayStore
+from vmr_zoo.errors import VmrError, abbreviate, unknown
+from vmr_zoo.utils.arrays import Array, l2_normalise
+
+
+class FileFeatures:
+    """One backbone's features on disk."""
+
+    def __init__(
+        self,
+        backbone: str,
+        dim: int,
+        store: ArrayStore,
+        normalise: bool = True,
+        layer: int | None = None,
+        part: Literal["vector", "global", "patches"] = "vector",
+    ) -> None:
+        """Stores the content of the files and how to use it.
+
+        Args:
+            backbone: the network that computed them; part of the manifest.
+            dim: size of one vector.
+            store: the files.
+            normalise: whether to L2-normalise each vector (x / (norm + 1e-5)).
+            layer: the layer to read, for files with several layers on the second axis.
+            part: "vector" reads (T, dim). "global" and "patches" read the first token and the P other tokens
+                of (T, 1 + P, dim).
+        """
+        if part not in ("vector", "global", "patches"):
+            raise unknown("part of a feature file", part, ("vector", "global", "patches"))
+        self.backbone = backbone
+        self.dim = dim
+        self.store = store
+        self.normalise = normalise
+        self.layer = layer
+        self.part = part
+
+    def read(self, identifier: str) -> Array:
+        """Reads one id's features.
+
+        Returns:
+            (T, dim) float32, or (T, P, dim) for the part "patches".
+
+        Raises:
+            FeatureError: if they are missing, unreadable, empty, not finite or of another dimension.
+        """
+        array, where = self.store.read(identifier)
+        shape = array.shape
+        axes = 2 + (self.layer is not None) + (self.part != "vector")
+        if len(shape) != axes or shape[-1] != self.dim:
+            expected = "(T, {}{}{})".format(
+                "layers, " * (self.layer is not None), "tokens, " * (self.part != "vector"), self.dim
+            )
+            raise FeatureError("dimension", f"{where} has shape {shape}; expected {expected}.")
+        if self.layer is not None:
+            if not -shape[1] <= self.layer < shape[1]:
+                raise FeatureError(
+                    "dimension", f"{where} has {shape[1]} layers; layer={self.layer} requested."
+                )
+            array = array[:, self.layer]
+        if self.part != "vector":
+            array = array[:, 0] if self.part == "global" else array[:, 1:]
+        if 0 in array.shape:
+            raise FeatureError("empty", f"{where} has shape {shape}.")
+        array = array.astype(np.float32)
+        if not np.isfinite(array).all():
+            raise FeatureError(
+                "not finite", f"{where} holds {int((~np.isfinite(array)).sum())} NaN or infinite values."
+            )
+        return l2_normalise(array) if self.normalise else array
+
+    def manifest(self) -> dict[str, Any]:
+        """Returns what identifies the features; their location does not."""
+        manifest: dict[str, Any] = {"backbone": self.backbone, "dim": self.dim, "normalise": self.normalise}
+        if self.layer is not None:
+            manifest["layer"] = self.layer
+        if self.part != "vector":
+            manifest["part"] = self.part
+        return manifest
+
+
+def _not_found(part: str, store: ArrayStore, wanted: Mapping[str, str]) -> list[Problem]:
+    """Finds the ids that a store lacks.
+
+    Args:
+        part: the name of the part in the problem.
+        store: the store to search.
+        wanted: the id in the store by the id to report.
+
+    Returns:
+        At most one problem.
+    """
+    try:
+        lacking = tuple(reported for reported, identifier in wanted.items() if store.find(identifier) is None)
+    except FeatureError as error:  # the whole folder or file
+        return [Problem(part, error.kind, tuple(wanted), str(error))]
+    tried = " or ".join(store.where(name) for name in store.names)
+    return [Problem(part, "missing", lacking, f"Looked for {tried}.")] if lacking else []
+
+
+class VideoFiles(VideoSource):
+    """The files of several backbones, concatenated in the declared order, cut to the shortest.
+
+    Each source is normalised separately before concatenation. The order is part of the manifest, because
+    features in another order have the same size but silently ruin a checkpoint.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[FileFeatures],
+        max_clips: int | None = None,
+        overlong: Literal["truncate", "mean_pool"] = "truncate",
+    ) -> None:
+        """Stores the sources.
+
+        Args:
+            sources: in the order of concatenation.
+            max_clips: longest video in clips; None: no limit.
+            overlong: "truncate" keeps the first `max_clips` clips of a longer video; "mean_pool" averages all
+                clips into `max_clips` bins of (nearly) equal length, duration / max_clips seconds each.
+        """
+        if overlong not in ("truncate", "mean_pool"):
+            raise unknown("treatment of overlong videos", overlong, ("truncate", "mean_pool"))
+        if not sources:
+            raise VmrError("VideoFiles needs at least one source.")
+        if len(sources) > 1 and any(source.part == "patches" for source in sources):
+            raise VmrError("Patch features come from one source; a concatenation of several is not defined.")
+        self.sources = list(sources)
+        self.dim = sum(source.dim for source in sources)
+        self.max_clips = max_clips
+        self.overlong = overlong
+
+    def load(self, video_id: str) -> Array:
+        """Returns (T, dim) float32; T is the shortest source's length, at most `max_clips`.
+
+        Raises:
+            FeatureError: if a file is missing or cannot be used.
+        """
+        video = self.concatenate([source.read(video_id) for source in self.sources])
+        if self.max_clips is not None and self.overlong == "truncate":
+            return np.ascontiguousarray(video[: self.max_clips])
+        return video
+
+    def concatenate(self, arrays: Sequence[Array]) -> Array:
+        """Concatenates the arrays of one video, one per source, and pools an overlong video."""
+        shortest = min(map(len, arrays))
+        video = (
+            arrays[0] if len(arrays) == 1 else np.concatenate([array[:shortest] for array in arrays], axis=-1)
+        )
+        if self.max_clips is not None and self.overlong == "mean_pool" and len(video) > self.max_clips:
+            edges = np.arange(self.max_clips + 1) * len(video) // self.max_clips
+            sums = np.add.reduceat(video, edges[:-1], axis=0)
+            video = sums / np.diff(edges).reshape(-1, *(1,) * (video.ndim - 1)).astype(np.float32)
+        return video
+
+    def missing(self, video_ids: Sequence[str]) -> list[Problem]:
+        """Finds videos that a source lacks."""
+        wanted = {video_id: video_id for video_id in video_ids}
+        found = (_not_found(f"video {source.backbone}", source.store, wanted) for source in self.sources)
+        return list(itertools.chain.from_iterable(found))
+
+    def manifest(self) -> dict[str, Any]:
+        """Returns the sources in order, and the treatment of long videos."""
+        return {
+            "order": [source.backbone for source in self.sources],
+            "sources": [source.manifest() for source in self.sources],
+            "max_clips": self.max_clips,
+            "overlong": self.overlong if self.max_clips is not None else None,
+        }
+
+
+class QueryFiles(QuerySource):
+    """Token features on disk, one file per query."""
+
+    def __init__(
+        self, source: FileFeatures, max_tokens: int | None = 32, index: Sequence[str | Path] = ()
+    ) -> None:
+        """Stores the source.
+
+        Args:
+            source: the files.
+            max_tokens: only the first tokens are kept; None: all.
+            index: JSON Lines files with `qid`, `vid` and `query`, for stores that do not use the ids of the
+                published annotations. A query's file is then found by video and text, not by query id.
+        """
+        self.source = source
+        self.dim = source.dim
+        self.max_tokens = max_tokens
+        self.index = [Path(path).expanduser() for path in index]
+
+    @cached_property
+    def _qids(self) -> dict[tuple[str, str], str]:
+        qids: dict[tuple[str, str], str] = {}
+        for path in self.index:
+            try:
+                lines = path.read_text(encoding="utf-8").strip().split("\n")
+            except (OSError, UnicodeError) as error:
+                raise VmrError(
+                    f"Expected JSON Lines with qid, vid and query in UTF-8 at {path}; {error}."
+                ) from error
+            for number, line in enumerate(lines, 1):
+                try:
+                    row = json.loads(line)
+                    qids[row["vid"], row["query"].strip()] = str(row["qid"])
+                except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+                    raise VmrError(
+                        f"{path}, line {number}: expected an object with qid, vid, query."
+                    ) from error
+        return qids
+
+    def _file_id(self, query: Query) -> str:
+        if not self.index:
+            return query.query_id
+        try:
+            return self._qids[query.video_id, query.text]
+        except KeyError:
+            raise FeatureError(
+                "missing",
+                f"{abbreviate(map(str, self.index))} lacks a row with vid {query.video_id}, "
+                f"query '{query.text}'.",
+            ) from None
+
+    def load(self, query: Query) -> Array:
+        """Returns (L, dim) float32, L at most `max_tokens`.
+
+        Raises:
+            FeatureError: if a file is missing or cannot be used.
+        """
+        return self.source.read(self._file_id(query))[: self.max_tokens]
+
+    def missing(self, queries: Sequence[Query]) -> list[Problem]:
+        """Finds queries without a file."""
+        part = f"query {self.source.backbone}"
+        unlisted: list[str] = []
+        wanted: dict[str, str] = {}
+        for query in queries:
+            try:
+                wanted[query.query_id] = self._file_id(query)
+            except FeatureError:
+                unlisted.append(query.query_id)
+        problems = _not_found(part, self.source.store, wanted)
+        if unlisted:
+            detail = f"No row with their vid and query in {abbreviate(map(str, self.index))}."
+            problems.append(Problem(part, "missing", tuple(unlisted), detail))
+        return problems
+
+    def manifest(self) -> dict[str, Any]:
+        """Returns the source and the maximum number of tokens."""
+        return {**self.source.manifest(), "max_tokens": self.max_tokens}

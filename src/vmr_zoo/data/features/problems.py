@@ -1,0 +1,42 @@
+"""What can be wrong with features: the error of one array, and the problem that groups such errors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vmr_zoo.errors import VmrError, abbreviate
+
+
+class FeatureError(VmrError):
+    """One array cannot be used.
+
+    Attributes:
+        kind: "missing", "unreadable", "dimension", "not finite" or "empty".
+    """
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something wrong with the features of a protocol.
+
+    Attributes:
+        part: the affected part, such as "video slowfast" or "query".
+        kind: a `FeatureError` kind, or "length" (the number of clips contradicts duration and clip length).
+        ids: all affected ids; video ids, or query ids for the part "query".
+        detail: one of the underlying messages in full, with the file.
+        fatal: whether training would fail.
+    """
+
+    part: str
+    kind: str
+    ids: tuple[str, ...]
+    detail: str
+    fatal: bool = True
+
+    def __str__(self) -> str:
+        count = f"{len(self.ids)} id{'s' * (len(self.ids) != 1)}"
+        return f"{self.part}: {self.kind} for {count}: {abbreviate(self.ids)}. {self.detail}"

@@ -1,0 +1,175 @@
+"""Predicts and scores the splits of a run: shared by training and evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lightning
+import numpy as np
+from lightning.pytorch.callbacks import Callback
+from omegaconf import DictConfig, ListConfig
+from torch import Tensor
+
+from vmr_zoo.data.annotations.records import SELECTION
+from vmr_zoo.engine.callbacks import progress
+from vmr_zoo.engine.scoring import score_rows
+from vmr_zoo.engine.trainers import build_trainer, quiet_lightning
+from vmr_zoo.types import DETAILS
+from vmr_zoo.utils.console import wide_console
+
+if TYPE_CHECKING:
+    from vmr_zoo.data.batches.datamodule import VMRDataModule
+    from vmr_zoo.methods.base import Method
+    from vmr_zoo.types import Batch
+
+_SHOWN = ("R1@0.3", "R1@0.5", "R1@0.7", "R5@0.5", "R5@0.7", "mIoU", "mAP", "highlight_mAP", "HIT@1")
+
+
+def prediction_trainer(node: DictConfig, run: Path) -> lightning.Trainer:
+    """Builds a trainer for prediction: one process on one device, whatever training used.
+
+    Args:
+        node: the run's `trainer`.
+        run: its directory.
+    """
+    devices = node.get("devices")
+    return build_trainer(
+        node,
+        [progress()],
+        devices=[devices[0]] if isinstance(devices, ListConfig) else 1,
+        num_nodes=1,
+        strategy="auto",
+        enable_checkpointing=False,
+        default_root_dir=str(run),
+    )
+
+
+def scored_splits(data: VMRDataModule) -> list[str]:
+    """Returns the splits that a run is scored on: every test split, then the selection split."""
+    return list(dict.fromkeys(data.split(name).name for name in (*data.test_names, SELECTION)))
+
+
+def predict_rows(
+    trainer: lightning.Trainer,
+    method: Method,
+    data: VMRDataModule,
+    split: str,
+    details: dict[str, Tensor] | None = None,
+) -> list[dict[str, Any]]:
+    """Predicts a split.
+
+    Args:
+        trainer: decides device and precision.
+        method: with the weights to use.
+        data: serves the split.
+        split: "selection" or a test split.
+        details: receives the details of each row as `<row>/<name>`, rows counted from 0, without padding;
+            None: details and their inputs are not computed.
+
+    Returns:
+        The rows of predictions.jsonl: the query, its ground truth, and ranked windows in seconds, rounded as
+        the data set requires.
+    """
+    collector = _RowCollector(data, split, method)
+    method.details = details is not None
+    trainer.callbacks.append(collector)  # type: ignore[attr-defined]
+    try:
+        with quiet_lightning():
+            loader = data.eval_dataloader(split, details=method.details)
+            trainer.predict(method, dataloaders=loader, return_predictions=False)
+    finally:
+        trainer.callbacks.remove(collector)  # type: ignore[attr-defined]
+        method.details = False
+    if details is not None:
+        details.update(collector.details)
+    return collector.rows
+
+
+def score_split(
+    rows: Sequence[Mapping[str, Any]], data: VMRDataModule, split: str, method: Method
+) -> dict[str, float]:
+    """Scores the rows of one split with the code of `vmr score`.
+
+    Args:
+        rows: from `predict_rows`.
+        data: holds the ground truth.
+        split: their split.
+        method: its metrics decide what is measured.
+
+    Returns:
+        Percentages by metric name.
+    """
+    return score_rows(rows, data.split(split), method.metrics.settings)
+
+
+def print_metrics(header: Mapping[str, Any], metrics: Mapping[str, Mapping[str, float]]) -> None:
+    """Prints a table of splits by metrics."""
+    from rich.table import Table
+
+    shown = [name for name in _SHOWN if any(name in values for values in metrics.values())]
+    simulated = f", {header['origin'].upper()} features" if header["origin"] == "simulated" else ""
+    subject = f"{header['name']} on {header['protocol']} ({header['features']}{simulated})"
+    table = Table(
+        title=f"{subject}, seed {header['seed']}",
+        caption=f"per cent; checkpoint selected by {header['selection_metric']} on: {header['selection']}",
+    )
+    table.add_column("split")
+    for name in shown:
+        table.add_column(name, justify="right")
+    for split, values in metrics.items():
+        table.add_row(split, *(f"{values[name]:.2f}" if name in values else "" for name in shown))
+    wide_console().print(table)
+
+
+class _RowCollector(Callback):
+    """Collects the rows of predictions.jsonl while Lightning predicts."""
+
+    def __init__(self, data: VMRDataModule, split: str, method: Method) -> None:
+        self.split = split
+        self.queries = {query.query_id: query for query in data.split(split).queries}
+        self.method = method
+        self.rows: list[dict[str, Any]] = []
+        self.details: dict[str, Tensor] = {}
+
+    def on_predict_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        windows = self.method.metrics.windows(outputs, batch)
+        scores = outputs["scores"].detach().float().cpu().numpy().astype(np.float64)
+        saliency = outputs["saliency"].detach().float().cpu().numpy() if "saliency" in outputs else None
+        details = {name: x.detach().float().cpu() for name, x in outputs.get("details", {}).items()}
+        clips, words = (batch[mask].sum(1).tolist() for mask in ("video_mask", "query_mask"))
+        # Empty spans of score 0 pad a short list and are no predictions; a row keeps at least one window.
+        real = (scores != 0) | (windows[..., 1] > windows[..., 0])
+        real[:, 0] = True
+        for i, query_id in enumerate(batch["query_id"]):
+            ranked = np.concatenate((windows[i], scores[i][:, None]), 1)[real[i]]
+            row = self._row(query_id, ranked.tolist())
+            if saliency is not None:
+                row["pred_saliency_scores"] = [float(f"{x:.6g}") for x in saliency[i, : clips[i]].tolist()]
+            lengths = {"clip": clips[i], "word": words[i], "moment": len(ranked)}
+            for name, values in details.items():
+                # An unpadded axis has no length here; an axis of pooled clips may be shorter than its length.
+                cut = tuple(slice(lengths.get(axis)) for axis in DETAILS[name])
+                self.details[f"{len(self.rows)}/{name}"] = values[i][cut].contiguous().clone()
+            self.rows.append(row)
+
+    def _row(self, query_id: str, ranked: list[list[float]]) -> dict[str, Any]:
+        query = self.queries[query_id]
+        return {
+            "split": self.split,
+            "query_id": query_id,
+            "video_id": query.video_id,
+            "query": query.text,
+            "duration": query.duration,
+            "moments": [list(moment) for moment in query.moments],
+            "pred_relevant_windows": [[start, end, float(f"{score:.7g}")] for start, end, score in ranked],
+        }

@@ -1,0 +1,53 @@
+"""The weights of a run as safetensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vmr_zoo.errors import VmrError
+from vmr_zoo.runs.directory import CONFIG
+from vmr_zoo.utils.files import atomic_path
+
+if TYPE_CHECKING:
+    from vmr_zoo.methods.base import Method
+
+
+def export_weights(method: Method, path: Path) -> None:
+    """Writes the weights and buffers of a method."""
+    from safetensors.torch import save_model
+
+    with atomic_path(path) as temporary:
+        save_model(method, str(temporary))
+
+
+def load_weights(method: Method, path: Path, changes: Sequence[str] = ()) -> None:
+    """Loads exported weights into a method built from the same configuration.
+
+    Args:
+        method: receives the weights.
+        path: the file.
+        changes: arguments that differ from the run's, for the error.
+
+    Raises:
+        VmrError: if the file is missing, broken or does not fit.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_model
+
+    if not path.is_file():
+        raise VmrError(
+            f"{path.parent} has no {path.name}: its run did not finish. "
+            "Continue it with vmr train … resume=true."
+        )
+    try:
+        load_model(method, str(path))
+    except SafetensorError as error:
+        raise VmrError(
+            f"{path} is not a safetensors file ({error}). It holds the weights of the run: copy it again, or "
+            "train the run again."
+        ) from error
+    except RuntimeError as error:
+        changed = f" with {', '.join(changes)}" if changes else ""
+        raise VmrError(f"{path} does not fit the method in {CONFIG} beside it{changed}: {error}") from error

@@ -1,0 +1,1 @@
+"""BM-DETR: Moment-DETR with background-aware frames, semantic alignment, learnable spans and shifting."""

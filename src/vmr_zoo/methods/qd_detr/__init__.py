@@ -1,0 +1,1 @@
+"""QD-DETR: query-dependent video, saliency token and negative pairs; MESM and LMR build on it."""

@@ -1,0 +1,189 @@
+"""Scores of single queries, computed from predictions files by the metrics of `vmr score`."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+from rich.progress import track
+
+from vmr_zoo.data.annotations.records import Query, Split
+from vmr_zoo.engine.scoring import PredictionRow, locate_rows, read_rows, score_queries
+from vmr_zoo.metrics.per_query import Floats, pad_lists, query_scores
+from vmr_zoo.metrics.settings import MetricSettings
+from vmr_zoo.report.leaderboard import Leaderboard
+from vmr_zoo.report.runs import Run
+from vmr_zoo.runs.config_sections import metric_settings
+
+FIRST_IOU = "mIoU"
+"""The metric whose score of a single query is the IoU of the top-ranked moment."""
+
+QueryScores = dict[str, pd.DataFrame]
+"""Scores of one run by split: (N, metrics) float32 in [0, 1], one row per query id; NaN where a metric does
+not apply to a query."""
+
+RowsBySplit = Mapping[str, Sequence[PredictionRow]]
+"""Rows of predictions files by split."""
+
+
+def leaderboard_scores(
+    board: Leaderboard, visit: Callable[[int, Run, RowsBySplit], None] | None = None
+) -> list[list[QueryScores]]:
+    """Scores every query of every run in a table; holds the predictions of one run at a time.
+
+    Args:
+        board: the table.
+        visit: called with the number of a row, one of its runs, and the predictions of that run.
+
+    Returns:
+        Scores by row and run, in the metrics of the table and `FIRST_IOU`.
+
+    Raises:
+        VmrError: if a run has no predictions, or its predictions lack the ground truth.
+    """
+    numbered = [(number, run) for number, row in enumerate(board.rows) for run in row.runs]
+    scores: list[list[QueryScores]] = [[] for _ in board.rows]
+    indexes: dict[str, list[pd.Index]] = {}
+    for number, run in track(
+        numbered,
+        "Reading predictions",
+        transient=True,
+        console=Console(stderr=True),
+        disable=len(numbered) < 4,
+    ):
+        rows = read_predictions(run.predictions)
+        scores[number].append(
+            run_query_scores(rows, run.directory, board.splits, [*board.metrics, FIRST_IOU], indexes)
+        )
+        if visit is not None:
+            visit(number, run, rows)
+    return scores
+
+
+def read_predictions(files: Sequence[Path]) -> dict[str, list[PredictionRow]]:
+    """Reads the predictions files of one run and groups their rows by split.
+
+    Args:
+        files: predictions.jsonl of the run, or those of its evaluations.
+
+    Raises:
+        VmrError: if a file is missing or broken.
+    """
+    rows: dict[str, list[PredictionRow]] = defaultdict(list)
+    decode = json.JSONDecoder().decode
+    for file in files:
+        try:
+            with file.open(encoding="utf-8") as lines:
+                read = [decode(line) for line in lines]
+            for row in read:
+                rows[row["split"]].append(row)
+        except (OSError, ValueError, TypeError, KeyError):
+            # The reader of `vmr score` is half as fast, but reports what is wrong.
+            for row, _ in read_rows(file):
+                rows[row.get("split", "")].append(row)
+    return rows
+
+
+def run_query_scores(
+    rows: RowsBySplit,
+    run: Path,
+    splits: Sequence[str],
+    metrics: Sequence[str] | None = None,
+    indexes: dict[str, list[pd.Index]] | None = None,
+) -> QueryScores:
+    """Scores every query of a run from its predictions alone.
+
+    Args:
+        rows: the predictions of the run by split.
+        run: the run directory, whose config.yaml defines the metrics.
+        splits: the splits to score.
+        metrics: the metrics to keep, if they have scores of single queries; None: all.
+        indexes: query ids of earlier runs by split. Equal ids are shared to save memory; new ones are added.
+
+    Raises:
+        VmrError: if the predictions lack the ground truth or are broken.
+    """
+    settings = metric_settings(run)
+    annotated = {name: [row for row in rows.get(name, ()) if row["moments"]] for name in splits}
+    annotated = {name: own for name, own in annotated.items() if own}
+    # All splits at once: many short ones would cost more in calls than in arithmetic.
+    together = _score([row for own in annotated.values() for row in own], settings)
+    scores: QueryScores = {}
+    start = 0
+    for name, own in annotated.items():
+        ids = pd.Index([str(row["query_id"]) for row in own])
+        if together is None or not ids.is_unique:
+            scored = _score_checked(own, settings, name, f"{run}, split {name}")
+        else:
+            scored = {key: x[start : start + len(own)] for key, x in together.items()}
+        start += len(own)
+        kept = {key: x.astype(np.float32) for key, x in scored.items() if metrics is None or key in metrics}
+        scores[name] = pd.DataFrame(kept, index=_shared(ids, {} if indexes is None else indexes, name))
+    return scores
+
+
+def _shared(ids: pd.Index, indexes: dict[str, list[pd.Index]], split: str) -> pd.Index:
+    """Returns the equal index that an earlier run has, else adds this one."""
+    known = indexes.setdefault(split, [])
+    for other in known:
+        if other.equals(ids):
+            return other
+    known.append(ids)
+    return ids
+
+
+def _score(rows: Sequence[PredictionRow], settings: MetricSettings) -> dict[str, Floats] | None:
+    """Scores rows by metric without the checks of `vmr score`; None if a check would fail."""
+    if not rows:
+        return None
+    read = settings.windows_read
+    try:
+        windows, window_mask = pad_lists([row["pred_relevant_windows"][:read] for row in rows], 3)
+        targets, target_mask = pad_lists([row["moments"] for row in rows], 2)
+    except (KeyError, TypeError, ValueError):
+        return None
+    if not np.isfinite(windows).all() or not window_mask[:, 0].all():
+        return None
+    order = np.where(window_mask, windows[..., 2], -np.inf)
+    return query_scores(windows[..., :2], targets, target_mask, settings, order)
+
+
+def _score_checked(
+    rows: Sequence[PredictionRow], settings: MetricSettings, split: str, source: str
+) -> dict[str, Floats]:
+    """Scores rows with the code of `vmr score`, which reports what is wrong with them."""
+    queries = tuple(
+        Query(
+            str(row["query_id"]),
+            row["video_id"],
+            row["query"],
+            tuple((start, end) for start, end in row["moments"]),
+            row["duration"],
+        )
+        for row in rows
+    )
+    return score_queries(locate_rows(rows, source), Split(split, queries), settings, source).queries
+
+
+def mean_over_seeds(runs: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Averages the scores of each query over seeds; drops queries that one of the seeds lacks.
+
+    >>> one, other = pd.DataFrame({"m": [1.0, 0.0]}, ["a", "b"]), pd.DataFrame({"m": [0.0]}, ["a"])
+    >>> mean_over_seeds([one, other])
+         m
+    a  0.5
+    """
+    common = runs[0].index
+    for frame in runs[1:]:
+        if frame.index is not common:
+            common = common.intersection(frame.index, sort=False)
+    columns = [column for column in runs[0] if all(column in frame for frame in runs)]
+    aligned = [frame if frame.index.equals(common) else frame.loc[common] for frame in runs]
+    return pd.DataFrame(
+        np.mean([frame[columns].to_numpy() for frame in aligned], axis=0), index=common, columns=columns
+    )
