@@ -75,7 +75,7 @@ docs: $(INSTALLED)
 	mkdir -p build/docs
 	git ls-files -z -- '*.md' LICENSE CITATION.cff constraints.txt Makefile docs experiments conf src tests/golden | \
 		xargs -0 tar -cf - | tar -xf - -C build/docs
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # Never touches runs/ or the cache.
 clean:
