@@ -123,7 +123,7 @@ def test_a_switch_names_the_run_and_an_unknown_one_is_refused(compose):
     assert "switches" not in cfg
     with pytest.raises(VmrError, match="moment_detr/span_unit"):
         compose(sweep, ["method=moment_detr", "switch=moment_detr/span_units"])
-    with pytest.raises(VmrError, match=r"branch\.order"):
+    with pytest.raises(VmrError, match=r"network\.order"):
         compose(sweep, ["method=moment_detr", "switch=emb/order"])
 
 

@@ -11,7 +11,7 @@ A run is named after its row as after an ablation, and its header says `ablation
 from __future__ import annotations
 
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import ConfigKeyError
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
 from vmr_zoo.errors import VmrError, unknown
 
@@ -40,7 +40,7 @@ def apply_row(cfg: DictConfig) -> None:
     for key, value in rows.get(name, {}).items():
         try:
             OmegaConf.update(cfg, key, value)
-        except ConfigKeyError as error:
+        except (ConfigKeyError, ConfigAttributeError) as error:
             raise VmrError(f"switch={name} sets '{key}', which this configuration does not have.") from error
     with open_dict(cfg):
         del cfg["switches"], cfg["switch"]
