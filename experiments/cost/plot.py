@@ -1,8 +1,8 @@
-"""Draws what the sweeps of this folder measured, and writes the numbers as CSV.
+"""Plots the measurements of the sweeps in this folder and writes them as CSV.
 
 python experiments/cost/plot.py [runs/cost] [docs/img]
 
-Reads RUNS/SWEEP/bench.json; writes IMAGES/cost_SWEEP.png and results.csv beside this file.
+Reads RUNS/SWEEP/bench.json; writes IMAGES/cost_SWEEP.png, and results.csv beside this file.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pandas as pd
 
 from vmr_zoo.engine.bench import FILE, stored_rows
 
-# Wong's eight colours, which colour-blind readers tell apart; a marker each besides.
+# Mostly Wong's colours, which colour-blind readers can distinguish; each method also has its own marker.
 STYLES = {
     "emb": ("#0072B2", "o"),
     "tea": ("#56B4E9", "s"),
@@ -29,25 +29,28 @@ STYLES = {
     "bm_detr": ("#A6761D", ">"),
 }
 SIZES = {
-    "video_length": ("clips", "clips of a video"),
-    "queries_per_video": ("queries_per_video", "queries of each video"),
-    "batch": ("queries", "queries in a batch, each on a video of its own"),
-    "data_set_size": ("training_videos", "videos in the training split, 10 queries each"),
+    "video_length": ("clips", "clips per video"),
+    "queries_per_video": ("queries_per_video", "queries per video"),
+    "batch": ("queries", "queries per batch, one per video"),
+    "data_set_size": ("training_videos", "training videos, 10 queries each"),
 }
 PANELS = {
-    "video_length": [("step", "a training step, s"), ("inference_per_query", "an answer, s")],
+    "video_length": [
+        ("step", "training-step time, s"),
+        ("inference_per_query", "inference time per query, s"),
+    ],
     "queries_per_video": [
-        ("step_per_query", "training, s per query"),
-        ("inference_per_query", "an answer, s per query"),
+        ("step_per_query", "training time per query, s"),
+        ("inference_per_query", "inference time per query, s"),
     ],
     "batch": [
-        ("step_per_query", "training, s per query"),
-        ("peak_training_gb", "peak memory of training, GB"),
+        ("step_per_query", "training time per query, s"),
+        ("peak_training_gb", "peak training memory, GB"),
     ],
     "data_set_size": [
-        ("epoch", "an epoch, s"),
-        ("setup", "set-up, s"),
-        ("peak_training_gb", "peak memory of training, GB"),
+        ("epoch", "epoch time, s"),
+        ("setup", "set-up time, s"),
+        ("peak_training_gb", "peak training memory, GB"),
     ],
 }
 KEPT = ("setup", "peak_training_gb", "peak_inference_gb", "flops", "efficiency", "parameters")
@@ -57,7 +60,7 @@ TIMED = ("step", "forward", "backward", "optimizer", "loader", "step_per_query",
 
 
 def read(file: Path, sweep: str) -> list[dict[str, Any]]:
-    """Returns a flat row per measurement; `_low` and `_high` are quartiles."""
+    """Returns one flat row per measurement; `_low` and `_high` are the quartiles."""
     rows = []
     for row in stored_rows(file):
         batch, training = row["batch"], row["training_set"]
@@ -81,7 +84,7 @@ def read(file: Path, sweep: str) -> list[dict[str, Any]]:
 
 
 def plot(frame: pd.DataFrame, sweep: str, file: Path) -> None:
-    """Draws a line per method with quartiles; axes are logarithmic, that of memory is not."""
+    """Draws a line with quartiles per method; all axes are logarithmic except that of memory."""
     matplotlib.use("Agg")
     from matplotlib import pyplot
     from matplotlib.ticker import NullFormatter
@@ -101,7 +104,7 @@ def plot(frame: pd.DataFrame, sweep: str, file: Path) -> None:
                 line[key], line[name], yerr=errors, label=method, color=colour, marker=marker, markersize=5,
                 linewidth=1.3, elinewidth=0.8, capsize=2,
             )  # fmt: skip
-        memory = name.startswith("peak")  # most of it is torch itself
+        memory = name.startswith("peak")  # torch itself takes most of it
         axis.set(xscale="log", yscale="linear" if memory else "log", xlabel=label, ylabel=unit)
         axis.set_xticks(sorted(frame[key].unique()))
         axis.xaxis.set_major_formatter("{x:g}")
@@ -116,7 +119,7 @@ def plot(frame: pd.DataFrame, sweep: str, file: Path) -> None:
 
 
 def main() -> None:
-    """Reads, draws, writes."""
+    """Reads the measurements, draws the plots, writes the CSV file."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -125,13 +128,12 @@ def main() -> None:
     args = parser.parse_args()
     rows = [row for sweep in SIZES for row in read(args.runs / sweep / FILE, sweep)]
     if not rows:
-        parser.error(f"no {FILE} below {args.runs}: run the sweeps first, see README.md")
+        parser.error(f"No {FILE} below {args.runs}. Run the sweeps of README.md first.")
     frame = pd.DataFrame(rows).sort_values(["sweep", "method", *(key for key, _ in SIZES.values())])
     busy = frame[frame.cpu_share_training < 0.9]
     for row in busy.itertuples():
-        print(
-            f"Something else ran, measure again: {row.sweep}, {row.method}, {row.cpu_share_training:.0%} CPU"
-        )
+        share = f"{row.cpu_share_training:.0%} CPU"
+        print(f"Another process was running, measure again: {row.sweep}, {row.method}, {share}")
     args.images.mkdir(parents=True, exist_ok=True)
     for sweep, part in frame.groupby("sweep", sort=False):
         plot(part, str(sweep), args.images / f"cost_{sweep}.png")

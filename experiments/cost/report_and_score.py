@@ -1,9 +1,9 @@
-"""Measures `vmr report` and `vmr score` at a tenth and at all of 1,000 runs and 100,000 predictions.
+"""Measures `vmr report` and `vmr score` on 100 and 1,000 runs with 10,000 and 100,000 predictions.
 
 python experiments/cost/report_and_score.py [FOLDER]     # about 70 MB there; a temporary folder by default
 
-Every number in the files it makes is SIMULATED: drawn at random, of no method. Each command is a process
-of its own, measured from outside: wall time, CPU time, and the most memory that it held (Linux, macOS).
+Every number in the generated files is SIMULATED: drawn at random, not predicted by a method. Each command
+runs in its own process, measured from outside: wall time, CPU time and peak memory (Linux, macOS).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ metrics: {_target_: x, r1_thresholds: [0.3, 0.5, 0.7], r5_thresholds: [0.5], win
 
 
 def prediction(draw: random.Random, split: str, query_id: str, video_id: str) -> dict[str, Any]:
-    """Draws a row of predictions.jsonl; spans are seconds."""
+    """Draws a row of predictions.jsonl; spans are in seconds."""
 
     def span() -> list[float]:
         return sorted(round(DURATION * draw.random(), 4) for _ in range(2))
@@ -49,7 +49,7 @@ def prediction(draw: random.Random, split: str, query_id: str, video_id: str) ->
 
 
 def write_runs(root: Path, runs: int, predictions: int) -> None:
-    """Makes run directories of two splits, `SEEDS` seeds a name; they share out the predictions."""
+    """Writes run directories with two splits, `SEEDS` per name, and distributes the predictions equally."""
     draw = random.Random(0)
     for number in range(runs):
         name = f"simulated_{number // SEEDS}"
@@ -83,7 +83,7 @@ def write_runs(root: Path, runs: int, predictions: int) -> None:
 
 
 def write_predictions(root: Path, count: int) -> Path:
-    """Writes annotations in the layout of ActivityNet Captions, a sentence a video, and predictions."""
+    """Writes predictions, and annotations in the format of ActivityNet Captions, one sentence per video."""
     draw = random.Random(0)
     folder = root / "activitynet"
     folder.mkdir(parents=True)
@@ -101,10 +101,10 @@ def write_predictions(root: Path, count: int) -> Path:
 
 
 def measure(*args: str) -> tuple[float, float, float]:
-    """Runs `vmr ARGS`; returns seconds, CPU seconds and the peak of its memory in MB.
+    """Runs `vmr ARGS`; returns wall time and CPU time in seconds, and peak memory in MB.
 
     Raises:
-        subprocess.CalledProcessError: if it fails.
+        subprocess.CalledProcessError: if the command fails.
     """
     command = [sys.executable, "-m", "vmr_zoo.cli.main", *args]
     with tempfile.TemporaryFile() as output:
@@ -122,7 +122,7 @@ def measure(*args: str) -> tuple[float, float, float]:
 
 
 def commands(folder: Path, scale: float) -> Iterator[tuple[str, list[str]]]:
-    """Makes the files, and yields what is measured on them."""
+    """Writes the input files; yields the title and arguments of each command to measure."""
     runs, predictions = round(RUNS * scale), round(PREDICTIONS * scale)
     root = folder / f"runs_{runs}"
     write_runs(root, runs, predictions)
@@ -132,17 +132,17 @@ def commands(folder: Path, scale: float) -> Iterator[tuple[str, list[str]]]:
         ["report", f"runs={root}", "significance=true"],
     )
     yield (
-        f"`vmr report html=true significance=true`, the same, {runs // SEEDS:,} rows",
+        f"`vmr report html=true significance=true`, the same runs, {runs // SEEDS:,} rows",
         ["report", f"runs={root}", "significance=true", "html=true", f"out={folder / 'report.html'}"],
     )
     annotations = folder / f"annotations_{predictions}"
     file = write_predictions(annotations, predictions)
-    asked = [f"predictions={file}", "data=activitynet", "split=test", f"paths.annotations={annotations}"]
-    yield f"`vmr score`, {predictions:,} predictions", ["score", *asked]
+    overrides = [f"predictions={file}", "data=activitynet", "split=test", f"paths.annotations={annotations}"]
+    yield f"`vmr score`, {predictions:,} predictions", ["score", *overrides]
 
 
 def main(folder: Path) -> None:
-    """Prints a table in Markdown."""
+    """Prints the measurements as a Markdown table."""
     print("| command | wall, s | CPU, s | peak memory, MB |\n|---|---|---|---|")
     for scale in SCALES:
         for title, args in commands(folder, scale):

@@ -1,9 +1,9 @@
-"""Prints R1@0.5 by the narrator's error rate, mean ± standard deviation over seeds, as Markdown.
+"""Prints R1@0.5 per error rate of the narrator, mean ± standard deviation over seeds, as Markdown.
 
 python experiments/narrator_noise/table.py runs/narrator_noise [runs/ood_shapes …] [--plot FILE.png]
 
-`vmr report` keeps the rates apart, since their features differ; here they are the question. Runs on plain
-features=shapes come along: TEA and LMR there hear the narrator at its usual rates, the others hear nothing.
+`vmr report` shows one table per rate, because the features differ; this script merges them. It includes runs
+on plain features=shapes: there, TEA and LMR read narrations with the default rates, the others read none.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ READ = ("tea", "lmr")
 
 
 def numbers(roots: list[Path], metric: str) -> pd.DataFrame:
-    """Returns a row per run and split; the rate is NaN on plain features=shapes."""
+    """Returns one row per run and split; the rate is NaN for plain features=shapes."""
     rows = [
         {key: run.header[key] for key in ("method", "features", "seed")}
         | {"split": split, "value": values[metric]}
@@ -38,14 +38,14 @@ def numbers(roots: list[Path], metric: str) -> pd.DataFrame:
 
 
 def table(frame: pd.DataFrame) -> pd.DataFrame:
-    """Averages over seeds: a row per method and rate, a column per split."""
+    """Averages over seeds: one row per method and rate, one column per split."""
 
     def cell(values: pd.Series) -> str:
         spread = f" ± {values.std():.1f}" if len(values) > 1 else ""
         return f"{values.mean():.1f}{spread}"
 
-    usual = {method: "usual" if method in READ else "-" for method in METHODS}
-    rate = frame.rate.map("{:g}".format).where(frame.rate.notna(), frame.method.map(usual))
+    unset = {method: "default" if method in READ else "-" for method in METHODS}
+    rate = frame.rate.map("{:g}".format).where(frame.rate.notna(), frame.method.map(unset))
     named = frame.assign(rate=rate, method=frame.method.map(METHODS))
     wide = named.pivot_table(
         index=["method", "rate"], columns="split", values="value", aggfunc=cell, sort=False
@@ -55,7 +55,7 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def plot(frame: pd.DataFrame, metric: str, file: Path) -> None:
-    """Draws a panel per split: a line per method that reads narrations, a level per one that does not."""
+    """Draws one panel per split: a curve for each method with narrations, a dashed level for the others."""
     import matplotlib
 
     matplotlib.use("agg")

@@ -61,7 +61,7 @@ class MESM(QDDETR):
     """MESM.
 
     To add a loss: compute it in `own_losses` under a new name, and give that name a weight in
-    `training.loss_weights` of `conf/method/mesm.yaml`. By then `losses` has run the network.
+    `training.loss_weights` of `conf/method/mesm.yaml` (docs/add_a_method.md).
 
     Attributes:
         frame_word: FW-MESM; None leaves it out.
