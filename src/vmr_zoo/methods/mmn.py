@@ -83,7 +83,7 @@ class FusedRanking:
     Attributes:
         fusion_power: a in ((1 + c) / 2)^a * s, where c is the contrastive cosine and s the IoU score.
         nms_iou: IoU above which the candidate with the lower score is removed.
-        nms_unit: unit in which IoUs are computed, see `CandidateCells.rank`.
+        nms_unit: unit in which IoUs are computed: "clips", or "seconds" (rounded).
         answers: K, predicted moments per sentence.
     """
 
