@@ -2,7 +2,7 @@
 
     switches:                                        # experiments/fidelity/switches.yaml
       mesm:
-        context: {method.generator.context: inert}
+        context: {method.segment_sentence.context: inert}
     switch: full                                     # no row
 
 A run is named after its row as after an ablation, and its header says `ablation: fidelity/mesm/context`.

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vmr_zoo.blocks.position import append_tef
+from vmr_zoo.data.batches.shifting import TemporalShift
 from vmr_zoo.errors import VmrError
 from vmr_zoo.methods.base import Method
 from vmr_zoo.methods.bm_detr.background import WeightedFrames
@@ -42,25 +43,6 @@ _POOLING = {
 }
 
 
-class Shift(Protocol):
-    """The part of the data module's temporal shifting that a case needs."""
-
-    def window(self, moment: Tensor, clips: Tensor, clip_seconds: Tensor) -> tuple[Tensor, Tensor]:
-        """Finds the first and last clip of a moment."""
-
-    def move(
-        self,
-        moment: Tensor,
-        first: Tensor,
-        last: Tensor,
-        slot: Tensor,
-        clips: Tensor,
-        clip_seconds: Tensor,
-        duration: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """Moves clips `first` to `last` to `slot`."""
-
-
 class BMDETRReleased(Released):
     """BM-DETR."""
 
@@ -82,7 +64,7 @@ class BMDETRReleased(Released):
     )
 
     def __init__(
-        self, normalise: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]], shift: Shift
+        self, normalise: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]], shift: TemporalShift
     ) -> None:
         """Stores the data functions whose results are compared with the case's inputs.
 
