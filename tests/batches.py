@@ -12,6 +12,7 @@ from torch import Tensor
 from vmr_zoo.types import Batch
 
 VIDEO_DIM, QUERY_DIM, NARRATION_DIM, PATCH_DIM, PATCHES = 12, 10, 8, 6, 4
+NARRATION_QUERY_DIM = 7
 CLIPS, TOKENS, MOMENTS = (9, 5, 9, 7), (4, 6, 3, 5), (1, 2, 1, 3)
 
 
@@ -53,6 +54,9 @@ def make_batch(needs: Collection[str] = (), seed: int = 0, moments: Collection[i
         batch["narration"] = _padded(batch["narration_mask"], NARRATION_DIM)
         ends = torch.rand(rows, 4, 2).sort(-1).values
         batch["narration_spans"] = ends * batch["narration_mask"].unsqueeze(-1)
+    if "narration_query" in needs:  # another tokenizer: other lengths than `query`
+        batch["narration_query_mask"] = mask_of((5, 2, 4, 3))
+        batch["narration_query"] = _padded(batch["narration_query_mask"], NARRATION_QUERY_DIM)
     if "negative_query" in needs:
         batch["negative_query_mask"] = mask_of((5, 0, 3, 4))
         batch["negative_query"] = _padded(batch["negative_query_mask"], QUERY_DIM)
@@ -72,11 +76,21 @@ def make_batch(needs: Collection[str] = (), seed: int = 0, moments: Collection[i
         batch["query_tokens"] = torch.randint(1, 20, query_mask.shape) * query_mask
     if "query_words" in needs:
         batch["query_words"] = torch.randint(1, 20, query_mask.shape) * query_mask
+    if "word_weights" in needs:
+        batch["word_weights"] = torch.randint(1, 3, query_mask.shape) * query_mask.float()
+    if "moment_clips" in needs:
+        within = [[1, 2], [0], [2, 3], [0, 1]]
+        batch["moment_clips"] = torch.zeros_like(video_mask)
+        for row, clips in enumerate(within):
+            batch["moment_clips"][row, clips] = True
+        batch["moment_clips"] &= video_mask
     if "noun_mask" in needs:
         batch["noun_mask"] = mask_of((2, 0, 1, 3), query_mask.shape[1])  # row 1 has no noun
     if "saliency" in needs:
         batch["saliency_mask"] = video_mask & (torch.rand(video_mask.shape) < 0.6)
         batch["saliency"] = torch.randint(0, 12, video_mask.shape) * batch["saliency_mask"].float()
+    if "all_spans" in needs:
+        batch["all_spans"], batch["all_span_mask"] = spans, span_mask
     for key in ("video", "patches", "narration", "narration_mask", "narration_spans"):
         if key in batch:  # these belong to the video
             batch[key][2] = batch[key][0]  # type: ignore[literal-required]
@@ -90,14 +104,18 @@ AXIS_1 = {
     "spans": "span_mask",
     "narration": "narration_mask",
     "narration_spans": "narration_mask",
+    "narration_query": "narration_query_mask",
     "negative_query": "negative_query_mask",
     "sibling_query": "sibling_mask",
     "shifted_spans": "span_mask",
     "patches": "video_mask",
     "query_tokens": "query_mask",
     "query_words": "query_mask",
+    "word_weights": "query_mask",
+    "moment_clips": "video_mask",
     "noun_mask": "query_mask",
     "saliency": "video_mask",
+    "all_spans": "all_span_mask",
 }
 """The mask of each field's second axis."""
 

@@ -361,14 +361,14 @@ def test_no_format_ever_unpickles(tmp_path: Path) -> None:
         *((Hdf5Store(tmp_path / "a.h5", key="features"), name) for name in "abc"),
     ]:
         with pytest.raises(FeatureError, match=f"{tmp_path}.*{name}"):
-            FileFeatures("x", 3, opened).read(name)
+            FileFeatures("x", 3, opened, normalise=True).read(name)
     assert not sprung.exists()
 
 
 @pytest.mark.parametrize("numbers", ["1 2 three", "1 2 nan", "1 2 inf"])
 def test_an_invalid_word_vector_is_refused(numbers: str, tmp_path: Path) -> None:
     (tmp_path / "glove.txt").write_text(f"a 1 2 3\ndog {numbers}\n")
-    table = WordVectorQueries(tmp_path / "glove.txt", 3)
+    table = WordVectorQueries(tmp_path / "glove.txt", 3, normalise=True)
     with pytest.raises(FeatureError, match=r"glove.txt .*for a word of 'dog'"):
         table.load(Query("q", "v", "dog", ((0, 1),), 1.0))
 
@@ -464,7 +464,9 @@ def test_odd_sentences_and_lengths_pass_from_the_file_to_a_prediction(tmp_path: 
     for name, count in clips.items():
         np.save(tmp_path / f"{name}.npy", rng.standard_normal((count, 12)).astype(np.float16))
     video = VideoFiles(
-        [FileFeatures("x", 12, FileStore(tmp_path, ".npy"))], max_clips=75, overlong="mean_pool"
+        [FileFeatures("x", 12, FileStore(tmp_path, ".npy"), normalise=True)],
+        max_clips=75,
+        overlong="mean_pool",
     )
     served = FeatureSet("odd", "real", 12, 10, None, video, Words())
     data = SplitDataset(split, served, frozenset())

@@ -63,6 +63,17 @@ def test_flops_are_those_of_the_matrix_products():
     assert sizes == {"query": 3, "video": 2, "clips": 7, "padding": pytest.approx(1 / 3)}
 
 
+def test_words_for_narrations_are_part_of_the_work_that_is_measured(vmr, tmp_path, monkeypatch):
+    monkeypatch.setitem(flops._MATRIX_SIZE, "cpu", 512)
+    measured = []
+    for number, words in enumerate(([], ["features/narration_query=random"])):
+        out = tmp_path / str(number)
+        assert vmr("bench", "method=lmr", f"out={out}", *words, *SMALL) == 0
+        (row,) = json.loads((out / "bench.json").read_text())["rows"]
+        measured.append(row["flops"])
+    assert 0 < measured[0] < measured[1]
+
+
 def test_a_row_is_stored_with_its_ratio_and_replaced_when_measured_again(vmr, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(flops._MATRIX_SIZE, "cpu", 512)
     file = tmp_path / "bench" / "bench.json"

@@ -90,6 +90,17 @@ def test_every_ablation_builds_and_changes_something(ablation):
     assert any(plain.get(key) != changed[key] for key in changed.keys() - ignored)
 
 
+def test_no_two_papers_take_their_narrations_from_one_file():
+    readers: dict[str, set[str]] = {}
+    for name in options("ablation"):
+        node = OmegaConf.load(CONF / "ablation" / f"{name}.yaml")
+        if "narration" in node.get("features", {}):
+            file = OmegaConf.to_container(node)["features"]["narration"]["file"]
+            readers.setdefault(file, set()).add(name.split("/")[0])
+    assert len(readers) >= 4
+    assert all(len(papers) == 1 for papers in readers.values()), readers
+
+
 def test_ablations_stack_and_the_command_line_wins():
     names = [name for name in options("ablation") if name.startswith("bm_detr/")][:2]
     cfg = compose(

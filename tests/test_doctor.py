@@ -44,7 +44,13 @@ def features(root: Path, video_dim: int = 4) -> dict[str, Any]:
     def files(kind: str, dim: int) -> dict[str, Any]:
         package = "vmr_zoo.data.features"
         store = {"_target_": f"{package}.store.FileStore", "folder": str(root / kind), "suffix": ".npy"}
-        return {"_target_": f"{package}.files.FileFeatures", "backbone": kind, "dim": dim, "store": store}
+        return {
+            "_target_": f"{package}.files.FileFeatures",
+            "backbone": kind,
+            "dim": dim,
+            "normalise": True,
+            "store": store,
+        }
 
     return {
         "_target_": "vmr_zoo.data.features.feature_set.FeatureSet",
@@ -58,11 +64,16 @@ def features(root: Path, video_dim: int = 4) -> dict[str, Any]:
             "sources": [files("video", video_dim)],
         },
         "query": {"_target_": "vmr_zoo.data.features.files.QueryFiles", "source": files("query", 3)},
+        "narration_query_dim": 2,
+        "narration_query": {
+            "_target_": "vmr_zoo.data.features.files.QueryFiles",
+            "source": files("words", 2),
+        },
     }
 
 
 def write_features(root: Path) -> None:
-    for kind, suffix, shape in (("video", "", (10, 4)), ("query", "_0", (3, 3))):
+    for kind, suffix, shape in (("video", "", (10, 4)), ("query", "_0", (3, 3)), ("words", "_0", (5, 2))):
         (root / kind).mkdir(parents=True)
         for name in "abcd":
             np.save(root / kind / f"{name}{suffix}.npy", np.ones(shape, np.float32))
@@ -99,6 +110,8 @@ def test_sound_features_pass_and_leaks_are_named(small: Path, capsys: pytest.Cap
     [
         ("video/d", None, "missing", 1),
         ("query/c_0", None, "missing", 1),
+        ("words/c_0", None, "missing", 1),
+        ("words/c_0", np.full((5, 2), np.inf, np.float32), "not finite", 1),
         ("video/a", np.ones((10, 5), np.float32), "dimension", 1),
         ("video/a", np.full((10, 4), np.nan, np.float32), "not finite", 1),
         ("video/a", np.ones((40, 4), np.float32), "length", 0),

@@ -68,6 +68,19 @@ def test_what_was_embedded_is_what_training_reads(
     assert "sentences by all-MiniLM-L6-v2: 0 computed; 3 of 3 were in the cache" in capsys.readouterr().out
 
 
+def test_words_for_narrations_are_embedded_beside_sentences_in_files(
+    offline: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    features = ["features=i3d", "features/query=clip_text", "features/narration=jsonl"]
+    features.append(f"features.narration.file={offline / 'n.jsonl'}")
+    assert main(["embed", "data=charades_cd", *features]) == 2
+    assert "nothing to compute" in capsys.readouterr().err
+    assert main(["embed", "data=charades_cd", *features, "features/narration_query=as_narration"]) == 0
+    said = capsys.readouterr().out
+    assert "sentences: features=i3d reads them from files; skipped." in said
+    assert "words for narrations by all-MiniLM-L6-v2: 3 computed" in said
+
+
 def test_files_are_read_back_as_they_were_written(offline: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [{"qid": 7, "query": TEXTS[0], "vid": "x"}, {"qid": 8, "query": TEXTS[1], "vid": "x"}]
     (offline / "q.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from vmr_zoo.cli.main import main
 from vmr_zoo.config.compose import compose
@@ -246,10 +248,33 @@ def test_a_file_is_encoded_as_the_folder_was_and_another_encoder_is_refused(vide
     assert (
         main(["extract", f"videos={videos}", "encoder=grid", f"out={out}", "storage=float16"]) == 1
     )  # one fails
-    source = ExtractedVideos([out], [read_manifest(out)["encoder"]])
+    source = ExtractedVideos([out], [read_manifest(out)["encoder"]], normalise=True)
     assert np.array_equal(source.encode(videos / "v1.mp4"), source.load("v1"))
     with pytest.raises(VmrError, match="samples: 4, now 2"):
-        ExtractedVideos([out], [read_manifest(out)["encoder"] | {"samples": 2}]).encode(videos / "v1.mp4")
+        ExtractedVideos([out], [read_manifest(out)["encoder"] | {"samples": 2}], normalise=True).encode(
+            videos / "v1.mp4"
+        )
+
+
+def test_vdi_compares_projected_frames_with_text_in_one_space(tmp_path):
+    """The recipe of docs/methods/vdi.md, with a tiny CLIP."""
+    config = CLIPTextConfig(
+        hidden_size=16, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, projection_dim=12
+    )
+    CLIPTextModelWithProjection(config).save_pretrained(tmp_path / "clip-vit-base-patch32")
+    frames = folder(tmp_path / "frames", 12, {"a": 5}, seconds=1.0, patches=(4, 12))
+    experiment = [
+        "experiment=vdi/charades_sta",
+        f"paths.features={tmp_path}",
+        "method.spatial_dynamic.heads=2",
+    ]
+    experiment.append("method.visual_context.heads=2")
+    cfg = compose("train", [*experiment, "features=extracted", f"features.video.folders=[{frames}]"])
+    method = instantiate(cfg.method)
+    assert cfg.features.clip_seconds == 1.0
+    assert (cfg.features.query_dim, cfg.features.video_dim, cfg.features.patch_dim) == (0, 12, 12)
+    assert isinstance(method.visual_context.frames, nn.Identity)
+    assert isinstance(instantiate(compose("train", experiment).method).visual_context.frames, nn.Linear)
 
 
 def test_folders_that_do_not_go_together_are_refused(tmp_path):
@@ -259,9 +284,9 @@ def test_folders_that_do_not_go_together_are_refused(tmp_path):
         combined_entry("clip_seconds", [one, two])
     alien = folder(tmp_path / "alien", 3, {"a": 4}, target="os.system")
     with pytest.raises(VmrError, match=r"os\.system; only encoders of this package"):
-        ExtractedVideos([alien], [{"_target_": "vmr_zoo.X"}])
+        ExtractedVideos([alien], [{"_target_": "vmr_zoo.X"}], normalise=True)
     with pytest.raises(VmrError, match=r"os\.system; only encoders of this package"):
-        ExtractedVideos([one], [{"_target_": "os.system"}])
+        ExtractedVideos([one], [{"_target_": "os.system"}], normalise=True)
     shutil.rmtree(two)
     with pytest.raises(VmrError, match="there is none"):
         combined_entry("dim", [one, two])

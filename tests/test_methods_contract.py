@@ -17,23 +17,37 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from batches import NARRATION_DIM, PATCH_DIM, PATCHES, QUERY_DIM, VIDEO_DIM, make_batch, row, shrink, stretch
+from batches import (
+    NARRATION_DIM,
+    NARRATION_QUERY_DIM,
+    PATCH_DIM,
+    PATCHES,
+    QUERY_DIM,
+    VIDEO_DIM,
+    make_batch,
+    row,
+    shrink,
+    stretch,
+)
 from vmr_zoo.config.compose import compose
 from vmr_zoo.methods.base import Method
 from vmr_zoo.types import DETAILS, NEEDS, Batch, Prediction
 
 CONF = Path(__file__).parents[1] / "conf"
-METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
+TWO_STREAMS = "lmr with words for narrations"
+METHODS = [*sorted(path.stem for path in (CONF / "method").glob("*.yaml")), TWO_STREAMS]
 
 
 @functools.cache
 def composed(name: str, variant: str) -> DictConfig:
-    cfg = compose("train", ["data=shapes", "recipe=none", f"method={name}", f"variant={variant}"])
+    method = name.split()[0]
+    cfg = compose("train", ["data=shapes", "recipe=none", f"method={method}", f"variant={variant}"])
     with open_dict(cfg):
         cfg.features.update(
             video_dim=VIDEO_DIM,
             query_dim=QUERY_DIM,
             narration_dim=NARRATION_DIM,
+            narration_query_dim=NARRATION_QUERY_DIM if name == TWO_STREAMS else None,
             patch_dim=PATCH_DIM,
             patch_count=PATCHES,
         )

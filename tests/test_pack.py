@@ -30,7 +30,7 @@ def source(tmp_path):
     (tmp_path / "npy").mkdir()
     for length, name in enumerate(IDS, 2):
         np.save(tmp_path / "npy" / f"{name}.npy", rng.standard_normal((length, 4), np.float32))
-    return VideoFiles([FileFeatures("i3d", 4, FileStore(tmp_path / "npy", ".npy"))])
+    return VideoFiles([FileFeatures("i3d", 4, FileStore(tmp_path / "npy", ".npy"), normalise=True)])
 
 
 @pytest.mark.parametrize(("dtype", "atol"), [("float32", 0.0), ("float16", 5e-4)])
@@ -87,7 +87,7 @@ def test_corruption_is_found(source, tmp_path):
 
 def test_another_source_is_refused(source, tmp_path):
     pack(source, IDS, tmp_path / "out")
-    other = VideoFiles([FileFeatures("c3d", 4, source.sources[0].store)])
+    other = VideoFiles([FileFeatures("c3d", 4, source.sources[0].store, normalise=True)])
     with pytest.raises(VmrError, match="out=DIR"):
         pack(other, IDS, tmp_path / "out")
     with pytest.raises(FeatureError, match=r"order: packed \['i3d'\], now \['c3d'\]"):

@@ -25,7 +25,10 @@ def place(tmp_path_factory):
     root = tmp_path_factory.mktemp("predict")
     common = ["data=shapes", *WORLD, f"paths.cache={root}/cache", "trainer.max_epochs=1", "logger=none"]
     sizes = ["method.network.dim=16", "method.network.heads=2", "method.network.feedforward_dim=16"]
-    for method, options in {"moment_detr": sizes, "tea": ["method.network.dim=16"]}.items():
+    # Words for the narrations of another length than those for the video.
+    lmr = [*sizes, "features/narration_query=as_narration", "features.narration_query.max_tokens=3"]
+    runs = {"moment_detr": sizes, "tea": ["method.network.dim=16"], "lmr": lmr}
+    for method, options in runs.items():
         assert main.main(["train", *common, f"method={method}", f"run={root}/{method}", *options]) == 0
     return root
 
@@ -58,11 +61,13 @@ def test_answers_are_those_of_the_evaluation(vmr, place, capsys):
     np.testing.assert_allclose(answer["clip_scores"], row["pred_saliency_scores"], atol=1e-4)
 
 
-def test_narrations_are_required_and_must_be_of_the_same_narrator(vmr, place, tmp_path, capsys):
-    row = row_of(place / "tea")
-    arguments = [f"run={place}/tea", f"video={videos(place)}/{row['video_id']}.mp4", f"query={row['query']}"]
+@pytest.mark.parametrize("method", ["tea", "lmr"])
+def test_narrations_are_required_and_must_be_of_the_same_narrator(vmr, place, tmp_path, capsys, method):
+    row = row_of(place / method)
+    run, video = place / method, videos(place) / f"{row['video_id']}.mp4"
+    arguments = [f"run={run}", f"video={video}", f"query={row['query']}"]
     assert vmr("predict", *arguments) == 2
-    assert "TEA reads narrations; found none" in capsys.readouterr().err
+    assert f"{method.upper()} reads narrations; found none" in capsys.readouterr().err
 
     (file,) = place.glob("cache/shapes/*/narrations/*.jsonl")
     assert vmr("predict", *arguments, f"narrations={file}", "--json") == 0

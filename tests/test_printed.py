@@ -94,6 +94,108 @@ def test_without_a_named_backbone_the_experiment_decides(tmp_path):
     assert ours == {("", "TEA (Ours)"): [("", "54.00"), ("other features", "10.00")]}
 
 
+def test_val_is_the_selection_split_where_that_is_the_published_one(tmp_path):
+    lmr = {"protocol": "qvhighlights", "method": "lmr", "features": "slowfast_clip", "split": "selection"}
+    lmr |= {"experiment": "lmr/qvhighlights", "ablation": None}
+    backbones = ("slowfast", "clip")
+    put(tmp_path, "lmr-full", 65.0, backbones, **lmr)
+    put(tmp_path, "lmr-k1", 60.0, backbones, **lmr | {"ablation": "lmr/table7_k1"})
+    put(
+        tmp_path,
+        "lmr-vce",
+        9.0,
+        backbones,
+        **lmr | {"ablation": "lmr/table5_without_vce", "selection": "held"},
+    )
+    tables = compare_with_papers(finished_runs(tmp_path))
+    seventh = find(tables, "lmr", "Table VII")
+    assert our(seventh) == {
+        ("SlowFast+CLIP", "k=1"): [("", "60.00")],
+        ("SlowFast+CLIP", "k=10"): [("", "65.00")],
+    }
+    # Another selection split is not val; and Table II is about test.
+    fifth = find(tables, "lmr", "Table V")
+    assert our(fifth) == {("SlowFast+CLIP", "Full Model"): [("", "65.00")]}
+    why = {row.labels[3]: row.why for row in fifth.rows}
+    assert why["w/o VCE"] == "run, but not scored on val in these metrics"
+    assert our(find(tables, "lmr", "Table II")) == {}
+
+
+def test_vdis_rows_take_clip_from_files_or_extracted_here_with_the_papers_weights(tmp_path):
+    vdi = {"method": "vdi", "experiment": "vdi/charades_sta", "ablation": None}
+    put(tmp_path, "vdi-files", 40.0, ("clip_vit_b32",), features="r2_tuning", **vdi)
+    for weights, value in (("openai", 45.0), ("laion2b_s34b_b79k", 50.0)):
+        put(tmp_path, f"vdi-{weights}", value, (), features="extracted", **vdi)
+        part = {"backbone": "open_clip ViT-B-32-quickgelu", "pretrained": weights}
+        file = tmp_path / f"vdi-{weights}" / "seed0" / "manifest.json"
+        file.write_text(json.dumps({"video": {"encoders": [part]}}))
+    table = find(compare_with_papers(finished_runs(tmp_path)), "vdi", "Table 2")
+    (row,) = (row for row in table.rows if row.labels[0] == "charades_sta" and row.labels[3] == "VDI (Ours)")
+    found = sorted(
+        (column.kind, str(cell)) for (column, metric), cell in row.ours.items() if metric == "R1@0.5"
+    )
+    assert found == [("", "40.00"), ("", "45.00"), ("other features", "50.00")]
+
+
+def test_subsets_by_another_parser_stand_beside_the_papers(tmp_path):
+    lmr = {"method": "lmr", "features": "slowfast_clip", "split": "c1_w8", "ablation": None}
+    lmr |= {"experiment": "lmr/qvhighlights"}
+    for protocol, value in (("cqval", 1.0), ("cqval_hanta", 2.0)):
+        put(tmp_path, f"lmr-{protocol}", value, ("slowfast", "clip"), protocol=protocol, **lmr)
+    fourth = find(compare_with_papers(finished_runs(tmp_path)), "lmr", "Table IV")
+    (row,) = (row for row in fourth.rows if row.labels[1] == "c1_w8" and row.labels[3] == "LMR")
+    assert sorted(column.kind for column, metric in row.ours if metric == "R1@0.7") == ["", "other data"]
+    assert any(column.title.startswith("other data, cqval_hanta") for column in fourth.columns)
+
+
+def add(root, name, header, **splits):
+    """Adds keys to the header of a run and metrics to its splits."""
+    path = root / name / "seed0" / "metrics.json"
+    content = json.loads(path.read_text())
+    content["header"] |= header
+    for split, metrics in splits.items():
+        content[split] = content.get(split, {}) | metrics
+    path.write_text(json.dumps(content))
+
+
+def test_frame_probability_and_total_inference_stand_beside_bm_detrs_tables(tmp_path):
+    both = {"features": "slowfast_clip_1s", "experiment": "bm_detr/charades_sta", "ablation": None}
+    put(tmp_path, "bm_detr", 50.0, ("clip", "slowfast"), **both)
+    measured = {"p_inside": 0.6, "p_outside": 0.2, "p_difference": 0.4}
+    add(tmp_path, "bm_detr", {"inference_seconds": 12.5}, test=measured)
+    tables = compare_with_papers(finished_runs(tmp_path))
+    (row,) = [
+        one
+        for one in find(tables, "bm_detr", "Table 9").rows
+        if (one.labels[0], one.labels[3]) == ("charades_sta", "Neg")
+    ]
+    assert {m: str(cell) for (_, m), cell in row.ours.items()} == {
+        "GT": "0.60",
+        "Non-GT": "0.20",
+        "delta": "0.40",
+    }
+    total = our(find(tables, "bm_detr", "Table 10"), "Total Inference (s)")
+    assert [text for cells in total.values() for _, text in cells] == ["12.50"]
+
+
+def test_the_average_of_lmrs_table_iv_is_the_mean_over_the_test_splits(tmp_path):
+    lmr = {"method": "lmr", "protocol": "cqval", "experiment": "lmr/qvhighlights", "ablation": None}
+    put(tmp_path, "lmr", 1.0, ("clip", "slowfast"), features="slowfast_clip", split="c1_w8", **lmr)
+    scores = {"c1_w8": {"mAP@0.7": 10.0}, "c1_w9": {"mAP@0.7": 30.0}, "selection": {"mAP@0.7": 99.0}}
+    path = tmp_path / "lmr" / "seed0" / "metrics.json"
+    header = json.loads(path.read_text())["header"]
+    path.write_text(json.dumps({"header": header, **scores}))
+    table = find(compare_with_papers(finished_runs(tmp_path)), "lmr", "Table IV")
+    found = {
+        row.labels[1]: str(cell)
+        for row in table.rows
+        if row.labels[3] == "LMR"
+        for (_, metric), cell in row.ours.items()
+        if metric == "mAP@0.7"
+    }
+    assert found == {"c1_w8": "10.00", "c1_w9": "30.00", "Avg": "20.00"}
+
+
 def test_tables_are_requested_by_name():
     tables = compare_with_papers([])
     assert len(tables) == 29

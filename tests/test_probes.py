@@ -18,7 +18,7 @@ from vmr_zoo.engine.probes import BlankQuery, BlankVideo, OtherQuery, ShuffledVi
 from vmr_zoo.errors import VmrError
 
 PATCHES = 3
-NEEDS = frozenset({"narration", "patches", "query_tokens", "noun_mask", "sibling_queries"})
+NEEDS = frozenset({"narration", "narration_query", "patches", "query_tokens", "noun_mask", "sibling_queries"})
 SPLIT = toy.protocol().tests["iid"]
 
 
@@ -38,7 +38,13 @@ class Narrations(NarrationSource):
 @pytest.fixture
 def features():
     made = toy.features("toy", toy.DIM, toy.DIM, 1.0, toy.DIM, PATCHES)
-    return replace(made, narration=Narrations(), narration_dim=toy.DIM)
+    return replace(
+        made,
+        narration=Narrations(),
+        narration_dim=toy.DIM,
+        narration_query=toy.Sentence(),
+        narration_query_dim=toy.DIM,
+    )
 
 
 def batch(features, split=SPLIT, rows=None):
@@ -91,7 +97,7 @@ def test_a_shuffled_video_keeps_its_clips_and_narrations(features):
 def test_a_blank_query_is_one_of_the_sentences_for_all(features):
     probed = BlankQuery()(features, SPLIT)
     plain, blank = batch(features), batch(probed.features)
-    for name in ("query", "query_tokens", "noun_mask"):
+    for name in ("query", "narration_query", "query_tokens", "noun_mask"):
         assert (blank[name] == blank[name][0]).all(), name
     assert (blank["sibling_query"][blank["sibling_mask"]] == blank["query"][0].mean(0)).all()
     assert same(plain, blank, "video", "narration", "spans")
@@ -110,7 +116,8 @@ def test_another_query_comes_from_another_video(features):
     assert any(OtherQuery(seed)(features, split).sentences != probed.sentences for seed in (1, 2))
     plain, other = batch(features, split), batch(probed.features, split)
     starts = [float(probed.sentences[query.query_id].split()[-1]) for query in split.queries]
-    assert torch.allclose(other["query"][:, 0, 0] * toy.CLIPS, torch.tensor(starts))
+    for name in ("query", "narration_query"):
+        assert torch.allclose(other[name][:, 0, 0] * toy.CLIPS, torch.tensor(starts)), name
     assert other["query_tokens"][:, 1].tolist() == starts
     assert same(plain, other, "video", "narration", "spans")
     alone = Split("one", tuple(query for query in split.queries if query.video_id == "v200"))

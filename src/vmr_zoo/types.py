@@ -5,8 +5,9 @@ clips, Lq query tokens, Ln narration sentences, N ground-truth moments (padded),
 sibling queries, P patches per clip. Masks are bool, True = valid. Padding holds zeros, and no result may
 depend on its values.
 
-Spans are (start, end) as fractions of the row's `duration`, in [0, 1]. Only set-prediction code uses centre
-and width (`vmr_zoo.spans` converts).
+Spans are (start, end) as fractions of the row's `duration`, in [0, 1]. Where the annotations are read as
+written (`data.protocol.moments.times`), moments may exceed 1 and may be empty. Only set-prediction code uses
+centre and width (`vmr_zoo.spans` converts).
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ class Batch(TypedDict, total=False):
     Present when a method's `needs` names it:
         "narration": narration (B, Ln, Dn) one vector per sentence, narration_mask (B, Ln), narration_spans
             (B, Ln, 2) fractions (start = end for a caption of one frame).
+        "narration_query": narration_query (B, Lq', Dn'), narration_query_mask (B, Lq'): the same sentence as
+            `query`, by the encoder of the narrations.
         "negative_query": negative_query (B, Ln', Dq), negative_query_mask (B, Ln'); a row whose mask is all
             False has no negative. Only in training.
         "sibling_queries": sibling_query (B, S, Dq), one sentence vector per other query on the same video
@@ -45,11 +48,21 @@ class Batch(TypedDict, total=False):
         "patches": patches (B, Lv, P, Dp). Only in training and in evaluation with details.
         "query_tokens": query_tokens (B, Lq) int64 tokenizer ids.
         "query_words": query_words (B, Lq) int64, rank of each token by its frequency in the training split;
-            the most frequent has rank 1, tokens that are absent there have the highest rank, padding is 0.
+            the most frequent has rank 1, tokens that are absent there have the rank 2**31 - 1, padding is 0;
+            the start and the end token, where the features have rows for them, are -1 and -2.
             Only in training and in evaluation with details.
+        "word_weights": word_weights (B, Lq) float32: 2 for nouns, verbs, adjectives and adverbs, 0 for the
+            start and the end token, else 1; padding is 0. Only in training and in evaluation with details.
         "noun_mask": noun_mask (B, Lq) bool, True = the token belongs to a noun chunk.
         "saliency": saliency (B, Lv) float32, sum of the annotators' ratings (0 where unrated), and
             saliency_mask (B, Lv), True = rated. In data without ratings, clips inside a moment have rating 1.
+            With `data.rated_past_end=kept`, ratings of clips that a video lacks are on its padding, and both
+            may be longer than Lv.
+        "moment_clips": moment_clips (B, Lv) bool, the clips in which a moment starts and ends, and all
+            between (MESM's released code); computed in float64, where a moment that ends exactly between two
+            clips may count as ending in either. Only in training and in evaluation with details.
+        "all_spans": all_spans (B, N', 2) and all_span_mask (B, N'), every moment of a row; in training,
+            `spans` holds at most `data.max_moments` of them.
     """
 
     video: Tensor
@@ -66,6 +79,8 @@ class Batch(TypedDict, total=False):
     narration: Tensor
     narration_mask: Tensor
     narration_spans: Tensor
+    narration_query: Tensor
+    narration_query_mask: Tensor
     negative_query: Tensor
     negative_query_mask: Tensor
     sibling_query: Tensor
@@ -75,9 +90,13 @@ class Batch(TypedDict, total=False):
     patches: Tensor
     query_tokens: Tensor
     query_words: Tensor
+    word_weights: Tensor
     noun_mask: Tensor
     saliency: Tensor
     saliency_mask: Tensor
+    moment_clips: Tensor
+    all_spans: Tensor
+    all_span_mask: Tensor
 
 
 class Prediction(TypedDict, total=False):
@@ -104,14 +123,18 @@ class Prediction(TypedDict, total=False):
 NEEDS = frozenset(
     {
         "narration",
+        "narration_query",
         "negative_query",
         "sibling_queries",
         "shift",
         "patches",
         "query_tokens",
         "query_words",
+        "word_weights",
         "noun_mask",
         "saliency",
+        "moment_clips",
+        "all_spans",
     }
 )
 """All valid names in a method's `needs`."""
@@ -122,6 +145,7 @@ DETAILS: Mapping[str, tuple[Axis, ...]] = {
     "decoder_attention": ("moment", "clip"),
     "decoder_word_attention": ("moment", "word"),
     "end_probability": ("clip",),
+    "enhanced_text_in_enhanced_segment": ("word",),
     "frame_attention": ("clip",),
     "frame_probability": ("clip",),
     "frame_word_attention": ("clip", "word"),
@@ -129,6 +153,8 @@ DETAILS: Mapping[str, tuple[Axis, ...]] = {
     "highlight": ("clip",),
     "score_map": ("cell", "cell"),
     "start_probability": ("clip",),
+    "text_in_enhanced_segment": ("word",),
+    "text_in_segment": ("word",),
     "word_probability": ("word",),
 }
 """All valid names in `details`, with the axes after the first; docs/contract.md defines each.

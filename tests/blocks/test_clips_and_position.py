@@ -4,11 +4,18 @@ import math
 
 import torch
 
-from vmr_zoo.blocks.clips import clips_inside
+from vmr_zoo.blocks.clips import WithinOne, clips_inside
 from vmr_zoo.blocks.position import append_tef, sine_coordinates, sine_position
 
 
-def inside(moments: list[list[float]], duration: float, clip: float, clips: int, padded: int) -> list[int]:
+def inside(
+    moments: list[list[float]],
+    duration: float,
+    clip: float,
+    clips: int,
+    padded: int,
+    within_one: WithinOne = "own",
+) -> list[int]:
     spans = torch.tensor([moments]) / duration
     mask = torch.arange(padded)[None] < clips
     marked = clips_inside(
@@ -17,6 +24,7 @@ def inside(moments: list[list[float]], duration: float, clip: float, clips: int,
         torch.tensor([duration]),
         torch.tensor([clip]),
         mask,
+        within_one,
     )
     return marked[0].nonzero().flatten().tolist()
 
@@ -28,6 +36,21 @@ def test_clips_of_a_moment() -> None:
     assert inside([[5.2, 5.4]], 10, 1, 10, 10) == [5]  # at least one
     assert inside([[9.9, 10.0]], 10, 1, 9, 12) == [8]  # never on padding
     assert inside([[0.0, 10.0]], 10, 1, 10, 12) == list(range(10))
+
+
+def test_a_boundary_just_before_a_clip_is_not_rounded_into_it() -> None:
+    assert inside([[100.0, 236.9999]], 700, 1, 700, 700)[-1] == 235
+    assert inside([[100.0, 237.0]], 700, 1, 700, 700)[-1] == 236
+
+
+def test_the_released_rule_for_moments_inside_one_clip_and_past_the_end() -> None:
+    for within_one, expected in (("own", [5]), ("before", [4])):
+        assert inside([[5.2, 5.4]], 10, 1, 10, 10, within_one) == expected
+    assert inside([[0.2, 0.4]], 10, 1, 10, 10, "before") == [0]  # there is none before
+    assert inside([[2.9, 7.1]], 13.4, 1, 13, 15, "before") == [2, 3, 4, 5, 6]
+    for within_one in ("own", "before"):
+        assert inside([[12.0, 14.5]], 10, 1, 10, 12, within_one) == [9]
+        assert inside([[8.0, 14.5]], 10, 1, 10, 12, within_one) == [8, 9]
 
 
 def test_tef_follows_the_valid_clips() -> None:

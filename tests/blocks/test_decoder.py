@@ -5,7 +5,7 @@ import torch
 from vmr_zoo.blocks.decoder import AnchorDecoder, QueryDecoder, SpanHeads, logit
 
 
-def test_refinement_starts_at_the_anchors_and_lets_gradients_reach_it() -> None:
+def test_refinement_moves_the_anchors_and_lets_gradients_reach_it() -> None:
     torch.manual_seed(0)
     decoder = AnchorDecoder(16, 2, 24, layers=3, queries=5, dropout=0.0, refine=True)
     plain = AnchorDecoder(16, 2, 24, layers=3, queries=5, dropout=0.0, refine=False)
@@ -15,8 +15,9 @@ def test_refinement_starts_at_the_anchors_and_lets_gradients_reach_it() -> None:
     states, references = decoder(memory, mask, position)
     assert states.shape == (3, 2, 5, 16)
     assert references.shape == (3, 2, 5, 2)
-    # Its last map starts at zero: before training, refinement moves nothing (up to the clamp of the logit).
-    torch.testing.assert_close(references, plain(memory, mask, position)[1], atol=1e-3, rtol=0)
+    constant = plain(memory, mask, position)[1]
+    torch.testing.assert_close(references[0], constant[0])
+    assert (references[1] - constant[1]).abs().max() > 1e-2
     _, spans = SpanHeads(16)(states, references)
     spans.sum().backward()
     assert decoder.refine is not None

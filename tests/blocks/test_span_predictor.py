@@ -70,26 +70,33 @@ def test_blocks_ignore_padding_unless_it_counts():
     assert block_maxima(x[:, :5] * 0 - 2, None, 4, -1e-30).flatten().tolist() == pytest.approx([-2.0, 0.0])
 
 
-def network(unit: str) -> SpanNetwork:
+def network(unit: str, scale: str = "head") -> SpanNetwork:
     return SpanNetwork(
         dim=8,
-        heads=1,
+        heads=2,
+        attention_scale=scale,
         dropout=0.0,
         unit=unit,
         order="sequential",
         final_self_attention=False,
         guide_placement=None,
         similarity="bilinear",
+        unknown_word="given",
     )
 
 
-def test_equation_6_is_what_the_unit_computes():
+@pytest.mark.parametrize(("scale", "width"), [("head", 4), ("model", 8)])
+def test_equation_6_is_what_the_unit_computes(scale, width):
     torch.manual_seed(3)
-    unit = network("equation_6").attention_unit()
+    unit = network("equation_6", scale).attention_unit()
     target, reference = torch.randn(2, 3, 8), torch.randn(2, 5, 8)
     a = unit.attention
-    weights = (a.query(target) @ a.key(reference).transpose(1, 2) / 8**0.5).softmax(-1)
-    expected = unit.norm(unit.output(target + weights @ a.value(reference)))
+    q, k, v = (
+        x.unflatten(2, (2, 4)).transpose(1, 2)
+        for x in (a.query(target), a.key(reference), a.value(reference))
+    )
+    context = ((q @ k.transpose(2, 3) / width**0.5).softmax(-1) @ v).transpose(1, 2).flatten(2)
+    expected = unit.norm(unit.output(target + context))
     torch.testing.assert_close(unit(target, reference, torch.ones(2, 5, dtype=torch.bool)), expected)
     with pytest.raises(VmrError, match="Did you mean equation_6"):
         network("equation6")

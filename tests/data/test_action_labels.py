@@ -53,7 +53,7 @@ def labels(tmp_path: Path) -> ActionLabels:
 def clips(
     labels: ActionLabels, rates: Rates = FAULTLESS, noise: float = 0.0, seed: int = 0
 ) -> ActionLabelClips:
-    return ActionLabelClips(labels, rates, noise, 1.0, seed)
+    return ActionLabelClips(labels, rates, noise, 1.0, seed, normalise=True)
 
 
 def test_a_faultless_channel_shows_the_labels(labels: ActionLabels) -> None:
@@ -111,7 +111,7 @@ def test_seed_and_video_decide(labels: ActionLabels) -> None:
 
 
 def test_narrations(labels: ActionLabels) -> None:
-    source = ActionLabelNarrations(labels, FAULTLESS, 4.0, 0)
+    source = ActionLabelNarrations(labels, FAULTLESS, 4.0, 0, normalise=True)
     said, times = source.narrate("TWO")
     assert times.tolist() == [[0, 4], [4, 8], [8, 9.5]]
     assert source.sentences[said[0]] == "A person is opening a door."
@@ -123,7 +123,7 @@ def test_narrations(labels: ActionLabels) -> None:
 
 def test_the_two_channels_err_independently(labels: ActionLabels) -> None:
     rates = dataclasses.replace(FAULTLESS, seen=0.5)
-    narrator = ActionLabelNarrations(labels, rates, 1.0, 0)
+    narrator = ActionLabelNarrations(labels, rates, 1.0, 0, normalise=True)
     said = narrator.narrate("LONG")[0][:1000] == 0
     seen = np.linalg.norm(clips(labels, rates).load("LONG")[:1000], axis=1) > 0.5
     assert np.corrcoef(said, seen)[0, 1] == pytest.approx(0, abs=4 / np.sqrt(1000))

@@ -1,48 +1,49 @@
-import numpy as np
 import pytest
+from hydra.utils import instantiate
+from test_datamodule import features, protocol
 
+from vmr_zoo.config.compose import compose
 from vmr_zoo.data.annotations.records import Query
-from vmr_zoo.data.features.files import FileFeatures, QueryFiles
-from vmr_zoo.data.features.problems import FeatureError
-from vmr_zoo.data.features.queries import ClipTokenFiles
-from vmr_zoo.data.features.store import FileStore
+from vmr_zoo.data.batches.datamodule import VMRDataModule
+from vmr_zoo.data.features.queries import ClipTokens
 from vmr_zoo.data.text.noun_chunks import NounChunks
-
-
-def tokens(folder, **options) -> ClipTokenFiles:
-    files = FileFeatures("clip_text", 4, FileStore(folder, ".npy", names=["qid{id}"]), normalise=False)
-    return ClipTokenFiles(QueryFiles(files, max_tokens=None), NounChunks(), **options)
+from vmr_zoo.errors import VmrError
 
 
 def query(text: str) -> Query:
-    return Query("q", "v", text, 10.0, ((0.0, 5.0),))
+    return Query("q", "v", text, ((0.0, 5.0),), 10.0)
 
 
 @pytest.mark.parametrize("text", ["A person's unflappable  dog runs &amp; sits.", "Two éclairs are eaten!"])
-def test_ids_are_those_of_clip(tmp_path, text):
-    source = tokens(tmp_path)
+def test_ids_are_those_of_clip(text):
+    source = ClipTokens(NounChunks())
     ids, offsets, cleaned = source.tokenise(text)
     assert ids.tolist() == source._tokenizer.encode(text)
     assert len(offsets) == len(ids)
     assert (offsets[:, 1] <= len(cleaned)).all()
 
 
-def test_features_and_nouns_follow_the_tokens(tmp_path):
+def test_nouns_follow_the_tokens():
     text = "The unflappable dog runs."
-    source = tokens(tmp_path, max_tokens=5)
-    pieces = len(source.tokenise(text)[0])
-    assert pieces == 5
-    rows = np.arange(8 * 4, dtype=np.float32).reshape(8, 4)
-    np.save(tmp_path / "qidq.npy", rows)
-    assert np.array_equal(source.load(query(text)), rows[1:6])
+    source = ClipTokens(NounChunks(), max_tokens=5)
     ids = source.token_ids(query(text))
+    assert source.load(query(text)).shape == (len(ids), 0) == (5, 0)
     words = [source._tokenizer.decoder[i] for i in ids]
     assert words[0] == "the</w>"
     mask = source.noun_mask(query(text))
     assert mask.tolist() == [word != "runs</w>" and word != ".</w>" for word in words]
 
 
-def test_a_file_of_another_sentence_is_refused(tmp_path):
-    np.save(tmp_path / "qidq.npy", np.ones((3, 4), np.float32))
-    with pytest.raises(FeatureError, match="expected at least 5"):
-        tokens(tmp_path).load(query("the dog runs"))
+def test_a_method_that_embeds_tokens_needs_no_text_files():
+    cfg = compose("train", ["experiment=vdi/charades_sta"])
+    source = instantiate(cfg.features.query)
+    assert source.missing([query("a dog runs")]) == []
+    whole = features(query=source, query_dim=0)
+    needs = {"query_tokens", "noun_mask"}
+    data = VMRDataModule("tiny", protocol(), whole, needs=needs, batch_size=4)
+    data.setup("fit")
+    batch = next(iter(data.val_dataloader()))
+    assert batch["query"].shape == (*batch["query_tokens"].shape, 0)
+    assert (batch["query_tokens"] > 0).equal(batch["query_mask"])
+    with pytest.raises(VmrError, match="reads a vector per word"):
+        VMRDataModule("tiny", protocol(), whole, needs={"narration"}).setup("fit")

@@ -47,6 +47,28 @@ def test_spacy_counts_dependency_labels(monkeypatch: pytest.MonkeyPatch) -> None
     assert counts.count("nsubj ROOT relcl xcomp advcl conj") == 2
 
 
+@pytest.mark.parametrize(
+    ("installed", "parser"), [(set(), "hanta"), ({"spacy"}, "hanta"), ({"spacy", "en_core_web_sm"}, "spacy")]
+)
+def test_spacy_is_the_parser_where_it_and_its_model_are_installed(
+    monkeypatch: pytest.MonkeyPatch, installed: set[str], parser: str
+) -> None:
+    monkeypatch.setattr(
+        "vmr_zoo.data.text.parsing.find_spec", lambda name: name if name in installed else None
+    )
+    assert instantiate(compose("train", ["data=cqval"]).data.protocol.clauses).parser == parser
+
+
+def test_the_parser_of_the_paper_gives_the_protocol_of_the_paper(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    write(tmp_path)
+    counts = ClauseCounts("spacy")
+    monkeypatch.setattr(counts, "count", lambda text: 1)
+    monkeypatch.setattr(counts, "manifest", lambda: {"parser": "spacy"})
+    assert protocols.cqval(tmp_path, counts).name == "cqval"
+
+
 def write(root: Path) -> None:
     """A train split of 20 videos, and a val split of sentences of 4, 9 and 16 words."""
     long = "The man who is holding a cup explains what he bought at the market on Sunday"
@@ -81,6 +103,7 @@ def test_subsets_and_what_they_are_selected_on(tmp_path: Path, hanta: ClauseCoun
     assert sizes["c1_w10"] == sizes["c1_w16"] == sizes["c2_w8"] == ["2"]
     assert len(sizes) == 12
     assert len(protocol.selection.queries) == 3
+    assert protocol.name == "cqval_hanta"  # not the paper's subsets: no table compares them
     assert "hanta" in protocol.tests["c1_w8"].source
     assert "implies 388" in protocol.tests["c1_w8"].source
     # The tests are part of the selection split: every number is marked.

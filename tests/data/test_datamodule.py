@@ -17,7 +17,7 @@ from vmr_zoo.errors import VmrError
 from vmr_zoo.types import NEEDS
 
 TRAINING_ONLY = {"negative_query", "negative_query_mask", "shift_order", "shifted_spans"}
-FOR_DETAILS = {"query_words", "patches"}
+FOR_DETAILS = {"query_words", "word_weights", "moment_clips", "patches"}
 
 
 def noise(*key: int | str, shape: tuple[int, ...]) -> np.ndarray:
@@ -63,11 +63,23 @@ class Words(QuerySource):
     def token_ids(self, query):
         return np.arange(1, 3 + len(query.text) % 4)
 
+    def token_text(self, query):
+        return ["", *("man" if token % 2 else "the" for token in self.token_ids(query)[1:])]
+
     def noun_mask(self, query):
         return self.token_ids(query) % 2 == 0
 
     def manifest(self):
         return {}
+
+
+class OtherTokens(Words):
+    """The words by the narrations' encoder, which splits sentences into other tokens."""
+
+    dim = 2
+
+    def load(self, query):
+        return noise(query.query_id, "n", shape=(1 + len(query.text) % 3, self.dim))
 
 
 class Narrations(NarrationSource):
@@ -94,6 +106,8 @@ def features(**changes) -> FeatureSet:
         "narration": Narrations(),
         "patches": Patches(),
         "narration_dim": 3,
+        "narration_query": OtherTokens(),
+        "narration_query_dim": 2,
         "patch_dim": 2,
     }
     return FeatureSet(**(options | changes))
@@ -170,18 +184,22 @@ def test_every_field_of_the_contract_holds_what_the_sources_and_annotations_say(
                 "query_tokens": Words().token_ids(query),
                 "query_words": [place[token] for token in Words().token_ids(query).tolist()],
                 "noun_mask": Words().noun_mask(query),
+                "word_weights": [0.0, *(1.0 + (t % 2) for t in Words().token_ids(query)[1:].tolist())],
                 "narration": Narrations().load(query.video_id)[0],
                 "narration_spans": Narrations().load(query.video_id)[1] / query.duration,
+                "narration_query": OtherTokens().load(query),
             }.items():
                 torch.testing.assert_close(batch[name][i, : len(expected)], torch.as_tensor(expected))
                 assert not batch[name][i, len(expected) :].any()
             assert batch["video_mask"][i].tolist() == [True] * t + [False] * (clips - t)
             assert batch["query_mask"][i].sum() == tokens
             assert batch["narration_mask"][i].sum() == len(Narrations().load(query.video_id)[0])
+            assert batch["narration_query_mask"][i].sum() == len(OtherTokens().load(query))
             spans = batch["spans"][i][batch["span_mask"][i]]
             assert len(spans) == min(5, len(query.moments))
             assert (torch.cdist(spans, fraction).amin(1) < 1e-6).all()
             assert not batch["spans"][i][~batch["span_mask"][i]].any()
+            torch.testing.assert_close(batch["all_spans"][i][batch["all_span_mask"][i]], fraction)
 
             others = [q for q in queries.values() if q.video_id == query.video_id and q is not query]
             means = [torch.from_numpy(Words().load(q)).mean(0) for q in others]
@@ -198,7 +216,8 @@ def test_every_field_of_the_contract_holds_what_the_sources_and_annotations_say(
         for name, value in batch.items():
             if torch.is_tensor(value):
                 integer = name in ("video_index", "query_tokens", "query_words", "shift_order")
-                kind = torch.bool if name.endswith("_mask") else torch.int64 if integer else torch.float32
+                kind = torch.bool if name.endswith("_mask") or name == "moment_clips" else torch.float32
+                kind = torch.int64 if integer else kind
                 assert value.dtype == kind, name
                 assert len(value) == rows
     assert seen == len(queries)
@@ -320,7 +339,7 @@ class OtherWords(Words):
         return super().token_ids(query) + (0 if query.query_id.startswith("train") else 4)
 
 
-def test_words_that_training_lacks_come_after_all_of_them():
+def test_words_that_training_lacks_are_outside_every_vocabulary():
     data = VMRDataModule("tiny", protocol(), features(query=OtherWords()), needs={"query_words"})
     loader = data.eval_dataloader("iid", details=True)
     batch = next(iter(loader))
@@ -329,7 +348,7 @@ def test_words_that_training_lacks_come_after_all_of_them():
     ids = OtherWords().token_ids(protocol().tests["iid"].queries[0]).tolist()
     assert max(ids) > 5
     ranked = sorted(counts, key=lambda t: (-counts[t], t))
-    expected = [ranked.index(token) + 1 if token in counts else 6 for token in ids]
+    expected = [ranked.index(token) + 1 if token in counts else 2**31 - 1 for token in ids]
     assert batch["query_words"][0, : len(ids)].tolist() == expected
 
 
@@ -402,10 +421,14 @@ def test_bad_options_are_refused_by_name(options, message):
         module(**options)
 
 
-def test_a_need_that_the_features_cannot_serve_is_refused_at_set_up():
-    bare = features(narration=None, narration_dim=None)
-    data = VMRDataModule("tiny", protocol(), bare, needs={"narration"})
-    with pytest.raises(VmrError, match=r"needs 'narration', which a feature set with narrations .* serves"):
+@pytest.mark.parametrize(
+    ("need", "served"),
+    [("narration", "with narrations"), ("narration_query", "with words for the narrations")],
+)
+def test_a_need_that_the_features_cannot_serve_is_refused_at_set_up(need, served):
+    bare = features(**{need: None, f"{need}_dim": None})
+    data = VMRDataModule("tiny", protocol(), bare, needs={need})
+    with pytest.raises(VmrError, match=rf"needs '{need}', which a feature set {served} .* serves"):
         data.setup("fit")
 
 

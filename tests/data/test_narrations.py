@@ -70,7 +70,7 @@ def test_manifest_is_required(tmp_path: Path) -> None:
 def test_embedded_sentences_with_times(tmp_path: Path) -> None:
     write_narrations(tmp_path / "n.jsonl", SAID, MANIFEST)
     encoder = SentenceEncoder(tmp_path / "cache")
-    source = NarrationFile(tmp_path / "n.jsonl", encoder)
+    source = NarrationFile(tmp_path / "n.jsonl", encoder, normalise=True)
     vectors, times = source.load("v1")
     np.testing.assert_array_equal(
         vectors, encoder.sentences(["A person enters.", "A person sits\u2028down."])

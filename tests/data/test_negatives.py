@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,20 @@ def test_candidates_meet_both_principles():
         "candidates": 8,
     }
     assert encoder.calls == 1
+
+
+def test_the_released_draw_takes_listed_negatives_before_queries_of_other_videos():
+    queries = [replace(QUERIES[0], negatives=("q6", "q1")), *QUERIES[1:]]
+    pool = NegativeSampling(source="other_video", similarity_below=None).pool(queries)
+    assert pool.choices(0).tolist() == [6, 1]
+    assert pool.choices(5).tolist() == [0, 1, 2, 3, 4]
+    for row in range(7):
+        choices = pool.choices(row)
+        draws = (np.arange(len(choices)) + 0.5) / len(choices)
+        rows = np.full(len(choices), row)
+        assert pool.draw(rows, draws, draws).tolist() == choices.tolist()
+    with pytest.raises(VmrError, match="'neg_query_ids' of query q0 names q9"):
+        NegativeSampling(source="other_video").pool([replace(QUERIES[0], negatives=("q9",)), *QUERIES[1:]])
 
 
 def test_without_thresholds_every_other_query_of_the_video_is_a_candidate():

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from vmr_zoo.data.annotations import protocols, readers
-from vmr_zoo.data.annotations.records import HELD_OUT, PUBLISHED, Protocol, shared_videos
-from vmr_zoo.data.annotations.rows import numbered
+from vmr_zoo.data.annotations.records import HELD_OUT, PUBLISHED, Dropped, Protocol, Query, shared_videos
+from vmr_zoo.data.annotations.rows import MomentRules, numbered
 from vmr_zoo.errors import VmrError
 
 ROOT = Path(__file__).parents[3] / "shared" / "data"
@@ -308,3 +308,72 @@ def test_a_broken_qvhighlights_line(tmp_path: Path, change: dict[str, object] | 
     write(tmp_path, "val.jsonl", json.dumps(row) + "\n" + second + "\n")
     with pytest.raises(VmrError, match=f"val.jsonl.*{message}"):
         readers.read_qvhighlights(tmp_path / "val.jsonl", scored=True)
+
+
+LISTED = {
+    "fits": [[1, 4]],
+    "past the end": [[8, 12.5]],
+    "starts past the end": [[11, 12]],
+    "reversed": [[6, 3]],
+    "empty": [[5, 5]],
+    "whole video": [[0.5, 11]],
+}
+
+
+def read_list(folder: Path, rules: MomentRules) -> dict[str, Query | Dropped]:
+    rows = [
+        {"qid": number, "query": text, "vid": "v", "duration": 10, "relevant_windows": windows}
+        for number, (text, windows) in enumerate(LISTED.items())
+    ]
+    write(folder, "train.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    read = readers.read_lists(folder / "train.jsonl", True, rules)
+    return {text: row.query for text, row in zip(LISTED, read, strict=True)}
+
+
+def test_moments_as_written(tmp_path: Path) -> None:
+    found = read_list(tmp_path, MomentRules(times="as_written"))
+    moments = {text: query.moments for text, query in found.items() if isinstance(query, Query)}
+    expected = {text: tuple(tuple(window) for window in windows) for text, windows in LISTED.items()}
+    assert moments == expected | {"reversed": ((6, 6),)}
+
+
+def test_a_moment_as_long_as_the_video_is_dropped_on_request(tmp_path: Path) -> None:
+    found = read_list(tmp_path, MomentRules(whole_video="dropped"))
+    dropped = found.pop("whole video")
+    assert isinstance(dropped, Dropped)
+    assert dropped.reason == "dropped_whole_video"
+    assert not any(isinstance(query, Dropped) for query in found.values())
+
+
+def test_lists_are_read_with_their_qids_and_negatives(tmp_path: Path) -> None:
+    for file, qids in {"train": (7, 8), "test": (9, 10)}.items():
+        lines = [
+            {
+                "qid": qid,
+                "query": f"q{qid}",
+                "vid": f"{file}{qid}",
+                "duration": 9,
+                "relevant_windows": [[1, 2]],
+            }
+            | ({"neg_query_ids": [8]} if qid == 7 else {})
+            for qid in qids
+        ]
+        write(tmp_path / "lists", f"{file}.jsonl", "\n".join(map(json.dumps, lines)))
+    read = protocols.listed(tmp_path, "charades_sta", "lists", {"test": "test.jsonl"}, selection="test")
+    assert [query.query_id for query in read.train.queries] == ["7", "8"]
+    assert [query.negatives for query in read.train.queries] == [("8",), ()]
+    assert [query.query_id for query in read.selection.queries] == ["9", "10"]
+
+
+def test_a_protocol_without_some_videos_counts_them(tmp_path: Path) -> None:
+    lines = [
+        {"qid": qid, "query": "q", "vid": f"v{qid}", "duration": 9, "relevant_windows": [[1, 2]]}
+        for qid in (1, 2)
+    ]
+    for file in ("train", "test"):
+        write(tmp_path / "lists", f"{file}.jsonl", "\n".join(map(json.dumps, lines)))
+    read = protocols.listed(tmp_path, "x", "lists", {"test": "test.jsonl"}, selection="test").without({"v2"})
+    for split in read.splits.values():
+        assert [query.query_id for query in split.queries] == ["1"]
+        assert split.counts["dropped_missing_video"] == 1
+        assert (split.sentences, split.videos) == (2, 2)

@@ -317,8 +317,8 @@ def test_narrator_without_errors_tells_what_happens():
 
 def test_narrations_are_embedded_from_their_file_and_their_seed_is_their_own(tiny, cache):
     encoder = SentenceEncoder(cache)
-    first = RenderedNarrations(TINY, cache, SceneNarrator(), encoder)
-    other = RenderedNarrations(TINY, cache, SceneNarrator(seed=1), encoder)
+    first = RenderedNarrations(TINY, cache, SceneNarrator(), encoder, normalise=True)
+    other = RenderedNarrations(TINY, cache, SceneNarrator(seed=1), encoder, normalise=True)
     train = protocol(TINY, cache)
     first.prepare(train)
     vectors, times = first.load("test_00000")

@@ -88,7 +88,7 @@ def test_a_folder_without_a_model(tmp_path: Path) -> None:
 
 
 def test_queries(encoder: SentenceEncoder) -> None:
-    source = EncodedQueries(encoder, max_tokens=4)
+    source = EncodedQueries(encoder, normalise=True, max_tokens=4)
     query = Query("q", "v", TEXTS[0], ((0.0, 1.0),), 2.0)
     loaded = source.load(query)
     assert loaded.shape == (4, 384)

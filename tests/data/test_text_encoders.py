@@ -87,7 +87,7 @@ def test_clip_cuts_long_sentences_as_clip_does(clip: tuple[Any, Path], tmp_path:
 def test_clip_queries_with_noun_masks_and_special_tokens(clip: tuple[Any, Path], tmp_path: Path) -> None:
     query = Query("q", "v", "  The person  OPENS an unflappable door.", ((0.0, 1.0),), 2.0)
     encoder = ClipTextEncoder(tmp_path, TINY, str(clip[1]))
-    source = EncodedQueries(encoder, nouns=NounChunks())
+    source = EncodedQueries(encoder, normalise=True, nouns=NounChunks())
     assert source.dim == 12
     assert source.load(query).shape == (len(source.token_ids(query)), 12)
     mask = source.noun_mask(query)
@@ -96,7 +96,7 @@ def test_clip_queries_with_noun_masks_and_special_tokens(clip: tuple[Any, Path],
     assert len(mask) > 7
 
     ends = EncodedQueries(
-        ClipTextEncoder(tmp_path, TINY, str(clip[1]), special_tokens=True), nouns=NounChunks()
+        ClipTextEncoder(tmp_path, TINY, str(clip[1]), special_tokens=True), normalise=True, nouns=NounChunks()
     )
     assert ends.encoder.work.computed == 0
     np.testing.assert_array_equal(ends.load(query)[1:-1], source.load(query))
@@ -156,7 +156,7 @@ def test_llama_is_its_embedding_table(tmp_path: Path, shards: bool) -> None:
     assert encoder.tokenise(TEXTS[:1])[0].ids.tolist() == ids
     np.testing.assert_allclose(encoder.tokens(TEXTS[:1])[0], table[ids], atol=1e-3)
     np.testing.assert_allclose(encoder.pooled(TEXTS[:1])[0], table[ids].mean(0), atol=1e-3)
-    source = EncodedQueries(encoder, nouns=NounChunks())
+    source = EncodedQueries(encoder, normalise=True, nouns=NounChunks())
     query = Query("q", "v", TEXTS[0], ((0.0, 1.0),), 2.0)
     assert source.noun_mask(query).tolist() == [True, True, False, True, True, False]
 
@@ -185,12 +185,12 @@ def glove(folder: Path) -> tuple[Path, Path]:
 def test_glove_as_published_serves_what_its_npz_does(tmp_path: Path) -> None:
     text, packed = glove(tmp_path)
     query = Query("q", "v", "A Person runs, runs!", ((0.0, 1.0),), 2.0)
-    a, b = (WordVectorQueries(file, 2, "glove") for file in (text, packed))
+    a, b = (WordVectorQueries(file, 2, normalise=True, name="glove") for file in (text, packed))
     np.testing.assert_array_equal(a.load(query), b.load(query))
     np.testing.assert_allclose(a.load(query)[0], [0.6, 0.8], atol=1e-5)
     assert a.missing([query])[0].ids == ("q",)
-    with pytest.raises(FeatureError, match="line 1 has 2 numbers, expected 3"):
-        WordVectorQueries(text, 3).load(query)
+    with pytest.raises(FeatureError, match="expected lines of 3 numbers, line 1 has 2"):
+        WordVectorQueries(text, 3, normalise=True).load(query)
 
     encoder = WordVectorEncoder(tmp_path / "cache", text, "glove", dim=2)
     np.testing.assert_allclose(encoder.pooled([query.text]), [[4 / 3, 3.5 / 3]], atol=1e-3)

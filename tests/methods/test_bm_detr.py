@@ -33,7 +33,10 @@ def test_without_its_parts_it_is_moment_detr() -> None:
         background=None,
         learnable_spans=None,
         shifting=None,
-        network={"activation": {"_target_": "torch.nn.ReLU", "_partial_": True}},
+        network={
+            "activation": {"_target_": "torch.nn.ReLU", "_partial_": True},
+            "scale_positions": False,
+        },
         criterion={"cost_l1": 10.0, "cost_giou": 1.0, "cost_class": 4.0, "every_layer": True},
         training={"loss_weights": {"frame_probability": None, "semantic": None}},
     )
@@ -121,7 +124,7 @@ def test_prediction_needs_no_negative_and_encodes_once() -> None:
 
 
 def test_the_shifted_copy_moves_clips_targets_and_ratings_together() -> None:
-    batch = make_batch({"negative_query", "shift", "saliency"})
+    batch = make_batch({"negative_query", "shift", "saliency", "all_spans"})
     order = batch["shift_order"]
     for variant in ("paper", "released"):
         rows = bm_detr(variant).training_rows(batch)

@@ -10,7 +10,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf, open_dict
 
-from batches import NARRATION_DIM, QUERY_DIM, VIDEO_DIM, make_batch
+from batches import NARRATION_DIM, NARRATION_QUERY_DIM, QUERY_DIM, VIDEO_DIM, make_batch
 from vmr_zoo.blocks.position import sine_position
 from vmr_zoo.config.compose import compose
 from vmr_zoo.errors import VmrError
@@ -107,6 +107,52 @@ def test_the_decoder_and_the_scores_see_the_video_tokens_only() -> None:
     # The narrations reach both through the encoder.
     other = dict(batch, narration=batch["narration"].flip(-1))
     assert (method(other).positive.saliency - output.positive.saliency).abs().max() > 1e-4
+
+
+def two_streams(changes: dict | None = None) -> LMR:
+    return make("lmr", {"narrations.query_dim": NARRATION_QUERY_DIM} | (changes or {}))
+
+
+def test_the_video_meets_its_words_and_the_narrations_meet_theirs() -> None:
+    method = two_streams()
+    batch = make_batch(method.needs)
+    plain = method.project(batch)
+    before = method.fuse(plain).sequence
+    clips = batch["video_mask"].shape[1]
+    for key, own in (("query", slice(None, clips)), ("narration_query", slice(clips, None))):
+        changed = method.project(batch | {key: batch[key].flip(-1)})
+        after = method.fuse(changed).sequence
+        differs = (after - before).abs().amax(-1) > 1e-4
+        valid = method.fuse(plain).mask
+        assert differs[:, own][valid[:, own]].all(), key
+        differs[:, own] = False
+        assert not differs.any(), key
+        # The moment queries start from the words of the video.
+        assert torch.equal(method.decoder_content(changed), method.decoder_content(plain)) is (key != "query")
+
+
+def test_a_negative_pair_has_both_encodings_of_the_negative_sentence() -> None:
+    method = two_streams()
+    batch = make_batch(method.needs)
+    rows = torch.tensor([1, 2, 3, 0])
+    swapped = dict(batch)
+    for key in ("query", "query_mask", "narration_query", "narration_query_mask"):
+        swapped[key] = batch[key][rows]
+    torch.testing.assert_close(method(batch, rows).negative.saliency, method(swapped).positive.saliency)
+
+
+def test_words_for_narrations_are_needed_only_where_they_are_read() -> None:
+    assert "narration_query" in two_streams().needs
+    for changes in ({"narrations.fuse": False}, {"narrations": None}):
+        method = two_streams(changes)
+        assert "narration_query" not in method.needs
+        assert method.project_narration_query is None
+    blind = two_streams({"visual": False})
+    batch = make_batch(blind.needs)
+    expected = blind.predict(batch)["spans"]
+    assert torch.equal(blind.predict(batch | {"query": batch["query"] + 1})["spans"], expected)
+    blind.total_loss(blind.losses(batch)).backward()
+    assert all(p.grad is not None for p in blind.parameters())
 
 
 def test_relevance_under_a_negative_query_is_equation_8() -> None:

@@ -74,6 +74,7 @@ def saliency(**changes: Any) -> Saliency:
     values = {
         "score": "token", "token_is_key": True, "negative_pair": "other_video", "rank_levels": 3,
         "rank_divisor": 12, "rank_temperature": 0.5, "margin": 0.2,
+        "margin_pairs": "usable",
     }  # fmt: skip
     return Saliency(**values | changes)
 

@@ -159,13 +159,15 @@ def test_retrieving_by_parts_of_the_query():
         torch.testing.assert_close(static.losses(batch)[name], value)
 
 
-def test_the_text_encoder_learns_at_a_tenth_of_the_rate_and_later():
+def test_the_text_encoder_learns_at_a_tenth_of_the_rate_and_may_be_frozen_first():
     vdi = build("vdi", "method.training.optimizer.lr=0.02")
+    assert vdi.text_training.frozen_epochs == 0
     rest, text = vdi.configure_optimizers().param_groups
     assert (rest["lr"], text["lr"]) == (0.02, pytest.approx(0.002))
     trained = {id(p) for p in vdi.text.parameters() if p.requires_grad}
     assert {id(p) for p in text["params"]} == trained
     assert not trained & {id(p) for p in rest["params"]}
+    vdi.text_training = replace(vdi.text_training, frozen_epochs=1)
     vdi.on_train_epoch_start()
     assert not any(p.requires_grad for p in vdi.text.parameters())
     vdi.text_training = replace(vdi.text_training, frozen_epochs=0)

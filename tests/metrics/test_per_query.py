@@ -68,7 +68,12 @@ def naive_scores(windows, moments):
     def ap(kept, thresholds=AP_THRESHOLDS):
         return np.mean([naive_ap(windows, kept, t) for t in thresholds]) if kept else math.nan
 
-    named |= {"mAP@0.5": ap(moments, [0.5]), "mAP@0.75": ap(moments, [0.75]), "mAP": ap(moments)}
+    named |= {
+        "mAP@0.5": ap(moments, [0.5]),
+        "mAP@0.7": ap(moments, [0.7]),
+        "mAP@0.75": ap(moments, [0.75]),
+        "mAP": ap(moments),
+    }
     for bucket, (above, upto) in {"short": (0, 10), "middle": (10, 30), "long": (30, 1e9)}.items():
         named[f"mAP/{bucket}"] = ap([m for m in moments if above < m[1] - m[0] <= upto])
     return named

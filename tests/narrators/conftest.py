@@ -117,6 +117,26 @@ def blip2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def llava_next(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pinpoints = [[28, 56], [56, 28]]  # a frame is seen whole and in tiles
+    config = tf.LlavaNextConfig(
+        vision_config=tf.CLIPVisionConfig(**VISION),
+        text_config=tf.LlamaConfig(**TEXT),
+        image_token_index=4,
+        image_grid_pinpoints=pinpoints,
+    )
+    processor = tf.LlavaNextProcessor(
+        tf.LlavaNextImageProcessor(size=SIZE, crop_size=SIZE, image_grid_pinpoints=pinpoints),
+        tokenizer(),
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+    )
+    folder = tmp_path_factory.mktemp("llava_next")
+    return save(tf.LlavaNextForConditionalGeneration(config), processor, folder)
+
+
+@pytest.fixture(scope="session")
 def llava_next_video(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pinpoints = [[28, 28]]
     config = tf.LlavaNextVideoConfig(

@@ -26,6 +26,7 @@ EVEN = {number / 5: 30 + 10 * number for number in range(20)}
 def narrator(folder: Path, kind: str, **more: Any) -> VisionLanguageNarrator:
     settings: dict[str, Any] = {
         "llava": {"seconds": 1, "frames": None, **CAPTION},
+        "llava_next": {"seconds": 1, "frames": None, **CAPTION | {"prompt": INSTRUCTIONS}},
         "blip2": {"seconds": 1, "frames": None, "prompt": None, "template": None},
         "llava_next_video": {
             "seconds": 2,
@@ -38,7 +39,7 @@ def narrator(folder: Path, kind: str, **more: Any) -> VisionLanguageNarrator:
     return VisionLanguageNarrator(str(folder), **(settings | plain | more))
 
 
-@pytest.mark.parametrize("kind", ["llava", "blip2", "llava_next_video"])
+@pytest.mark.parametrize("kind", ["llava", "blip2", "llava_next", "llava_next_video"])
 def test_batches_over_videos_say_what_one_by_one_says(
     kind: str, request: pytest.FixtureRequest, film: Callable[..., Path]
 ) -> None:
@@ -190,7 +191,13 @@ def test_mistakes_are_named(llava: Path, film: Callable[..., Path], tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [("llava", "llava"), ("blip2", "blip2"), ("video_llm", "llava_next_video")]
+    ("name", "kind"),
+    [
+        ("llava", "llava"),
+        ("blip2", "blip2"),
+        ("llava_next", "llava_next"),
+        ("video_llm", "llava_next_video"),
+    ],
 )
 def test_the_command_as_documented(
     name: str,
@@ -215,7 +222,8 @@ def test_the_command_as_documented(
     narrations, manifest = read_narrations(out)
     spans = {(narration.start, narration.end) for narration in narrations["a"]}
     middles = {(second + 0.5, second + 0.5) for second in range(6)}
-    assert set() < spans <= ({(0, 2), (2, 4), (4, 6)} if name == "video_llm" else middles)
+    expected = {"video_llm": {(0, 2), (2, 4), (4, 6)}, "llava_next": {(1, 1), (3, 3), (5, 5)}}
+    assert set() < spans <= expected.get(name, middles)
     assert manifest["prompt"] == compose("narrate", [f"narrator={name}"]).narrator.prompt
     (folder / "c.mp4").write_bytes(b"no video")
     assert vmr("narrate", *command) == 1

@@ -17,6 +17,7 @@ from torch.nn import functional
 from vmr_zoo.blocks.attention import attend
 from vmr_zoo.blocks.dropout import Dropout
 from vmr_zoo.blocks.dropout import dropout as dropped
+from vmr_zoo.blocks.unknown_word import UnknownWord
 from vmr_zoo.utils.switches import check_switches
 
 MASKED = -1e30
@@ -35,7 +36,9 @@ class SpanNetwork:
 
     Attributes:
         dim: width d.
-        heads: attention heads; each attends d / heads features and scales by the root of that number.
+        heads: attention heads; each attends d / heads features.
+        attention_scale: scores are divided by the root of a head's width, d / heads ("head"; Eq. 6 with d
+            read as that width, and EMB's code), or of d ("model", Eq. 6 to the letter).
         dropout: dropout rate, also of the input projections.
         unit: attention unit: "equation_6", or "post_norm" with a feed-forward network (EMB's code).
         order: of cross-attention: "sequential", words attend the sequence after it attended them (Eq. 9), or
@@ -46,30 +49,40 @@ class SpanNetwork:
             values), and the residual connection keeps the plain sequence. None: no guides (Eq. 12).
         similarity: R of Eq. 11: "bilinear", FC(V) FC(Q)^T / sqrt(d), or "trilinear", w1 V + w2 Q + (V * w3)
             Q^T (EMB's code).
+        unknown_word: "given" takes the features of every word as they are; "trained" puts one trained vector
+            in the place of a word whose features are zeros (EMB's code).
     """
 
     dim: int
     heads: int
+    attention_scale: Literal["head", "model"]
     dropout: float
     unit: Literal["equation_6", "post_norm"]
     order: Literal["sequential", "simultaneous"]
     final_self_attention: bool
     guide_placement: Literal["once", "inside", None]
     similarity: Literal["bilinear", "trilinear"]
+    unknown_word: Literal["given", "trained"]
+
+    def unknown_word_vector(self, query_dim: int) -> UnknownWord | None:
+        """Builds the vector of unknown words; None if features are taken as they are."""
+        return UnknownWord(query_dim) if self.unknown_word == "trained" else None
 
     def attention_unit(self) -> AttentionUnit:
         """Builds one attention unit."""
         unit = EquationUnit if self.unit == "equation_6" else PostNormUnit
-        return unit(self.dim, self.heads, self.dropout)
+        query_factor = self.heads**-0.5 if self.attention_scale == "model" else 1.0
+        return unit(self.dim, self.heads, self.dropout, query_factor)
 
 
 class _Attention(nn.Module):
     """Multi-head dot-product attention without an output projection: R(X^t, X^r) FC(X^r) of Eq. 6."""
 
-    def __init__(self, dim: int, heads: int, dropout: float) -> None:
+    def __init__(self, dim: int, heads: int, dropout: float, query_factor: float) -> None:
         super().__init__()
         self.heads = heads
         self.dropout = dropout
+        self.query_factor = query_factor
         self.query = nn.Linear(dim, dim)
         self.key = nn.Linear(dim, dim)
         self.value = nn.Linear(dim, dim)
@@ -78,6 +91,7 @@ class _Attention(nn.Module):
         self, target: Tensor, reference: Tensor, reference_mask: Tensor, target_mask: Tensor | None
     ) -> Tensor:
         query, key, value = self.query(target), self.key(reference), self.value(reference)
+        query = query * self.query_factor
         dropout = self.dropout if self.training else 0.0
         if target_mask is None:
             return attend(query, key, value, heads=self.heads, key_mask=reference_mask, dropout=dropout)
@@ -95,16 +109,17 @@ class _Attention(nn.Module):
 class AttentionUnit(nn.Module):
     """A(X^t, X^r) of Eq. 6: a target sequence attends a reference sequence. Base class of both forms."""
 
-    def __init__(self, dim: int, heads: int, dropout: float) -> None:
+    def __init__(self, dim: int, heads: int, dropout: float, query_factor: float = 1.0) -> None:
         """Builds the query, key and value projections.
 
         Args:
             dim: width d of both sequences.
             heads: attention heads.
             dropout: on the attention weights and on the unit's output.
+            query_factor: of the queries; the scores are also divided by the root of a head's width.
         """
         super().__init__()
-        self.attention = _Attention(dim, heads, dropout)
+        self.attention = _Attention(dim, heads, dropout, query_factor)
         self.dropout = Dropout(dropout)
 
     def forward(
@@ -141,9 +156,9 @@ class AttentionUnit(nn.Module):
 class EquationUnit(AttentionUnit):
     """Eq. 6: FC(X^t + R(X^t, X^r) FC(X^r)), then layer normalisation and dropout (TEA Sec. 4)."""
 
-    def __init__(self, dim: int, heads: int, dropout: float) -> None:
+    def __init__(self, dim: int, heads: int, dropout: float, query_factor: float = 1.0) -> None:
         """Adds the outer FC layer."""
-        super().__init__(dim, heads, dropout)
+        super().__init__(dim, heads, dropout, query_factor)
         self.output = nn.Linear(dim, dim)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
 
@@ -155,9 +170,9 @@ class EquationUnit(AttentionUnit):
 class PostNormUnit(AttentionUnit):
     """EMB's layer: x = LN(X^t + context), then LN(x + FFN(x)) with a two-layer ReLU network of width d."""
 
-    def __init__(self, dim: int, heads: int, dropout: float) -> None:
+    def __init__(self, dim: int, heads: int, dropout: float, query_factor: float = 1.0) -> None:
         """Adds the feed-forward network and both norms."""
-        super().__init__(dim, heads, dropout)
+        super().__init__(dim, heads, dropout, query_factor)
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.feed_forward = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, dim))
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)

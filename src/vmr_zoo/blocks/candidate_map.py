@@ -337,7 +337,7 @@ class MapConvolution(nn.Module):
         ones = torch.ones(1, 1, kernel, kernel)
         for layer, padding in enumerate(self.paddings):
             seen = functional.conv2d(support, ones, padding=padding)
-            support = (seen > 0).float()
+            support = (seen > 0).to(seen.dtype)
             weights = torch.where(seen > 0, 1 / seen.clamp(min=1), 0.0)[0, 0]
             self.register_buffer(f"weights{layer}", weights, persistent=False)
 

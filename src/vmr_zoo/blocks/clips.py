@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
-_EDGE = 1e-4  # in clips: a boundary stored as a fraction of the duration may lose a rounding error
+_EDGE = 4e-7  # of a boundary in clips: what is lost where it is stored as a fraction of the duration
+
+WithinOne = Literal["own", "before"]
+"""The clip of a moment that is inside one clip, for `clips_inside`."""
 
 
 def clips_inside(
-    spans: Tensor, span_mask: Tensor, duration: Tensor, clip_seconds: Tensor, video_mask: Tensor
+    spans: Tensor,
+    span_mask: Tensor,
+    duration: Tensor,
+    clip_seconds: Tensor,
+    video_mask: Tensor,
+    within_one: WithinOne = "own",
 ) -> Tensor:
     """Marks the clips inside any of a row's moments.
 
@@ -21,14 +31,22 @@ def clips_inside(
         duration: (B,) seconds.
         clip_seconds: (B,) seconds per clip, c.
         video_mask: (B, Lv), True = valid.
+        within_one: a moment inside one clip covers that clip ("own"), or the clip before it ("before",
+            BM-DETR's released code; the first clip where there is none).
 
     Returns:
         (B, Lv) bool, False on padding.
     """
-    ends = (spans * (duration / clip_seconds)[:, None, None] + _EDGE).floor()
+    exact = spans * (duration / clip_seconds)[:, None, None]
+    ends = (exact + exact * _EDGE).floor()
     count = video_mask.sum(1)[:, None]
-    first = torch.minimum(ends[..., 0], count - 1).clamp(min=0)
-    last = torch.maximum(ends[..., 1] - 1, first)
+    first, last = ends[..., 0], ends[..., 1] - 1
+    if within_one == "own":
+        first = torch.minimum(first, count - 1).clamp(min=0)
+        last = torch.maximum(last, first)
+    else:
+        last = torch.minimum(last, count - 1).clamp(min=0)
+        first = torch.minimum(first, last)
     index = torch.arange(video_mask.shape[1], device=spans.device)
     inside = (index >= first.unsqueeze(-1)) & (index <= last.unsqueeze(-1)) & span_mask.unsqueeze(-1)
     return inside.any(1) & video_mask

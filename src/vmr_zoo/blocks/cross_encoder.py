@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vmr_zoo.blocks.attention import MultiHeadAttention
 from vmr_zoo.blocks.detr_network import DETRNetwork
 from vmr_zoo.blocks.dropout import Dropout
-from vmr_zoo.blocks.projection import Activation, xavier_matrices
+from vmr_zoo.blocks.projection import Activation, copies, xavier_matrices
 from vmr_zoo.utils.switches import check_switches
 
 PaddingMask = Literal["own_row", "head_order"]
@@ -105,6 +105,7 @@ class CrossEncoder(nn.Module):
         activation: Activation = nn.PReLU,
         dropout: float = 0.1,
         padding_mask: PaddingMask = "own_row",
+        xavier: bool = True,
     ) -> None:
         """Builds the stack.
 
@@ -117,15 +118,16 @@ class CrossEncoder(nn.Module):
             activation: makes the activation of each layer, which its tails share.
             dropout: in attention, residuals and the position-wise networks.
             padding_mask: kind of `attention_mask`.
+            xavier: draw all matrices from Xavier-uniform, as DETR does; else torch's defaults, equal in all
+                layers.
         """
         super().__init__()
         self.heads = heads
         self.padding_mask: PaddingMask = padding_mask
-        self.layers = nn.ModuleList(
-            CrossLayer(dim, heads, feedforward_dim, tails=tails, activation=activation, dropout=dropout)
-            for _ in range(layers)
-        )
-        xavier_matrices(self)
+        layer = CrossLayer(dim, heads, feedforward_dim, tails=tails, activation=activation, dropout=dropout)
+        self.layers = copies(layer, layers)
+        if xavier:
+            xavier_matrices(self)
 
     def forward(
         self,
@@ -174,7 +176,9 @@ class Aligner:
     layers: int
     padding_mask: PaddingMask
 
-    def build(self, network: DETRNetwork, layers: int | None = None, tails: int = 1) -> CrossEncoder:
+    def build(
+        self, network: DETRNetwork, layers: int | None = None, tails: int = 1, *, xavier: bool = True
+    ) -> CrossEncoder:
         """Builds a cross-modal encoder of the network's width, by default with as many layers as here."""
         return CrossEncoder(
             network.dim,
@@ -185,4 +189,5 @@ class Aligner:
             activation=network.activation,
             dropout=network.dropout,
             padding_mask=self.padding_mask,
+            xavier=xavier,
         )

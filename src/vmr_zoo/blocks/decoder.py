@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vmr_zoo.blocks.attention import MultiHeadAttention, attend
 from vmr_zoo.blocks.dropout import Dropout
 from vmr_zoo.blocks.position import sine_coordinates
-from vmr_zoo.blocks.projection import MLP, Activation, FeedForward, xavier_matrices
+from vmr_zoo.blocks.projection import MLP, Activation, FeedForward, copies, xavier_matrices
 
 _LOGIT_EPS = 1e-3
 
@@ -98,10 +98,8 @@ class QueryDecoder(nn.Module):
             dropout: in attention, residuals and the position-wise network.
         """
         super().__init__()
-        self.layers = nn.ModuleList(
-            QueryDecoderLayer(dim, heads, feedforward_dim, activation=activation, dropout=dropout)
-            for _ in range(layers)
-        )
+        layer = QueryDecoderLayer(dim, heads, feedforward_dim, activation=activation, dropout=dropout)
+        self.layers = copies(layer, layers)
         self.norm = nn.LayerNorm(dim)
         xavier_matrices(self)
         self.query_position = nn.Embedding(queries, dim)  # created after Xavier, to keep its own N(0, 1)
@@ -149,11 +147,10 @@ class AnchorDecoderLayer(nn.Module):
         heads: int,
         feedforward_dim: int,
         *,
-        first: bool,
         activation: Activation = nn.PReLU,
         dropout: float = 0.1,
     ) -> None:
-        """Builds one layer with the arguments of `AnchorDecoder`; `first` marks the first of the stack."""
+        """Builds a first layer with the arguments of `AnchorDecoder`."""
         super().__init__()
         self.heads = heads
         self.attention_dropout = dropout
@@ -164,7 +161,7 @@ class AnchorDecoderLayer(nn.Module):
         self.self_value = nn.Linear(dim, dim)
         self.self_out = nn.Linear(dim, dim)
         self.cross_query_content = nn.Linear(dim, dim)
-        self.cross_query_position = nn.Linear(dim, dim) if first else None
+        self.cross_query_position: nn.Linear | None = nn.Linear(dim, dim)  # None in later layers
         self.cross_query_sine = nn.Linear(dim, dim)
         self.cross_key_content = nn.Linear(dim, dim)
         self.cross_key_position = nn.Linear(dim, dim)
@@ -173,6 +170,8 @@ class AnchorDecoderLayer(nn.Module):
         self.ffn = FeedForward(dim, feedforward_dim, activation, dropout)
         self.norm1, self.norm2, self.norm3 = nn.LayerNorm(dim), nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.dropout = Dropout(dropout)
+        for output in (self.self_out, self.cross_out):
+            nn.init.zeros_(output.bias)  # as in torch's attention
 
     def _per_head(self, content: Tensor, position: Tensor) -> Tensor:
         """Concatenates two (B, L, D) within each head, to (B, L, 2 D)."""
@@ -263,22 +262,21 @@ class AnchorDecoder(nn.Module):
         super().__init__()
         self.dim = dim
         self.width_first = width_first
-        self.layers = nn.ModuleList(
-            AnchorDecoderLayer(
-                dim, heads, feedforward_dim, first=i == 0, activation=activation, dropout=dropout
-            )
-            for i in range(layers)
-        )
+        layer = AnchorDecoderLayer(dim, heads, feedforward_dim, activation=activation, dropout=dropout)
+        self.layers = copies(layer, layers)
+        for later in self.layers[1:]:
+            setattr(later, "cross_query_position", None)  # noqa: B010  the list holds plain modules
         self.norm = nn.LayerNorm(dim)
         self.position_head = MLP(dim, dim, dim, 2)
         self.sine_scale = MLP(dim, dim, dim, 2)
         self.width_head = MLP(dim, dim, 1, 2)
-        xavier_matrices(self)
-        self.anchors = nn.Embedding(queries, 2)  # in logit space, N(0, 1)
         self.refine = MLP(dim, dim, 2, 3) if refine and layers > 1 else None
         if self.refine is not None:
-            for parameter in self.refine.layers[-1].parameters():
-                nn.init.zeros_(parameter)
+            last = self.refine.layers[-1]
+            assert isinstance(last, nn.Linear)
+            nn.init.zeros_(last.bias)
+        xavier_matrices(self)
+        self.anchors = nn.Embedding(queries, 2)  # in logit space, N(0, 1)
 
     def forward(
         self,

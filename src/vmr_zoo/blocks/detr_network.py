@@ -25,6 +25,7 @@ class DETRNetwork:
         encoder_layers: self-attention layers of the encoder.
         decoder_layers: layers of the decoder.
         queries: M, the number of predicted moments.
+        scale_positions: every encoder layer scales its positions by a network of its input (DAB-DETR).
     """
 
     dim: int
@@ -37,13 +38,14 @@ class DETRNetwork:
     encoder_layers: int
     decoder_layers: int
     queries: int
+    scale_positions: bool = False
 
     def input_projection(self, features_dim: int) -> InputProjection:
         """Projects features of width `features_dim` to D."""
         return InputProjection(features_dim, self.dim, self.projection_layers, self.input_dropout)
 
-    def encoder(self, *, scale_positions: bool = False) -> Encoder:
-        """Builds the self-attention encoder; `scale_positions` as in DAB-DETR."""
+    def encoder(self) -> Encoder:
+        """Builds the self-attention encoder."""
         return Encoder(
             self.dim,
             self.heads,
@@ -51,15 +53,15 @@ class DETRNetwork:
             self.encoder_layers,
             activation=self.activation,
             dropout=self.dropout,
-            scale_positions=scale_positions,
+            scale_positions=self.scale_positions,
         )
 
-    def joint_encoder(self, video_dim: int, query_dim: int, *, scale_positions: bool = False) -> JointEncoder:
+    def joint_encoder(self, video_dim: int, query_dim: int) -> JointEncoder:
         """Builds the encoder of video and query in one sequence; `video_dim` is without TEF."""
         return JointEncoder(
             video_dim + 2,
             query_dim,
-            self.encoder(scale_positions=scale_positions),
+            self.encoder(),
             self.dim,
             projection_layers=self.projection_layers,
             input_dropout=self.input_dropout,

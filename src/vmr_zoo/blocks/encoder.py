@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from vmr_zoo.blocks.attention import MultiHeadAttention
 from vmr_zoo.blocks.dropout import Dropout
-from vmr_zoo.blocks.projection import MLP, Activation, FeedForward, xavier_matrices
+from vmr_zoo.blocks.projection import MLP, Activation, FeedForward, copies, xavier_matrices
 
 
 class EncoderLayer(nn.Module):
@@ -62,10 +62,8 @@ class Encoder(nn.Module):
                 the MLP (DAB-DETR).
         """
         super().__init__()
-        self.layers = nn.ModuleList(
-            EncoderLayer(dim, heads, feedforward_dim, activation=activation, dropout=dropout)
-            for _ in range(layers)
-        )
+        layer = EncoderLayer(dim, heads, feedforward_dim, activation=activation, dropout=dropout)
+        self.layers = copies(layer, layers)
         self.position_scale = MLP(dim, dim, dim, 2) if scale_positions else None
         xavier_matrices(self)
 

@@ -39,9 +39,11 @@ def sine_position(mask: Tensor, dim: int, temperature: float = 10000.0) -> Tenso
         temperature: of the frequencies.
 
     Returns:
-        (B, L, dim) float32; meaningless on padding.
+        (B, L, dim) float32, or float64 where that is torch's default; meaningless on padding.
     """
-    count = mask.float().cumsum(1)
+    # Not a narrower default: bfloat16 cannot count beyond 256.
+    precision = torch.promote_types(torch.get_default_dtype(), torch.float32)
+    count = mask.to(precision).cumsum(1)
     return _sine(count / (count[:, -1:] + 1e-6) * 2 * math.pi, dim, temperature)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -71,6 +72,11 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Maps (..., D) to (..., D)."""
         return self.linear2(self.dropout(self.activation(self.linear1(x))))
+
+
+def copies(layer: nn.Module, count: int) -> nn.ModuleList:
+    """Stacks `count` copies of a layer: as in DETR's code, all layers start with the weights of the first."""
+    return nn.ModuleList(copy.deepcopy(layer) for _ in range(count))
 
 
 def xavier_matrices(module: nn.Module) -> None:

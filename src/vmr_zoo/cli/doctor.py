@@ -27,6 +27,12 @@ _FIXES = {
     "repeated": "repeats an earlier sentence and moment: kept",
 }
 
+_TOO_MANY_LOST = (
+    "words: the splits in red lose more than data.max_lost_words. Give features.query.file (or "
+    "text_encoder.file of the narrations) a table that has the words, raise max_query_tokens, or raise "
+    "data.max_lost_words."
+)
+
 
 def main(cfg: DictConfig) -> int:
     """Inspects the data set of a configuration and prints the result.
@@ -54,6 +60,7 @@ def _show(report: dict[str, Any], console: Console) -> None:
     """Prints the report of `diagnose` as tables."""
     splits = report["splits"]
     console.print(_sizes(report["protocol"], report["selection_origin"], splits))
+    console.print(f"Vocabulary of all splits: {report['vocabulary']:,} words.")
     console.print(_moments(splits))
     if any(entry["counts"] for entry in splits.values()):
         console.print(_fixes_table(splits))
@@ -68,6 +75,10 @@ def _show(report: dict[str, Any], console: Console) -> None:
     if not features["checked"]:
         console.print(Text(f"Features were not checked: {features['reason']}."))
         return
+    if features["words"]:
+        console.print(_lost(features["words"]))
+    if any(row["fatal"] for row in features["words"]):
+        console.print(Text.assemble(("error: ", "bold red"), _TOO_MANY_LOST))
     console.print(Text(f"Features {features['name']} (origin: {features['origin']})"), end=": ")
     console.print("no problem found." if not features["problems"] else "")
     for problem in features["problems"]:
@@ -79,6 +90,23 @@ def _show(report: dict[str, Any], console: Console) -> None:
         console.print(Text.assemble(label, f"{what}. {problem['detail']}"))
 
 
+def _lost(rows: list[dict[str, Any]]) -> Table:
+    columns = ("sentences of", "tokens", "unknown", "past the end", "sentences with a loss", "unknown words")
+    table = _table("Words that the features leave out", *columns)
+    table.columns[-1].no_wrap, table.columns[-1].justify = False, "left"
+    for row in rows:
+        tokens, sentences = max(1, row["tokens"]), max(1, row["sentences"])
+        with_loss = (f"{row[key] / sentences:.1%}" for key in ("sentences_with_unknown", "sentences_cut"))
+        table.add_row(
+            Text(f"{row['part']}, {row['split']}", style="bold red" if row["fatal"] else ""),
+            f"{row['tokens']:,}",
+            *(f"{row[key] / tokens:.1%}" for key in ("unknown", "cut")),
+            " + ".join(with_loss),
+            ", ".join(row["frequent"]),
+        )
+    return table
+
+
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for number, column in enumerate(columns):
@@ -87,12 +115,13 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def _sizes(protocol: str, selection_origin: str, splits: dict[str, Any]) -> Table:
-    columns = ("split", "videos", "sentences", "moments", "words")
+    columns = ("split", "videos", "sentences", "moments", "words", "vocabulary")
     table = _table(f"{protocol} (selection: {selection_origin})", *columns)
     table.add_column("from", overflow="fold")
     for name, entry in splits.items():
         sizes = (f"{entry[key]:,}" for key in ("videos", "sentences", "moments"))
-        table.add_row(name, *sizes, _format(entry["words_per_sentence"], ".1f"), entry["source"])
+        words = _format(entry["words_per_sentence"], ".1f"), f"{entry['vocabulary']:,}"
+        table.add_row(name, *sizes, *words, entry["source"])
         trained = entry.get("trained_on")
         if trained and trained["sentences"] != entry["sentences"]:
             table.add_row("  trained on", f"{trained['videos']:,}", f"{trained['sentences']:,}")

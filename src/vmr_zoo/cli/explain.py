@@ -54,6 +54,7 @@ def explain(error: BaseException, verb: str, overrides: Sequence[str]) -> str | 
         return _failed_construction(error)
     if isinstance(error, MissingMandatoryValue):
         key = getattr(error, "full_key", None) or str(error).rsplit(" ", 1)[-1]
+        key = re.sub(r"^data\.features\b", "features", key)  # data.features refers to features
         return f"vmr {verb} needs a value for '{key}': add {key}=…"
     if isinstance(error, OmegaConfBaseException | HydraException):
         return str(error).strip().splitlines()[0]

@@ -27,6 +27,7 @@ from vmr_zoo.data.annotations.records import Protocol
 from vmr_zoo.data.features.problems import FeatureError, Problem
 from vmr_zoo.data.features.source import NarrationSource
 from vmr_zoo.data.text.encoder import TextEncoder
+from vmr_zoo.data.text.lost_words import LostWords
 from vmr_zoo.errors import VmrError
 from vmr_zoo.utils.arrays import Array
 from vmr_zoo.utils.files import atomic_path, atomic_write
@@ -159,16 +160,19 @@ class NarrationFile(NarrationSource):
 
     computed = True
 
-    def __init__(self, file: str | Path, encoder: TextEncoder) -> None:
+    def __init__(self, file: str | Path, encoder: TextEncoder, normalise: bool) -> None:
         """Stores the path; the file is read on first use.
 
         Args:
             file: the .jsonl file.
             encoder: the text encoder.
+            normalise: whether a sentence is the encoder's sentence vector with unit length; otherwise it is
+                the mean of its token vectors as they are (TEA).
         """
         self.file = Path(file).expanduser()
         self.encoder = encoder
-        self.dim = encoder.dim
+        self.normalise = normalise
+        self.dim = encoder.dim if normalise else encoder.token_dim
 
     @cached_property
     def _narrations(self) -> tuple[dict[str, list[Narration]], dict[str, Any]]:
@@ -189,7 +193,14 @@ class NarrationFile(NarrationSource):
         if not narrations:
             raise FeatureError("missing", f"{self.file} holds no narration of video '{video_id}'.")
         times = np.array([(narration.start, narration.end) for narration in narrations], np.float32)
-        return self.encoder.sentences([narration.text for narration in narrations]), times
+        texts = [narration.text for narration in narrations]
+        return self.encoder.sentences(texts) if self.normalise else self.encoder.means(texts), times
+
+    def lost_words(self, video_ids: Sequence[str]) -> LostWords:
+        """Counts the words of the videos' narrations that the encoder has no vector for."""
+        return self.encoder.lost_words(
+            [narration.text for video in video_ids for narration in self._narrations[0].get(video, ())]
+        )
 
     def missing(self, video_ids: Sequence[str]) -> list[Problem]:
         """Finds videos without a narration."""
@@ -201,5 +212,10 @@ class NarrationFile(NarrationSource):
         return [Problem("narration", "missing", lacking, detail)] if lacking else []
 
     def manifest(self) -> dict[str, Any]:
-        """Returns the manifest of the file and the encoder."""
-        return {"narrator": self._narrations[1], **self.encoder.manifest()}
+        """Returns the manifest of the file, the encoder and the normalisation."""
+        return {
+            "narrator": self._narrations[1],
+            **self.encoder.manifest(),
+            "dim": self.dim,
+            "normalise": self.normalise,
+        }

@@ -14,6 +14,7 @@ from rich.console import Console
 from vmr_zoo.config.compose import build
 from vmr_zoo.data.annotations.inspection import inspect_protocol
 from vmr_zoo.data.annotations.records import Protocol
+from vmr_zoo.data.features.word_loss import too_many_lost, word_losses
 from vmr_zoo.errors import VmrError
 
 if TYPE_CHECKING:
@@ -44,7 +45,8 @@ def diagnose(cfg: DictConfig) -> dict[str, Any]:
     protocol: Protocol = build(cfg.data.protocol)
     report = inspect_protocol(protocol, cfg.paths.annotations)
     report["features"] = _check_features(cfg, protocol)
-    report["ok"] = not any(problem["fatal"] for problem in report["features"].get("problems", ()))
+    found = (*report["features"].get("problems", ()), *report["features"].get("words", ()))
+    report["ok"] = not any(problem["fatal"] for problem in found)
     if downloaded is not None:
         report["download"] = asdict(downloaded)
         report["ok"] = report["ok"] and not downloaded.different
@@ -70,8 +72,8 @@ def _check_features(cfg: DictConfig, protocol: Protocol) -> dict[str, Any]:
     """Checks the configured features against the protocol; reads everything that training would read.
 
     Returns:
-        JSON-able: `checked`; if False `reason`, if True `name`, `origin` and `problems` (part, kind, count,
-        ids, detail, fatal), fatal ones first.
+        JSON-able: `checked`; if False `reason`, if True `name`, `origin`, `problems` (part, kind, count, ids,
+        detail, fatal), fatal ones first, and `words`, what is lost of them (`WordLoss.as_json`, and fatal).
     """
     if not cfg.get("features"):
         return {"checked": False, "reason": "no features are configured (set features=NAME)"}
@@ -86,9 +88,8 @@ def _check_features(cfg: DictConfig, protocol: Protocol) -> dict[str, Any]:
     name, origin = cfg.features.get("name"), cfg.features.get("origin")
     try:
         features: FeatureSet = build(cfg.features)
-        for source in (features.video, features.query, features.narration, features.patches):
-            if source is not None:
-                source.prepare(protocol)
+        for source in features.sources():
+            source.prepare(protocol)
         problems = [
             {
                 "part": problem.part,
@@ -100,10 +101,13 @@ def _check_features(cfg: DictConfig, protocol: Protocol) -> dict[str, Any]:
             }
             for problem in features.check(protocol, depth="all")
         ]
+        losses = word_losses(features, protocol)
     except VmrError as error:
         unusable = {"part": "features", "kind": "unusable", "count": 0, "ids": [], "fatal": True}
-        problems = [unusable | {"detail": str(error)}]
-    return {"checked": True, "name": name, "origin": origin, "problems": problems}
+        problems, losses = [unusable | {"detail": str(error)}], []
+    too_many = too_many_lost(losses, cfg.data.get("max_lost_words"))
+    words = [loss.as_json() | {"fatal": loss in too_many} for loss in losses]
+    return {"checked": True, "name": name, "origin": origin, "problems": problems, "words": words}
 
 
 def _features_requested() -> bool:

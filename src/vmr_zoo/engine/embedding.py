@@ -94,13 +94,7 @@ def _embed_data_set(cfg: DictConfig, encoder: TextEncoder | None, console: Conso
     protocol: Protocol = build(cfg.data.protocol)
     texts = [query.text for split in protocol.splits.values() for query in split.queries]
     if encoder is None:
-        query = build(cfg.features.query)
-        if not isinstance(query, EncodedQueries):
-            raise VmrError(
-                f"features={name} reads sentence features from files: there is nothing to compute. Choose an "
-                "encoder (text_encoder=clip_vit_b32) or features that compute (features/query=clip)."
-            )
-        failed = _embed_texts(query.encoder, texts, "sentences", console)
+        failed = _embed_sentences(cfg, texts, console)
     else:
         failed = _embed_texts(encoder, texts, "sentences", console)
     node = cfg.features.get("narration")
@@ -116,6 +110,26 @@ def _embed_data_set(cfg: DictConfig, encoder: TextEncoder | None, console: Conso
     if isinstance(used := getattr(narration, "encoder", None), TextEncoder):
         _print_work("narrations", used.work, "the others, if any, were in the cache", used, console)
     return failed
+
+
+def _embed_sentences(cfg: DictConfig, texts: list[str], console: Console) -> list[str]:
+    """Embeds sentences with each encoder of the features, that of the words for the narrations included.
+
+    Raises:
+        VmrError: if the features read all of them from files.
+    """
+    nodes = {"sentences": cfg.features.query, "words for narrations": cfg.features.get("narration_query")}
+    sources = {what: build(node) for what, node in nodes.items() if node}
+    encoders = {what: one.encoder for what, one in sources.items() if isinstance(one, EncodedQueries)}
+    if not encoders:
+        raise VmrError(
+            f"features={cfg.features.name} reads sentence features from files: there is nothing to compute. "
+            "Choose an encoder (text_encoder=clip_vit_b32) or features that compute (features/query=clip)."
+        )
+    for what in sources.keys() - encoders.keys():
+        console.print(f"{what}: features={cfg.features.name} reads them from files; skipped.")
+    failed = [bad for what, one in encoders.items() for bad in _embed_texts(one, texts, what, console)]
+    return list(dict.fromkeys(failed))
 
 
 def _embed_texts(encoder: TextEncoder, texts: Iterable[str], what: str, console: Console) -> list[str]:

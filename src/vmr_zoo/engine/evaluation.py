@@ -16,6 +16,7 @@ from vmr_zoo.data.annotations.protocols import find_split, refuse_other_protocol
 from vmr_zoo.data.annotations.records import SELECTION
 from vmr_zoo.data.batches.datamodule import FOR_DETAILS, TRAINING_ONLY
 from vmr_zoo.data.features.manifest import compare_manifests
+from vmr_zoo.engine.frame_probability import FrameProbability
 from vmr_zoo.engine.prediction import (
     predict_rows,
     prediction_trainer,
@@ -64,7 +65,8 @@ def evaluate(cfg: DictConfig) -> None:
 
     method: Method = instantiate(stored.method)
     # Inputs of training or details alone need not be available.
-    needs = method.needs - TRAINING_ONLY - (frozenset() if cfg.details else FOR_DETAILS)
+    unread = TRAINING_ONLY - {"negative_query"} if cfg.frame_probability else TRAINING_ONLY
+    needs = method.needs - unread - (frozenset() if cfg.details else FOR_DETAILS)
     data: VMRDataModule = instantiate(stored.data, needs=needs)
     splits = _requested_splits(data, cfg.split)
     compare_manifests(directory.read_json(run / directory.MANIFEST), data.features.manifest())
@@ -78,7 +80,7 @@ def evaluate(cfg: DictConfig) -> None:
         if probe is not None:
             data.features, sentences = probe(features, data.split(split))
         target = directory.next_free(run / "eval", split if probe is None else f"{split}-{probe.name}")
-        metrics[split] = _evaluate_split(trainer, method, data, split, sentences, header, target, cfg.details)
+        metrics[split] = _evaluate_split(trainer, method, data, split, sentences, header, target, cfg)
         write_json(target / directory.ENVIRONMENT, describe_environment(stored.seed))
     print_metrics(header, metrics)
 
@@ -91,14 +93,15 @@ def _evaluate_split(
     sentences: Mapping[str, str],
     header: Mapping[str, Any],
     target: Path,
-    with_details: bool,
+    cfg: DictConfig,
 ) -> dict[str, float]:
     """Writes predictions, metrics and details of one split into `target`, and returns the metrics."""
-    details: dict[str, Tensor] | None = {} if with_details else None
-    rows = predict_rows(trainer, method, data, split, details)
+    details: dict[str, Tensor] | None = {} if cfg.details else None
+    frames = FrameProbability() if cfg.frame_probability else None
+    rows = predict_rows(trainer, method, data, split, details, frames)
     if sentences:
         rows = [{**row, "asked": sentences[row["query_id"]]} for row in rows]
-    metrics = score_split(rows, data, split, method)
+    metrics = score_split(rows, data, split, method) | (frames.metrics() if frames else {})
     write_rows(target / directory.PREDICTIONS, rows)
     write_json(target / directory.METRICS, {HEADER: header, split: metrics})
     if details is not None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vmr_zoo.data.annotations.records import SELECTION
 from vmr_zoo.engine.callbacks import progress
+from vmr_zoo.engine.frame_probability import FrameProbability
 from vmr_zoo.engine.scoring import score_rows
 from vmr_zoo.engine.trainers import build_trainer, quiet_lightning
 from vmr_zoo.types import DETAILS
@@ -57,6 +58,7 @@ def predict_rows(
     data: VMRDataModule,
     split: str,
     details: dict[str, Tensor] | None = None,
+    frame_probability: FrameProbability | None = None,
 ) -> list[dict[str, Any]]:
     """Predicts a split.
 
@@ -67,20 +69,25 @@ def predict_rows(
         split: "selection" or a test split.
         details: receives the details of each row as `<row>/<name>`, rows counted from 0, without padding;
             None: details and their inputs are not computed.
+        frame_probability: measures the frame probability, with negative queries if the method uses them.
 
     Returns:
         The rows of predictions.jsonl: the query, its ground truth, and ranked windows in seconds, rounded as
         the data set requires.
     """
     collector = _RowCollector(data, split, method)
-    method.details = details is not None
-    trainer.callbacks.append(collector)  # type: ignore[attr-defined]
+    method.details = details is not None or frame_probability is not None
+    collectors = [one for one in (collector, frame_probability) if one is not None]
+    trainer.callbacks.extend(collectors)  # type: ignore[attr-defined]
     try:
         with quiet_lightning():
-            loader = data.eval_dataloader(split, details=method.details)
+            loader = data.eval_dataloader(
+                split, details=method.details, negatives=frame_probability is not None
+            )
             trainer.predict(method, dataloaders=loader, return_predictions=False)
     finally:
-        trainer.callbacks.remove(collector)  # type: ignore[attr-defined]
+        for one in collectors:
+            trainer.callbacks.remove(one)  # type: ignore[attr-defined]
         method.details = False
     if details is not None:
         details.update(collector.details)

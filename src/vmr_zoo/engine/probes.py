@@ -127,7 +127,16 @@ class BlankQuery(Probe):
     name = "blank_query"
 
     def __call__(self, features: FeatureSet, split: Split) -> ProbedFeatures:
-        """Replaces the sentences."""
+        """Replaces the sentences.
+
+        Raises:
+            VmrError: if sentences have no vectors, which would be compared.
+        """
+        if not features.query.dim:
+            raise VmrError(
+                "probe=blank_query takes the sentence nearest to the mean, but these features hold token ids "
+                "alone (features/query=clip_tokens). Choose probe=other_query."
+            )
         load = features.query.load
         typical, _ = _typical(lambda query: load(query).mean(0, keepdims=True), split.queries)
         return _with_sentences(features, dict.fromkeys(split.queries, typical))
@@ -263,7 +272,13 @@ def _blank_narrations(source: NarrationSource, durations: Mapping[str, float]) -
 
 def _with_sentences(features: FeatureSet, chosen: Mapping[Query, Query]) -> ProbedFeatures:
     sentences = {query.query_id: other.text for query, other in chosen.items()}
-    return ProbedFeatures(replace(features, query=_ReplacedQueries(features.query, chosen)), sentences)
+    words = features.narration_query
+    replaced = replace(
+        features,
+        query=_ReplacedQueries(features.query, chosen),
+        narration_query=None if words is None else _ReplacedQueries(words, chosen),
+    )
+    return ProbedFeatures(replaced, sentences)
 
 
 class _ReplacedQueries(QuerySource):

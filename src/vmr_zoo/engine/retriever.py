@@ -28,7 +28,7 @@ from vmr_zoo.data.batches.sampling import EpochBatchSampler
 from vmr_zoo.data.batches.split_dataset import SplitDataset
 from vmr_zoo.data.features.feature_set import FeatureSet
 from vmr_zoo.data.features.manifest import compare_manifests
-from vmr_zoo.data.features.source import NarrationSource, VideoSource
+from vmr_zoo.data.features.source import NarrationSource, QuerySource, VideoSource
 from vmr_zoo.data.narrations import NarrationFile, read_narrations
 from vmr_zoo.engine.weights import load_weights
 from vmr_zoo.errors import VmrError
@@ -145,7 +145,11 @@ class Retriever:
         stored = directory.load_config(run, paths={"cache": cache})
         header = directory.read_json(run / directory.METRICS)[directory.HEADER]
         features: FeatureSet = build(stored.features)
-        if not features.video.encodes or not features.query.encodes:
+        method: Method = build(stored.method)
+        used: dict[str, VideoSource | QuerySource] = {"video": features.video, "query": features.query}
+        if "narration_query" in method.needs and features.narration_query is not None:
+            used["narration_query"] = features.narration_query
+        if not all(source.encodes for source in used.values()):
             part = "clips" if not features.video.encodes else "sentences"
             raise VmrError(
                 f"{run} was trained on features={features.name}, whose {part} come from ready-made files: "
@@ -153,9 +157,8 @@ class Retriever:
                 "extract`, then features=extracted; docs/extract.md), and use that run."
             )
         trained = directory.read_json(run / directory.MANIFEST)
-        now = {"video": features.video.manifest(), "query": features.query.manifest()}
-        compare_manifests({key: trained[key] for key in now}, now)
-        method: Method = build(stored.method)
+        now = {key: source.manifest() for key, source in used.items()}
+        compare_manifests({key: trained.get(key) for key in now}, now)
         load_weights(method, run / directory.WEIGHTS)
         if window_seconds is None:
             window_seconds = _longest_training_video(features, header.get("longest_training_video"))
@@ -204,7 +207,7 @@ class Retriever:
         if differing:
             listed = "; ".join(f"{key}: {trained.get(key)!r}, now {current.get(key)!r}" for key in differing)
             raise VmrError(f"{file} was made by another narrator than the narrations of training: {listed}.")
-        return NarrationFile(file, source.encoder).load(path.stem)
+        return NarrationFile(file, source.encoder, source.normalise).load(path.stem)
 
 
 @dataclass(frozen=True)
@@ -264,6 +267,9 @@ class EncodedVideo:
             for window in range(len(windows))
         ]
         retriever.features.query.encode(queries)
+        if "narration_query" in retriever.needs:
+            assert retriever.features.narration_query is not None
+            retriever.features.narration_query.encode(queries)
         split = Split("query", tuple(rows))
         data = SplitDataset(split, self._features(windows), retriever.needs)
         found: list[list[Moment]] = [[] for _ in queries]

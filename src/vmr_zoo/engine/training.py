@@ -105,6 +105,7 @@ def _fit(cfg: DictConfig, run: Path, config: dict[str, Any] | None) -> None:
         method.compile()  # in place: the names of the weights stay
     data: VMRDataModule = instantiate(cfg.data, needs=method.needs)
     data.prepare_data()
+    data.check_words()
     trainer = _trainer(cfg, run)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
@@ -237,9 +238,13 @@ def _write_results(
     predictor = prediction_trainer(cfg.trainer, run)
     cost = _training_cost(trainer)
     started = time.monotonic()
+    tests = {data.split(name).name for name in data.test_names}
+    test_seconds = 0.0
     for name in scored_splits(data):
+        before = time.monotonic()
         split_rows = predict_rows(predictor, method, data, name)
         metrics[name] = score_split(split_rows, data, name, method)
+        test_seconds += time.monotonic() - before if name in tests else 0.0
         rows += split_rows
     header = {
         **_identity(cfg, data, method),
@@ -249,6 +254,7 @@ def _write_results(
         "train_seconds": round(seconds, 1),
         **cost,
         "inference_ms": round(1000 * (time.monotonic() - started) / max(1, len(rows)), 3),
+        "inference_seconds": round(test_seconds, 3),
     }
     write_rows(run / directory.PREDICTIONS, rows)
     write_json(run / directory.METRICS, {HEADER: header, **metrics})

@@ -227,7 +227,7 @@ class ElasticBoundary:
         return mean_cross_entropy(logits.masked_fill(~mask, 0.0), labels.to(logits.dtype), mask, weight)
 
     def ranking_targets(self, times: Tensor, span: Tensor) -> Tensor:
-        """Computes the target score of each proposal from its IoU with the annotation (EMB's code).
+        """Computes the target score of each proposal from its IoU with the annotated cells (EMB's code).
 
         Args:
             times: (B, P, 2) start and end of the proposals.
@@ -265,7 +265,10 @@ class ElasticBoundary:
         chosen = moment = span_to_indices(span, mask)
         if proposals is not None:
             chosen = choose_proposal(proposals, moment, threshold)
-            targets = self.ranking_targets(proposals.times(mask), span)
+            half_open = torch.arange(2, device=moment.device)
+            targets = self.ranking_targets(
+                (proposals.bounds + half_open).to(span.dtype), (moment + half_open).to(span.dtype)
+            )
             losses["ranking"] = mean_cross_entropy(proposals.logits, targets, proposals.mask)
         starts, ends = self.endpoint_sets(moment, chosen, mask.shape[1])
         losses["endpoint"] = -(
@@ -342,6 +345,7 @@ class EMB(Method):
                 "method.training.loss_weights.ranking=null) or neither."
             )
         self.network, self.snippets = network, snippets
+        self.unknown_word = network.unknown_word_vector(query_dim)
         self.query_projection = self.input_projection(query_dim)
         self.video_projection = self.input_projection(video_dim)
         self.branch = branch(network)
@@ -357,7 +361,10 @@ class EMB(Method):
         """Draws Linear and convolution weights from Xavier-uniform, biases zero (EMB's code)."""
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d):
-                nn.init.xavier_uniform_(module.weight)
+                weight = module.weight
+                # The guides' three columns are channels here, and part of a 2D kernel in EMB's code.
+                grouped = isinstance(module, nn.Conv1d) and module.groups > 1
+                nn.init.xavier_uniform_(weight.unsqueeze(1) if grouped else weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
@@ -366,11 +373,18 @@ class EMB(Method):
         index = torch.arange(x.shape[1], device=x.device, dtype=x.dtype).unsqueeze(-1)
         return x + sine_coordinates(index / (2 * torch.pi), self.network.dim)
 
+    def project_words(self, batch: Batch) -> Tensor:
+        """Projects the words to width d and adds their positions, (B, Lq, d)."""
+        words = batch["query"]
+        if self.unknown_word is not None:
+            words = self.unknown_word(words, batch["query_mask"])
+        return self.add_position(self.query_projection(words))
+
     def forward(self, batch: Batch) -> EMBOutput:
         """Runs the network without the proposals."""
         video, mask, clip_snippet = self.snippets(batch["video"], batch["video_mask"])
         frames = self.add_position(per_video(self.video_projection, batch, video, training=self.training))
-        words = self.add_position(self.query_projection(batch["query"]))
+        words = self.project_words(batch)
         output = self.branch(frames, mask, words, batch["query_mask"])  # Eq. 7-11
         endpoints = [WeightedEndpoints(1.0, output.logits.start, output.logits.end)]
         return EMBOutput(frames, mask, words, clip_snippet, output, endpoints)

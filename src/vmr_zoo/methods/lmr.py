@@ -5,15 +5,16 @@ Models", arXiv 2405.12540. Builds on QD-DETR: without narrations and language qu
 saliency losses and sizes, it is QD-DETR.
 
 No code was released. The paper leaves these points open; this implementation chooses:
-- Narrations have an input projection of their own, as the words do. F^t and F^l are frozen features from the
-  encoders that features/query and features/narration name: MiniLM for both in
-  conf/experiment/lmr/charades_sta, CLIP for the words and MiniLM for the narrations in
-  conf/experiment/lmr/qvhighlights. The same words are fused with the video and with the narrations.
+- Narrations have an input projection of their own, as the words do. With features/narration_query, the words
+  that are fused with the narrations come from another encoder than those that are fused with the video
+  (section IV-B, QVHighlights: Llama and CLIP) and have a projection of their own; without it both fusions
+  read the same words.
 - The position of a narration is the sine position of its end, on the scale of the clips; nothing in the
   sequence of Eq. 5 marks which part is text.
 - The decoder reads the N_v video tokens of F^m (section III-C), not the N_v + N_t that H is indexed to
   (III-D); only video tokens are scored (Eq. 5).
-- The content of a moment query is the mean of the projected words, repeated k times; its "trainable
+- The content of a moment query is the mean of the projected words (those of the video: F^l of III-A),
+  repeated k times; its "trainable
   positional parameters" are QD-DETR's learnable spans, refined layer by layer.
 - Eq. 6 has the centre in its L1 term and the width in its IoU term; here both terms have both, as in
   QD-DETR.
@@ -27,7 +28,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vmr_zoo.blocks.cross_encoder import Aligner, CrossEncoder
 from vmr_zoo.blocks.detr_network import DETRNetwork
@@ -54,11 +55,13 @@ class Narrations:
 
     Attributes:
         dim: width of the sentence features; None where the features have no narrations, which is an error.
+        query_dim: width of the words that only narrations are fused with; None: those of the video.
         fuse: fuse the narrations with the query first (VQF of Table VI).
         share_weights: fuse video and narrations with the same weights (WS of Table VI).
     """
 
     dim: int | None
+    query_dim: int | None
     fuse: bool
     share_weights: bool
 
@@ -117,9 +120,15 @@ class LMR(QDDETR):
         if not visual:
             self._check_without_video()
             del self.project_video  # nothing would train it
+        self.project_narration_query: nn.Module | None = None
         if narrations is not None:
             self.needs |= {"narration"}
             self.project_narration = network.input_projection(narrations.checked_dim())
+            if narrations.fuse and narrations.query_dim is not None:
+                self.needs |= {"narration_query"}
+                self.project_narration_query = network.input_projection(narrations.query_dim)
+                if not visual:
+                    del self.project_query  # no video that its words would meet
             if visual and narrations.fuse and not narrations.share_weights:
                 self.narration_fusion = aligner.build(network)
 
@@ -141,27 +150,33 @@ class LMR(QDDETR):
             )
 
     def project(self, batch: Batch) -> ProjectedInputs:
-        """Projects video, narrations and query."""
+        """Projects video, narrations and words."""
         if self.narrations is None:
             return super().project(batch)
-        narration = ProjectedNarration(
+        narration = (
             per_video(self.project_narration, batch, batch["narration"], training=self.training),
             batch["narration_mask"],
             sine_coordinates(batch["narration_spans"][..., 1:], self.dim),
         )
+        words: tuple[Tensor, Tensor] | None = None
+        if self.project_narration_query is not None:
+            words = self.project_narration_query(batch["narration_query"]), batch["narration_query_mask"]
         if self.visual:
-            return super().project(batch)._replace(narration=narration)
-        return ProjectedInputs(*narration, self.project_query(batch["query"]), batch["query_mask"])
+            inputs = super().project(batch)
+            words = words or (inputs.query, inputs.query_mask)
+            return inputs._replace(narration=ProjectedNarration(*narration, *words))
+        words = words or (self.project_query(batch["query"]), batch["query_mask"])
+        return ProjectedInputs(*narration, *words)
 
     def fuse(self, inputs: ProjectedInputs, record: list[Tensor] | None = None) -> FusedSequence:
         """Fuses video and narrations with the query (VQF, Eq. 4) and concatenates them along time."""
         video = super().fuse(inputs, record)
         if self.narrations is None or inputs.narration is None:
             return video
-        sentences, mask, position = inputs.narration
+        sentences, mask, position, *words = inputs.narration
         if self.narrations.fuse:
             fusion = self.aligner if self.narration_fusion is None else self.narration_fusion
-            sentences = fusion(sentences, mask, position, *inputs.text)  # Eq. 4
+            sentences = fusion(sentences, mask, position, *words)  # Eq. 4
         return video._replace(
             sequence=torch.cat((video.sequence, sentences), 1),
             mask=torch.cat((video.mask, mask), 1),

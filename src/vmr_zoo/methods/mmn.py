@@ -21,6 +21,7 @@ off.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -134,7 +135,7 @@ class SentenceEmbeddings(NamedTuple):
     """The sentences of a batch.
 
     Attributes:
-        normed: (S, Dt), after the LayerNorm.
+        normed: (S, Dt), after `text_norm`.
         iou: (S, J), not normalised.
         contrastive: (S, J), not normalised.
     """
@@ -152,6 +153,7 @@ class MMN(Method):
         *,
         video_dim: int,
         text: QueryEncoder,
+        text_norm: Callable[[int], nn.Module],
         network: CandidateMap,
         iou_score: IoUScore,
         contrast: MutualContrast,
@@ -164,6 +166,8 @@ class MMN(Method):
         Args:
             video_dim: width of the frame features.
             text: encodes queries as sentence vectors.
+            text_norm: builds the normalisation of the sentence vectors, given their width. LayerNorm keeps a
+                mean that all sentences share; BatchNorm1d removes it.
             network: sizes of the map and its convolutions.
             iou_score: predicted IoU and its loss.
             contrast: contrastive losses.
@@ -180,7 +184,7 @@ class MMN(Method):
         self.iou_moment = network.moment_head()
         self.contrastive_moment = network.moment_head()
         self.text = text
-        self.text_norm = nn.LayerNorm(text.dim)
+        self.text_norm = text_norm(text.dim)
         self.iou_sentence = nn.Linear(text.dim, network.joint_dim)
         self.contrastive_sentence = nn.Linear(text.dim, network.joint_dim)
         self.iou_score, self.contrast, self.ranking = iou_score, contrast, ranking

@@ -3,8 +3,10 @@
 Paper: Lei, Berg, Bansal, "Detecting Moments and Highlights in Videos via Natural Language Queries", NeurIPS
 2021, arXiv 2107.09609. Baseline of BM-DETR and QD-DETR.
 
-Differs from the released code (jayleicn/moment_detr) in one switch:
+Differs from the released code (jayleicn/moment_detr) in two switches:
 - `span_unit.unit`: targets are fractions of the duration (`duration`) | of the clips read (`clips`).
+- `margin_pairs`: a random pair of the margin loss is a clip inside and a clip outside the moments, where both
+  exist (`usable`) | a rated and an unrated clip, and always counts (`rated`).
 """
 
 from __future__ import annotations
@@ -20,11 +22,12 @@ from vmr_zoo.blocks.joint_encoder import Encoded
 from vmr_zoo.blocks.per_video import per_video
 from vmr_zoo.blocks.ranking import like_ranked, rank
 from vmr_zoo.blocks.span_unit import SpanUnit
-from vmr_zoo.losses.margin import margin_loss, sample_pairs
+from vmr_zoo.losses.margin import PairChoices, PairRule, margin_loss, pair_choices
 from vmr_zoo.losses.set_criterion import SetCriterion
 from vmr_zoo.methods.base import Method, Training
 from vmr_zoo.spans import to_centre_width
 from vmr_zoo.types import Batch, Prediction
+from vmr_zoo.utils.switches import check_switches
 
 
 class MomentDETROutput(NamedTuple):
@@ -45,10 +48,11 @@ class MomentDETROutput(NamedTuple):
     states: Tensor
 
 
+@check_switches
 class MomentDETR(Method):
     """Moment-DETR."""
 
-    needs = frozenset({"saliency"})
+    needs = frozenset({"saliency", "all_spans"})
 
     def __init__(
         self,
@@ -58,6 +62,7 @@ class MomentDETR(Method):
         network: DETRNetwork,
         criterion: SetCriterion,
         margin: float,
+        margin_pairs: PairRule,
         span_unit: SpanUnit,
         training: Training,
     ) -> None:
@@ -69,6 +74,7 @@ class MomentDETR(Method):
             network: sizes of encoder and decoder.
             criterion: matching and set losses.
             margin: by how much the saliency of a relevant clip should exceed that of an irrelevant one.
+            margin_pairs: which clips are compared.
             span_unit: unit of the predicted spans.
             training: loss weights, optimizer, and what validation computes.
         """
@@ -77,7 +83,8 @@ class MomentDETR(Method):
         self.decoder = network.query_decoder()
         self.heads = SpanHeads(network.dim)
         self.saliency = nn.Linear(network.dim, 1)
-        self.criterion, self.margin, self.span_unit = criterion, margin, span_unit
+        self.criterion, self.span_unit = criterion, span_unit
+        self.margin, self.margin_pairs = margin, margin_pairs
 
     def forward(self, batch: Batch) -> MomentDETROutput:
         """Runs the network."""
@@ -92,11 +99,14 @@ class MomentDETR(Method):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Computes the set losses of the last decoder layer, or of every layer, and the saliency margin."""
-        inside = clips_inside(
-            batch["spans"], batch["span_mask"], batch["duration"], batch["clip_seconds"], batch["video_mask"]
-        )
-        pairs = sample_pairs(inside, batch["video_mask"], batch["saliency"], batch["saliency_mask"])
-        return self.losses_of(self(batch), batch, *pairs)
+        return self.losses_of(self(batch), batch, *self.pair_choices(batch).draw())
+
+    def pair_choices(self, batch: Batch) -> PairChoices:
+        """Lists the clips that the margin loss may compare."""
+        mask = batch["video_mask"]
+        seconds = batch["duration"], batch["clip_seconds"]
+        inside = clips_inside(batch["all_spans"], batch["all_span_mask"], *seconds, mask)
+        return pair_choices(self.margin_pairs, inside, mask, batch["saliency"], batch["saliency_mask"])
 
     def losses_of(
         self, output: MomentDETROutput, batch: Batch, positive: Tensor, negative: Tensor, usable: Tensor

@@ -176,7 +176,7 @@ class TEA(EMB):
         if not self.needs:
             return super().forward(batch)
         video, mask, clip_snippet = self.snippets(batch["video"], batch["video_mask"])
-        words, word_mask = self.add_position(self.query_projection(batch["query"])), batch["query_mask"]
+        words, word_mask = self.project_words(batch), batch["query_mask"]
         paragraph = self.align(batch, mask)  # Eq. 3
 
         frames = per_video(self.video_projection, batch, video, training=self.training)

@@ -226,6 +226,7 @@ class VDI(MMN):
         patch_dim: int | None,
         patch_count: int | None,
         text: QueryEncoder,
+        text_norm: Callable[[int], nn.Module],
         network: CandidateMap,
         iou_score: IoUScore,
         contrast: MutualContrast,
@@ -243,6 +244,7 @@ class VDI(MMN):
             patch_dim: width of a patch feature; None if there are no patches.
             patch_count: patches per frame.
             text: encodes queries as sentence vectors; trained if anything is injected into it.
+            text_norm: builds the normalisation of the sentence vectors, given their width.
             network: sizes of the map and its convolutions.
             iou_score: predicted IoU and its loss.
             contrast: contrastive losses.
@@ -256,6 +258,7 @@ class VDI(MMN):
         super().__init__(
             video_dim=video_dim,
             text=text,
+            text_norm=text_norm,
             network=network,
             iou_score=iou_score,
             contrast=contrast,
@@ -264,10 +267,23 @@ class VDI(MMN):
             training=training,
         )
         self.retrieve_by = retrieve_by
+        self._inject(visual_context, spatial_dynamic, video_dim, (patch_dim, patch_count))
+
+    def _inject(
+        self,
+        visual_context: Callable[..., VisualContext] | None,
+        spatial_dynamic: Callable[..., SpatialDynamic] | None,
+        video_dim: int,
+        patches: tuple[int | None, int | None],
+    ) -> None:
+        """Builds the injections; without patches, for which the data module raises the error, not Eq. 3-5."""
         self._check_injections(visual_context is not None, spatial_dynamic is not None)
-        widths = {"video_dim": video_dim, "dim": text.dim}
+        widths = {"video_dim": video_dim, "dim": self.text.dim}
         self.visual_context = visual_context(**widths) if visual_context else None
-        self.spatial_dynamic = self._spatial_dynamic(spatial_dynamic, patch_dim, patch_count, widths)
+        dim, count = patches
+        self.spatial_dynamic = None
+        if spatial_dynamic is not None and dim is not None:
+            self.spatial_dynamic = spatial_dynamic(patch_dim=dim, patch_count=count, **widths)
 
     def _check_injections(self, visual_context: bool, spatial_dynamic: bool) -> None:
         """Adds the batch fields that the injections and `retrieve_by` read.
@@ -287,18 +303,6 @@ class VDI(MMN):
             self.needs = self.needs | {"noun_mask"}
         if spatial_dynamic:
             self.needs = self.needs | {"patches"}
-
-    @staticmethod
-    def _spatial_dynamic(
-        factory: Callable[..., SpatialDynamic] | None,
-        patch_dim: int | None,
-        patch_count: int | None,
-        widths: dict[str, int],
-    ) -> SpatialDynamic | None:
-        """Builds Eq. 3-5. Returns None without patches, for which the data module raises the error."""
-        if factory is None or patch_dim is None:
-            return None
-        return factory(patch_dim=patch_dim, patch_count=patch_count, **widths)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Computes MMN's losses, "visual_context" (VDI Eq. 2) and "spatial_dynamic" (Eq. 5)."""

@@ -11,12 +11,12 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from vmr_zoo.metrics.per_query import metric_names, query_scores
-from vmr_zoo.metrics.settings import R1_THRESHOLDS, R5_THRESHOLDS, MetricSettings, Rounding
+from vmr_zoo.metrics.settings import MAP_THRESHOLDS, R1_THRESHOLDS, R5_THRESHOLDS, MetricSettings, Rounding
 from vmr_zoo.types import Batch, Prediction
 
 
 class MomentMetrics(Metric):
-    """R1@m, R5@m, mIoU, mAP@0.5, mAP@0.75, mAP and mAP by moment length, in per cent.
+    """R1@m, R5@m, mIoU, mAP@m, mAP and mAP by moment length, in per cent.
 
     The states are sums over queries and numbers of queries, so reducing over processes gives the exact mean.
     Highlight metrics are not computed here: they need the rating of each annotator, and a batch holds only
@@ -39,6 +39,7 @@ class MomentMetrics(Metric):
         windows: int = 10,
         highlights: bool = False,
         rounding: Rounding | None = None,
+        map_thresholds: Sequence[float] = MAP_THRESHOLDS,
     ) -> None:
         """Builds the settings and the states.
 
@@ -48,13 +49,19 @@ class MomentMetrics(Metric):
             windows: windows per query that average precision uses.
             highlights: whether highlights are scored from the predictions file.
             rounding: rounding of predicted seconds; None for `Rounding()`, four decimals.
+            map_thresholds: IoU thresholds m of mAP@m.
 
         Raises:
-            VmrError: for a threshold outside (0, 1].
+            VmrError: for a threshold that `MetricSettings` refuses.
         """
         super().__init__()
         self.settings = MetricSettings(
-            tuple(r1_thresholds), tuple(r5_thresholds), windows, highlights, rounding or Rounding()
+            tuple(r1_thresholds),
+            tuple(r5_thresholds),
+            tuple(map_thresholds),
+            windows,
+            highlights,
+            rounding or Rounding(),
         )
         self.names = metric_names(self.settings)
         self.add_state("sums", torch.zeros(len(self.names), dtype=torch.float64), dist_reduce_fx="sum")

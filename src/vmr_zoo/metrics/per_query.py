@@ -174,7 +174,7 @@ def name_scores(scores: Mapping[str, MomentScores], settings: MetricSettings) ->
         for threshold in thresholds:
             named[f"R{top}@{threshold:g}"] = np.where(none, np.nan, best >= threshold)
     named["mIoU"] = full.iou[:, 0]
-    for threshold in (0.5, 0.75):
+    for threshold in settings.map_thresholds:
         named[f"mAP@{threshold:g}"] = full.ap[:, AP_THRESHOLDS.index(threshold)]
     named["mAP"] = full.ap.mean(1)
     for bucket in LENGTHS:

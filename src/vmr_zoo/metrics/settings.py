@@ -15,6 +15,7 @@ from vmr_zoo.errors import VmrError
 
 R1_THRESHOLDS = (0.1, 0.3, 0.5, 0.7)
 R5_THRESHOLDS = (0.5, 0.7)
+MAP_THRESHOLDS = (0.5, 0.7, 0.75)
 AP_THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 """Literals, because accumulated steps of 0.05 are inexact and would change hits exactly at a threshold."""
 
@@ -74,6 +75,7 @@ class MetricSettings:
     Attributes:
         r1_thresholds: IoU thresholds m of R1@m.
         r5_thresholds: IoU thresholds m of R5@m.
+        map_thresholds: IoU thresholds m of mAP@m, among `AP_THRESHOLDS`; mAP is the mean over all of those.
         windows: windows per query that average precision uses, the first in the order of the predictions.
         highlights: also score the saliency, and report under the keys of QVHighlights.
         rounding: rounding of predicted seconds.
@@ -81,6 +83,7 @@ class MetricSettings:
 
     r1_thresholds: Sequence[float] = R1_THRESHOLDS
     r5_thresholds: Sequence[float] = R5_THRESHOLDS
+    map_thresholds: Sequence[float] = MAP_THRESHOLDS
     windows: int = 10
     highlights: bool = False
     rounding: Rounding = field(default_factory=Rounding)
@@ -89,12 +92,19 @@ class MetricSettings:
         """Checks thresholds and number of windows.
 
         Raises:
-            VmrError: for a threshold outside (0, 1] or a window count below 1.
+            VmrError: for a threshold outside (0, 1], one of mAP that is not in `AP_THRESHOLDS`, or a window
+                count below 1.
         """
         for threshold in (*self.r1_thresholds, *self.r5_thresholds):
             if not 0 < threshold <= 1:
                 raise VmrError(
                     f"Expected IoU thresholds in (0, 1], found {threshold}. Set metrics.*_thresholds."
+                )
+        for threshold in self.map_thresholds:
+            if threshold not in AP_THRESHOLDS:
+                raise VmrError(
+                    f"Expected IoU thresholds among {', '.join(map(str, AP_THRESHOLDS))}, found {threshold}. "
+                    "Set metrics.map_thresholds."
                 )
         if self.windows < 1:
             raise VmrError(f"Expected metrics.windows to be at least 1, found {self.windows}. Increase it.")

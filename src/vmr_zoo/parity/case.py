@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,6 +17,36 @@ from torch import Tensor
 from vmr_zoo.errors import VmrError
 from vmr_zoo.methods.base import Method
 from vmr_zoo.parity.weights import WeightNames
+from vmr_zoo.utils.arrays import Array
+
+Form = Literal["step", "trajectory", "files"]
+"""What a case records: one training step, many of them, or the way from data files to batches."""
+
+_FORMS: dict[str, Form] = {"curve/": "trajectory", "batch/": "files"}
+"""Form by the prefix of arrays that only cases of this form have."""
+
+
+class Options(dict[str, Any]):
+    """The authors' options by name; records which were read.
+
+    Attributes:
+        read: names of the options that were read.
+    """
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        """Copies options."""
+        super().__init__(options)
+        self.read: set[str] = set()
+
+    def __getitem__(self, name: str) -> Any:
+        """Returns an option and records that it was read."""
+        self.read.add(name)
+        return super().__getitem__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Returns an option, or `default`, and records that it was read."""
+        self.read.add(name)
+        return super().get(name, default)
 
 
 class Case:
@@ -41,7 +72,7 @@ class Case:
         try:
             with np.load(path, allow_pickle=False) as file:
                 self._arrays = {name: file[name] for name in file.files}
-            self.options: dict[str, Any] = dict(json.loads(str(self._arrays["config"])))
+            self.options = Options(json.loads(str(self._arrays["config"])))
         except Exception as error:  # its type depends on which byte is broken
             raise VmrError(
                 f"Expected a golden case (.npz without pickled objects, with JSON in an array 'config') "
@@ -62,11 +93,39 @@ class Case:
         if key not in self._arrays:
             raise VmrError(f"{self.path} has no array '{key}': it is not a golden case of this method.")
         self.read.add(key)
-        return torch.from_numpy(self._arrays[key])
+        return self.stored(key)
+
+    @property
+    def form(self) -> Form:
+        """What the case records, by the names of its arrays."""
+        found = (form for prefix, form in _FORMS.items() if any(key.startswith(prefix) for key in self.keys))
+        return next(found, "step")
 
     def stored(self, key: str) -> Tensor:
-        """Returns an array without recording it, for the comparison."""
-        return torch.from_numpy(self._arrays[key])
+        """Returns an array without recording it, for the comparison; text as `texts` encodes it."""
+        array = self._arrays[key]
+        return texts(array.ravel()) if array.dtype.kind == "U" else torch.from_numpy(array)
+
+    def array(self, key: str) -> Array:
+        """Returns an array as in the file, text included, without recording it."""
+        return self._arrays[key]
+
+    def part(self, prefix: str, widen: bool = False) -> Case:
+        """Returns the arrays `prefix/…` as a case of their own, by the rest of their names.
+
+        Args:
+            prefix: such as "step07".
+            widen: return float32 arrays as float64, for a computation in that precision.
+        """
+        start = prefix + "/"
+        part = copy.copy(self)
+        part._arrays = {
+            key.removeprefix(start): array.astype("float64") if widen and array.dtype == "float32" else array
+            for key, array in self._arrays.items()
+            if key.startswith(start)
+        }
+        part.keys, part.read = list(part._arrays), set()
+        return part
 
     def group(self, prefix: str) -> dict[str, Tensor]:
         """Returns the arrays `prefix/…` by the rest of their names."""
@@ -137,6 +196,13 @@ class Released(ABC):
         Returns:
             Recomputed arrays by the case's keys. Keys that the case does not have are ignored.
         """
+
+
+def texts(values: Iterable[str]) -> Tensor:
+    """Encodes texts, which then compare like numbers: (n, longest) code points, padded with 0."""
+    array = np.array(list(values), dtype=np.str_)
+    width = max(1, array.dtype.itemsize // 4)  # letters of the longest, of four bytes each
+    return torch.from_numpy(array.astype(f"U{width}").view(np.uint32).astype(np.int64).reshape(-1, width))
 
 
 def gradients(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import re
+import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,23 +19,42 @@ import pandas as pd
 from omegaconf import OmegaConf
 
 from vmr_zoo.config.compose import config_dir
+from vmr_zoo.data.annotations.records import PUBLISHED, SELECTION
 from vmr_zoo.report.leaderboard import REFERENCE_SPLITS, features_title
 from vmr_zoo.report.paper_tables import OurCell, OurColumn, PaperRow, PaperTable, printed_numbers
 from vmr_zoo.report.runs import Run
 from vmr_zoo.runs.config_sections import config_section
 from vmr_zoo.runs.directory import MANIFEST, read_json
 
-_ALIASES = {"c": "clip", "sf": "slowfast", "clip_vit_b32": "clip"}
+_ALIASES = {
+    "c": "clip",
+    "sf": "slowfast",
+    "clip_vit_b32": "clip",
+    "image-text": "clip",  # VDI's tables 1 and 2 print the kind of pre-training
+    "image-text joint": "clip",
+    "open_clip vit-b-32-quickgelu openai": "clip",  # extracted here
+}
 """Names that papers and feature manifests use for the same backbone."""
 
 _BACKBONES = {"clip", "slowfast", "vgg", "c3d", "i3d"}
-"""The backbones that papers name; other entries under `features` are none, such as VDI's "Image-Text"."""
+"""The backbones that papers name; other entries under `features` are none, such as VDI's "Video"."""
 
 _SIMILAR_SPLITS = {"ood": "ood_time"}
 """The corresponding split of another data set, where its name differs."""
 
-_COSTS = {"Iteration (s)": ("step_ms", 1000.0), "Total Training (h)": ("train_seconds", 3600.0)}
+_COSTS = {
+    "Iteration (s)": ("step_ms", 1000.0),
+    "Total Inference (s)": ("inference_seconds", 1.0),
+    "Total Training (h)": ("train_seconds", 3600.0),
+}
 """Printed costs: the header key that holds ours, and the divisor that converts its unit."""
+
+_FRAME_PROBABILITY = {"GT": "p_inside", "Non-GT": "p_outside", "delta": "p_difference"}
+"""Printed means of BM-DETR's p (Table 9), which name no split; ours are of the first split in the results of
+`vmr eval frame_probability=true`."""
+
+_AVERAGE = "Avg"
+"""A printed split that is the mean over the test splits (LMR, Table IV)."""
 
 
 @dataclass(frozen=True)
@@ -112,16 +132,16 @@ def _candidate(run: Run) -> _Candidate:
         run,
         header.get("experiment"),
         tuple(re.findall(r"[\w./-]+", str(header.get("ablation") or ""))),
-        frozenset(_canonical(name) for name in _values_of(manifest.get("video"), "backbone")),
+        frozenset(_canonical(name) for name in _backbones(manifest.get("video"))),
     )
 
 
-def _values_of(node: Any, key: str) -> list[str]:
-    """Lists the values of a key at any depth."""
+def _backbones(node: Any) -> list[str]:
+    """Lists the backbones in a manifest at any depth, with the weights of those extracted by open_clip."""
     if isinstance(node, dict):
-        own = [str(node[key])] if key in node else []
-        return own + [value for item in node.values() for value in _values_of(item, key)]
-    return [value for item in node for value in _values_of(item, key)] if isinstance(node, list) else []
+        own = [f"{node['backbone']} {node.get('pretrained') or ''}"] if "backbone" in node else []
+        return own + [name for item in node.values() for name in _backbones(item)]
+    return [name for item in node for name in _backbones(item)] if isinstance(node, list) else []
 
 
 def _canonical(backbone: str) -> str:
@@ -224,7 +244,8 @@ def _our_cells(
         for line in group:
             value = _value(one.run, split, line["metric"])
             if value is not None:
-                other = split if split and key.split and split != key.split else ""
+                same = one.run.header["protocol"] == target.data or not key.split or split == key.split
+                other = "" if same else split or ""
                 place = _our_column(target, one), line["metric"]
                 cells.setdefault(place, OurCell([], other)).values.append(value)
     return cells
@@ -253,8 +274,15 @@ def _our_column(target: _Target, one: _Candidate) -> OurColumn:
 
 
 def _scored_split(data: str, split: str, run: Run) -> str | None:
-    """Returns the split of a run that corresponds to a printed one: on other data the most similar."""
+    """Returns the split of a run that corresponds to a printed one: on other data the most similar.
+
+    A printed "val" is the selection split of a run that selects on the published validation split.
+    """
     same_data = run.header["protocol"] == data
+    if split == "val" and same_data and run.header["selection"] == PUBLISHED:
+        split = SELECTION
+    if split == _AVERAGE and same_data:
+        return _AVERAGE
     candidates = (split,) if same_data else (split, _SIMILAR_SPLITS.get(split), *REFERENCE_SPLITS)
     return next((one for one in candidates if one in run.metrics), None)
 
@@ -264,6 +292,13 @@ def _value(run: Run, split: str | None, metric: str) -> float | None:
         key, unit = _COSTS[metric]
         value = run.header.get(key)
         return None if value is None else float(value) / unit
+    if metric in _FRAME_PROBABILITY:
+        key = _FRAME_PROBABILITY[metric]
+        return next((values[key] for values in run.metrics.values() if key in values), None)
+    if split == _AVERAGE:
+        tests = [values for name, values in run.metrics.items() if name != SELECTION]
+        complete = tests and all(metric in values for values in tests)
+        return statistics.fmean(values[metric] for values in tests) if complete else None
     return None if split is None else run.metrics[split].get(metric)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from vmr_zoo.metrics.settings import MetricSettings, Rounding
+from vmr_zoo.metrics.settings import MAP_THRESHOLDS, MetricSettings, Rounding
 from vmr_zoo.runs.directory import CONFIG, load_config
 
 
@@ -40,6 +40,7 @@ def _parse_metrics(text: str) -> MetricSettings:
     return MetricSettings(
         r1_thresholds=list(node.r1_thresholds),
         r5_thresholds=list(node.r5_thresholds),
+        map_thresholds=list(node.get("map_thresholds", MAP_THRESHOLDS)),  # runs before this key
         windows=node.windows,
         rounding=instantiate(node.rounding) if node.get("rounding") else Rounding(),
     )

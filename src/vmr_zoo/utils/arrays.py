@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-def l2_normalise(x: Array) -> Array:
-    """Divides each vector on the last axis by (its L2 norm + 1e-5), as the Moment-DETR family does."""
-    return x / (np.linalg.norm(x, axis=-1, keepdims=True) + 1e-5)
+Epsilon = Literal["added", "floor"]
+"""How a division by an L2 norm avoids 0: it adds 1e-5 to the norm, or takes a norm of at least 1e-12."""
+
+
+def l2_normalise(x: Array, epsilon: Epsilon = "added") -> Array:
+    """Divides each vector on the last axis by its L2 norm.
+
+    Args:
+        x: (…, D).
+        epsilon: "added" divides by (norm + 1e-5), as the Moment-DETR family does; "floor" by
+            max(norm, 1e-12), as MESM's released code does.
+    """
+    norm = np.linalg.norm(x, axis=-1, keepdims=True)
+    return x / (norm + 1e-5 if epsilon == "added" else np.maximum(norm, 1e-12))

@@ -10,6 +10,7 @@ import numpy as np
 from vmr_zoo.data.annotations.protocols import PUBLISHED_PROTOCOLS, without_warnings
 from vmr_zoo.data.annotations.records import HELD_OUT, SELECTION, TRAIN, Protocol, Split, shared_videos
 from vmr_zoo.data.annotations.validation import MissingFile
+from vmr_zoo.data.text.treebank import treebank_words
 from vmr_zoo.errors import VmrError
 
 BINS = 10
@@ -25,11 +26,15 @@ def inspect_protocol(protocol: Protocol, annotations: str | Path | None) -> dict
             comparison.
 
     Returns:
-        JSON-able: `protocol`, `selection_origin`, `splits` (statistics by name, sizes as published),
-        `shared_videos` (with splits of other protocols), `protocols_not_compared` (reasons by name),
-        `warnings` (sentences about leaks).
+        JSON-able: `protocol`, `selection_origin`, `vocabulary` (distinct words and punctuation of all splits,
+        in lower case), `splits` (statistics by name, sizes as published), `shared_videos` (with splits of
+        other protocols), `protocols_not_compared` (reasons by name), `warnings` (sentences about leaks).
     """
-    splits = {name: _measure(split) for name, split in protocol.published.items()}
+    vocabularies = {name: _vocabulary(split) for name, split in protocol.published.items()}
+    splits = {
+        name: _measure(split) | {"vocabulary": len(vocabularies[name])}
+        for name, split in protocol.published.items()
+    }
     splits[TRAIN]["trained_on"] = {
         "videos": len({query.video_id for query in protocol.train.queries}),
         "sentences": len(protocol.train.queries),
@@ -38,6 +43,7 @@ def inspect_protocol(protocol: Protocol, annotations: str | Path | None) -> dict
     return {
         "protocol": protocol.name,
         "selection_origin": protocol.selection_origin,
+        "vocabulary": len(set().union(*vocabularies.values())),
         "splits": splits,
         "shared_videos": shared,
         "protocols_not_compared": skipped,
@@ -76,6 +82,11 @@ def _measure(split: Split) -> dict[str, Any]:
         "counts": dict(sorted(split.counts.items())),
         "dropped": [row._asdict() for row in split.dropped],
     }
+
+
+def _vocabulary(split: Split) -> set[str]:
+    """Returns the distinct words of the sentences, in lower case, split as GloVe's."""
+    return {word.text for query in split.queries for word in treebank_words(query.text.lower())}
 
 
 def _mean(values: np.ndarray[Any, Any]) -> float | None:

@@ -40,7 +40,7 @@ from vmr_zoo.data.annotations.records import (
     Split,
     shared_videos,
 )
-from vmr_zoo.data.annotations.rows import AnnotationRow, numbered, split_of
+from vmr_zoo.data.annotations.rows import FIXED, AnnotationRow, MomentRules, numbered, split_of
 from vmr_zoo.data.text.parsing import ClauseCounts, count_words
 from vmr_zoo.errors import VmrError, unknown
 
@@ -55,12 +55,13 @@ SplitRows = tuple[list[AnnotationRow], str]
 """The rows of a split, and the name of their file for reports."""
 
 
-def charades_sta(root: str | Path, selection: str = "heldout") -> Protocol:
+def charades_sta(root: str | Path, selection: str = "heldout", moments: MomentRules = FIXED) -> Protocol:
     """Charades-STA (Gao et al. 2017): 12,408 train and 3,720 test sentences; selection is held out.
 
     Args:
         root: the annotations directory.
         selection: "heldout" or the name of a test split.
+        moments: what is done with moments that do not fit their video.
 
     Returns:
         The protocol, its one test split named "test".
@@ -73,7 +74,7 @@ def charades_sta(root: str | Path, selection: str = "heldout") -> Protocol:
     name = numbered()
 
     def read(file: str, scored: bool) -> SplitRows:
-        return readers.read_charades_sta(folder / file, lengths, name, scored), file
+        return readers.read_charades_sta(folder / file, lengths, name, scored, moments), file
 
     train = read("charades_sta_train.txt", scored=False)
     return build_protocol(
@@ -81,7 +82,7 @@ def charades_sta(root: str | Path, selection: str = "heldout") -> Protocol:
     )
 
 
-def charades_cd(root: str | Path, selection: str = "heldout") -> Protocol:
+def charades_cd(root: str | Path, selection: str = "heldout", moments: MomentRules = FIXED) -> Protocol:
     """Charades-CD (Yuan et al. 2021): test moments are distributed as in training (iid) or not (ood).
 
     Arguments and errors as in `charades_sta`. Tests are "iid" and "ood"; selection is the published
@@ -92,7 +93,7 @@ def charades_cd(root: str | Path, selection: str = "heldout") -> Protocol:
 
     def read(part: str, scored: bool = True) -> SplitRows:
         file = f"charades_{part}.json"
-        return readers.read_by_video(folder / file, name, scored, duration_key="video_duration"), file
+        return readers.read_by_video(folder / file, name, scored, "video_duration", rules=moments), file
 
     train, val = read("train", scored=False), read("val")
     return build_protocol(
@@ -100,16 +101,16 @@ def charades_cd(root: str | Path, selection: str = "heldout") -> Protocol:
     )
 
 
-def charades_cg(root: str | Path, selection: str = "heldout") -> Protocol:
+def charades_cg(root: str | Path, selection: str = "heldout", moments: MomentRules = FIXED) -> Protocol:
     """Charades-CG (Li et al. 2022): test sets with new compositions, new words, and neither (trivial).
 
     Arguments and errors as in `charades_sta`. Tests are "novel_composition", "novel_word" and "trivial";
     selection is held out.
     """
-    return _compositional("charades_cg", root, selection)
+    return _compositional("charades_cg", root, selection, moments)
 
 
-def activitynet(root: str | Path, selection: str = "heldout") -> Protocol:
+def activitynet(root: str | Path, selection: str = "heldout", moments: MomentRules = FIXED) -> Protocol:
     """ActivityNet Captions (Krishna et al. 2017): train on train, select on val_1, test on val_2.
 
     Arguments and errors as in `charades_sta`. The one test split is "test". val_1 and val_2 are two
@@ -120,13 +121,13 @@ def activitynet(root: str | Path, selection: str = "heldout") -> Protocol:
     name = numbered()
 
     def read(file: str, scored: bool = True) -> SplitRows:
-        return readers.read_by_video(folder / file, name, scored), file
+        return readers.read_by_video(folder / file, name, scored, rules=moments), file
 
     train, val = read("train.json", scored=False), read("val_1.json")
     return build_protocol("activitynet", train, val, {"test": read("val_2.json")}, selection)
 
 
-def activitynet_cd(root: str | Path, selection: str = "heldout") -> Protocol:
+def activitynet_cd(root: str | Path, selection: str = "heldout", moments: MomentRules = FIXED) -> Protocol:
     """ActivityNet-CD (Yuan et al. 2021), as `charades_cd`.
 
     Arguments and errors as in `charades_sta`. Tests are "iid" and "ood"; selection is the published
@@ -138,7 +139,7 @@ def activitynet_cd(root: str | Path, selection: str = "heldout") -> Protocol:
 
     def read(part: str) -> SplitRows:
         file = f"anet_{part}.json"
-        return readers.read_by_video(folder / file, name, scored=True), file
+        return readers.read_by_video(folder / file, name, scored=True, rules=moments), file
 
     val, iid, ood = read("val"), read("test_iid"), read("test_ood")
     others = frozenset(row.query.video_id for rows, _ in (val, iid, ood) for row in rows)
@@ -147,23 +148,23 @@ def activitynet_cd(root: str | Path, selection: str = "heldout") -> Protocol:
         row
         for file in files
         for row in readers.read_by_video(
-            Path(root) / "activitynet" / file, name, scored=False, without=others
+            Path(root) / "activitynet" / file, name, scored=False, without=others, rules=moments
         )
     ]
     source = "derived from activitynet/" + ", ".join(files)
     return build_protocol("activitynet_cd", (train, source), val, {"iid": iid, "ood": ood}, selection)
 
 
-def activitynet_cg(root: str | Path, selection: str = "heldout") -> Protocol:
+def activitynet_cg(root: str | Path, selection: str = "heldout", moments: MomentRules = FIXED) -> Protocol:
     """ActivityNet-CG (Li et al. 2022), as `charades_cg`.
 
     Arguments and errors as in `charades_sta`. Tests are "novel_composition", "novel_word" and "trivial";
     selection is held out.
     """
-    return _compositional("activitynet_cg", root, selection)
+    return _compositional("activitynet_cg", root, selection, moments)
 
 
-def tacos(root: str | Path, selection: str = "heldout") -> Protocol:
+def tacos(root: str | Path, selection: str = "heldout", moments: MomentRules = FIXED) -> Protocol:
     """TACoS (Regneri et al. 2013; the splits and merged sentences of 2D-TAN): 75, 27 and 25 cooking videos.
 
     Arguments and errors as in `charades_sta`. The one test split is "test"; selection is the published
@@ -173,13 +174,13 @@ def tacos(root: str | Path, selection: str = "heldout") -> Protocol:
     name = numbered()
 
     def read(file: str, scored: bool = True) -> SplitRows:
-        return readers.read_tacos(folder / file, name, scored), file
+        return readers.read_tacos(folder / file, name, scored, rules=moments), file
 
     train, val = read("train.json", scored=False), read("val.json")
     return build_protocol("tacos", train, val, {"test": read("test.json")}, selection)
 
 
-def qvhighlights(root: str | Path, selection: str = "heldout") -> Protocol:
+def qvhighlights(root: str | Path, selection: str = "heldout", moments: MomentRules = FIXED) -> Protocol:
     """QVHighlights (Lei et al. 2021): several windows per sentence, and ratings of every clip in them.
 
     Arguments and errors as in `charades_sta`. The one test split is "test" (its ground truth became public in
@@ -188,11 +189,47 @@ def qvhighlights(root: str | Path, selection: str = "heldout") -> Protocol:
     folder = Path(root) / "qvhighlights"
 
     def read(file: str, scored: bool = True) -> SplitRows:
-        return readers.read_qvhighlights(folder / file, scored), file
+        return readers.read_qvhighlights(folder / file, scored, moments), file
 
     train, val = read("highlight_train_release.jsonl", scored=False), read("highlight_val_release.jsonl")
     return build_protocol(
         "qvhighlights", train, val, {"test": read("highlight_test_with_gt.jsonl")}, selection
+    )
+
+
+def listed(
+    root: str | Path,
+    name: str,
+    folder: str,
+    tests: Mapping[str, str],
+    val: str | None = None,
+    selection: str = "heldout",
+    moments: MomentRules = FIXED,
+) -> Protocol:
+    """Reads the lists that authors publish in the format of QVHighlights, in place of a data set's own files.
+
+    Query ids are the lists' `qid`s, by which the authors' text features are named. The train list is
+    `train.jsonl`.
+
+    Args:
+        root: the annotations directory.
+        name: name of the protocol.
+        folder: folder of the lists in `root`.
+        tests: list of each test split by name.
+        val: list of the published validation split; None: there is none.
+        selection: "heldout" or the name of a test split.
+        moments: what is done with moments that do not fit their video.
+
+    Raises:
+        VmrError: as in `charades_sta`.
+    """
+
+    def read(file: str, scored: bool = True) -> SplitRows:
+        return readers.read_lists(Path(root) / folder / file, scored, moments), file
+
+    train, published_val = read("train.jsonl", scored=False), None if val is None else read(val)
+    return build_protocol(
+        name, train, published_val, {test: read(file) for test, file in tests.items()}, selection
     )
 
 
@@ -236,7 +273,9 @@ CQVAL = (
 sentences, can only be the last."""
 
 
-def cqval(root: str | Path, clauses: ClauseCounts, selection: str = "val") -> Protocol:
+def cqval(
+    root: str | Path, clauses: ClauseCounts, selection: str = "val", moments: MomentRules = FIXED
+) -> Protocol:
     """C-QVal (LMR, section IV-D): QVHighlights, tested on complex sentences of its val split.
 
     The 12 nested test splits contain the sentences with at least a given number of clauses and words
@@ -244,9 +283,11 @@ def cqval(root: str | Path, clauses: ClauseCounts, selection: str = "val") -> Pr
 
     Args:
         root: the annotations directory.
-        clauses: counts clauses; named in the source of the splits.
+        clauses: counts clauses; named in the source of the splits. The paper's parser is spaCy: other parsers
+            give other subsets, and so another protocol, "cqval_hanta".
         selection: "val" selects on the whole val split, which contains the tests: numbers are marked as
             selected on test data. "heldout" holds out a tenth of the train videos.
+        moments: what is done with moments that do not fit their video.
 
     Returns:
         The protocol.
@@ -258,14 +299,15 @@ def cqval(root: str | Path, clauses: ClauseCounts, selection: str = "val") -> Pr
         raise unknown("selection", selection, ("val", "heldout"))
     folder = Path(root) / "qvhighlights"
     file = "highlight_val_release.jsonl"
-    train = readers.read_qvhighlights(folder / "highlight_train_release.jsonl", scored=False)
-    val = readers.read_qvhighlights(folder / file, scored=True)
+    train = readers.read_qvhighlights(folder / "highlight_train_release.jsonl", False, moments)
+    val = readers.read_qvhighlights(folder / file, True, moments)
     counted = [
         (clauses.count(row.query.text), count_words(row.query.text), row)
         for row in val
         if isinstance(row.query, Query)
     ]
     parser = " ".join(map(str, clauses.manifest().values()))
+    name = "cqval" if clauses.parser == "spacy" else f"cqval_{clauses.parser}"
     tests: dict[str, SplitRows] = {}
     for subset in CQVAL:
         rows = [row for c, w, row in counted if c >= subset.clauses and w >= subset.words]
@@ -274,8 +316,8 @@ def cqval(root: str | Path, clauses: ClauseCounts, selection: str = "val") -> Pr
         tests[subset.name] = rows, f"{file}: {limits}; LMR's table IV implies {sizes}"
     part = (train, "highlight_train_release.jsonl")
     if selection == "heldout":
-        return build_protocol("cqval", part, None, tests, selection)
-    protocol = build_protocol("cqval", part, (val, file), tests, "heldout")
+        return build_protocol(name, part, None, tests, selection)
+    protocol = build_protocol(name, part, (val, file), tests, "heldout")
     return replace(protocol, selection_origin="test data: the val split, which contains every test split")
 
 
@@ -292,12 +334,12 @@ PUBLISHED_PROTOCOLS: tuple[Callable[..., Protocol], ...] = (
 """Every protocol that is read from published files, to find the videos that several share."""
 
 
-def _compositional(protocol: str, root: str | Path, selection: str) -> Protocol:
+def _compositional(protocol: str, root: str | Path, selection: str, moments: MomentRules) -> Protocol:
     folder = Path(root) / protocol
     name = numbered()
 
     def read(file: str, scored: bool = True) -> SplitRows:
-        return readers.read_by_video(folder / file, name, scored), file
+        return readers.read_by_video(folder / file, name, scored, rules=moments), file
 
     train = read("train.json", scored=False)
     tests = {

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vmr_zoo.data.annotations.rows import AnnotationRow, NextId, RowCollector
+from vmr_zoo.data.annotations.rows import FIXED, AnnotationRow, MomentRules, NextId, RowCollector
 from vmr_zoo.data.annotations.validation import (
     check_fields,
     check_moment,
@@ -24,6 +24,9 @@ from vmr_zoo.data.annotations.validation import (
     safe_id,
 )
 from vmr_zoo.errors import VmrError, abbreviate
+
+Saliency = tuple[tuple[int, tuple[int, ...]], ...]
+"""As `Query.saliency`."""
 
 QVHIGHLIGHTS_CLIP_SECONDS = 2
 """QVHighlights rates clips of two seconds (Lei et al. 2021)."""
@@ -48,7 +51,7 @@ def read_charades_lengths(*paths: Path) -> dict[str, float]:
 
 
 def read_charades_sta(
-    path: Path, lengths: Mapping[str, float], next_id: NextId, scored: bool
+    path: Path, lengths: Mapping[str, float], next_id: NextId, scored: bool, rules: MomentRules = FIXED
 ) -> list[AnnotationRow]:
     """Reads a Charades-STA file: one `video start end##sentence` per line, in seconds.
 
@@ -57,8 +60,9 @@ def read_charades_sta(
         lengths: video lengths in seconds, from `read_charades_lengths`.
         next_id: names the sentences.
         scored: whether an unusable moment becomes a sliver instead of being dropped.
+        rules: what is done with moments that do not fit.
     """
-    found = RowCollector(path, scored)
+    found = RowCollector(path, scored, rules)
     unlisted: dict[str, None] = {}
     for number, line in read_lines(path):
         where = f"{path}, line {number}"
@@ -68,8 +72,8 @@ def read_charades_sta(
             raise VmrError(f"{where}: expected 'video start end##sentence', found {line!r:.80}.")
         video_id = safe_id(parts[0], where)
         moment = (
-            check_time(parse_float(parts[1], where), "a moment's start", where),
-            check_time(parse_float(parts[2], where), "a moment's end", where),
+            check_time(parse_float(parts[1], where), "a moment's start", where, rules.earliest),
+            check_time(parse_float(parts[2], where), "a moment's end", where, rules.earliest),
         )
         if video_id not in lengths:
             unlisted[video_id] = None
@@ -89,6 +93,7 @@ def read_by_video(
     scored: bool,
     duration_key: str = "duration",
     without: frozenset[str] = frozenset(),
+    rules: MomentRules = FIXED,
 ) -> list[AnnotationRow]:
     """Reads a JSON object of videos with parallel lists `sentences` and `timestamps` in seconds.
 
@@ -100,8 +105,9 @@ def read_by_video(
         scored: whether an unusable moment becomes a sliver instead of being dropped.
         duration_key: key of the video length in seconds.
         without: videos to leave out.
+        rules: what is done with moments that do not fit.
     """
-    found = RowCollector(path, scored)
+    found = RowCollector(path, scored, rules)
     for video_id, entry in read_videos(path):
         if video_id in without:
             continue
@@ -110,23 +116,28 @@ def read_by_video(
         duration = check_positive(length, f"'{duration_key}'", where)
         for text, moment, at in check_parallel(sentences, moments, where):
             found.add(
-                next_id(video_id), video_id, check_sentence(text, at), [check_moment(moment, at)], duration
+                next_id(video_id),
+                video_id,
+                check_sentence(text, at),
+                [check_moment(moment, at, rules.earliest)],
+                duration,
             )
     return found.finish()
 
 
-def read_tacos(path: Path, next_id: NextId, scored: bool) -> list[AnnotationRow]:
+def read_tacos(path: Path, next_id: NextId, scored: bool, rules: MomentRules = FIXED) -> list[AnnotationRow]:
     """Reads a TACoS file: as `read_by_video`, but with times in frames, `fps` and `num_frames`.
 
     Args:
         path: `{train,val,test}.json`.
         next_id: names the sentences.
         scored: whether an unusable moment becomes a sliver instead of being dropped.
+        rules: what is done with moments that do not fit.
 
     Returns:
         Rows with video ids without ".avi": feature stores add that suffix, another one or none.
     """
-    found = RowCollector(path, scored)
+    found = RowCollector(path, scored, rules)
     for published_id, entry in read_videos(path):
         where = f"{path}, video '{published_id}'"
         video_id = safe_id(published_id.removesuffix(".avi"), where)
@@ -137,39 +148,54 @@ def read_tacos(path: Path, next_id: NextId, scored: bool) -> list[AnnotationRow]
         seconds = check_positive(frames, "'num_frames'", where) / fps
         duration = check_positive(seconds, "'num_frames' / 'fps'", where)
         for text, moment, at in check_parallel(sentences, moments, where):
-            times = check_moment([frame / fps for frame in check_moment(moment, at)], at)
+            times = check_moment(
+                [frame / fps for frame in check_moment(moment, at, rules.earliest)], at, rules.earliest
+            )
             found.add(next_id(video_id), video_id, check_sentence(text, at), [times], duration)
     return found.finish()
 
 
-def read_qvhighlights(path: Path, scored: bool) -> list[AnnotationRow]:
+def read_qvhighlights(path: Path, scored: bool, rules: MomentRules = FIXED) -> list[AnnotationRow]:
     """Reads a QVHighlights file: one JSON object per line, with several windows and ratings per clip.
 
     Args:
         path: `highlight_*.jsonl` with ground truth.
         scored: whether an unusable moment becomes a sliver instead of being dropped.
+        rules: what is done with moments that do not fit.
 
     Returns:
         Rows with the published `qid`s, as text, as query ids.
     """
-    found = RowCollector(path, scored)
+    return _read_lists(path, scored, rules, rated=True)
+
+
+def read_lists(path: Path, scored: bool, rules: MomentRules = FIXED) -> list[AnnotationRow]:
+    """Reads a list in the format of QVHighlights without ratings, as authors publish for other data sets.
+
+    Arguments and result as in `read_qvhighlights`.
+    """
+    return _read_lists(path, scored, rules, rated=False)
+
+
+def _read_lists(path: Path, scored: bool, rules: MomentRules, rated: bool) -> list[AnnotationRow]:
+    found = RowCollector(path, scored, rules)
     first_line: dict[str, int] = {}
     raters = 0
-    names = ("qid", "query", "vid", "duration", "relevant_windows", "relevant_clip_ids", "saliency_scores")
     for number, line in read_lines(path):
         where = f"{path}, line {number}"
         entry = parse_json(line, path, number)
-        qid, text, vid, length, windows, clips, ratings = check_fields(entry, names, where)
-        query_id = safe_id(str(qid) if type(qid) is int else qid, where)
+        names = ("qid", "query", "vid", "duration", "relevant_windows")
+        qid, text, vid, length, windows = check_fields(entry, names, where)
+        query_id = _qid(qid, where)
         if query_id in first_line:
             raise VmrError(
                 f"{where}: qid {query_id} was already used on line {first_line[query_id]}. Keep one of them."
             )
         first_line[query_id] = number
         duration = check_positive(length, "'duration'", where)
-        saliency = _saliency(clips, ratings, math.ceil(duration / QVHIGHLIGHTS_CLIP_SECONDS), where)
+        saliency = _saliency(entry, math.ceil(duration / QVHIGHLIGHTS_CLIP_SECONDS), where) if rated else ()
         raters = raters or len(saliency[0][1]) if saliency else raters
-        if differing := [len(rated) for _, rated in saliency if len(rated) != raters]:
+        if differing := [len(ratings) for _, ratings in saliency if len(ratings) != raters]:
             raise VmrError(
                 f"{where}: expected {raters} ratings of each clip, as earlier in the file, found "
                 f"{differing[0]}. Compare the line with the published file."
@@ -181,11 +207,25 @@ def read_qvhighlights(path: Path, scored: bool) -> list[AnnotationRow]:
             check_moments(windows, where),
             duration,
             saliency,
+            _negatives(entry, where),
         )
     return found.finish()
 
 
-def _saliency(clips: Any, ratings: Any, count: int, where: str) -> tuple[tuple[int, tuple[int, ...]], ...]:
+def _qid(value: Any, where: str) -> str:
+    return safe_id(str(value) if type(value) is int else value, where)
+
+
+def _negatives(entry: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    """Returns the optional `neg_query_ids`, which BM-DETR's released code reads."""
+    listed = entry.get("neg_query_ids", [])
+    if not isinstance(listed, list):
+        raise VmrError(f"{where}: expected 'neg_query_ids' as a list of qids, found {listed!r:.80}.")
+    return tuple(_qid(qid, where) for qid in listed)
+
+
+def _saliency(entry: Any, count: int, where: str) -> Saliency:
+    clips, ratings = check_fields(entry, ("relevant_clip_ids", "saliency_scores"), where)
     if not isinstance(clips, list) or not isinstance(ratings, list) or len(clips) != len(ratings):
         raise VmrError(
             f"{where}: expected as many 'saliency_scores' as 'relevant_clip_ids'. Fetch the file again."

@@ -1,14 +1,15 @@
 """Queries with moments in seconds, in named splits: what annotation readers return.
 
-Readers normalise: times in seconds, text stripped, moments clipped to the video (and counted), stable query
-ids. Other code relies on this and does not check again.
+Readers normalise: times in seconds, text stripped, moments clipped to the video (and counted) unless
+`vmr_zoo.data.annotations.rows.MomentRules` leave them as written, stable query ids. Other code relies on this
+and does not check again.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 SELECTION = "selection"
@@ -30,9 +31,10 @@ class Query:
         video_id: as published, safe to use as a file stem.
         text: the sentence, stripped.
         moments: ground truth as (start, end) in seconds, 0 <= start < end <= duration; empty only in a split
-            whose ground truth is withheld.
+            whose ground truth is withheld. As written they satisfy 0 <= start <= end alone.
         duration: length of the video in seconds.
         saliency: (clip index, the annotators' ratings) of each rated clip; QVHighlights only.
+        negatives: ids of the queries that the file lists as negatives of this one; no published file does.
     """
 
     query_id: str
@@ -41,10 +43,11 @@ class Query:
     moments: tuple[tuple[float, float], ...]
     duration: float
     saliency: tuple[tuple[int, tuple[int, ...]], ...] = ()
+    negatives: tuple[str, ...] = field(default=(), repr=False)  # keeps the digests of runs without them
 
 
 class Dropped(NamedTuple):
-    """A published sentence without a usable moment, and why."""
+    """A published sentence that is left out, and why."""
 
     query_id: str
     video_id: str
@@ -59,7 +62,7 @@ class Split:
         name: "train", "selection", or a test split's name such as "test", "iid", "ood".
         queries: in the order of the published file.
         counts: number of fixes by name, such as "clipped" (`vmr_zoo.data.annotations.rows`).
-        dropped: published sentences that `queries` lacks; only a train file drops any.
+        dropped: published sentences that `queries` lacks; by default only a train file drops any.
         source: the files that it was read from, as text.
     """
 
@@ -122,6 +125,25 @@ class Protocol:
     def video_ids(self) -> list[str]:
         """The distinct videos of all splits as published, sorted."""
         return sorted({video_id for split in self.published.values() for video_id in split.video_ids})
+
+    def without(self, videos: Collection[str]) -> Protocol:
+        """Returns the protocol without the sentences about some videos, which count as dropped."""
+
+        def reduced(split: Split) -> Split:
+            kept = tuple(query for query in split.queries if query.video_id not in videos)
+            left_out = [query for query in split.queries if query.video_id in videos]
+            dropped = (Dropped(q.query_id, q.video_id, "dropped_missing_video") for q in left_out)
+            counts = split.counts + Counter(dropped_missing_video=len(left_out))
+            return replace(split, queries=kept, counts=counts, dropped=(*split.dropped, *dropped))
+
+        published = self.published_train
+        return replace(
+            self,
+            train=reduced(self.train),
+            selection=reduced(self.selection),
+            tests={name: reduced(split) for name, split in self.tests.items()},
+            published_train=None if published is None else reduced(published),
+        )
 
     @property
     def selected_on_test(self) -> bool:

@@ -157,12 +157,12 @@ def parse_float(text: str | None, where: str) -> float:
         raise VmrError(f"{where}: expected a number, found {text!r:.80}. Fetch the file again.") from None
 
 
-def check_time(value: Any, what: str, where: str) -> float:
-    """Returns a number from 0 to `MAX_TIME` as float."""
-    if type(value) in {int, float} and 0 <= value <= MAX_TIME:  # also false for NaN
+def check_time(value: Any, what: str, where: str, earliest: float = 0.0) -> float:
+    """Returns a number from `earliest` to `MAX_TIME` as float."""
+    if type(value) in {int, float} and earliest <= value <= MAX_TIME:  # also false for NaN
         return float(value)
     raise VmrError(
-        f"{where}: expected {what} as a number from 0 to {MAX_TIME:g}, found {value!r:.80}. "
+        f"{where}: expected {what} as a number from {earliest:g} to {MAX_TIME:g}, found {value!r:.80}. "
         "Compare the line with the published file."
     )
 
@@ -186,11 +186,12 @@ def check_sentence(value: Any, where: str) -> str:
     )
 
 
-def check_moment(value: Any, where: str) -> tuple[float, float]:
-    """Returns a moment (start, end)."""
+def check_moment(value: Any, where: str, earliest: float = 0.0) -> tuple[float, float]:
+    """Returns a moment (start, end) of times from `earliest` on."""
     if not isinstance(value, list) or len(value) != 2:
         raise VmrError(f"{where}: expected a moment as [start, end], found {value!r:.80}.")
-    return check_time(value[0], "a moment's start", where), check_time(value[1], "a moment's end", where)
+    start = check_time(value[0], "a moment's start", where, earliest)
+    return start, check_time(value[1], "a moment's end", where, earliest)
 
 
 def check_moments(value: Any, where: str) -> list[tuple[float, float]]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection
 from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import lightning
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from vmr_zoo.data.annotations.records import SELECTION, TRAIN, Protocol, Split
@@ -17,26 +20,42 @@ from vmr_zoo.data.batches.negatives import NegativePool, NegativeSampling
 from vmr_zoo.data.batches.residency import RESIDENCIES, memory_budget
 from vmr_zoo.data.batches.sampling import EpochBatchSampler, ResumableLoader, group_by_video
 from vmr_zoo.data.batches.shifting import TemporalShift
-from vmr_zoo.data.batches.split_dataset import SplitDataset, TrainingChoices, frequency_ranks
+from vmr_zoo.data.batches.split_dataset import Choices, SplitDataset
+from vmr_zoo.data.batches.word_ranks import frequency_ranks, listed_ranks
 from vmr_zoo.data.features.feature_set import FeatureSet
 from vmr_zoo.data.features.read_once import read_once
-from vmr_zoo.errors import VmrError, unknown
+from vmr_zoo.data.features.word_loss import refuse_lost_words, word_losses
+from vmr_zoo.data.text.tagging import ContentWords
+from vmr_zoo.errors import VmrError, abbreviate, unknown
 from vmr_zoo.types import NEEDS, Batch
+from vmr_zoo.utils.switches import check_switches
+
+log = logging.getLogger(__name__)
 
 HELDOUT = "heldout"
 TRAINING_ONLY = frozenset({"negative_query", "shift"})
 """Needs that evaluation never serves."""
-FOR_DETAILS = frozenset({"patches", "query_words"})
+FOR_DETAILS = frozenset({"patches", "query_words", "word_weights", "moment_clips"})
 """Needs that evaluation serves for details alone; predictions do not read them."""
+_AT_LEAST_ONE = (
+    "batch_size",
+    "eval_batch_size",
+    "bucket_batches",
+    "max_moments",
+    "rows_per_video",
+    "eval_rows_per_video",
+)
 STORAGE = {"float32": torch.float32, "float16": torch.float16}
 SERVED_BY = {
     "narration": "a feature set with narrations (features.narration)",
+    "narration_query": "a feature set with words for the narrations (features/narration_query=as_narration)",
     "patches": "a feature set with patch features (features.patches)",
     "query_tokens": "a query source with token ids (features/query=minilm or =glove)",
     "noun_mask": "a query source with noun chunks (features/query=minilm)",
 }
 
 
+@check_switches
 @dataclass(eq=False, repr=False)
 class VMRDataModule(lightning.LightningDataModule):
     """Serves the splits of one protocol, with the optional fields that one method needs.
@@ -59,6 +78,12 @@ class VMRDataModule(lightning.LightningDataModule):
         by_video: a batch holds all queries of its videos (MMN, MESM), in evaluation too.
         rows_per_video: with `by_video`, a training video with more queries is cut into random groups of at
             most this many.
+        eval_rows_per_video: the same in evaluation (MESM's released code on TACoS).
+        groups_apart: with `by_video`, a training batch holds groups of at least two different videos and no
+            two groups of one; groups that are left over at the end are not used in that epoch (MESM's
+            released code on TACoS).
+        row_order: with `by_video`, the rows of a video in the order of the "file", or by the time ("start")
+            or the clip ("start_clip") in which their moments start (MESM's released code).
         no_repeat_video: a training batch never holds two queries of one video; of several, all but the first
             are left out for that epoch (BM-DETR's released code: about 35 rows of Charades-STA).
         bucket_batches: training batches of similar video length are formed among this many; 1: at random.
@@ -69,6 +94,16 @@ class VMRDataModule(lightning.LightningDataModule):
         negatives: how negative queries are chosen; None: the defaults of `NegativeSampling`.
         shift: how moments are shifted; None: the defaults of `TemporalShift`.
         rated_clip_seconds: length of the clips that the annotators rated (QVHighlights: 2 s).
+        rated_past_end: ratings of clips that a video's features lack are "dropped", or "kept" on its padding
+            (released code of the Moment-DETR family).
+        missing_videos: sentences about videos without features are "refused", or "dropped" from every split
+            (BM-DETR's released code).
+        word_counts: a file with a token and its count per line, in order of the ranks of "query_words":
+            MESM's `CLIP_tokenized_count.txt` or `GloVe_tokenized_count.txt`. None: tokens are counted in the
+            training split.
+        max_lost_words: training refuses features that lose a larger share of a split's tokens, in [0, 1]:
+            words without a vector, and tokens past the longest sentence. None: any share.
+        content_words: finds nouns, verbs, adjectives and adverbs, for "word_weights"; None: the default.
         storage: type in which features are held, "float32" or "float16".
         residency: where video features reside: "memory" (RAM); "disk", read for every batch; "device", the
             training split on the GPU, the others in RAM; "auto", in RAM for each split that takes at most
@@ -92,12 +127,20 @@ class VMRDataModule(lightning.LightningDataModule):
     eval_batch_size: int = 100
     by_video: bool = False
     rows_per_video: int | None = None
+    eval_rows_per_video: int | None = None
+    groups_apart: bool = False
+    row_order: Literal["file", "start", "start_clip"] = "file"
     no_repeat_video: bool = False
     bucket_batches: int = 16
     max_moments: int = 5
     negatives: NegativeSampling | None = None
     shift: TemporalShift | None = None
     rated_clip_seconds: float = 2.0
+    rated_past_end: Literal["dropped", "kept"] = "dropped"
+    missing_videos: Literal["refused", "dropped"] = "refused"
+    word_counts: str | Path | None = None
+    content_words: ContentWords | None = None
+    max_lost_words: float | None = 0.05
     storage: str = "float32"
     residency: str = "auto"
     num_workers: int = 0
@@ -121,6 +164,10 @@ class VMRDataModule(lightning.LightningDataModule):
                 f"data.num_workers={self.num_workers} builds batches in other processes, which cannot gather "
                 "them on the GPU. Set data.num_workers=0 or data.residency=memory."
             )
+        if self.max_lost_words is not None and not 0 <= self.max_lost_words <= 1:
+            raise VmrError(
+                f"Expected data.max_lost_words to be a share in [0, 1] or null; found {self.max_lost_words}."
+            )
         if (self.selection != HELDOUT) != self.protocol.selected_on_test:
             raise VmrError(
                 f"data.selection={self.selection}, but {self.protocol.name} selects on: "
@@ -132,12 +179,18 @@ class VMRDataModule(lightning.LightningDataModule):
                 "data.by_video puts all queries of a video into one batch, data.no_repeat_video allows only "
                 "one. Turn one of them off."
             )
-        for key in ("batch_size", "eval_batch_size", "bucket_batches", "max_moments", "rows_per_video"):
+        for key in _AT_LEAST_ONE:
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise VmrError(f"Expected data.{key} >= 1, found {value}.")
-        if self.rows_per_video is not None and not self.by_video:
-            raise VmrError("data.rows_per_video cuts the groups of data.by_video=true. Turn that on.")
+        grouped = {
+            "rows_per_video": self.rows_per_video is not None,
+            "eval_rows_per_video": self.eval_rows_per_video is not None,
+            "groups_apart": self.groups_apart,
+            "row_order": self.row_order != "file",
+        }
+        for key in (key for key, used in grouped.items() if used and not self.by_video):
+            raise VmrError(f"data.{key} is about the groups of data.by_video=true. Turn that on.")
 
     @property
     def test_names(self) -> tuple[str, ...]:
@@ -167,6 +220,13 @@ class VMRDataModule(lightning.LightningDataModule):
                 f"serves {', '.join(sorted(self.features.served())) or 'none of the optional fields'}. "
                 "Choose other features or another method."
             )
+        if not self.features.query.dim and "query_tokens" not in self.needs:
+            raise VmrError(
+                "The method reads a vector per word, but the query features are token ids alone "
+                "(features/query=clip_tokens, for method/text=clip). Choose features/query=clip or =minilm."
+            )
+        if self.missing_videos == "dropped":
+            self.protocol = self._without_missing_videos()
         for split in self.protocol.splits.values():
             if not split.queries:
                 raise VmrError(
@@ -180,6 +240,30 @@ class VMRDataModule(lightning.LightningDataModule):
         self._read_once.prepare(self.protocol, self.needs)
         self._prepared = self.features
 
+    def check_words(self) -> None:
+        """Logs which share of the words the features lose, and refuses to train without too many.
+
+        Raises:
+            VmrError: if a split loses a larger share than `max_lost_words`.
+        """
+        losses = word_losses(self.features, self.protocol, self.needs)
+        for loss in losses:
+            if loss.share:
+                log.info(f"Lost words: {loss}.")
+        refuse_lost_words(losses, self.max_lost_words, self.features.name, self.protocol.name)
+
+    def _without_missing_videos(self) -> Protocol:
+        """Returns the protocol without the sentences about videos whose features are missing."""
+        videos = self.protocol.video_ids
+        absent = {video_id for problem in self.features.video.missing(videos) for video_id in problem.ids}
+        if not absent or len(absent) == len(videos):  # all of them: the check of the features explains why
+            return self.protocol
+        log.warning(
+            f"{self.protocol.name}: sentences about {len(absent):,} videos without features are left out "
+            f"(data.missing_videos=dropped): {abbreviate(sorted(absent))}."
+        )
+        return self.protocol.without(absent)
+
     def setup(self, stage: str | None = None) -> None:
         """Loads the splits of a stage.
 
@@ -191,21 +275,18 @@ class VMRDataModule(lightning.LightningDataModule):
         """
         self.prepare_data()
         if stage in ("fit", None):
-            self._data(TRAIN)
+            self.dataset(TRAIN)
         if stage in ("fit", "validate", None):
-            self._data(SELECTION)
+            self.dataset(SELECTION)
         if stage in ("test", "predict", None):
             for name in self.test_names:
-                self._data(name)
+                self.dataset(name)
 
     def train_dataloader(self) -> ResumableLoader:
         """Returns the shuffled batches of the training split."""
-        data = self._data(TRAIN)
+        data = self.dataset(TRAIN)
+        groups = self.groups(data, self.rows_per_video)
         video = data.video_index.numpy()
-        if self.by_video:
-            groups = group_by_video(video, self.rows_per_video, self.seed)
-        else:
-            groups = list(np.arange(len(data))[:, None])
         sampler = EpochBatchSampler(
             groups,
             data.clips.numpy()[[group[0] for group in groups]],
@@ -213,6 +294,7 @@ class VMRDataModule(lightning.LightningDataModule):
             seed=self.seed,
             bucket_batches=self.bucket_batches,
             unique_video=video if self.no_repeat_video else None,
+            apart=video[[group[0] for group in groups]] if self.groups_apart else None,
         )
         options = self._loader_options()
         if self.residency == "device":
@@ -231,13 +313,17 @@ class VMRDataModule(lightning.LightningDataModule):
         """Returns a loader for each of `test_names`."""
         return self.test_dataloader()
 
-    def eval_dataloader(self, split: str, *, details: bool = False) -> DataLoader[Batch]:
+    def eval_dataloader(
+        self, split: str, *, details: bool = False, negatives: bool = False
+    ) -> DataLoader[Batch]:
         """Returns the batches of a selection or test split, in the order of the file.
 
         Args:
             split: "selection" or the name of a test split.
-            details: also serve the needs that only details read, "patches" and "query_words"; features
-                without token ids serve no "query_words".
+            details: also serve the needs that only details read, `FOR_DETAILS`; features without token ids
+                serve no "query_words" and "word_weights".
+            negatives: also serve "negative_query", if it is a need: negatives of the split itself, the same
+                in every call.
 
         Raises:
             VmrError: for an unknown split, or for missing or broken features.
@@ -245,11 +331,8 @@ class VMRDataModule(lightning.LightningDataModule):
         self.prepare_data()
         if split not in (SELECTION, *self.test_names):
             raise unknown(f"split of {self.name}", split, (SELECTION, *self.test_names))
-        data = self._data(split, details)
-        if self.by_video:
-            groups = group_by_video(data.video_index.numpy(), None, self.seed)
-        else:
-            groups = list(np.arange(len(data))[:, None])
+        data = self.dataset(split, details, negatives)
+        groups = self.groups(data, self.eval_rows_per_video)
         lengths = data.clips.numpy()[[group[0] for group in groups]]
         sampler = EpochBatchSampler(groups, lengths, self.eval_batch_size)
         batches = -(-len(groups) // self.eval_batch_size)
@@ -259,6 +342,23 @@ class VMRDataModule(lightning.LightningDataModule):
                 f"Set data.eval_batch_size={max(1, len(groups) // sampler.num_replicas)} or fewer devices."
             )
         return DataLoader(data, sampler=sampler, batch_size=None, **self._loader_options())
+
+    def groups(self, data: SplitDataset, most: int | None) -> list[NDArray[np.int64]]:
+        """Returns the rows that stay in one batch: single ones, or those of a video, at most `most`."""
+        if not self.by_video:
+            return list(np.arange(len(data))[:, None])
+        groups = group_by_video(data.video_index.numpy(), most, self.seed)
+        return [self.ordered(data, group) for group in groups]
+
+    def ordered(self, data: SplitDataset, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Returns rows of one video in `row_order`; equal ones in the order of the file."""
+        rows = np.sort(rows)
+        if self.row_order == "file":
+            return rows
+        start = torch.stack([data.moments.items[row].min() for row in rows]).numpy()
+        if self.row_order == "start_clip":
+            start = np.minimum(start // data.clip_seconds[rows].numpy(), data.clips[rows].numpy() - 1)
+        return rows[np.argsort(start, kind="stable")]
 
     def split(self, name: str) -> Split:
         """Returns the queries of a split."""
@@ -273,30 +373,47 @@ class VMRDataModule(lightning.LightningDataModule):
             `queries`, `with_same_video`, `and_iou_below`, `and_similarity_below`, `candidates`; empty if
             negatives come from other videos.
         """
-        return dict(self._negative_pool.counts)
+        return dict(self.negative_pool.counts)
 
     @cached_property
-    def _negative_pool(self) -> NegativePool:
-        return (self.negatives or NegativeSampling()).pool(self.protocol.train.queries)
+    def negative_pool(self) -> NegativePool:
+        """The candidates of every training query for its negative."""
+        pool = self._negatives_of(TRAIN)
+        if warning := pool.warning():
+            log.warning(warning)
+        return pool
+
+    def _negatives_of(self, name: str) -> NegativePool:
+        return (self.negatives or NegativeSampling()).pool(self.split(name).queries)
 
     @cached_property
     def _word_ranks(self) -> dict[int, int]:
-        """Frequency rank of each token id in the training split, for all splits."""
-        return frequency_ranks(map(self.features.query.token_ids, self.protocol.train.queries))
+        """Frequency rank of each token id in the training split, or its place in a file; for all splits."""
+        query = self.features.query
+        if self.word_counts is not None:
+            return listed_ranks(Path(self.word_counts), query)
+        ids = map(query.token_ids, self.protocol.train.queries)
+        return frequency_ranks(one[~np.isin(one, query.end_ids)] for one in ids)
 
-    def _served(self, name: str, details: bool) -> frozenset[str]:
+    def _served(self, name: str, details: bool, negatives: bool) -> frozenset[str]:
         """Returns the needs that the batches of a split serve."""
         needs = frozenset(self.needs)
         if name == TRAIN:
             return needs
-        served = needs - TRAINING_ONLY
+        served = needs - (TRAINING_ONLY - {"negative_query"} if negatives else TRAINING_ONLY)
         if not details:
             return served - FOR_DETAILS
-        return served if self.features.query.has_token_ids else served - {"query_words"}
+        return served if self.features.query.has_token_ids else served - {"query_words", "word_weights"}
 
-    def _data(self, name: str, details: bool = False) -> SplitDataset:
-        """Loads a split, once for each set of served needs."""
-        served = self._served(name, details)
+    def dataset(self, name: str, details: bool = False, negatives: bool = False) -> SplitDataset:
+        """Loads a split, once for each set of served needs.
+
+        Args:
+            name: "train", "selection" or the name of a test split.
+            details: as in `eval_dataloader`.
+            negatives: as in `eval_dataloader`.
+        """
+        served = self._served(name, details, negatives)
         if (name, served) not in self._loaded:
             # Evaluation reads each row once, or once an epoch: RAM is enough.
             residency = "memory" if self.residency == "device" and name != TRAIN else self.residency
@@ -306,15 +423,25 @@ class VMRDataModule(lightning.LightningDataModule):
                 if self.features is self._prepared
                 else self.features,  # a probe replaces them
                 served,
-                training=self._training_choices() if name == TRAIN else None,
+                choices=self._choices(name, served),
                 word_ranks=self._word_ranks if "query_words" in served else None,
+                content_words=self.content_words or ContentWords(),
                 storage=STORAGE[self.storage],
                 residency=residency,
                 rated_clip_seconds=self.rated_clip_seconds,
+                rated_past_end=self.rated_past_end,
             )
         return self._loaded[name, served]
 
-    def _training_choices(self) -> TrainingChoices:
+    def _choices(self, name: str, served: frozenset[str]) -> Choices | None:
+        """Returns what the batches of a split draw; None: nothing."""
+        if name == TRAIN:
+            return self._training_choices()
+        if "negative_query" in served:
+            return Choices(self.seed, negatives=self._negatives_of(name), every_epoch=False)
+        return None
+
+    def _training_choices(self) -> Choices:
         """Returns what training draws, or refuses to train.
 
         The checks are made here and not in `prepare_data` because evaluation does not need what they require.
@@ -329,10 +456,10 @@ class VMRDataModule(lightning.LightningDataModule):
                 "for them. Choose features/query=minilm or =glove, or turn that loss off "
                 "(method.training.loss_weights.word_reconstruction=null)."
             )
-        return TrainingChoices(
+        return Choices(
             seed=self.seed,
             max_moments=self.max_moments,
-            negatives=self._negative_pool if "negative_query" in self.needs else None,
+            negatives=self.negative_pool if "negative_query" in self.needs else None,
             shift=(self.shift or TemporalShift()) if "shift" in self.needs else None,
         )
 

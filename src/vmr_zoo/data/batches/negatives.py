@@ -19,11 +19,14 @@ from numpy.typing import NDArray
 
 from vmr_zoo import spans
 from vmr_zoo.data.annotations.records import Query
-from vmr_zoo.errors import VmrError
+from vmr_zoo.errors import VmrError, abbreviate
 from vmr_zoo.utils.switches import check_switches
 
 _CHUNK = 65_536
 """Pairs compared at a time, to bound the memory that their sentence vectors take."""
+
+_FEW = 0.5
+"""Training warns if a smaller share of the queries has a negative."""
 
 
 class EncodesSentences(Protocol):
@@ -39,8 +42,9 @@ class NegativeSampling:
     """Criteria for the negative query of a row.
 
     Attributes:
-        source: "same_video" (paper) or "other_video" (what the released code does on the released
-            annotations).
+        source: "same_video" (paper) or "other_video" (released code). As in the released code, "other_video"
+            draws from the queries that the annotations list for a row (`Query.negatives`), if they list any;
+            no published file does.
         iou_below: upper limit of the IoU of a same-video candidate with the target; None: no limit (ablation
             in figure 3). With several moments, the maximum over all pairs counts.
         similarity_below: upper limit of its cosine similarity with the target; None: no limit. The paper does
@@ -65,8 +69,8 @@ class NegativeSampling:
             queries: queries of the training split.
 
         Raises:
-            VmrError: for a similarity limit without an encoder, or for negatives from other videos if there
-                is only one video.
+            VmrError: for a similarity limit without an encoder, for negatives from other videos if there is
+                only one video, or for a listed negative that is not a query of the split.
         """
         video = _numbers([query.video_id for query in queries])
         if "other_video" in (self.source, self.when_none) and len(queries) and video.max() == 0:
@@ -75,8 +79,8 @@ class NegativeSampling:
                 "data.negatives.source=same_video and data.negatives.when_none=skip."
             )
         if self.source == "other_video":
-            empty = np.empty(0, np.int64)
-            return NegativePool(video, empty, np.zeros(len(video) + 1, np.int64), fall_back=True, counts={})
+            candidates, offsets = _listed(queries)
+            return NegativePool(video, candidates, offsets, fall_back=True, counts={})
 
         left, right = same_video_pairs(video)
         counts = {"queries": len(queries), "with_same_video": len(np.unique(left))}
@@ -169,6 +173,32 @@ class NegativePool:
             negative[~found] = self._other_video(rows[~found], other[~found])
         return negative
 
+    @property
+    def share(self) -> float:
+        """The share of the rows that have a candidate of their own, in [0, 1]."""
+        return float((np.diff(self.offsets) > 0).mean()) if len(self.video) else 0.0
+
+    def warning(self) -> str:
+        """Says how many rows train without a negative, if most do; "" otherwise."""
+        if self.fall_back or self.share >= _FEW:
+            return ""
+        rows, counts = len(self.video), self.counts
+        return (
+            f"Negative queries: only {round(self.share * rows):,} of {rows:,} training queries "
+            f"({self.share:.1%}) have one on their own video: {counts['with_same_video']:,} share it with "
+            f"another query, {counts['and_iou_below']:,} of them have one below data.negatives.iou_below, "
+            f"and {counts['and_similarity_below']:,} one below data.negatives.similarity_below too. The "
+            "others train without (data.negatives.when_none=skip), so the background is hardly learned. "
+            "data.negatives.when_none=other_video gives them queries of other videos."
+        )
+
+    def choices(self, row: int) -> NDArray[np.int64]:
+        """Returns the rows that `draw` may return for a row, each for an equal share of [0, 1), in order."""
+        listed = self.candidates[self.offsets[row] : self.offsets[row + 1]]
+        if len(listed) or not self.fall_back:
+            return listed
+        return self._by_video[self.video[self._by_video] != self.video[row]]
+
     def _other_video(self, rows: NDArray[np.int64], draws: NDArray[Any]) -> NDArray[np.int64]:
         own = self.video[rows]
         sizes, starts = self._sizes, self._starts
@@ -201,6 +231,26 @@ def _numbers(names: Sequence[str]) -> NDArray[np.int64]:
     """Numbers names from 0 in order of first appearance."""
     index: dict[str, int] = {}
     return np.array([index.setdefault(name, len(index)) for name in names], np.int64)
+
+
+def _listed(queries: Sequence[Query]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Returns the negatives that the annotations list, as `NegativePool` takes them.
+
+    Raises:
+        VmrError: for one that is not among the queries.
+    """
+    row = {query.query_id: i for i, query in enumerate(queries)}
+    candidates: list[int] = []
+    offsets = [0]
+    for query in queries:
+        if unknown := [listed for listed in query.negatives if listed not in row]:
+            raise VmrError(
+                f"'neg_query_ids' of query {query.query_id} names {abbreviate(unknown)}, no query of the "
+                "training split. Remove it from the annotations."
+            )
+        candidates += [row[listed] for listed in query.negatives]
+        offsets.append(len(candidates))
+    return np.array(candidates, np.int64), np.array(offsets, np.int64)
 
 
 def _overlap(

@@ -80,6 +80,7 @@ class EpochBatchSampler(DistributedSampler[RowBatch]):
         seed: int | None = None,
         bucket_batches: int = 1,
         unique_video: NDArray[np.int64] | None = None,
+        apart: NDArray[np.int64] | None = None,
     ) -> None:
         """Stores the options; draws nothing yet.
 
@@ -92,6 +93,8 @@ class EpochBatchSampler(DistributedSampler[RowBatch]):
             unique_video: (n,) the video of each row, if no batch may hold a video twice: a batch keeps the
                 first of several rows on one video; the others are left out for that epoch (BM-DETR's released
                 code).
+            apart: (len(groups),) the video of each group, if a batch may hold no two groups of a video and
+                must hold at least two groups; what is left over at the end is left out for that epoch.
         """
         connected = distributed.is_available() and distributed.is_initialized()
         super().__init__(
@@ -107,11 +110,14 @@ class EpochBatchSampler(DistributedSampler[RowBatch]):
         self.fixed_order = seed is None
         self.bucket_batches = bucket_batches
         self.unique_video = unique_video
+        self.apart = apart
         self._resume_at: tuple[int, int] | None = None
 
     def __len__(self) -> int:
-        """Returns the number of batches per epoch on this process."""
+        """Returns the number of batches per epoch on this process; with `apart`, of the current epoch."""
         batches = -(-len(self.groups) // self.batch_size)
+        if self.apart is not None:
+            batches = len(self._chunks())
         if self.fixed_order:
             return len(range(self.rank, batches, self.num_replicas))
         return -(-batches // self.num_replicas)
@@ -133,6 +139,14 @@ class EpochBatchSampler(DistributedSampler[RowBatch]):
         return self._resume_at[1] if self._resume_at and self._resume_at[0] == self.epoch else 0
 
     def _batches(self) -> list[NDArray[np.int64]]:
+        chunks = self._chunks()
+        if not self.fixed_order:
+            # DDP hangs unless every process has the same number of batches; evaluation does not synchronise.
+            chunks += chunks[: -len(chunks) % self.num_replicas]
+        return [self.rows_of(chunk) for chunk in chunks[self.rank :: self.num_replicas]]
+
+    def _chunks(self) -> list[NDArray[np.int64]]:
+        """Composes the batches of all processes, as numbers of groups."""
         order = np.arange(len(self.groups))
         if not self.fixed_order:
             rng = np.random.default_rng((self.seed, self.epoch, ORDER))
@@ -140,19 +154,44 @@ class EpochBatchSampler(DistributedSampler[RowBatch]):
             order = rng.permutation(len(order))
             if self.bucket_batches > 1:
                 order = order[np.lexsort((self.lengths[order], pool))]
-        chunks = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
-        if not self.fixed_order:
-            chunks = [chunks[i] for i in rng.permutation(len(chunks))]
-            # DDP hangs unless every process has the same number of batches; evaluation does not synchronise.
-            chunks += chunks[: len(self) * self.num_replicas - len(chunks)]
-        return [self._rows(chunk) for chunk in chunks[self.rank :: self.num_replicas]]
+        if self.apart is None:
+            chunks = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
+        else:
+            chunks = _of_different_videos(order, self.apart, self.batch_size)
+        return chunks if self.fixed_order else [chunks[i] for i in rng.permutation(len(chunks))]
 
-    def _rows(self, chunk: NDArray[np.int64]) -> NDArray[np.int64]:
+    def rows_of(self, chunk: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Returns the rows of a batch, those left out that `unique_video` forbids.
+
+        Args:
+            chunk: numbers of its groups.
+        """
         rows = np.concatenate([self.groups[i] for i in chunk])
         if self.unique_video is None:
             return rows
         _, first = np.unique(self.unique_video[rows], return_index=True)
         return rows[np.sort(first)]
+
+
+def _of_different_videos(
+    order: NDArray[np.int64], video: NDArray[np.int64], most: int
+) -> list[NDArray[np.int64]]:
+    """Cuts an order of groups into batches of two to `most` groups, no two of them of one video.
+
+    A batch takes the first groups that it may hold; groups that are left over at the end are in none.
+    """
+    waiting = order.tolist()
+    chunks: list[NDArray[np.int64]] = []
+    while True:
+        chunk: dict[int, int] = {}
+        for group in waiting:
+            if len(chunk) < most:
+                chunk.setdefault(int(video[group]), group)
+        if len(chunk) < 2:
+            return chunks
+        chunks.append(np.array(list(chunk.values()), np.int64))
+        taken = set(chunk.values())
+        waiting = [group for group in waiting if group not in taken]
 
 
 class ResumableLoader(DataLoader[Any]):

@@ -21,8 +21,8 @@ class TemporalShift:
     """How moments are moved.
 
     A row stays unchanged (identity permutation) if its video is too long, if it has several moments (moving
-    one would change the meaning of the others), if its moment covers every clip, or if its moment starts
-    after the last clip.
+    one would change the meaning of the others), if its moment covers every clip, or, with exact spans, if its
+    moment starts after the last clip.
 
     Attributes:
         max_duration: only videos shorter than this many seconds are shifted (paper: 60); None shifts all
@@ -31,7 +31,8 @@ class TemporalShift:
             ends of the moment by the same whole number of clips. "released" follows BM-DETR's released code:
             it moves clips floor(start) to floor(end) - 1 to any slot but the last (possibly the old one), and
             uses the indices of the first and the last moved clip as the new start and end in seconds, which
-            shortens the moment by one clip.
+            shortens the moment by one clip. A moment inside one clip moves the clip before, and one that
+            starts after the last clip moves the last clip.
     """
 
     max_duration: float | None = 60.0
@@ -62,7 +63,9 @@ class TemporalShift:
         """
         first, last = self.window(moments[:, 0], clips, clip_seconds)
         background = clips - (last - first + 1)
-        movable = (moment_mask.sum(1) == 1) & (background > 0) & (moments[:, 0, 0] < clips * clip_seconds)
+        movable = (moment_mask.sum(1) == 1) & (background > 0)
+        if self.spans == "exact":
+            movable &= moments[:, 0, 0] < clips * clip_seconds
         if self.max_duration is not None:
             movable &= duration < self.max_duration
         # One of `background` slots: "exact" skips the old one, "released" leaves out the last.
@@ -87,10 +90,12 @@ class TemporalShift:
             Inclusive indices (B,) and (B,) of at least one clip within the video.
         """
         start, end = (moment / clip_seconds[:, None]).unbind(1)
-        stop = torch.floor(end) if self.spans == "released" else torch.ceil(end)
-        first = torch.minimum(torch.floor(start).long(), clips - 1)
-        last = torch.minimum(torch.maximum(stop.long() - 1, first), clips - 1)
-        return first, last
+        first = torch.floor(start).long()
+        if self.spans == "released":
+            last = (torch.minimum(torch.floor(end).long(), clips) - 1).clamp(min=0)
+            return torch.minimum(first, last), last
+        first = torch.minimum(first, clips - 1)
+        return first, torch.minimum(torch.maximum(torch.ceil(end).long() - 1, first), clips - 1)
 
     def move(
         self,
@@ -111,7 +116,8 @@ class TemporalShift:
             slot: (B,) its new first clip.
             clips: (B,) number of valid clips.
             clip_seconds: (B,).
-            duration: (B,) seconds; a moment that ends after it, because the last clip is partial, is clipped.
+            duration: (B,) seconds; an exact moment that ends after it, because the last clip is partial, is
+                clipped.
 
         Returns:
             Permutation (B, max(clips)): clip i of the shifted video is clip order[i] of the original; and the
@@ -126,7 +132,6 @@ class TemporalShift:
         order = torch.where(in_moment, first + place - slot, background)
         order = torch.where(place < count, order, place)
         if self.spans == "released":
-            moved = torch.cat((slot, slot + width - 1), 1).to(moment.dtype)
-        else:
-            moved = moment + (slot - first) * clip_seconds[:, None]
+            return order, torch.cat((slot, slot + width - 1), 1).to(moment.dtype)
+        moved = moment + (slot - first) * clip_seconds[:, None]
         return order, torch.minimum(moved.clamp(min=0), duration[:, None])

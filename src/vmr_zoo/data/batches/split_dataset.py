@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,28 +20,34 @@ from vmr_zoo.data.batches.residency import Ragged, load_videos
 from vmr_zoo.data.batches.sampling import RowBatch
 from vmr_zoo.data.batches.shifting import TemporalShift
 from vmr_zoo.data.features.feature_set import FeatureSet
+from vmr_zoo.data.text.tagging import ContentWords
 from vmr_zoo.errors import VmrError, abbreviate
 from vmr_zoo.types import Batch
+
+UNSEEN = 2**31 - 1
+"""Rank of a token that the training split lacks: outside every vocabulary."""
 
 _MANY = 1000
 """Number of queries from which loading shows a progress bar."""
 
 
 @dataclass(frozen=True)
-class TrainingChoices:
-    """What is drawn again in every training epoch.
+class Choices:
+    """What a split draws at random.
 
     Attributes:
         seed: seed of all draws.
-        max_moments: a row with more moments keeps a random subset of this size.
-        negatives: where negative queries come from; None unless the method needs them.
+        negatives: where negative queries come from; None unless they are served.
         shift: how moments are shifted; None unless the method needs it.
+        max_moments: a row with more moments keeps a random subset of this size; None: all.
+        every_epoch: whether every training epoch draws again; False: the same draws always, for evaluation.
     """
 
     seed: int
-    max_moments: int
-    negatives: NegativePool | None
-    shift: TemporalShift | None
+    negatives: NegativePool | None = None
+    shift: TemporalShift | None = None
+    max_moments: int | None = None
+    every_epoch: bool = True
 
 
 class _Rows(NamedTuple):
@@ -53,6 +58,7 @@ class _Rows(NamedTuple):
         order: the rows as a list.
         videos: index of each row's video.
         video_mask: (B, Lv).
+        clips: (B,) number of clips.
         duration: (B,) float64 seconds.
         clip_seconds: (B,) float64.
         all_moments: (B, N, 2) float64 seconds.
@@ -65,6 +71,7 @@ class _Rows(NamedTuple):
     order: list[int]
     videos: list[int]
     video_mask: Tensor
+    clips: Tensor
     duration: Tensor
     clip_seconds: Tensor
     all_moments: Tensor
@@ -73,14 +80,14 @@ class _Rows(NamedTuple):
     moment_mask: Tensor
 
     def fractions(self, seconds: Tensor) -> Tensor:
-        """Converts seconds (B, …, …) to float32 fractions of the duration in [0, 1]."""
-        return (seconds / self.duration[:, None, None]).clamp(0, 1).float()
+        """Converts seconds (B, …, …) to float32 fractions of the duration."""
+        return (seconds / self.duration[:, None, None]).float()
 
 
 class SplitDataset(Dataset[Batch]):
     """A split and its features; indexing it with a `RowBatch` returns a whole batch.
 
-    Evaluation (`training=None`) draws nothing and keeps every moment.
+    Evaluation (`choices=None`) draws nothing and keeps every moment.
     """
 
     def __init__(
@@ -89,11 +96,13 @@ class SplitDataset(Dataset[Batch]):
         features: FeatureSet,
         needs: frozenset[str],
         *,
-        training: TrainingChoices | None = None,
+        choices: Choices | None = None,
         word_ranks: Mapping[int, int] | None = None,
+        content_words: ContentWords | None = None,
         storage: torch.dtype = torch.float32,
         residency: str = "memory",
         rated_clip_seconds: float = 2.0,
+        rated_past_end: str = "dropped",
     ) -> None:
         """Loads the split.
 
@@ -101,33 +110,41 @@ class SplitDataset(Dataset[Batch]):
             split: the queries.
             features: their features, prepared.
             needs: optional fields to serve.
-            training: what is random; None in evaluation.
+            choices: what is random; None: nothing.
             word_ranks: frequency rank of each token id in the training split, for "query_words".
+            content_words: finds the words that carry content, for "word_weights".
             storage: type in which features are held; batches are float32.
             residency: where video features reside, "disk", "memory", "device" or "auto".
             rated_clip_seconds: length of the clips that the annotators rated.
+            rated_past_end: what is done with ratings of clips that a video lacks, "dropped" or "kept".
 
         Raises:
             VmrError: if a training query has no moment, or two sources contradict each other.
         """
         self.needs = needs
-        self.training = training
+        self.choices = choices
         self.features = features
         self.query_ids = [query.query_id for query in split.queries]
-        self.video_ids = split.video_ids
-        if training is not None:
+        self.video_ids = tuple(dict.fromkeys(query.video_id for query in split.queries))
+        if choices is not None and choices.every_epoch:
             _check_labelled(split)
         self._load_required(split, storage, residency)
         if "narration" in needs:
             self._load_narrations(storage)
+        if "narration_query" in needs:
+            assert features.narration_query is not None
+            self.narration_query = Ragged(map(features.narration_query.load, split.queries), storage)
         if needs & {"query_tokens", "query_words"}:
             self._load_tokens(split.queries, word_ranks)
+        if "word_weights" in needs:
+            assert content_words is not None
+            self.weights = Ragged(self._word_weights(split.queries, content_words), torch.float32)
         if "noun_mask" in needs:
             self.nouns = Ragged((features.query.noun_mask(query) for query in split.queries), torch.bool)
         if "sibling_queries" in needs:
             self._find_siblings()
         if "saliency" in needs:
-            self.ratings = self._load_ratings(split.queries, rated_clip_seconds)
+            self.ratings = self._load_ratings(split.queries, rated_clip_seconds, rated_past_end == "kept")
         self._drawn: tuple[int, dict[int, Tensor]] = (-1, {})
 
     def __len__(self) -> int:
@@ -157,14 +174,16 @@ class SplitDataset(Dataset[Batch]):
         query, query_mask = self.query.pad(order)
         all_moments, all_mask = self.moments.pad(order)
         moments, moment_mask = all_moments, all_mask
-        if self.training is not None and moments.shape[1] > self.training.max_moments:
-            moments, moment_mask = self._subset_of_moments(moments, moment_mask, batch)
+        most = None if self.choices is None else self.choices.max_moments
+        if most is not None and moments.shape[1] > most:
+            moments, moment_mask = self._subset_of_moments(moments, moment_mask, batch, most)
         duration, clip_seconds = self.duration[index], self.clip_seconds[index]
         rows = _Rows(
             batch,
             order,
             videos,
             video_mask,
+            self.clips[index],
             duration,
             clip_seconds,
             all_moments,
@@ -234,14 +253,20 @@ class SplitDataset(Dataset[Batch]):
             )
         if "query_words" in self.needs:
             assert word_ranks is not None
-            unseen = len(word_ranks) + 1
+            ranks = {**word_ranks, **dict(zip(self.features.query.end_ids, (-1, -2), strict=False))}
             self.words = Ragged(
-                (
-                    np.array([word_ranks.get(token, unseen) for token in one.tolist()], np.int64)
-                    for one in ids
-                ),
+                (np.array([ranks.get(token, UNSEEN) for token in one.tolist()], np.int64) for one in ids),
                 torch.int64,
             )
+
+    def _word_weights(
+        self, queries: Sequence[Query], content_words: ContentWords
+    ) -> Iterator[NDArray[np.float32]]:
+        """Yields (L,) weights of the words of each sentence, 0 for its start and its end."""
+        for query in queries:
+            words = self.features.query.token_text(query)
+            marks = iter(content_words.marks([word for word in words if word]))
+            yield np.array([1 + next(marks) if word else 0 for word in words], np.float32)
 
     def _find_siblings(self) -> None:
         left, right = same_video_pairs(self.video_index.numpy())
@@ -249,7 +274,9 @@ class SplitDataset(Dataset[Batch]):
         self.siblings = Ragged(np.split(right, edges), torch.int64)
         self.sentence = torch.stack([item.float().mean(0) for item in self.query.items])
 
-    def _load_ratings(self, queries: Sequence[Query], rated_clip_seconds: float) -> Ragged | None:
+    def _load_ratings(
+        self, queries: Sequence[Query], rated_clip_seconds: float, past_end: bool
+    ) -> Ragged | None:
         """Returns (clips, 2) per row, summed rating and whether there is one; None if nothing was rated."""
         if not any(query.saliency for query in queries):
             return None
@@ -261,6 +288,8 @@ class SplitDataset(Dataset[Batch]):
             table = np.zeros((max(rated, default=0) + 1, 2), np.float32)
             for clip, total in rated.items():
                 table[clip] = total, 1
+            if past_end:
+                clips = max(clips, int(len(table) * rated_clip_seconds / seconds))
             # The rated clip that contains the midpoint of ours; on QVHighlights both have equal lengths.
             source = np.floor((np.arange(clips) + 0.5) * seconds / rated_clip_seconds).astype(np.int64)
             known = (source < len(table))[:, None]
@@ -273,12 +302,16 @@ class SplitDataset(Dataset[Batch]):
         """Adds the fields of `needs`."""
         serve: dict[str, Callable[[_Rows], Batch]] = {
             "narration": self._narration_fields,
+            "narration_query": self._narration_query_fields,
             "patches": self._patch_fields,
             "query_tokens": lambda rows: Batch(query_tokens=self.tokens.pad(rows.order)[0]),
             "query_words": lambda rows: Batch(query_words=self.words.pad(rows.order)[0]),
+            "word_weights": lambda rows: Batch(word_weights=self.weights.pad(rows.order)[0]),
             "noun_mask": lambda rows: Batch(noun_mask=self.nouns.pad(rows.order)[0]),
             "sibling_queries": self._sibling_fields,
             "saliency": self._saliency_fields,
+            "moment_clips": self._moment_clip_fields,
+            "all_spans": self._all_span_fields,
             "negative_query": self._negative_fields,
             "shift": self._shift_fields,
         }
@@ -289,9 +322,12 @@ class SplitDataset(Dataset[Batch]):
     def _narration_fields(self, rows: _Rows) -> Batch:
         narration, mask = self.narration.pad(rows.videos)
         seconds = self.narration_seconds.pad(rows.videos)[0]
-        return Batch(
-            narration=narration.float(), narration_mask=mask, narration_spans=rows.fractions(seconds)
-        )
+        spans = rows.fractions(seconds).clamp(0, 1)
+        return Batch(narration=narration.float(), narration_mask=mask, narration_spans=spans)
+
+    def _narration_query_fields(self, rows: _Rows) -> Batch:
+        words, mask = self.narration_query.pad(rows.order)
+        return Batch(narration_query=words.float(), narration_query_mask=mask)
 
     def _patch_fields(self, rows: _Rows) -> Batch:
         """Reads the patches of the batch; those of a whole split would not fit into memory."""
@@ -325,11 +361,26 @@ class SplitDataset(Dataset[Batch]):
         ratings = self.ratings.pad(rows.order, rows.video_mask.shape[1])[0]
         return Batch(saliency=ratings[..., 0], saliency_mask=ratings[..., 1] > 0)
 
+    def _moment_clip_fields(self, rows: _Rows) -> Batch:
+        if self.features.clip_seconds is None:
+            # Which of two clips a boundary between them is in depends on the order of the operations.
+            edges = rows.all_moments / rows.duration[:, None, None] * rows.clips[:, None, None]
+        else:
+            edges = rows.all_moments / rows.clip_seconds[:, None, None]
+        last = torch.minimum(edges[..., 1:].floor(), rows.clips[:, None, None] - 1)
+        first = torch.minimum(edges[..., :1].floor(), last)
+        place = torch.arange(rows.video_mask.shape[1])
+        inside = (place >= first) & (place <= last) & rows.all_moments_mask[..., None]
+        return Batch(moment_clips=inside.any(1))
+
+    def _all_span_fields(self, rows: _Rows) -> Batch:
+        return Batch(all_spans=rows.fractions(rows.all_moments), all_span_mask=rows.all_moments_mask)
+
     def _negative_fields(self, rows: _Rows) -> Batch:
-        assert self.training is not None
-        assert self.training.negatives is not None
+        assert self.choices is not None
+        assert self.choices.negatives is not None
         batch = rows.batch
-        chosen = self.training.negatives.draw(
+        chosen = self.choices.negatives.draw(
             batch.rows,
             self._draws(batch, sampling.NEGATIVE, len(self)).numpy()[batch.rows],
             self._draws(batch, sampling.OTHER_VIDEO, len(self)).numpy()[batch.rows],
@@ -341,10 +392,10 @@ class SplitDataset(Dataset[Batch]):
         return Batch(negative_query=negative.float() * mask[..., None], negative_query_mask=mask)
 
     def _shift_fields(self, rows: _Rows) -> Batch:
-        assert self.training is not None
-        assert self.training.shift is not None
+        assert self.choices is not None
+        assert self.choices.shift is not None
         index = rows.batch.rows
-        order, shifted = self.training.shift.draw(
+        order, shifted = self.choices.shift.draw(
             rows.moments,
             rows.moment_mask,
             self.clips[index],
@@ -356,44 +407,39 @@ class SplitDataset(Dataset[Batch]):
 
     # --- random choices
 
+    def fix_draws(self, epoch: int, numbers: Mapping[int, Tensor]) -> None:
+        """Replaces random numbers of an epoch, to repeat choices that are on record.
+
+        Args:
+            epoch: the epoch; holds until a batch of another one is built.
+            numbers: (rows,) float64 in [0, 1) by stream, `sampling.NEGATIVE` and so on.
+        """
+        self._drawn = (epoch, dict(numbers))
+
     def _draws(self, batch: RowBatch, stream: int, count: int) -> Tensor:
         """Returns the epoch's random numbers of one stream, drawn for the whole split at once."""
-        assert self.training is not None
-        if batch.epoch is None:
+        assert self.choices is not None
+        epoch = batch.epoch if self.choices.every_epoch else 0
+        if epoch is None:
             raise VmrError("A training split was indexed without an epoch. Use the training loader.")
-        if self._drawn[0] != batch.epoch:
-            self._drawn = (batch.epoch, {})
+        if self._drawn[0] != epoch:
+            self._drawn = (epoch, {})
         streams = self._drawn[1]
         if stream not in streams:
-            streams[stream] = torch.from_numpy(
-                sampling.uniform(self.training.seed, batch.epoch, stream, count)
-            )
+            streams[stream] = torch.from_numpy(sampling.uniform(self.choices.seed, epoch, stream, count))
         return streams[stream]
 
-    def _subset_of_moments(self, moments: Tensor, mask: Tensor, batch: RowBatch) -> tuple[Tensor, Tensor]:
-        """Keeps at most `max_moments` random moments per row, in the order of the annotation."""
-        assert self.training is not None
+    def _subset_of_moments(
+        self, moments: Tensor, mask: Tensor, batch: RowBatch, most: int
+    ) -> tuple[Tensor, Tensor]:
+        """Keeps at most `most` random moments per row, in the order of the annotation."""
         lengths = self.moments.lengths
         draws = self._draws(batch, sampling.MOMENTS, int(lengths.sum()))
         starts = (lengths.cumsum(0) - lengths)[batch.rows]
         flat = (starts[:, None] + torch.arange(mask.shape[1])).clamp(max=len(draws) - 1)
         keys = draws[flat].masked_fill(~mask, 2.0)
-        kept = keys.argsort(1)[:, : self.training.max_moments].sort(1).values
+        kept = keys.argsort(1)[:, :most].sort(1).values
         return moments.gather(1, kept[..., None].expand(-1, -1, 2)), mask.gather(1, kept)
-
-
-def frequency_ranks(ids: Iterable[NDArray[np.int64]]) -> dict[int, int]:
-    """Ranks token ids by frequency.
-
-    Args:
-        ids: (L_i,) each.
-
-    Returns:
-        Rank by id; the most frequent id has rank 1, ties go to the smaller id.
-    """
-    counts = Counter(token for one in ids for token in one.tolist())
-    ordered = sorted(counts, key=lambda token: (-counts[token], token))
-    return {token: rank for rank, token in enumerate(ordered, 1)}
 
 
 def clips_by_midpoint(

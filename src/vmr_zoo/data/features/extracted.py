@@ -32,7 +32,7 @@ class ExtractedVideos(VideoFiles):
         self,
         folders: Sequence[str | Path],
         encoders: Sequence[Mapping[str, Any]],
-        normalise: bool = True,
+        normalise: bool,
         max_clips: int | None = None,
         overlong: Literal["truncate", "mean_pool"] = "truncate",
     ) -> None:

@@ -44,10 +44,15 @@ class FeatureSet:
         video: the clip features.
         query: the token features.
         narration: the narrations; None: there are none.
+        narration_query: a second encoding of the sentences, which methods compare with narrations; None:
+            there is none, and `query` serves for both.
         patches: the patch features, with as many clips as `video`; None: there are none.
         narration_dim: size of a narration vector; None without narrations.
+        narration_query_dim: size of a token vector of `narration_query`; None without it.
         patch_dim: size of a patch vector; None without patches.
         patch_count: patches in a clip; None without patches.
+        keep_clip_seconds: a clip of a video that is averaged to fewer clips (`overlong: mean_pool`) still
+            counts as `clip_seconds` long, as in MESM's released code: moments are marked on wrong clips.
         packed: the folder with the packed `video` features; None: the original files are read.
     """
 
@@ -63,6 +68,9 @@ class FeatureSet:
     narration_dim: int | None = None
     patch_dim: int | None = None
     patch_count: int | None = None
+    narration_query: QuerySource | None = None
+    narration_query_dim: int | None = None
+    keep_clip_seconds: bool = False
     packed: InitVar[str | Path | None] = None
 
     def __post_init__(self, packed: str | Path | None) -> None:
@@ -72,6 +80,7 @@ class FeatureSet:
             ("video_dim", self.video),
             ("query_dim", self.query),
             ("narration_dim", self.narration),
+            ("narration_query_dim", self.narration_query),
             ("patch_dim", self.patches),
         ):
             declared = getattr(self, key)
@@ -82,7 +91,7 @@ class FeatureSet:
                 )
         if isinstance(self.video, VideoFiles) and self.video.max_clips is not None:
             pooled = self.video.overlong == "mean_pool"
-            if pooled and self.clip_seconds is not None:
+            if pooled and self.clip_seconds is not None and not self.keep_clip_seconds:
                 raise VmrError(
                     f"features={self.name} averages long videos (overlong=mean_pool), so a clip's length "
                     f"depends on the video; set features.clip_seconds=null instead of {self.clip_seconds}."
@@ -98,9 +107,10 @@ class FeatureSet:
                 self.name = f"{self.name} in {self.video.rounded}"
 
     def served(self) -> frozenset[str]:
-        """Returns which of "narration", "patches", "query_tokens", "noun_mask" these features serve."""
+        """Returns which of the needs that depend on the features these serve."""
         served = {
             "narration": self.narration is not None,
+            "narration_query": self.narration_query is not None,
             "patches": self.patches is not None,
             "query_tokens": self.query.has_token_ids,
             "noun_mask": self.query.has_noun_masks,
@@ -111,10 +121,15 @@ class FeatureSet:
         """Returns the seconds per clip of a video with `clips` clips."""
         return duration / clips if self.clip_seconds is None else self.clip_seconds
 
-    def _sources(self, needs: Collection[str] | None) -> list[FeatureSource]:
-        optional = [(self.narration, "narration"), (self.patches, "patches")]
+    def sources(self, needs: Collection[str] | None = None) -> list[FeatureSource]:
+        """Returns the sources that serve a method's needs; None: all."""
+        optional: list[tuple[str, FeatureSource | None]] = [
+            ("narration", self.narration),
+            ("narration_query", self.narration_query),
+            ("patches", self.patches),
+        ]
         wanted = [
-            source for source, need in optional if source is not None and (needs is None or need in needs)
+            source for need, source in optional if source is not None and (needs is None or need in needs)
         ]
         return [self.video, self.query, *wanted]
 
@@ -125,12 +140,12 @@ class FeatureSet:
 
         Args:
             protocol: the protocol whose splits will be read.
-            needs: the method's needs; narrations and patches that are not needed are skipped. None: all.
+            needs: the method's needs; sources that are not needed are skipped. None: all.
 
         Raises:
             VmrError: with a list of all fatal problems.
         """
-        for source in self._sources(needs):
+        for source in self.sources(needs):
             source.prepare(protocol)
         missing = self._missing(protocol, needs)
         self._refuse([*missing.videos, *missing.queries], protocol)
@@ -172,8 +187,11 @@ class FeatureSet:
         """Finds missing ids; opens no feature file."""
         queries = [query for split in protocol.splits.values() for query in split.queries]
         videos = list(dict.fromkeys(query.video_id for query in queries))
-        sources = self._sources(needs)
+        sources = self.sources(needs)
         of_queries = self.query.missing(queries)
+        if self.narration_query is not None and self.narration_query in sources:
+            lacking = self.narration_query.missing(queries)
+            of_queries += [replace(p, part=f"narration {p.part}") for p in lacking]
         of_videos = self.video.missing(videos)
         if self.narration is not None and self.narration in sources:
             of_videos += self.narration.missing(videos)
@@ -185,6 +203,7 @@ class FeatureSet:
         self, protocol: Protocol, missing: _Missing, depth: CheckDepth, needs: Collection[str] | None
     ) -> list[Problem]:
         """Loads everything that is not missing, and groups the failures."""
+        sources = self.sources(needs)
         queries = [query for split in protocol.splits.values() for query in split.queries]
         durations = {query.video_id: query.duration for query in queries}
         by_id = {query.query_id: query for query in queries}
@@ -194,14 +213,19 @@ class FeatureSet:
         def measure(video_id: str) -> None:
             lengths[video_id] = len(self.video.load(video_id))
 
-        def load_query(query_id: str) -> None:
-            self.query.load(by_id[query_id])
-
         problems = _failures(self.video, "video", videos, depth, measure)
         problems += self._contradictions(lengths, durations)
-        problems += _failures(self.query, "query", _present(by_id, missing.queries), depth, load_query)
+        present = _present(by_id, missing.queries)
+        for part, words in (("query", self.query), ("narration query", self.narration_query)):
+            if words is not None and words in sources:
+                load_words = words.load
+
+                def load(query_id: str, load_words: Callable[..., object] = load_words) -> object:
+                    return load_words(by_id[query_id])
+
+                problems += _failures(words, part, present, depth, load)
         for part, source in (("narration", self.narration), ("patches", self.patches)):
-            if source is not None and source in self._sources(needs):
+            if source is not None and source in sources:
                 problems += _failures(source, part, videos, depth, source.load)
         return problems
 
@@ -242,6 +266,7 @@ class FeatureSet:
             "video": self.video.manifest(),
             "query": self.query.manifest(),
             "narration": None if self.narration is None else self.narration.manifest(),
+            "narration_query": None if self.narration_query is None else self.narration_query.manifest(),
             "patches": None if self.patches is None else self.patches.manifest(),
         }
 

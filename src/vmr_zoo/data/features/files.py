@@ -20,9 +20,11 @@ from vmr_zoo.data.features.problems import FeatureError, Problem
 from vmr_zoo.data.features.source import QuerySource, VideoSource
 from vmr_zoo.data.features.store import ArrayStore
 from vmr_zoo.errors import VmrError, abbreviate, unknown
-from vmr_zoo.utils.arrays import Array, l2_normalise
+from vmr_zoo.utils.arrays import Array, Epsilon, l2_normalise
+from vmr_zoo.utils.switches import check_switches
 
 
+@check_switches
 class FileFeatures:
     """One backbone's features on disk."""
 
@@ -31,9 +33,10 @@ class FileFeatures:
         backbone: str,
         dim: int,
         store: ArrayStore,
-        normalise: bool = True,
+        normalise: bool,
         layer: int | None = None,
         part: Literal["vector", "global", "patches"] = "vector",
+        epsilon: Epsilon = "added",
     ) -> None:
         """Stores the content of the files and how to use it.
 
@@ -41,10 +44,11 @@ class FileFeatures:
             backbone: the network that computed them; part of the manifest.
             dim: size of one vector.
             store: the files.
-            normalise: whether to L2-normalise each vector (x / (norm + 1e-5)).
+            normalise: whether to L2-normalise each vector.
             layer: the layer to read, for files with several layers on the second axis.
             part: "vector" reads (T, dim). "global" and "patches" read the first token and the P other tokens
                 of (T, 1 + P, dim).
+            epsilon: as in `l2_normalise`.
         """
         if part not in ("vector", "global", "patches"):
             raise unknown("part of a feature file", part, ("vector", "global", "patches"))
@@ -54,6 +58,7 @@ class FileFeatures:
         self.normalise = normalise
         self.layer = layer
         self.part = part
+        self.epsilon: Epsilon = epsilon
 
     def read(self, identifier: str) -> Array:
         """Reads one id's features.
@@ -87,7 +92,7 @@ class FileFeatures:
             raise FeatureError(
                 "not finite", f"{where} holds {int((~np.isfinite(array)).sum())} NaN or infinite values."
             )
-        return l2_normalise(array) if self.normalise else array
+        return l2_normalise(array, self.epsilon) if self.normalise else array
 
     def manifest(self) -> dict[str, Any]:
         """Returns what identifies the features; their location does not."""
@@ -96,6 +101,8 @@ class FileFeatures:
             manifest["layer"] = self.layer
         if self.part != "vector":
             manifest["part"] = self.part
+        if self.normalise and self.epsilon != "added":
+            manifest["epsilon"] = self.epsilon
         return manifest
 
 
@@ -118,6 +125,36 @@ def _not_found(part: str, store: ArrayStore, wanted: Mapping[str, str]) -> list[
     return [Problem(part, "missing", lacking, f"Looked for {tried}.")] if lacking else []
 
 
+BinEdges = Literal["floor", "half_even"]
+"""How `mean_pool` rounds the edges of its bins."""
+
+
+def mean_pool(video: Array, bins: int, edges: BinEdges) -> Array:
+    """Averages the clips of a long video into bins of (nearly) equal length.
+
+    Args:
+        video: (T, …) with T >= bins.
+        bins: number of bins.
+        edges: where bin i begins, i / bins * T as a whole number. "floor" rounds it down, and every clip is
+            in one bin. "half_even" follows MESM's released code: float32 numbers are rounded to the nearest
+            whole one, halves to the even one, and none is above T - 1. The last clip is then in a bin of its
+            own or in none, and a bin without clips holds the clip at its edge.
+
+    Returns:
+        (bins, …) float32.
+    """
+    if edges == "floor":
+        first = np.arange(bins + 1) * len(video) // bins
+    else:
+        exact = np.arange(bins + 1, dtype=np.float32) / np.float32(bins) * np.float32(len(video))
+        first = np.minimum(np.rint(exact).astype(np.int64), len(video) - 1)
+    count = np.maximum(np.diff(first), 1)
+    # reduceat takes the clip at an edge alone if the next edge is not larger.
+    sums = np.add.reduceat(video, first[first < len(video)], axis=0)[:bins]
+    return sums / count.reshape(-1, *(1,) * (video.ndim - 1)).astype(np.float32)
+
+
+@check_switches
 class VideoFiles(VideoSource):
     """The files of several backbones, concatenated in the declared order, cut to the shortest.
 
@@ -130,6 +167,7 @@ class VideoFiles(VideoSource):
         sources: Sequence[FileFeatures],
         max_clips: int | None = None,
         overlong: Literal["truncate", "mean_pool"] = "truncate",
+        bin_edges: BinEdges = "floor",
     ) -> None:
         """Stores the sources.
 
@@ -138,6 +176,7 @@ class VideoFiles(VideoSource):
             max_clips: longest video in clips; None: no limit.
             overlong: "truncate" keeps the first `max_clips` clips of a longer video; "mean_pool" averages all
                 clips into `max_clips` bins of (nearly) equal length, duration / max_clips seconds each.
+            bin_edges: rule of these bins, as in `mean_pool`.
         """
         if overlong not in ("truncate", "mean_pool"):
             raise unknown("treatment of overlong videos", overlong, ("truncate", "mean_pool"))
@@ -149,6 +188,7 @@ class VideoFiles(VideoSource):
         self.dim = sum(source.dim for source in sources)
         self.max_clips = max_clips
         self.overlong = overlong
+        self.bin_edges: BinEdges = bin_edges
 
     def load(self, video_id: str) -> Array:
         """Returns (T, dim) float32; T is the shortest source's length, at most `max_clips`.
@@ -168,9 +208,7 @@ class VideoFiles(VideoSource):
             arrays[0] if len(arrays) == 1 else np.concatenate([array[:shortest] for array in arrays], axis=-1)
         )
         if self.max_clips is not None and self.overlong == "mean_pool" and len(video) > self.max_clips:
-            edges = np.arange(self.max_clips + 1) * len(video) // self.max_clips
-            sums = np.add.reduceat(video, edges[:-1], axis=0)
-            video = sums / np.diff(edges).reshape(-1, *(1,) * (video.ndim - 1)).astype(np.float32)
+            video = mean_pool(video, self.max_clips, self.bin_edges)
         return video
 
     def missing(self, video_ids: Sequence[str]) -> list[Problem]:
@@ -181,12 +219,15 @@ class VideoFiles(VideoSource):
 
     def manifest(self) -> dict[str, Any]:
         """Returns the sources in order, and the treatment of long videos."""
-        return {
+        manifest = {
             "order": [source.backbone for source in self.sources],
             "sources": [source.manifest() for source in self.sources],
             "max_clips": self.max_clips,
             "overlong": self.overlong if self.max_clips is not None else None,
         }
+        if self.max_clips is not None and self.bin_edges != "floor":
+            manifest["bin_edges"] = self.bin_edges
+        return manifest
 
 
 class QueryFiles(QuerySource):

@@ -13,8 +13,8 @@ from vmr_zoo.utils.trees import leaves
 def compare_manifests(stored: Mapping[str, Any], current: Mapping[str, Any]) -> None:
     """Refuses features that differ from those of a checkpoint.
 
-    The name of the configuration may differ. Narrations and patches are compared only if the stored manifest
-    has them.
+    The name of the configuration may differ. Narrations, the words for them and patches are compared only if
+    the stored manifest has them.
 
     Args:
         stored: the manifest beside the checkpoint.
@@ -23,7 +23,7 @@ def compare_manifests(stored: Mapping[str, Any], current: Mapping[str, Any]) -> 
     Raises:
         VmrError: with a list of all differing fields.
     """
-    optional = {key for key in ("narration", "patches") if stored.get(key) is None}
+    optional = {key for key in ("narration", "narration_query", "patches") if stored.get(key) is None}
     skipped = {"name", *optional}
     # The stored manifest has been through JSON, which turns tuples into lists.
     old = leaves({key: value for key, value in stored.items() if key not in skipped})

@@ -1,52 +1,67 @@
-"""Query features from a text encoder, from stored CLIP states, and from a table of word vectors."""
+"""Query features from a text encoder and from a table of word vectors, and CLIP's token ids alone."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from vmr_zoo.data.annotations.records import Protocol, Query
-from vmr_zoo.data.features.files import QueryFiles
 from vmr_zoo.data.features.problems import FeatureError, Problem
 from vmr_zoo.data.features.source import QuerySource
 from vmr_zoo.data.text.clip import clip_tokens
 from vmr_zoo.data.text.encoder import TextEncoder
+from vmr_zoo.data.text.lost_words import LostWords, count_lost
 from vmr_zoo.data.text.noun_chunks import NounChunks
-from vmr_zoo.data.text.word_table import WordTable, words
+from vmr_zoo.data.text.word_table import TableWord, WordTable
 from vmr_zoo.errors import abbreviate
 from vmr_zoo.utils.arrays import Array, l2_normalise
+from vmr_zoo.utils.switches import check_switches
 
 
+@check_switches
 class WordVectorQueries(QuerySource):
     """One vector per word from a table such as GloVe.
 
-    A word is a lower-cased run of letters, digits and apostrophes. Words that the table lacks are omitted and
-    reported as a non-fatal problem; a sentence without a known word is an error.
+    Words are split as `WordTable.split` does. Words that the table lacks are reported as a non-fatal problem.
     """
 
     encodes = True
     has_token_ids = True
 
-    def __init__(self, file: str | Path, dim: int, name: str = "glove", normalise: bool = True) -> None:
+    def __init__(
+        self,
+        file: str | Path,
+        dim: int,
+        normalise: bool,
+        name: str = "glove",
+        unknown: Literal["omitted", "zero"] = "omitted",
+        max_tokens: int | None = None,
+    ) -> None:
         """Stores the path; the table is read on first use.
 
         Args:
             file: GloVe's text file, or an npz with `words` (N,) and `vectors` (N, dim).
             dim: size of one vector.
-            name: the name of the vectors; part of the manifest.
             normalise: whether to L2-normalise each vector.
+            name: the name of the vectors; part of the manifest.
+            unknown: a word that the table lacks is "omitted", or has a vector of zeros, for which EMB may put
+                a trained one.
+            max_tokens: only the first words are kept; None: all.
         """
         self.file = Path(file).expanduser()
         self.dim = dim
         self.name = name
         self.normalise = normalise
+        self.unknown = unknown
+        self.max_tokens = max_tokens
 
     @cached_property
-    def _table(self) -> WordTable:
+    def table(self) -> WordTable:
+        """The table, read on first use."""
         try:
             table = WordTable(self.file, self.dim)
         except Exception as error:  # a broken npz raises nearly anything
@@ -61,27 +76,41 @@ class WordVectorQueries(QuerySource):
             )
         return table
 
-    @staticmethod
-    def words(text: str) -> list[str]:
-        """Splits a sentence into lower-case words."""
-        return [word for word, _ in words(text)]
-
-    def token_ids(self, query: Query) -> Array:
-        """Returns (L,) int64 rows of the table, known words only.
+    def split(self, query: Query) -> list[TableWord]:
+        """Returns the words of a sentence, one per row of `load`.
 
         Raises:
-            FeatureError: if the table knows none of the words.
+            FeatureError: if none is left.
         """
-        rows = self._table.rows
-        ids = [rows[word] for word in self.words(query.text) if word in rows]
-        if not ids:
+        split = self.table.split(query.text)
+        kept = [word for word in split if word.row is not None or self.unknown == "zero"]
+        if not kept:
             raise FeatureError("empty", f"{self.file} knows no word of '{query.text}' ({query.query_id}).")
-        return np.array(ids, dtype=np.int64)
+        return kept[: self.max_tokens]
+
+    def token_ids(self, query: Query) -> Array:
+        """Returns (L,) int64 rows of the table; the number of its rows for a word that it lacks.
+
+        Raises:
+            FeatureError: if no word is left.
+        """
+        size = self.table.size
+        return np.array([size if word.row is None else word.row for word in self.split(query)], np.int64)
+
+    def token_text(self, query: Query) -> list[str]:
+        """Returns the words of `load`, in the sentence's own case."""
+        written = [(word.text, query.text[word.start : word.end]) for word in self.split(query)]
+        # A quotation mark is split off as `` or ''.
+        return [own if own.lower() == text else text for text, own in written]
+
+    def listed_id(self, token: str) -> int | None:
+        """Returns the row of a word."""
+        return self.table.rows.get(token)
 
     def load(self, query: Query) -> Array:
-        """Returns (L, dim) float32, one row per known word."""
+        """Returns (L, dim) float32, one row per word."""
         try:
-            vectors = self._table.vectors(self.token_ids(query))
+            vectors = self.vectors(self.token_ids(query))
         except ValueError as error:
             raise FeatureError(
                 "unreadable", f"{self.file} has no {self.dim} numbers for a word of '{query.text}' ({error})."
@@ -90,28 +119,56 @@ class WordVectorQueries(QuerySource):
             raise FeatureError(
                 "not finite", f"{self.file} holds NaN or infinite numbers for a word of '{query.text}'."
             )
+        return vectors
+
+    def vectors(self, ids: Array) -> Array:
+        """Returns (L, dim) float32 for ids as `token_ids` returns them.
+
+        Raises:
+            ValueError: as `WordTable.vectors`.
+        """
+        known = ids < self.table.size
+        vectors = np.zeros((len(ids), self.dim), np.float32)
+        vectors[known] = self.table.vectors(ids[known])
         return l2_normalise(vectors) if self.normalise else vectors
+
+    def lost_words(self, sentences: Sequence[str]) -> LostWords:
+        """Counts the words that the table lacks, and the words past `max_tokens`."""
+        return count_lost(
+            (
+                [word.text if word.row is None else None for word in self.table.split(sentence)]
+                for sentence in sentences
+            ),
+            self.max_tokens,
+        )
 
     def missing(self, queries: Sequence[Query]) -> list[Problem]:
         """Finds queries with words that the table lacks."""
         try:
-            rows = self._table.rows
+            table = self.table
         except FeatureError as error:
             return [Problem("query words", error.kind, tuple(q.query_id for q in queries), str(error))]
         unknown_words = {
             query.query_id: absent
             for query in queries
-            if (absent := set(self.words(query.text)) - rows.keys())
+            if (absent := {word.text for word in table.split(query.text) if word.row is None})
         }
         if not unknown_words:
             return []
         lacking = sorted(set().union(*unknown_words.values()))
-        detail = f"{self.file} lacks {abbreviate(lacking)}; they are omitted."
+        outcome = "they are omitted" if self.unknown == "omitted" else "their vectors are zeros"
+        detail = f"{self.file} lacks {abbreviate(lacking)}; {outcome}."
         return [Problem("query words", "missing", tuple(unknown_words), detail, fatal=False)]
 
     def manifest(self) -> dict[str, Any]:
-        """Returns the name of the vectors and their size."""
-        return {"backbone": self.name, "dim": self.dim, "normalise": self.normalise}
+        """Returns the name of the vectors, their size, and what becomes of the words."""
+        return {
+            "backbone": self.name,
+            "dim": self.dim,
+            "normalise": self.normalise,
+            "unknown": self.unknown,
+            "max_tokens": self.max_tokens,
+        }
 
 
 class EncodedQueries(QuerySource):
@@ -124,16 +181,16 @@ class EncodedQueries(QuerySource):
     def __init__(
         self,
         encoder: TextEncoder,
+        normalise: bool,
         max_tokens: int | None = 32,
-        normalise: bool = True,
         nouns: NounChunks | None = None,
     ) -> None:
         """Stores the encoder.
 
         Args:
             encoder: the text encoder.
-            max_tokens: only the first tokens are kept; None: all.
             normalise: whether to L2-normalise each token vector.
+            max_tokens: only the first tokens are kept; None: all.
             nouns: the parser that finds noun chunks; None: no noun masks.
         """
         self.encoder = encoder
@@ -160,6 +217,19 @@ class EncodedQueries(QuerySource):
         """Returns (L,) int64 tokenizer ids, one per row of `load`."""
         return self.encoder.tokenise([query.text])[0].ids[: self.max_tokens]
 
+    @property
+    def end_ids(self) -> tuple[int, ...]:  # type: ignore[override]
+        """Ids of the start and the end token, if `load` has rows for them."""
+        return self.encoder.end_ids
+
+    def token_text(self, query: Query) -> list[str]:
+        """Returns the text of each row of `load`."""
+        return self.encoder.token_text(query.text)[: self.max_tokens]
+
+    def listed_id(self, token: str) -> int | None:
+        """Returns a tokenizer id, which a file of counts writes as a number."""
+        return int(token)
+
     def noun_mask(self, query: Query) -> Array:
         """Returns (L,) bool, which rows of `load` belong to a noun chunk."""
         if self.nouns is None:
@@ -167,33 +237,35 @@ class EncodedQueries(QuerySource):
         tokens = self.encoder.tokenise([query.text])[0]
         return self.nouns.mask(tokens.text, tokens.offsets[: self.max_tokens])
 
+    def lost_words(self, sentences: Sequence[str]) -> LostWords:
+        """Counts the words without a vector, and the tokens past `max_tokens`."""
+        return self.encoder.lost_words(sentences, self.max_tokens)
+
     def manifest(self) -> dict[str, Any]:
         """Returns the encoder, the maximum number of tokens and the normalisation."""
         manifest = {**self.encoder.manifest(), "max_tokens": self.max_tokens, "normalise": self.normalise}
         return manifest if self.nouns is None else {**manifest, "nouns": self.nouns.manifest()}
 
 
-class ClipTokenFiles(QuerySource):
-    """CLIP token states from files, with the ids and noun chunks of the same tokens.
+class ClipTokens(QuerySource):
+    """CLIP's token ids and their noun chunks, without vectors: for a method that embeds tokens itself.
 
-    The ids are CLIP's byte pairs, which open_clip ships. The files hold the start and the end token; the ids
-    and the loaded features do not.
+    The ids are CLIP's byte pairs, which open_clip ships, without start and end token.
     """
 
+    dim = 0
+    computed = True
+    encodes = True
     has_token_ids = True
     has_noun_masks = True
 
-    def __init__(self, source: QueryFiles, nouns: NounChunks, max_tokens: int | None = 32) -> None:
+    def __init__(self, nouns: NounChunks, max_tokens: int | None = 32) -> None:
         """Stores the parts.
 
         Args:
-            source: files with one row per token, including the start and the end token; not cut
-                (`max_tokens: null`).
             nouns: the parser that finds noun chunks.
             max_tokens: only the first tokens are kept; None: all.
         """
-        self.source = source
-        self.dim = source.dim
         self.nouns = nouns
         self.max_tokens = max_tokens
 
@@ -214,25 +286,9 @@ class ClipTokenFiles(QuerySource):
         cut = slice(self.max_tokens)
         return tokens.ids[cut], tokens.offsets[cut], tokens.text
 
-    def prepare(self, protocol: Protocol) -> None:
-        """Prepares the files."""
-        self.source.prepare(protocol)
-
     def load(self, query: Query) -> Array:
-        """Returns (L, dim) float32, without the start and the end token.
-
-        Raises:
-            FeatureError: if the file has fewer tokens than the sentence.
-        """
-        count = len(self.token_ids(query))
-        rows = self.source.load(query)
-        if len(rows) < count + 2:
-            raise FeatureError(
-                "dimension",
-                f"The file of '{query.query_id}' has {len(rows)} rows; expected at least {count + 2}: "
-                f"start, the {count} tokens of '{query.text}', end.",
-            )
-        return rows[1 : count + 1]
+        """Returns (L, 0) float32: as many rows as tokens, without numbers."""
+        return np.zeros((len(self.token_ids(query)), 0), np.float32)
 
     def token_ids(self, query: Query) -> Array:
         """Returns (L,) int64 tokenizer ids, one per row of `load`."""
@@ -243,15 +299,11 @@ class ClipTokenFiles(QuerySource):
         _, offsets, cleaned = self.tokenise(query.text)
         return self.nouns.mask(cleaned, offsets)
 
-    def missing(self, queries: Sequence[Query]) -> list[Problem]:
-        """Finds queries without a file."""
-        return self.source.missing(queries)
+    def lost_words(self, sentences: Sequence[str]) -> LostWords:
+        """Counts the tokens past `max_tokens`."""
+        lengths = (len(clip_tokens(self._tokenizer, text).ids) for text in sentences)
+        return count_lost(([None] * length for length in lengths), self.max_tokens)
 
     def manifest(self) -> dict[str, Any]:
-        """Returns the source, the tokens and the noun chunks."""
-        return {
-            **self.source.manifest(),
-            "max_tokens": self.max_tokens,
-            "tokens": "clip",
-            "nouns": self.nouns.manifest(),
-        }
+        """Returns the tokens and the noun chunks."""
+        return {"tokens": "clip", "max_tokens": self.max_tokens, "nouns": self.nouns.manifest()}

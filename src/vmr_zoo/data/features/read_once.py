@@ -23,7 +23,7 @@ Key = TypeVar("Key")
 
 
 def read_once(features: FeatureSet, splits: Iterable[Split], dtype: torch.dtype, budget: float) -> FeatureSet:
-    """Wraps the video and the query source of a feature set.
+    """Wraps the video and the query sources of a feature set.
 
     A source that computes is left as it is: the check loads only a sample of it.
 
@@ -41,10 +41,17 @@ def read_once(features: FeatureSet, splits: Iterable[Split], dtype: torch.dtype,
     if not video.computed:
         video_ids = Counter(video_id for split in splits for video_id in split.video_ids)
         video = _VideosReadOnce(video, _Kept(video_ids, dtype, budget))
+    words = features.narration_query
     if not query.computed:
-        queries = Counter(query for split in splits for query in split.queries)
-        query = _QueriesReadOnce(query, _Kept(queries, dtype, float("inf")))
-    return replace(features, video=video, query=query)
+        query = _queries_read_once(query, splits, dtype)
+    if words is not None and not words.computed:
+        words = _queries_read_once(words, splits, dtype)
+    return replace(features, video=video, query=query, narration_query=words)
+
+
+def _queries_read_once(source: QuerySource, splits: Iterable[Split], dtype: torch.dtype) -> _QueriesReadOnce:
+    queries = Counter(query for split in splits for query in split.queries)
+    return _QueriesReadOnce(source, _Kept(queries, dtype, float("inf")))
 
 
 class _Kept(Generic[Key]):
@@ -124,6 +131,7 @@ class _QueriesReadOnce(QuerySource):
         self.source = source
         self.dim = source.dim
         self.has_token_ids, self.has_noun_masks = source.has_token_ids, source.has_noun_masks
+        self.end_ids = source.end_ids
         self._kept = kept
 
     def prepare(self, protocol: Protocol) -> None:
@@ -139,6 +147,9 @@ class _QueriesReadOnce(QuerySource):
 
     def token_ids(self, query: Query) -> Array:
         return self.source.token_ids(query)
+
+    def token_text(self, query: Query) -> list[str]:
+        return self.source.token_text(query)
 
     def noun_mask(self, query: Query) -> Array:
         return self.source.noun_mask(query)

@@ -13,6 +13,7 @@ from typing import Any
 
 from vmr_zoo.data.annotations.records import Protocol, Query
 from vmr_zoo.data.features.problems import Problem
+from vmr_zoo.data.text.lost_words import LostWords
 from vmr_zoo.errors import VmrError
 from vmr_zoo.utils.arrays import Array
 
@@ -87,6 +88,21 @@ class QuerySource(FeatureSource):
         """Returns (L,) int64 tokenizer ids, one per row of `load`."""
         raise VmrError(f"{type(self).__name__} has no token ids. Choose features/query=minilm or =glove.")
 
+    end_ids: tuple[int, ...] = ()
+    """Ids of the start and the end token, if `load` has rows for them."""
+
+    def token_text(self, query: Query) -> list[str]:
+        """Returns L texts, the word or part of a word of each row of `load`; "" for start and end."""
+        raise VmrError(f"{type(self).__name__} has no words. Choose features/query=minilm, =clip or =glove.")
+
+    def listed_id(self, token: str) -> int | None:
+        """Returns the id of a token as a file of counts writes it; None if the source has no such token."""
+        raise VmrError(f"{type(self).__name__} has no token ids. Choose features/query=clip or =glove.")
+
+    def lost_words(self, sentences: Sequence[str]) -> LostWords | None:
+        """Counts the words of sentences that `load` leaves out; None if that is unknown (stored files)."""
+        return None
+
     def missing(self, queries: Sequence[Query]) -> list[Problem]:
         """Finds queries without features; opens no feature file."""
         return []
@@ -98,6 +114,10 @@ class NarrationSource(FeatureSource):
     @abstractmethod
     def load(self, video_id: str) -> tuple[Array, Array]:
         """Returns (Ln, dim) float32 vectors and (Ln, 2) float32 start and end in seconds."""
+
+    def lost_words(self, video_ids: Sequence[str]) -> LostWords | None:
+        """Counts the words of the videos' narrations that `load` leaves out; None where that is not known."""
+        return None
 
     def missing(self, video_ids: Sequence[str]) -> list[Problem]:
         """Finds videos without narrations; fast."""

@@ -52,6 +52,7 @@ class ClipTextEncoder(TextEncoder):
         model: str = "ViT-B-32-quickgelu",
         pretrained: str = "openai",
         special_tokens: bool = False,
+        longest: int | None = None,
         device: str = "cpu",
         batch_size: int = 64,
         workers: int = 2,
@@ -65,6 +66,8 @@ class ClipTextEncoder(TextEncoder):
                 weights_only), or open_clip's tag of published weights, downloaded once.
             special_tokens: whether token vectors include the start and the end token, as in the files of the
                 Moment-DETR family.
+            longest: only the first byte pairs of a sentence are read, so the end token follows them; None: as
+                many as the model has positions for.
             device: such as "cpu" or "cuda".
             batch_size: sentences per batch.
             workers: batches computed in parallel.
@@ -91,11 +94,14 @@ class ClipTextEncoder(TextEncoder):
         self.name = model
         self.pretrained = pretrained
         self.special_tokens = special_tokens
+        self.longest = longest
         self.device = device
         self.token_dim: int = text["width"]
         self.dim: int = config["embed_dim"]
         self._config = config
-        self._context: int = text.get("context_length", 77)
+        self._room = text.get("context_length", 77) - 2
+        if longest is not None:
+            self._room = min(longest, self._room)
 
     @cached_property
     def _weights(self) -> Path:
@@ -129,8 +135,10 @@ class ClipTextEncoder(TextEncoder):
 
     @cached_property
     def revision(self) -> str:
-        """The hash of the architecture and of the weights."""
-        return content_hash(json.dumps(self._config, sort_keys=True), file_hash(self._weights)).hex()
+        """The hash of the architecture, of the weights, and of a limit on the length."""
+        limit = [] if self.longest is None else [f"first {self.longest}"]
+        config = json.dumps(self._config, sort_keys=True)
+        return content_hash(config, file_hash(self._weights), *limit).hex()
 
     def manifest(self) -> dict[str, Any]:
         """Returns the model, its weights, and the definition of a token vector."""
@@ -141,6 +149,18 @@ class ClipTextEncoder(TextEncoder):
             "special_tokens": self.special_tokens,
         }
 
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """The ids of the start and the end token, if `tokens` has rows for them."""
+        tokenizer = self._tokenizer
+        return (tokenizer.sot_token_id, tokenizer.eot_token_id) if self.special_tokens else ()
+
+    def token_text(self, text: str) -> list[str]:
+        """Returns the text of each byte pair, "" for the start and the end token."""
+        decoder = self._tokenizer.decoder
+        ids = self.tokenise([text])[0].ids.tolist()
+        return ["" if one in self.end_ids else decoder[one].removesuffix("</w>") for one in ids]
+
     @cached_property
     def _tokenizer(self) -> Any:
         from open_clip.tokenizer import SimpleTokenizer
@@ -150,7 +170,7 @@ class ClipTextEncoder(TextEncoder):
     def _pieces(self, text: str) -> Tokens:
         """Splits a sentence, with room for the start and the end token."""
         tokens = clip_tokens(self._tokenizer, text)
-        room = slice(self._context - 2)
+        room = slice(self._room)
         return Tokens(tokens.ids[room], tokens.offsets[room], tokens.text)
 
     def tokenise(self, texts: Sequence[str]) -> list[Tokens]:

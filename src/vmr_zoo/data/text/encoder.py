@@ -17,6 +17,7 @@ import torch
 from rich.progress import Progress
 
 from vmr_zoo.data.text.cache import EmbeddingCache
+from vmr_zoo.data.text.lost_words import LostWords, count_lost
 from vmr_zoo.errors import VmrError
 from vmr_zoo.utils.arrays import Array
 from vmr_zoo.utils.files import lock_folder
@@ -103,6 +104,25 @@ class TextEncoder(ABC):
             N token lists, cut to the longest input of the encoder.
         """
 
+    def lost_words(self, texts: Sequence[str], max_tokens: int | None = None) -> LostWords:
+        """Counts the tokens that the encoder has no vector for, and those past the longest query.
+
+        Args:
+            texts: N sentences.
+            max_tokens: only the first tokens are kept; None: all.
+        """
+        return count_lost(([None] * len(tokens.ids) for tokens in self.tokenise(texts)), max_tokens)
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """The ids of the start and the end token, if `tokens` has rows for them."""
+        return ()
+
+    def token_text(self, text: str) -> list[str]:
+        """Returns the characters that each row of `tokens` stands for; "" for special tokens."""
+        tokens = self.tokenise([text])[0]
+        return [tokens.text[start:end] for start, end in tokens.offsets.tolist()]
+
     @abstractmethod
     def _inputs(self, texts: Sequence[str]) -> list[list[int]]:
         """Returns the input ids of the model, including special tokens."""
@@ -177,6 +197,14 @@ class TextEncoder(ABC):
         vectors = self.pooled(texts)
         # Needed even where the encoder normalises: rounding to float16 changes the length.
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+    def means(self, texts: Sequence[str]) -> Array:
+        """Returns (N, token_dim) float32, the mean of each sentence's token vectors, not normalised.
+
+        Raises:
+            VmrError: if a sentence has no token.
+        """
+        return np.stack([tokens.mean(0) for tokens in self.tokens(texts)])
 
     def embed(self, texts: Iterable[str]) -> list[bytes]:
         """Computes and caches the sentences that are not cached yet.

@@ -1,7 +1,7 @@
 """Parses sentences with spaCy or with a tagger that needs no download, and counts clauses.
 
-The papers parse with spaCy, whose models must be downloaded. The default here is the tagger HanTa (Wartena
-2019), which ships its English model, with our own rules over its tags. The parser is part of every manifest.
+The papers parse with spaCy, whose models must be downloaded. The tagger HanTa (Wartena 2019) ships its
+English model; our own rules over its tags replace spaCy offline. The parser is part of every manifest.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from functools import cached_property
 from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Literal
 
 from vmr_zoo.errors import VmrError, unknown
@@ -40,18 +42,23 @@ _VERBS = re.compile("(?P<finite>f(?:v*[fgni])*)|(?P<infinitive>tv*i)|(?P<partici
 class Parser:
     """Base of `NounChunks` and `ClauseCounts`: a parser, loaded with the first sentence."""
 
-    def __init__(self, parser: Literal["hanta", "spacy"] = "hanta", model: str = "en_core_web_sm") -> None:
+    def __init__(
+        self, parser: Literal["hanta", "spacy", "auto"] = "hanta", model: str = "en_core_web_sm"
+    ) -> None:
         """Stores the choice.
 
         Args:
-            parser: "hanta", or "spacy" as in the papers.
-            model: the spaCy model.
+            parser: "hanta"; "spacy" as in the papers; "auto": spaCy if it and the model are installed, else
+                HanTa.
+            model: the spaCy model, a package or a folder.
 
         Raises:
             VmrError: for another parser.
         """
-        if parser not in ("hanta", "spacy"):
-            raise unknown("parser", parser, ("hanta", "spacy"))
+        if parser not in ("hanta", "spacy", "auto"):
+            raise unknown("parser", parser, ("hanta", "spacy", "auto"))
+        if parser == "auto":
+            parser = "spacy" if _has_spacy(model) else "hanta"
         self.parser = parser
         self.model = model
 
@@ -94,6 +101,12 @@ class Parser:
                 f"Parsing by spaCy needs `pip install spacy` and `python -m spacy download {self.model}` "
                 f"({error}). To parse without a download, set parser=hanta instead of parser=spacy."
             ) from error
+
+
+def _has_spacy(model: str) -> bool:
+    """Returns whether spaCy and its model are installed, without loading them."""
+    found = Path(model).is_dir() or (model.isidentifier() and find_spec(model) is not None)
+    return found and find_spec("spacy") is not None
 
 
 class ClauseCounts(Parser):

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
+from vmr_zoo.data.text.treebank import treebank_words
 from vmr_zoo.utils.arrays import Array
 
 
-def words(text: str) -> list[tuple[str, tuple[int, int]]]:
-    """Splits a sentence into lower-case words: runs of letters, digits and apostrophes.
+class TableWord(NamedTuple):
+    """A word of a sentence, looked up in a table.
 
-    Args:
-        text: the sentence.
-
-    Returns:
-        Words and their characters in `text.lower()`, end exclusive.
+    Attributes:
+        text: the word in lower case.
+        start: its first character in the sentence.
+        end: the character after its last one.
+        row: its row; None if the table lacks it.
     """
-    return [(found.group(), found.span()) for found in re.finditer(r"[a-z0-9']+", text.lower())]
+
+    text: str
+    start: int
+    end: int
+    row: int | None
 
 
 class WordTable:
@@ -27,11 +32,12 @@ class WordTable:
 
     A line of a text file holds a word and its numbers, separated by spaces, as in GloVe. The file is indexed
     once (about a second per GB); a lookup then reads single lines, so the 5 GB of GloVe 840B are never in
-    memory. Words that contain a space (840B has some) are skipped: no sentence is split into such words.
+    memory. Lines with another number of fields are skipped, as in EMB's code: 840B has words with a space.
 
     Attributes:
         rows: the row of each word, without zero vectors (a padding row of an npz).
         dim: size of one vector.
+        size: number of rows, with zero vectors.
     """
 
     def __init__(self, file: Path, dim: int) -> None:
@@ -56,27 +62,49 @@ class WordTable:
             if self._vectors.shape != (len(listed), self.dim):
                 raise ValueError(f"{len(listed)} words and {self._vectors.shape} vectors")
             self.rows = {str(word): row for row, word in enumerate(listed) if self._vectors[row].any()}
+            self.size = len(listed)
         else:
             self.dim = dim
             self.rows = self._index()
+            self.size = len(self._offsets)
 
     def _index(self) -> dict[str, int]:
         """Finds the start of each word's line."""
         rows: dict[str, int] = {}
-        offsets = []
+        offsets, odd = [], []
         position = 0
         with self._file.open("rb") as lines:
             for number, line in enumerate(lines):
                 offsets.append(position)
                 position += len(line)
                 numbers = line.rstrip().count(b" ")
-                if numbers < self.dim:
-                    raise ValueError(f"line {number + 1} has {numbers} numbers, expected {self.dim}")
                 if numbers == self.dim:
                     # The first line counts: later ones are remains of words in other alphabets.
                     rows.setdefault(line[: line.index(b" ")].decode(errors="replace"), number)
+                else:
+                    odd.append((number + 1, numbers))
+        if 2 * len(odd) >= len(offsets):
+            found = "line {} has {}".format(*odd[0]) if odd else "it has no line"
+            raise ValueError(f"expected lines of {self.dim} numbers, {found}")
         self._offsets = np.array(offsets, np.int64)
         return rows
+
+    def split(self, sentence: str) -> list[TableWord]:
+        """Splits a sentence into lower-case words as GloVe's corpora were, and looks them up.
+
+        "person's" is "person", "'s". A period within the text ends a sentence unless the table has the word
+        with it ("mr.").
+
+        Args:
+            sentence: the text.
+        """
+        words = []
+        for text, start, end in treebank_words(sentence.lower()):
+            if text not in self.rows and len(text) > 1 and text.endswith("."):
+                words.append(TableWord(text[:-1], start, end - 1, self.rows.get(text[:-1])))
+                text, start = ".", end - 1
+            words.append(TableWord(text, start, end, self.rows.get(text)))
+        return words
 
     def vectors(self, rows: Array) -> Array:
         """Returns (L, dim) float32, the vectors of some rows.

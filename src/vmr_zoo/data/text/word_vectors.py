@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from vmr_zoo.data.text.encoder import TextEncoder, Tokens
-from vmr_zoo.data.text.word_table import WordTable, words
+from vmr_zoo.data.text.lost_words import LostWords, count_lost
+from vmr_zoo.data.text.word_table import WordTable
 from vmr_zoo.errors import VmrError
 from vmr_zoo.utils.arrays import Array
 from vmr_zoo.utils.hashing import content_hash, file_hash
@@ -19,7 +20,7 @@ from vmr_zoo.utils.hashing import content_hash, file_hash
 class WordVectorEncoder(TextEncoder):
     """One vector per word, as stored; a sentence is the mean of its words (TEA, equation 3).
 
-    A word is a lower-cased run of letters, digits and apostrophes. Words that the table lacks are omitted.
+    Words are split as `WordTable.split` does. Words that the table lacks are omitted.
     """
 
     def __init__(self, cache: str | Path, file: str | Path, name: str, dim: int = 300) -> None:
@@ -40,7 +41,7 @@ class WordVectorEncoder(TextEncoder):
     def revision(self) -> str:
         """The hash of the table; a file of 5 GB takes several seconds, once per process."""
         try:
-            return content_hash("words", file_hash(self.file)).hex()
+            return content_hash("treebank words", file_hash(self.file)).hex()
         except OSError as error:
             raise self._unusable(error) from error
 
@@ -69,14 +70,20 @@ class WordVectorEncoder(TextEncoder):
         Returns:
             N token lists.
         """
-        rows = self._model.rows
         split = []
         for text in texts:
-            known = [(rows[word], span) for word, span in words(text) if word in rows]
-            ids = np.array([row for row, _ in known], np.int64)
-            spans = np.array([span for _, span in known], np.int64).reshape(-1, 2)
+            known = [word for word in self._model.split(text) if word.row is not None]
+            ids = np.array([word.row for word in known], np.int64)
+            spans = np.array([(word.start, word.end) for word in known], np.int64).reshape(-1, 2)
             split.append(Tokens(ids, spans, text.lower()))
         return split
+
+    def lost_words(self, texts: Sequence[str], max_tokens: int | None = None) -> LostWords:
+        """Counts the words that the table lacks, and the tokens past the longest query."""
+        return count_lost(
+            ([word.text if word.row is None else None for word in self._model.split(text)] for text in texts),
+            max_tokens,
+        )
 
     def _inputs(self, texts: Sequence[str]) -> list[list[int]]:
         return [tokens.ids.tolist() for tokens in self.tokenise(texts)]

@@ -118,6 +118,11 @@ class ActionLabels:
         """(C, D) float32 sentence embeddings of the class names, of unit length."""
         return self.encoder.sentences(self.names)
 
+    @cached_property
+    def means(self) -> Array:
+        """(C, D) float32 means of the token vectors of the class names, not normalised."""
+        return self.encoder.means(self.names)
+
     def confusion(self, temperature: float) -> Array:
         """Returns what each class is confused with.
 
@@ -264,24 +269,33 @@ class ActionLabelClips(VideoSource):
     computed = True
 
     def __init__(
-        self, labels: ActionLabels, rates: Rates, noise: float, clip_seconds: float, seed: int
+        self,
+        labels: ActionLabels,
+        rates: Rates,
+        noise: float,
+        clip_seconds: float,
+        seed: int,
+        normalise: bool,
     ) -> None:
         """Stores the channel.
 
         Args:
             labels: the labelled actions.
             rates: error rates.
-            noise: length of the Gaussian noise vector; a class embedding has length 1.
+            noise: length of the Gaussian noise vector, relative to that of a class embedding.
             clip_seconds: length of a clip.
             seed: determines everything, together with the id of the video.
+            normalise: whether class embeddings are sentence vectors of unit length, and clips have unit
+                length; otherwise class embeddings are means of token vectors, and clips stay as they are.
         """
         self._channel = _Channel("clips", labels, rates, seed)
         self.noise = noise
         self.clip_seconds = clip_seconds
-        self.dim = labels.encoder.dim
+        self.normalise = normalise
+        self.dim = labels.encoder.dim if normalise else labels.encoder.token_dim
 
     def load(self, video_id: str) -> Array:
-        """Returns (T, dim) float32 of unit length, T = duration / clip_seconds, rounded up.
+        """Returns (T, dim) float32, T = duration / clip_seconds, rounded up.
 
         A clip is the sum of the embeddings of the seen actions, divided by the root of their number, plus
         noise.
@@ -299,7 +313,10 @@ class ActionLabelClips(VideoSource):
         noise = random.standard_normal((length, self.dim), np.float32) * np.float32(
             self.noise / self.dim**0.5
         )
-        return l2_normalise(scale * counts @ channel.labels.embeddings + noise)
+        if self.normalise:
+            return l2_normalise(scale * counts @ channel.labels.embeddings + noise)
+        means = channel.labels.means
+        return scale * counts @ means + noise * np.linalg.norm(means, axis=1).mean()
 
     def missing(self, video_ids: Sequence[str]) -> list[Problem]:
         """Finds videos that Charades does not list."""
@@ -308,7 +325,12 @@ class ActionLabelClips(VideoSource):
     def manifest(self) -> dict[str, Any]:
         """Returns everything that determines the features."""
         channel = self._channel
-        settings = {"noise": self.noise, "clip_seconds": self.clip_seconds, "seed": channel.seed}
+        settings = {
+            "noise": self.noise,
+            "clip_seconds": self.clip_seconds,
+            "seed": channel.seed,
+            "normalise": self.normalise,
+        }
         return {**channel.labels.manifest(), "rates": asdict(channel.rates), **settings}
 
 
@@ -321,7 +343,9 @@ class ActionLabelNarrations(NarrationSource):
     computed = True
     NOTHING = "There is a person in a room."
 
-    def __init__(self, labels: ActionLabels, rates: Rates, every_seconds: float, seed: int) -> None:
+    def __init__(
+        self, labels: ActionLabels, rates: Rates, every_seconds: float, seed: int, normalise: bool
+    ) -> None:
         """Stores the channel.
 
         Args:
@@ -329,10 +353,12 @@ class ActionLabelNarrations(NarrationSource):
             rates: error rates, per sentence here, not per clip.
             every_seconds: length of the interval that a sentence covers.
             seed: determines everything, together with the id of the video.
+            normalise: as `NarrationFile` describes it.
         """
         self._channel = _Channel("narrations", labels, rates, seed)
         self.every_seconds = every_seconds
-        self.dim = labels.encoder.dim
+        self.normalise = normalise
+        self.dim = labels.encoder.dim if normalise else labels.encoder.token_dim
 
     @cached_property
     def sentences(self) -> list[str]:
@@ -342,7 +368,8 @@ class ActionLabelNarrations(NarrationSource):
 
     @cached_property
     def _embeddings(self) -> Array:
-        return self._channel.labels.encoder.sentences(self.sentences)
+        encoder = self._channel.labels.encoder
+        return encoder.sentences(self.sentences) if self.normalise else encoder.means(self.sentences)
 
     def narrate(self, video_id: str) -> tuple[Array, Array]:
         """Draws the narrations of a video.
@@ -374,5 +401,9 @@ class ActionLabelNarrations(NarrationSource):
     def manifest(self) -> dict[str, Any]:
         """Returns everything that determines the narrations."""
         channel = self._channel
-        settings = {"every_seconds": self.every_seconds, "seed": channel.seed}
+        settings = {
+            "every_seconds": self.every_seconds,
+            "seed": channel.seed,
+            "normalise": self.normalise,
+        }
         return {**channel.labels.manifest(), "rates": asdict(channel.rates), **settings}

@@ -28,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vmr_zoo.blocks.clips import WithinOne, clips_inside
 from vmr_zoo.blocks.decoder import AnchorDecoder, QueryDecoder, SpanHeads
 from vmr_zoo.blocks.detr_network import DETRNetwork
 from vmr_zoo.blocks.joint_encoder import Encoded
@@ -35,7 +36,7 @@ from vmr_zoo.blocks.per_video import per_video
 from vmr_zoo.blocks.ranking import like_ranked, rank
 from vmr_zoo.blocks.span_unit import SpanUnit
 from vmr_zoo.errors import VmrError
-from vmr_zoo.losses.margin import margin_loss, sample_pairs
+from vmr_zoo.losses.margin import PairChoices, PairRule, margin_loss, pair_choices
 from vmr_zoo.losses.set_criterion import SetCriterion
 from vmr_zoo.methods.base import Method, Training
 from vmr_zoo.methods.bm_detr.alignment import AttentivePooling, SemanticAlignment
@@ -53,7 +54,7 @@ from vmr_zoo.utils.switches import check_switches
 
 @dataclass(frozen=True)
 class LearnableSpans:
-    """Learnable spans as the decoder's slots (LS, section 3.3.4), with DAB-DETR's scaled encoder positions.
+    """Learnable spans as the decoder's slots (LS, section 3.3.4).
 
     Attributes:
         refine: move the spans after every decoder layer, as DAB-DETR does and the released code does not.
@@ -108,6 +109,8 @@ class BMDETR(Method):
         shifting: ShiftedCopy | None,
         criterion: SetCriterion,
         margin: float,
+        margin_pairs: PairRule,
+        within_one_clip: WithinOne,
         span_unit: SpanUnit,
         training: Training,
     ) -> None:
@@ -120,31 +123,39 @@ class BMDETR(Method):
             background: BMD; None leaves the memory as the encoder computes it.
             decoder_memory: the decoder reads X'+ ("weighted", paper) or X+ ("raw", released).
             alignment: FS; `training.loss_weights.semantic` null turns it off.
-            learnable_spans: LS; None gives Moment-DETR's encoder positions and decoder.
+            learnable_spans: LS; None gives Moment-DETR's decoder.
             shifting: TS; None trains without shifted copies.
             criterion: matching (Eq. 12-13) and set losses (Eq. 14).
             margin: Delta of Eq. 15.
+            margin_pairs: the clips that Eq. 15 compares.
+            within_one_clip: the clip of a moment inside one clip (`clips_inside`).
             span_unit: unit of the predicted spans.
             training: loss weights, optimizer, and what validation computes.
         """
         super().__init__(training)
-        self.background, self.alignment, self.shifting = background, alignment, shifting
-        self.decoder_memory = decoder_memory
-        self.criterion, self.margin, self.span_unit = criterion, margin, span_unit
+        self.background, self.decoder_memory = background, decoder_memory
+        self.alignment, self.shifting = alignment, shifting
+        self.criterion, self.margin, self.margin_pairs = criterion, margin, margin_pairs
+        self.span_unit, self.within_one_clip = span_unit, within_one_clip
         self.needs = self._needs()
-        scaled, dim = learnable_spans is not None, network.dim
-        self.encoder = network.joint_encoder(video_dim, query_dim, scale_positions=scaled)
+        dim, spans = network.dim, learnable_spans
+        self.encoder = network.joint_encoder(video_dim, query_dim)
         self.matcher = None if background is None else FrameQueryMatcher(dim)
-        if learnable_spans is None:
+        if spans is None:
             self.decoder = network.query_decoder()
         else:
-            self.decoder = network.anchor_decoder(refine=learnable_spans.refine, width_first=True)
+            self.decoder = network.anchor_decoder(refine=spans.refine, width_first=True)
+        self._build_heads(dim)
+
+    def _build_heads(self, dim: int) -> None:
+        """Builds what reads a network of width `dim`; the heads of a loss that is off have no weights."""
         self.heads = SpanHeads(dim)
         self.saliency = nn.Linear(dim, 1) if self.weight("margin") is not None else None
         self.video_pooling = None
         if self.weight("semantic") is not None:
-            self.video_pooling, self.query_pooling = (alignment.attentive_pooling(dim) for _ in range(2))
-            self.video_out, self.query_out = alignment.projection(dim), alignment.projection(dim)
+            build = self.alignment
+            self.video_pooling, self.query_pooling = (build.attentive_pooling(dim) for _ in range(2))
+            self.video_out, self.query_out = build.projection(dim), build.projection(dim)
 
     def _needs(self) -> frozenset[str]:
         """Returns the optional batch fields that the configured parts read.
@@ -157,7 +168,7 @@ class BMDETR(Method):
                 "The frame probability loss needs the frame-query matcher, but method.background is null. "
                 "Set method.training.loss_weights.frame_probability=null too."
             )
-        needs = {"saliency"}
+        needs = {"saliency", "all_spans"}
         if self.background is not None and self.background.negatives:
             needs.add("negative_query")
         if self.shifting is not None:
@@ -190,9 +201,7 @@ class BMDETR(Method):
             likely = self.matcher(positive.video)  # Eq. 4
             unlikely = None
             if negative is not None and negative_mask is not None:
-                projected = self.encoder.project_query(negative)
-                other = self.encoder(frames_in, video_mask, projected, negative_mask)  # X-, Eq. 3
-                unlikely = self.matcher(other.video) * negative_mask.any(1).unsqueeze(1)  # Eq. 4
+                unlikely = self._unlikely(self.matcher, frames_in, video_mask, negative, negative_mask)
             frames = self.background.weigh(positive.video, video_mask, likely, unlikely)  # Eq. 6-8
         video_memory = positive.video if frames is None else frames.weighted
         memory = torch.cat((video_memory, positive.query), 1)  # X'+
@@ -201,6 +210,19 @@ class BMDETR(Method):
         pooled = self._pool(video_memory, video_mask, positive.query, query_mask)
         saliency = None if self.saliency is None else self.saliency(video_memory).squeeze(-1)  # Eq. 15, f W
         return BMDETROutput(logits, spans, positive, memory, frames, saliency, pooled, states, references)
+
+    def _unlikely(
+        self,
+        matcher: FrameQueryMatcher,
+        frames_in: Tensor,
+        video_mask: Tensor,
+        negative: Tensor,
+        negative_mask: Tensor,
+    ) -> Tensor:
+        """Computes P(f | Q-), Eq. 3-4: (B, Lv), 0 in rows without a negative query."""
+        projected = self.encoder.project_query(negative)
+        other = self.encoder(frames_in, video_mask, projected, negative_mask)  # X-, Eq. 3
+        return matcher(other.video) * negative_mask.any(1).unsqueeze(1)  # Eq. 4
 
     def _pool(
         self, video: Tensor, video_mask: Tensor, query: Tensor, query_mask: Tensor
@@ -225,7 +247,7 @@ class BMDETR(Method):
 
     def training_rows(self, batch: Batch) -> TrainingRows:
         """Returns the batch and, with temporal shifting, its shifted copy."""
-        return training_rows(batch, self.shifting)
+        return training_rows(batch, self.shifting, self.within_one_clip)
 
     def run_rows(self, rows: Batch) -> BMDETROutput:
         """Runs the network on the rows of a training step, with their negative queries if it uses them."""
@@ -235,12 +257,22 @@ class BMDETR(Method):
             inputs += [rows["negative_query"], rows["negative_query_mask"]]
         return self(*inputs)
 
+    def clips_inside(self, batch: Batch) -> Tensor:
+        """Marks the clips inside the moments of each row as Eq. 16 does, (B, Lv) bool."""
+        seconds = batch["duration"], batch["clip_seconds"]
+        mask = batch["video_mask"]
+        return clips_inside(batch["spans"], batch["span_mask"], *seconds, mask, self.within_one_clip)
+
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Computes all losses, each as the mean over the batch and its shifted copy."""
         rows = self.training_rows(batch)
+        return self.losses_of(self.run_rows(rows.batch), rows, *self.pair_choices(rows).draw())
+
+    def pair_choices(self, rows: TrainingRows) -> PairChoices:
+        """Lists the clips that Eq. 15 may compare."""
         saliency, saliency_mask = rows.batch["saliency"], rows.batch["saliency_mask"]
-        pairs = sample_pairs(rows.margin_inside, rows.batch["video_mask"], saliency, saliency_mask)
-        return self.losses_of(self.run_rows(rows.batch), rows, *pairs)
+        video_mask = rows.batch["video_mask"]
+        return pair_choices(self.margin_pairs, rows.margin_inside, video_mask, saliency, saliency_mask)
 
     def losses_of(
         self, output: BMDETROutput, rows: TrainingRows, positive: Tensor, negative: Tensor, usable: Tensor
@@ -277,7 +309,8 @@ class BMDETR(Method):
         Args:
             batch: the batch.
             details: also return `decoder_attention`, `decoder_word_attention` and, with the matcher,
-                `frame_probability` and `frame_attention`.
+                `frame_probability` and `frame_attention`. If the batch has negative queries,
+                `frame_probability` is that of training (Table 9).
         """
         mask = batch["video_mask"]
         frames = per_video(self.encoder.project_clips, batch, batch["video"], mask, training=self.training)
@@ -287,11 +320,11 @@ class BMDETR(Method):
         if output.saliency is not None:
             prediction["saliency"] = output.saliency
         if details:
-            prediction["details"] = self._details(output)
+            prediction["details"] = self._details(output, batch, frames)
         return prediction
 
-    def _details(self, output: BMDETROutput) -> dict[str, Tensor]:
-        """Collects decoder attention, p (Eq. 6; at inference P(f | Q+)) and o (Eq. 7, Figure 4)."""
+    def _details(self, output: BMDETROutput, batch: Batch, frames_in: Tensor) -> dict[str, Tensor]:
+        """Collects decoder attention, p (Eq. 6; P(f | Q+) without negatives) and o (Eq. 7, Figure 4)."""
         record: list[Tensor] = []
         self.decode(output.memory, output.encoded, record)
         attention = like_ranked(record[-1], output.logits[-1])
@@ -301,6 +334,16 @@ class BMDETR(Method):
             "decoder_word_attention": attention[..., clips:],
         }
         if output.frames is not None:
-            details["frame_probability"] = output.frames.joint
+            details["frame_probability"] = self._joint(output.frames, batch, frames_in)
             details["frame_attention"] = output.frames.attention
         return details
+
+    def _joint(self, frames: WeightedFrames, batch: Batch, frames_in: Tensor) -> Tensor:
+        """Returns p, Eq. 6: (B, Lv), with the negative queries of the batch if the method uses them."""
+        background, matcher = self.background, self.matcher
+        if background is None or matcher is None or not background.negatives or "negative_query" not in batch:
+            return frames.joint
+        unlikely = self._unlikely(
+            matcher, frames_in, batch["video_mask"], batch["negative_query"], batch["negative_query_mask"]
+        )
+        return frames.joint * (1 - unlikely)

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from vmr_zoo.blocks.clips import clips_inside
+from vmr_zoo.blocks.clips import WithinOne, clips_inside
 from vmr_zoo.blocks.position import append_tef
 from vmr_zoo.types import Batch
 from vmr_zoo.utils.switches import check_switches
@@ -54,18 +54,19 @@ class ShiftedCopy:
         return append_tef(moved, batch["video_mask"])
 
 
-def training_rows(batch: Batch, shifting: ShiftedCopy | None) -> TrainingRows:
+def training_rows(batch: Batch, shifting: ShiftedCopy | None, within_one: WithinOne) -> TrainingRows:
     """Lays out the rows of a training step.
 
     The copy keeps query, negative query and ratings. Its clips are permuted, and their ratings with them.
 
     Args:
-        batch: the batch; with `shifting` it has `shift_order` and `shifted_spans`.
+        batch: the batch with `all_spans`; with `shifting` it has `shift_order` and `shifted_spans`.
         shifting: None leaves out the copy.
+        within_one: the clip of a moment inside one clip, as in `clips_inside`.
     """
     mask = batch["video_mask"]
     seconds = batch["duration"], batch["clip_seconds"]
-    inside = clips_inside(batch["spans"], batch["span_mask"], *seconds, mask)
+    inside = clips_inside(batch["all_spans"], batch["all_span_mask"], *seconds, mask, within_one)
     video = append_tef(batch["video"], mask)
     rows: Batch = {**batch, "video": video}
     if shifting is None:
@@ -83,7 +84,7 @@ def training_rows(batch: Batch, shifting: ShiftedCopy | None) -> TrainingRows:
             rows[key] = torch.cat((rows[key], value))  # type: ignore[literal-required]
     # The released code moves the right clips but reports a moment that is one clip too short, and its margin
     # loss draws from the reported moment. With exact moments the two agree.
-    moved_inside = clips_inside(batch["shifted_spans"], batch["span_mask"], *seconds, mask)
+    moved_inside = clips_inside(batch["shifted_spans"], batch["span_mask"], *seconds, mask, within_one)
     return TrainingRows(
         rows, torch.cat((inside, inside.gather(1, order))), torch.cat((inside, moved_inside)), copies=2
     )

@@ -28,6 +28,9 @@ class FrameWord:
         reconstruct_from: keys of Eq. 2: all frames, "video" (paper), or those of the true moment, "segment"
             (released).
         label_smoothing: of Eq. 2.
+        end_classes: classes of their own for the start and the end token of a sentence (released, with CLIP).
+        draw: words to mask are drawn with "equal" probability (paper), or nouns, verbs, adjectives and
+            adverbs twice as often as others, and start and end never, "by_tag" (released).
     """
 
     layers: int
@@ -36,6 +39,8 @@ class FrameWord:
     unknown_word: bool
     reconstruct_from: Literal["video", "segment"]
     label_smoothing: float
+    end_classes: bool
+    draw: Literal["equal", "by_tag"]
 
     @property
     def tails(self) -> int:
@@ -46,10 +51,10 @@ class FrameWord:
         """Builds the classifier whose softmax is P of Eq. 2; class 0 is the unknown word."""
         return nn.Sequential(
             nn.LayerNorm(network.dim),
-            Dropout(network.dropout),
+            Dropout(network.input_dropout),
             nn.Linear(network.dim, network.dim),
             nn.ReLU(),
-            nn.Linear(network.dim, self.vocabulary + 1),
+            nn.Linear(network.dim, self.vocabulary + (3 if self.end_classes else 1)),
         )
 
     def mask_words(self, words: Tensor, query_mask: Tensor, masked: Tensor) -> WordMasking:
@@ -60,7 +65,9 @@ class FrameWord:
             query_mask: (B, Lq), True = valid.
             masked: (B, Lq) bool.
         """
-        labels = torch.where(words > self.vocabulary, 0, words)
+        # Start and end are -1 and -2.
+        ends = self.vocabulary - words if self.end_classes else 0
+        labels = torch.where(words > self.vocabulary, 0, torch.where(words < 0, ends, words))
         return WordMasking(labels, (labels == 0) & query_mask & self.unknown_word, masked)
 
 
@@ -78,20 +85,28 @@ class WordMasking(NamedTuple):
     masked: Tensor
 
 
-def draw_words(mask: Tensor) -> Tensor:
+def draw_words(mask: Tensor, weights: Tensor | None = None) -> Tensor:
     """Draws a third of the words of each row, at least one; none from a single word.
 
     Args:
         mask: (B, Lq), True = valid.
+        weights: (B, Lq), words are drawn one after the other in proportion to these; 0: never. None: all
+            alike.
 
     Returns:
         (B, Lq) bool.
     """
     # Drawn position by position: more padding does not change what the positions before it get.
-    keys = torch.rand(mask.shape[1], mask.shape[0], device=mask.device).T.masked_fill(~mask, 2)
+    keys = torch.rand(mask.shape[1], mask.shape[0], device=mask.device).T
+    if weights is not None:
+        # The first of independent exponential times: in proportion to the rates, without replacement.
+        mask_drawn, keys = mask & (weights > 0), -torch.log1p(-keys) / weights
+    else:
+        mask_drawn = mask
+    keys = keys.masked_fill(~mask_drawn, torch.inf)
     count = mask.sum(1, keepdim=True)
     wanted = torch.where(count > 1, (count // 3).clamp(min=1), 0)
-    return keys.argsort(1).argsort(1) < wanted
+    return (keys.argsort(1).argsort(1) < wanted) & mask_drawn
 
 
 def segment_mask(query_mask: Tensor, inside: Tensor, heads: int) -> Tensor:

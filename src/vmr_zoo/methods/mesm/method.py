@@ -22,9 +22,9 @@ Where paper and released code (lntzm/MESM) differ, a switch decides (paper | rel
 - `saliency.token_is_key` (with a token): frames attend to it, as in QD-DETR | it is masked as padding.
 - `moment_clips`: which clips are inside a moment.
 - `aligner.padding_mask`: as in QD-DETR.
-Eq. 3 averages projected words; here, as in the released code, the data module's averages are projected. When
-it masks words, the released code draws nouns, verbs, adjectives and adverbs twice as often; here, as in the
-paper, all words are alike.
+- `frame_word.draw`: all words are masked alike | nouns, verbs, adjectives and adverbs twice as often.
+- `frame_word.end_classes`: the start and the end token have no classes | they have, with CLIP.
+Eq. 3 averages projected words; here, as in the released code, the data module's averages are projected.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ from vmr_zoo.methods.qd_detr.method import (
     QDDETROutput,
 )
 from vmr_zoo.methods.qd_detr.saliency import Saliency
+from vmr_zoo.metrics.subspace import subspace_similarity
 from vmr_zoo.types import Batch
 from vmr_zoo.utils.switches import check_switches
 
@@ -98,8 +99,7 @@ class MESM(QDDETR):
         )
         self.frame_word, self.segment_sentence = frame_word, segment_sentence
         self.moment_clips = moment_clips
-        if moment_clips == "rated":
-            self.needs |= {"saliency"}
+        self.needs |= {"rated": {"saliency"}, "inclusive": {"moment_clips"}}.get(moment_clips, set())
         self._build_frame_word(query_dim, network, aligner)
         self._build_segment_sentence(network, aligner)
 
@@ -114,7 +114,7 @@ class MESM(QDDETR):
             return
         self.enhancer = aligner.build(network, self.frame_word.layers, self.frame_word.tails)
         if reconstructs:
-            self.needs |= {"query_words"}
+            self.needs |= {"query_words"} | ({"word_weights"} if self.frame_word.draw == "by_tag" else set())
             self.masked_word = nn.Parameter(torch.zeros(query_dim))
             unknown = self.frame_word.unknown_word
             self.missing_word = nn.Parameter(torch.zeros(query_dim)) if unknown else None
@@ -128,8 +128,8 @@ class MESM(QDDETR):
                 raise _without("segment_sentence", "segment_contrast")
             return
         self.needs |= {"sibling_queries"} if self.segment_sentence.context == "attended" else set()
-        self.generator = aligner.build(network, self.segment_sentence.layers)
-        self.masked_sentence = nn.Parameter(torch.randn(network.dim))
+        self.generator = aligner.build(network, self.segment_sentence.layers, xavier=False)
+        self.masked_sentence = nn.Parameter(torch.zeros(network.dim))
 
     def project(self, batch: Batch) -> ProjectedInputs:
         """Projects the inputs and generates each query's complementary token."""
@@ -137,6 +137,8 @@ class MESM(QDDETR):
         if self.segment_sentence is None:
             return inputs
         keys, mask = inputs.video, inputs.video_mask
+        if self.training:
+            keys = self.project_clips(batch["video"], mask)  # with dropout of its own (released)
         if self.segment_sentence.context == "attended":
             keys = torch.cat((keys, self.project_query(batch["sibling_query"])), 1)
             mask = torch.cat((mask, batch["sibling_mask"]), 1)
@@ -180,11 +182,7 @@ class MESM(QDDETR):
             return super().clips_of_moments(batch)
         if self.moment_clips == "rated":
             return (batch["saliency"] > 0) & batch["video_mask"]
-        one_more = torch.stack(
-            (torch.zeros_like(batch["duration"]), batch["clip_seconds"] / batch["duration"]), -1
-        )
-        longer: Batch = {**batch, "spans": batch["spans"] + one_more.unsqueeze(1)}
-        return super().clips_of_moments(longer)
+        return batch["moment_clips"]
 
     def draw_masking(self, batch: Batch) -> WordMasking | None:
         """Draws the words to reconstruct; None without that loss."""
@@ -192,7 +190,8 @@ class MESM(QDDETR):
             return None
         assert self.frame_word is not None
         mask = batch["query_mask"]
-        return self.frame_word.mask_words(batch["query_words"], mask, draw_words(mask))
+        weights = batch["word_weights"] if self.frame_word.draw == "by_tag" else None
+        return self.frame_word.mask_words(batch["query_words"], mask, draw_words(mask, weights))
 
     def reconstruct(
         self, batch: Batch, inputs: ProjectedInputs, masking: WordMasking
@@ -210,18 +209,17 @@ class MESM(QDDETR):
         assert self.enhancer is not None
         assert self.word_head is not None
         assert self.frame_word is not None
-        words = batch["query"]
+        words = inputs.query  # with the same dropout as in Eq. 1 (released)
         if self.missing_word is not None:
-            words = torch.where(masking.unknown.unsqueeze(-1), self.missing_word, words)
-        words = torch.where(masking.masked.unsqueeze(-1), self.masked_word, words)  # F_q^m
+            words = torch.where(masking.unknown.unsqueeze(-1), self.project_query(self.missing_word), words)
+        hidden = masking.masked.unsqueeze(-1)
+        words = torch.where(hidden, self.project_query(self.masked_word), words)  # F_q^m
         frames = inputs.video_mask
         if self.frame_word.reconstruct_from == "segment":
             frames = self.clips_of_moments(batch)
             if self.enhancer.padding_mask == "head_order":
                 frames = segment_mask(inputs.query_mask, frames, self.enhancer.heads)
-        found = self.enhancer(
-            self.project_query(words), inputs.query_mask, None, inputs.video, frames, inputs.position, tail=-1
-        )
+        found = self.enhancer(words, inputs.query_mask, None, inputs.video, frames, inputs.position, tail=-1)
         return found, self.word_head(found)
 
     def word_probability(self, batch: Batch, inputs: ProjectedInputs) -> Tensor:
@@ -238,11 +236,35 @@ class MESM(QDDETR):
         return logits.softmax(-1).gather(2, masking.labels.unsqueeze(2)).squeeze(2) * mask
 
     def details_of(self, output: QDDETROutput, batch: Batch) -> dict[str, Tensor]:
-        """Adds `word_probability` to QD-DETR's details where the batch has `query_words`."""
-        details = super().details_of(output, batch)
+        """Adds Figure 5's similarities to QD-DETR's details, and, with `query_words`, `word_probability`."""
+        details = super().details_of(output, batch) | self.text_in_segment(output, batch)
         if self.word_head is not None and "query_words" in batch:
             details["word_probability"] = self.word_probability(batch, output.inputs)
         return details
+
+    def text_in_segment(self, output: QDDETROutput, batch: Batch) -> dict[str, Tensor]:
+        """Computes the lines of Figure 5: how much of a query lies in the space of its true moment's clips.
+
+        Returns:
+            (B, Lq) each, at i - 1 the similarity of the top-i singular vectors, 0 beyond the text's rank:
+            `text_in_segment` of F_q and F_v, `text_in_enhanced_segment` of F_q and F_v^enh, and
+            `enhanced_text_in_enhanced_segment` of F_q^enh and F_v^enh.
+        """
+        inputs, enhanced = output.inputs, output.positive.fused.enhanced
+        inside = self.clips_of_moments(batch)
+        text, text_mask = inputs.text
+        lines = {"text_in_segment": (inputs.query, inputs.query_mask, inputs.video)}
+        if enhanced is not None:
+            lines["text_in_enhanced_segment"] = (inputs.query, inputs.query_mask, enhanced)
+            lines["enhanced_text_in_enhanced_segment"] = (text, text_mask, enhanced)
+        found = {}
+        for name, (words, mask, clips) in lines.items():
+            found[name] = words.new_zeros(inputs.query_mask.shape)
+            for row in range(len(words)):
+                values = subspace_similarity(words[row][mask[row]], clips[row][inside[row]])
+                values = values[: int(inputs.query_mask[row].sum())].to(found[name])
+                found[name][row, : len(values)] = values
+        return found
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Runs the network, draws margin pairs and masked words, and computes the losses (Eq. 8)."""

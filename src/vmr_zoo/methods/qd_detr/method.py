@@ -7,11 +7,12 @@ Detection", CVPR 2023, https://arxiv.org/abs/2303.13874. Builds on Moment-DETR; 
 - Saliency token, scores, negative pairs and their losses (sections 3.3 and 3.4): `saliency.py`.
 - The network and its losses: this file.
 
-Differs from the released code (wjun0830/QD-DETR) in three switches (fixed | released):
+Differs from the released code (wjun0830/QD-DETR) in four switches (fixed | released):
 - `aligner.padding_mask`: keys are masked by their own row (`own_row`) | by a mask laid out in the wrong order
   (`head_order`).
 - `saliency.negative_pair`: the negative query is about another video (`other_video`) | is the next row's, on
   whatever video (`rolled`).
+- `saliency.margin_pairs`: as in Moment-DETR (`usable` | `rated`).
 - `span_unit.unit`: spans are fractions of the duration (`duration`) | of the clips read (`clips`).
 Negative pairs are encoded in training only, and never decoded; the released code does both and drops the
 result.
@@ -32,7 +33,7 @@ from vmr_zoo.blocks.per_video import per_video
 from vmr_zoo.blocks.position import append_tef, sine_position
 from vmr_zoo.blocks.ranking import like_ranked, rank
 from vmr_zoo.blocks.span_unit import SpanUnit
-from vmr_zoo.losses.margin import margin_loss, sample_pairs
+from vmr_zoo.losses.margin import PairChoices, Pairs, margin_loss, pair_choices
 from vmr_zoo.losses.set_criterion import SetCriterion
 from vmr_zoo.methods.base import Method, Training
 from vmr_zoo.methods.qd_detr.saliency import (
@@ -45,8 +46,7 @@ from vmr_zoo.methods.qd_detr.saliency import (
 from vmr_zoo.spans import to_centre_width
 from vmr_zoo.types import Batch, Prediction
 
-MarginPairs = tuple[Tensor, Tensor, Tensor]
-"""What `sample_pairs` returns."""
+MarginPairs = Pairs
 
 
 class ProjectedNarration(NamedTuple):
@@ -56,11 +56,19 @@ class ProjectedNarration(NamedTuple):
         sentences: (B, Ln, D).
         mask: (B, Ln), True = valid.
         position: (B, Ln, D) of their times.
+        query: (B, Lq', D) the words that they are fused with.
+        query_mask: (B, Lq'), True = valid.
     """
 
     sentences: Tensor
     mask: Tensor
     position: Tensor
+    query: Tensor
+    query_mask: Tensor
+
+    def with_queries_of(self, rows: Tensor) -> ProjectedNarration:
+        """Returns the same narrations, row i with the words of row `rows[i]`; `rows` is (B,)."""
+        return self._replace(query=self.query[rows], query_mask=self.query_mask[rows])
 
 
 class ProjectedInputs(NamedTuple):
@@ -87,7 +95,10 @@ class ProjectedInputs(NamedTuple):
     def with_queries_of(self, rows: Tensor) -> ProjectedInputs:
         """Returns the same videos, row i with the query of row `rows[i]`; `rows` is (B,)."""
         token = None if self.token is None else self.token[rows]
-        return self._replace(query=self.query[rows], query_mask=self.query_mask[rows], token=token)
+        narration = None if self.narration is None else self.narration.with_queries_of(rows)
+        return self._replace(
+            query=self.query[rows], query_mask=self.query_mask[rows], token=token, narration=narration
+        )
 
     @property
     def text(self) -> tuple[Tensor, Tensor]:
@@ -195,6 +206,7 @@ class QDDETR(Method):
         """
         super().__init__(training)
         self.needs = frozenset({"saliency"} if self.any_loss_on("rank_contrast", "margin") else set())
+        self.needs |= {"all_spans"} if self.any_loss_on("margin") else set()
         self.dim = network.dim
         self.saliency, self.criterion, self.span_unit = saliency, criterion, span_unit
         self.project_video = network.input_projection(video_dim + 2)
@@ -296,10 +308,13 @@ class QDDETR(Method):
 
     def draw_margin_pairs(self, batch: Batch) -> MarginPairs | None:
         """Draws the clip pairs of the margin loss; None without that loss."""
-        if not self.any_loss_on("margin"):
-            return None
-        inside = self.clips_of_moments(batch)
-        return sample_pairs(inside, batch["video_mask"], batch["saliency"], batch["saliency_mask"])
+        return self.pair_choices(batch).draw() if self.any_loss_on("margin") else None
+
+    def pair_choices(self, batch: Batch) -> PairChoices:
+        """Lists the clips that the margin loss may compare."""
+        every: Batch = {**batch, "spans": batch["all_spans"], "span_mask": batch["all_span_mask"]}
+        rule, inside = self.saliency.margin_pairs, self.clips_of_moments(every)
+        return pair_choices(rule, inside, batch["video_mask"], batch["saliency"], batch["saliency_mask"])
 
     def losses_of(
         self, output: QDDETROutput, batch: Batch, exists: Tensor, pairs: MarginPairs | None
@@ -334,12 +349,13 @@ class QDDETR(Method):
             losses["negative_pair"] = negative_pair_loss(negative.saliency, negative.mask, exists)
         if self.any_loss_on("rank_contrast"):
             assert negative is not None
+            ratings = batch["saliency"].masked_fill(~batch["saliency_mask"], 0)
             losses["rank_contrast"] = rank_contrast(
                 positive.saliency,
                 negative.saliency,
                 positive.mask,
                 exists,
-                batch["saliency"],
+                ratings[:, : positive.mask.shape[1]],
                 self.saliency,
             )
         if pairs is not None:

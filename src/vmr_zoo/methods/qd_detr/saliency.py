@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vmr_zoo.blocks.encoder import Encoder
 from vmr_zoo.blocks.projection import MLP
+from vmr_zoo.losses.margin import PairRule
 from vmr_zoo.utils.switches import check_switches
 
 
@@ -32,6 +33,7 @@ class Saliency:
         rank_divisor: divisor of the sum over the levels.
         rank_temperature: temperature of the softmax in `rank_contrast`.
         margin: by which the saliency of a relevant clip should exceed that of an irrelevant one.
+        margin_pairs: which clips are compared (`vmr_zoo.losses.margin.pair_choices`).
     """
 
     score: Literal["token", "mlp", "none"]
@@ -41,6 +43,7 @@ class Saliency:
     rank_divisor: float
     rank_temperature: float
     margin: float
+    margin_pairs: PairRule
 
     def negative_rows(self, video_index: Tensor) -> tuple[Tensor, Tensor]:
         """Pairs each row with the row whose query is its negative.
@@ -148,7 +151,8 @@ def rank_contrast(
         negative: (B, Lv) scores of the same clips under the negative query; they are never positives.
         mask: (B, Lv), True = valid.
         exists: (B,), False for a row without a negative query.
-        labels: (B, Lv) ratings, 0 where unrated or padded.
+        labels: (B, Lv) ratings, 0 where unrated. One on padding is that of a clip that the video lacks: it
+            counts among the positives of its levels, and adds nothing.
         saliency: the constants; r runs from 1 to `rank_levels`.
 
     Returns:
@@ -158,7 +162,7 @@ def rank_contrast(
     valid = torch.cat((mask, mask & exists.unsqueeze(1)), 1)
     log_probability = both.masked_fill(~valid, -torch.inf).log_softmax(1)[:, : scores.shape[1]]
     level = torch.arange(1, saliency.rank_levels + 1, device=labels.device)
-    positive = (labels.unsqueeze(-1) >= level) & mask.unsqueeze(-1)
+    positive = labels.unsqueeze(-1) >= level
     # Each level takes the mean over its positives; a clip's weight is the sum of its shares.
     share = (positive / positive.sum(1, keepdim=True).clamp(min=1)).sum(-1)
     return -(log_probability.masked_fill(~mask, 0) * share).sum(1).mean() / saliency.rank_divisor

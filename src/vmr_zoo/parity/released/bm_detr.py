@@ -23,7 +23,7 @@ from vmr_zoo.spans import to_centre_width
 from vmr_zoo.types import Batch
 
 _NEAR = 1e-4
-_LOSSES = {
+LOSSES = {
     "loss_span": "span_l1",
     "loss_giou": "span_giou",
     "loss_label": "label",
@@ -142,12 +142,12 @@ class BMDETRReleased(Released):
         results = {"loss/total": Number(total, _NEAR, 1e-5)}
         count = len(positive) // rows.copies
         for i, copy in enumerate(copies):
-            part = _part(output, rows, i)
+            part = part_of(output, rows, i)
             results |= self._targets(method, copy, *part)
             results |= self._outputs(copy or "train.", *part)
             chunk = slice(i * count, (i + 1) * count)
             own = method.losses_of(*part, positive[chunk], negative[chunk], usable[chunk])
-            for theirs, ours in _LOSSES.items():
+            for theirs, ours in LOSSES.items():
                 results[f"loss/{copy}{theirs}"] = Number(own[ours], _NEAR, 1e-5)
             name = "loss/shift.weighted" if copy else "loss/weighted_main"
             results[name] = Number(method.total_loss(own), _NEAR, 1e-5)
@@ -185,22 +185,37 @@ class BMDETRReleased(Released):
             "clip_seconds": clip_seconds,
             "saliency": torch.zeros_like(video_mask, dtype=torch.float32),  # the case gives the pairs
             "saliency_mask": torch.zeros_like(video_mask),
+            "all_spans": spans,
+            "all_span_mask": span_mask,
         }
         raw = detr.normalise(case["input/raw_video"], case.options["video_source_dims"], self.normalise)
         results = {"input/src_vid": Number(append_tef(raw, video_mask), 1e-6)}
-        if "input/shifted_vid" in case:
-            clips = video_mask.sum(1)
-            first, last = self.shift.window(seconds[:, 0], clips, clip_seconds)
-            start = case["input/shift_start"]
-            order, moved = self.shift.move(
-                seconds[:, 0], first, last, start, clips, clip_seconds, clips * clip_seconds
-            )
-            batch["shift_order"] = order
-            batch["shifted_spans"] = (moved / duration[:, None]).unsqueeze(1)
-            moved_video = video.gather(1, order.unsqueeze(-1).expand_as(video))
-            results["input/shifted_vid"] = Number(moved_video, 0)
-            results["input/shifted_vid_mask"] = Number(video_mask.float(), 0)
-        return batch, results
+        return batch, results | self.shift_rows(case, batch, seconds[:, 0])
+
+    def shift_rows(self, case: Case, batch: Batch, seconds: Tensor) -> dict[str, Number]:
+        """Adds to a batch the drawn shift of a case that has one.
+
+        Args:
+            case: the case, or one step of a trajectory.
+            batch: the batch, to which `shift_order` and `shifted_spans` are added.
+            seconds: (B, 2) start and end of the moments.
+
+        Returns:
+            The shifted arrays, recomputed, by key.
+        """
+        if "input/shifted_vid" not in case:
+            return {}
+        video, mask, clip_seconds = case["input/src_vid"], batch["video_mask"], batch["clip_seconds"]
+        clips = mask.sum(1)
+        first, last = self.shift.window(seconds, clips, clip_seconds)
+        start = case["input/shift_start"]
+        order, moved = self.shift.move(seconds, first, last, start, clips, clip_seconds, clips * clip_seconds)
+        batch["shift_order"] = order
+        batch["shifted_spans"] = (moved / batch["duration"][:, None]).unsqueeze(1)
+        return {
+            "input/shifted_vid": Number(video.gather(1, order.unsqueeze(-1).expand_as(video)), 0),
+            "input/shifted_vid_mask": Number(mask.float(), 0),
+        }
 
     def _targets(
         self, method: BMDETR, copy: str, output: BMDETROutput, rows: TrainingRows
@@ -249,7 +264,7 @@ class BMDETRReleased(Released):
         return {f"output/{copy}{name}": number for name, number in numbers.items()}
 
 
-def _part(output: BMDETROutput, rows: TrainingRows, copy: int) -> tuple[BMDETROutput, TrainingRows]:
+def part_of(output: BMDETROutput, rows: TrainingRows, copy: int) -> tuple[BMDETROutput, TrainingRows]:
     """Returns the output and the rows of one copy of a training step."""
     count = len(rows.inside) // rows.copies
     cut = slice(copy * count, (copy + 1) * count)

@@ -70,6 +70,7 @@ class _Names(WeightNames):
 
 NAMES = _Names(
     rules=[
+        (r"embedding_net\.word_emb\.unk_vec", "unknown_word.vector"),
         (r"embedding_net\.linear\.conv1d\.(.*)", r"query_projection.1.\1"),
         (r"video_affine\.linear\.conv1d\.(.*)", r"video_projection.1.\1"),
         (
@@ -97,10 +98,9 @@ NAMES = _Names(
         (r"ranker\.predictor\.(.*)", r"proposals.output.\1"),
     ],
     unused={
-        r"embedding_net\.word_emb\..*": (
+        r"embedding_net\.word_emb\.(pad|glove)_vec": (
             "words are features here: use the authors' vectors, unmodified GloVe 840B "
-            "(features/query=glove features.query.file=TABLE.npz features.query.normalise=false); words "
-            "without a vector are skipped, whereas the authors' code trains one vector for all of them"
+            "(features/query=glove features.query.file=TABLE.npz features.query.name=glove_840b_300d)"
         ),
         r"embedding_net\.char_emb\..*": "the authors' code discards the output of its character CNN",
         r"position\.pe": "it contains sines, not weights",
@@ -134,7 +134,6 @@ _DATA = {"charades": "charades_sta", "activitynet": "activitynet", "tacos": "tac
 # From the notes beside the cases: outputs and losses 1e-4, gradients 2e-4, indices and sets exact. The first
 # steps of Adam are near the sign of the gradient, so its noise may move a weight: 2e-5 after three steps.
 _OUTPUT, _GRADIENT, _STEPPED = 1e-4, 2e-4, 2e-5
-_UNKNOWN_WORD = "embedding_net.word_emb.unk_vec"
 
 
 class _Run(NamedTuple):
@@ -199,8 +198,7 @@ class EMBReleased(Released):
     def recompute(self, method: Method, case: Case) -> dict[str, Number]:
         """Recomputes a case."""
         assert isinstance(method, EMB)
-        unknown_word = nn.Parameter(case[f"param/{_UNKNOWN_WORD}"].clone())
-        run = self._run(method, self._batch(case, unknown_word))
+        run = self._run(method, self._batch(case))
         moment = span_to_indices(run.batch["spans"][:, 0], run.output.mask)
         results = (
             self._inputs_and_targets(method, case, run, moment)
@@ -210,7 +208,7 @@ class EMBReleased(Released):
         )
         for threshold in case.options["thresholds"]:
             results |= self._at_threshold(method, run, moment, threshold)
-        return results | self._training(method, case, run, unknown_word)
+        return results | self._training(method, case, run)
 
     @classmethod
     def _run(cls, method: EMB, batch: Batch) -> _Run:
@@ -314,14 +312,9 @@ class EMBReleased(Released):
         return results
 
     @staticmethod
-    def _batch(case: Case, unknown_word: Tensor) -> Batch:
-        table = torch.cat(
-            (
-                case["param/embedding_net.word_emb.pad_vec"],
-                unknown_word,
-                case["param/embedding_net.word_emb.glove_vec"],
-            )
-        )
+    def _batch(case: Case) -> Batch:
+        pad = case["param/embedding_net.word_emb.pad_vec"]
+        table = torch.cat((pad, torch.zeros_like(pad), case["param/embedding_net.word_emb.glove_vec"]))
         case["input/char_ids"]  # an input that the authors' network ignores too
         words, duration = case["input/word_ids"], case["input/durations"]
         spans = (case["target/moments_time"] / duration.unsqueeze(1)).unsqueeze(1)
@@ -387,19 +380,17 @@ class EMBReleased(Released):
             f"loss/total{tag}": Number(method.total_loss(losses), _OUTPUT),
         }
 
-    def _training(self, method: EMB, case: Case, run: _Run, unknown_word: nn.Parameter) -> dict[str, Number]:
-        """Computes gradients and takes three steps on the batch; also trains the vector of unknown words."""
+    def _training(self, method: EMB, case: Case, run: _Run) -> dict[str, Number]:
+        """Computes gradients and takes three steps on the batch."""
         options = case.options
         parameters = dict(method.named_parameters())
         optimizer = method.build_optimizer()
-        optimizer.add_param_group({"params": [unknown_word]})
         schedule = method.linear_decay(optimizer, options["num_train_steps"])
-        everything = [*parameters.values(), unknown_word]
 
         results: dict[str, Number] = {}
         totals, rates = [], []
         for step in range(4):
-            current = run.output if step == 0 else method(self._batch(case, unknown_word))
+            current = run.output if step == 0 else method(self._batch(case))
             losses = method.losses_of(current, run.batch, options["main_threshold"])
             total = method.total_loss(losses)
             totals.append(total.detach())
@@ -413,10 +404,8 @@ class EMBReleased(Released):
                     for theirs, ours in (("loc", "endpoint"), ("highlight", "highlight"), ("rank", "ranking"))
                 }
                 results["loss/total"] = Number(total.detach(), _OUTPUT)
-                results |= self._weights(
-                    case, "grad", {n: p.grad for n, p in parameters.items()}, unknown_word.grad, _GRADIENT
-                )
-            norm = nn.utils.clip_grad_norm_(everything, options["clip_norm"])
+                results |= self._weights(case, "grad", {n: p.grad for n, p in parameters.items()}, _GRADIENT)
+            norm = nn.utils.clip_grad_norm_(parameters.values(), options["clip_norm"])
             if step == 0:
                 results["output/grad_norm"] = Number(norm, _GRADIENT)
             rates.append(optimizer.param_groups[0]["lr"])
@@ -425,7 +414,7 @@ class EMBReleased(Released):
         results["loss/total_before_step_0_1_2_and_after"] = Number(torch.stack(totals), _OUTPUT)
         results["output/lr_used"] = Number(torch.tensor(rates), 1e-9)
         return results | self._weights(
-            case, "after3", {n: p.detach() for n, p in parameters.items()}, unknown_word.detach(), _STEPPED
+            case, "after3", {n: p.detach() for n, p in parameters.items()}, _STEPPED
         )
 
     def _weights(
@@ -433,7 +422,6 @@ class EMBReleased(Released):
         case: Case,
         prefix: str,
         ours: Mapping[str, Tensor | None],
-        unknown_word: Tensor | None,
         tolerance: float,
     ) -> dict[str, Number]:
         results = {}
@@ -441,9 +429,7 @@ class EMBReleased(Released):
             if not key.startswith(f"{prefix}/"):
                 continue
             name = key.removeprefix(f"{prefix}/")
-            if name == _UNKNOWN_WORD:
-                value = unknown_word
-            elif (own := self.names.ours(name)) is None:
+            if (own := self.names.ours(name)) is None:
                 # Unused weights have no gradient and stay.
                 value = case[f"param/{name}"] if prefix == "after3" else None
             else:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from vmr_zoo.blocks.clips import clips_inside
 from vmr_zoo.errors import VmrError
 from vmr_zoo.methods.base import Method
 from vmr_zoo.methods.mesm.frame_word import WordMasking
@@ -112,10 +113,13 @@ class MESMReleased(Released):
         names = qd_detr.unused_with(type(self).names, options["dec_layers"])
         self.names = names if words else replace(names, unused=names.unused | _NO_WORDS_UNUSED)
         frame_word: dict[str, Any] = {"frame_word": None}
+        clip = options.get("tokenizer_type") == "CLIP"
         if words:
             frame_word = {
                 "frame_word.layers": options["num_recfw_layers"],
-                "frame_word.vocabulary": len(detr.weight_of(weights, "output_txt_proj.1.bias")) - 1,
+                "frame_word.vocabulary": len(detr.weight_of(weights, "output_txt_proj.1.bias"))
+                - (3 if clip else 1),
+                "frame_word.end_classes": clip,
                 "frame_word.separate_tail": not options["share_MLP"],
             }
         segment_sentence: dict[str, Any] = {"segment_sentence": None}
@@ -150,9 +154,9 @@ class MESMReleased(Released):
         """Recomputes a case; the tolerances come from the notes beside the cases."""
         assert isinstance(method, MESM)
         options = case.options
-        batch, groups, results = self._batch(method, case)
-        masking = _masking(method, case)
-        negatives, margin_pairs = case["input/neg_index"], _margin_pairs(method, case)
+        batch, groups, results = self.batch(method, case)
+        masking = masking_of(method, case)
+        negatives, clip_pairs = case["input/neg_index"], margin_pairs(method, case)
         exists = torch.ones_like(negatives, dtype=torch.bool)
         multiple = options["clip_len"] if options["clip_len"] > 0 else None
         rounding = Rounding(decimals=4, clamp=(0, options["max_ts_val"]), multiple_of=multiple)
@@ -161,11 +165,11 @@ class MESMReleased(Released):
         for group, kind in qd_detr.PASSES:
             qd_detr.set_padding_mask(method, kind)
             method.train()
-            inputs = _project(method, batch, groups)
+            inputs = project(method, batch, groups)
             output = method.run(inputs, negatives)
             # The group identifies the video: on QVHighlights several clips form one video.
             grouped: Batch = {**batch, "video_index": groups}
-            losses = method.losses_of(output, grouped, exists, margin_pairs, masking)
+            losses = method.losses_of(output, grouped, exists, clip_pairs, masking)
             total = method.total_loss(losses)
             results |= qd_detr.outputs(method, output, batch, group, "neg_saliency_scores")
             results |= qd_detr.named_losses(losses, total, group)
@@ -175,7 +179,7 @@ class MESMReleased(Released):
                 results |= _words(*words, masking, inputs.query_mask, group)
             method.eval()
             with torch.no_grad():
-                answer = method.run(_project(method, batch, groups), None)
+                answer = method.run(project(method, batch, groups), None)
             results |= qd_detr.answers(answer, batch, group, rounding, 1e-6 if multiple else 2e-4)
             if group:
                 norm = Number(qd_detr.gradient_norm(method, total), NORM, 1e-5)
@@ -195,7 +199,7 @@ class MESMReleased(Released):
             rtol=RELATIVE,
         )
 
-    def _batch(self, method: MESM, case: Case) -> tuple[Batch, Tensor, dict[str, Number]]:
+    def batch(self, method: MESM, case: Case) -> tuple[Batch, Tensor, dict[str, Number]]:
         """Builds the contract's batch.
 
         Returns:
@@ -224,9 +228,14 @@ class MESMReleased(Released):
             "video_id": [str(row) for row in range(len(duration))],
             "saliency": torch.zeros_like(video_mask, dtype=torch.float32),
         }
+        if method.moment_clips == "inclusive":
+            one_more = torch.stack((torch.zeros_like(duration), clip_seconds / duration), -1)
+            longer = spans + one_more.unsqueeze(1)
+            batch["moment_clips"] = clips_inside(longer, span_mask, duration, clip_seconds, video_mask)
         rated: Batch = {**batch, "saliency": case["target/saliency_label"]} if graded else batch
         inside = method.clips_of_moments(rated)
         batch["saliency"] = rated["saliency"] if graded else inside.float()
+        batch["saliency_mask"] = batch["saliency"] > 0
         results = {
             "input/clip_mask": Number(inside, 0),
             "target/clip_mask": Number(inside, 0),
@@ -248,7 +257,11 @@ class MESMReleased(Released):
 
 def _targets(case: Case) -> tuple[Tensor, Tensor]:
     """Reads the moments (B, N, 2) and their mask (B, N)."""
-    if "target/norm_span" in case:
+    if "target/moment" in case and "target/norm_moment" not in case:
+        seconds, duration = case["target/moment"], case["input/duration"]
+        spans = (seconds / duration[:, None]).unsqueeze(1)
+        counts = torch.ones(len(spans), dtype=torch.int64)
+    elif "target/norm_span" in case:
         spans = case["target/norm_moment"].unsqueeze(1)
         counts = torch.ones(len(spans), dtype=torch.int64)
     else:
@@ -257,7 +270,7 @@ def _targets(case: Case) -> tuple[Tensor, Tensor]:
     return spans, torch.arange(spans.shape[1]) < counts[:, None]
 
 
-def _masking(method: MESM, case: Case) -> WordMasking | None:
+def masking_of(method: MESM, case: Case) -> WordMasking | None:
     """Reads which words were masked, and their labels; None if the network has no such loss."""
     keys = ("target/words_label", "input/unknown_mask", "input/mlm_masked")
     if "input/words_weight" in case:
@@ -270,7 +283,7 @@ def _masking(method: MESM, case: Case) -> WordMasking | None:
     return None
 
 
-def _margin_pairs(method: MESM, case: Case) -> MarginPairs | None:
+def margin_pairs(method: MESM, case: Case) -> MarginPairs | None:
     """Reads the clip pairs of the margin loss; some cases store them without that loss."""
     if method.weight("margin") is None and "target/pos_idx" not in case:
         return None
@@ -280,7 +293,7 @@ def _margin_pairs(method: MESM, case: Case) -> MarginPairs | None:
     return positive, negative, torch.ones_like(positive, dtype=torch.bool)
 
 
-def _project(method: MESM, batch: Batch, groups: Tensor) -> ProjectedInputs:
+def project(method: MESM, batch: Batch, groups: Tensor) -> ProjectedInputs:
     """Projects a batch; tokens are generated from all clips of a row's group, one after the other."""
     inputs = QDDETR.project(method, batch)
     if method.generator is None:

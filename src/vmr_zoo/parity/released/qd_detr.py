@@ -27,7 +27,7 @@ from vmr_zoo.types import Batch
 
 OUTPUT, LOSS, GRADIENT, NORM = 2e-5, 2e-5, 1e-4, 1e-4
 RELATIVE = 5e-6  # in addition: float32 rounds relative to the size of a number
-_SALIENCY_LOSSES = ("negative_pair", "rank_contrast", "margin")
+SALIENCY_LOSSES = ("negative_pair", "rank_contrast", "margin")
 _SET_LOSSES = {
     "loss_span": "span_l1",
     "loss_giou": "span_giou",
@@ -135,7 +135,7 @@ def layers(weights: Mapping[str, Tensor], stack: str) -> int:
 
 def saliency_weights(value: float) -> dict[str, float]:
     """Gives each saliency loss the weight of their sum, by dotted key of `method`."""
-    return {f"training.loss_weights.{name}": value for name in _SALIENCY_LOSSES}
+    return {f"training.loss_weights.{name}": value for name in SALIENCY_LOSSES}
 
 
 def unused_with(names: Any, decoder_layers: int) -> Any:
@@ -245,6 +245,7 @@ class QDDETRReleased(Released):
             "video_index": torch.arange(len(duration)),
             "video_id": [str(row) for row in range(len(duration))],
             "saliency": case["target/saliency_all_labels"],
+            "saliency_mask": case["target/saliency_all_labels"] > 0,
         }
 
 
@@ -334,7 +335,7 @@ def named_losses(losses: Mapping[str, Tensor], total: Tensor, group: str) -> dic
     """
     found = {
         "loss_saliency": Number(
-            torch.stack([losses[name] for name in _SALIENCY_LOSSES if name in losses]).sum(),
+            torch.stack([losses[name] for name in SALIENCY_LOSSES if name in losses]).sum(),
             LOSS,
             RELATIVE,
         ),

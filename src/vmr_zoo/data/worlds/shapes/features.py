@@ -155,7 +155,12 @@ class RenderedNarrations(NarrationFile):
     """Narrations of the rendered videos by the noisy narrator."""
 
     def __init__(
-        self, world: WorldSettings, cache: str | Path, narrator: SceneNarrator, encoder: TextEncoder
+        self,
+        world: WorldSettings,
+        cache: str | Path,
+        narrator: SceneNarrator,
+        encoder: TextEncoder,
+        normalise: bool,
     ) -> None:
         """Stores the settings; the narrations are written on first use.
 
@@ -164,8 +169,9 @@ class RenderedNarrations(NarrationFile):
             cache: `paths.cache`.
             narrator: the narrator with its error rates.
             encoder: embeds the sentences.
+            normalise: as `NarrationFile` describes it.
         """
-        super().__init__(narrations_path(world, cache, narrator), encoder)
+        super().__init__(narrations_path(world, cache, narrator), encoder, normalise)
         self.world = world
         self.cache = cache
         self.narrator = narrator
