@@ -27,6 +27,7 @@ def place(tmp_path_factory):
     sizes = ["method.network.dim=16", "method.network.heads=2", "method.network.feedforward_dim=16"]
     # Words for the narrations of another length than those for the video.
     lmr = [*sizes, "features/narration_query=as_narration", "features.narration_query.max_tokens=3"]
+    lmr.append("data.max_lost_words=null")
     runs = {"moment_detr": sizes, "tea": ["method.network.dim=16"], "lmr": lmr}
     for method, options in runs.items():
         assert main.main(["train", *common, f"method={method}", f"run={root}/{method}", *options]) == 0

@@ -116,14 +116,19 @@ def test_every_clip_spreads_its_attention_over_the_words(name: str) -> None:
 def test_bm_detr_answers_with_both_sides_of_equation_7() -> None:
     method = build("bm_detr")
     batch = make_batch(method.needs)
-    found = details(method, batch)
+    without = {key: value for key, value in batch.items() if not key.startswith("negative")}
+    found = details(method, without)
     for row, count in enumerate(batch["video_mask"].sum(1).tolist()):
         probability = found["frame_probability"][row, :count]
         assert ((probability > 0) & (probability < 1)).all()
         torch.testing.assert_close(found["frame_attention"][row, :count], probability.softmax(0))
-    # The negative query in the batch is for training only.
-    without = {key: value for key, value in batch.items() if not key.startswith("negative")}
-    assert torch.equal(details(method, without)["frame_probability"], found["frame_probability"])
+    # With negative queries p is that of training (Table 9), while the answer stays.
+    negative = details(method, batch)
+    exists = batch["negative_query_mask"].any(1)
+    assert (negative["frame_probability"] < found["frame_probability"])[
+        batch["video_mask"] & exists[:, None]
+    ].all()
+    assert torch.equal(negative["frame_attention"], found["frame_attention"])
     off = build("bm_detr", {"background": None, "training.loss_weights.frame_probability": None})
     assert details(off, batch).keys() == {"decoder_attention", "decoder_word_attention"}
 
@@ -166,7 +171,9 @@ def test_without_the_words_their_probability_is_left_out() -> None:
     method = build("mesm")
     batch = make_batch(method.needs)
     del batch["query_words"]
-    assert details(method, batch).keys() == {"decoder_attention", "frame_word_attention"}
+    found = details(method, batch).keys()
+    assert {"decoder_attention", "frame_word_attention"} <= found
+    assert "word_probability" not in found
 
 
 def test_lmr_without_clips_has_none() -> None:

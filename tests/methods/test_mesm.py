@@ -202,3 +202,21 @@ def test_a_loss_on_a_part_that_is_left_out_is_refused() -> None:
     with pytest.raises(Exception, match=r"loss_weights\.segment_contrast=null") as caught:
         make("mesm", {"segment_sentence": None})
     assert isinstance(caught.value.__cause__ or caught.value, VmrError)
+
+
+def test_dropout_is_drawn_again_for_the_generator_and_reused_for_the_reconstruction(monkeypatch) -> None:
+    method = make("mesm", {"network.input_dropout": 0.5, "segment_sentence.context": "inert"}).train()
+    batch, read = make_batch(method.needs), []
+    for part, place in ((method.generator, 3), (method.enhancer, 0)):
+        forward = part.forward
+        monkeypatch.setattr(
+            part, "forward", lambda *a, f=forward, p=place, **k: (read.append(a[p]), f(*a, **k))[1]
+        )
+    inputs, masking = method.project(batch), method.draw_masking(batch)
+    method.reconstruct(batch, inputs, masking)
+    clips, words = read
+    assert clips.shape == inputs.video.shape
+    assert not torch.equal(clips, inputs.video)
+    kept = batch["query_mask"] & ~masking.masked & ~masking.unknown
+    assert torch.equal(words[kept], inputs.query[kept])
+    assert not torch.equal(words[masking.masked], inputs.query[masking.masked])
