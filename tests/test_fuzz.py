@@ -478,7 +478,7 @@ def test_a_typed_sentence_arrives_as_it_was_typed(times: int) -> None:
     @fuzz(times, 300, typed)
     def check(text: str) -> None:
         assume(text[:1] not in ("", "[", "'", '"'))  # already Hydra's grammar
-        (override,) = OverridesParser.create().parse_overrides([quote_plain_text(f"query={text}")])
+        (override,) = OverridesParser.create().parse_overrides([quote_plain_text(f"query={text}", ["query"])])
         cfg = OmegaConf.create({"query": None})
         OmegaConf.update(cfg, "query", override.value(), force_add=True)
         assert cfg.query == text

@@ -9,9 +9,11 @@ import shutil
 import av
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from test_report import write
 from vmr_zoo.cli import main
+from vmr_zoo.data.narrations import MANIFEST_KEYS, Narration, write_narrations
 
 CHROMIUM = next((path for name in ("chromium", "chromium-browser") if (path := shutil.which(name))), None)
 EVIL = "</script><script>document.title='broken'</script><img src=x onerror=document.title='broken'>"
@@ -49,7 +51,21 @@ def page(tmp_path, capsys):
         for row in rows:
             row |= {"query": EVIL, "pred_saliency_scores": [0.0, 1.0, 0.5]}
         (run / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    arguments = ["columns=[R1@0.5]", "html=true", "significance=true", "printed=[tea/table4]"]
+    folder = tmp_path / "good" / "seed0" / "eval" / "iid-002"
+    folder.mkdir(parents=True)
+    shutil.copy(tmp_path / "good" / "seed0" / "predictions.jsonl", folder)
+    shutil.copy(tmp_path / "good" / "seed0" / "metrics.json", folder)
+    curve, word = np.array([0.25, 0.5], np.float32), np.array([1.0], np.float32)
+    save_file({"0/highlight": curve, "0/word_probability": word}, folder / "details.safetensors")
+    said = [Narration("v", 0.0, 2.0, EVIL), Narration("v", 25.0, 30.0, "nothing")]
+    write_narrations(tmp_path / "said.jsonl", said, dict.fromkeys(MANIFEST_KEYS))
+    arguments = [
+        f"narrations={tmp_path / 'said.jsonl'}",
+        "columns=[R1@0.5]",
+        "html=true",
+        "significance=true",
+        "printed=[tea/table4]",
+    ]
     assert main.main(["report", f"runs={tmp_path}", f"videos={tmp_path / 'videos'}", *arguments]) == 0
     out = capsys.readouterr().out
     assert "report.html" in out
@@ -65,7 +81,12 @@ def test_the_page_is_complete_and_escapes_text_from_data(page):
     assert ">54.28</td>" in text
     assert "Excluded, no results (1 failed): " in text
     (data,) = re.findall(r'<script type="application/json" class="data">(.*?)</script>', text, re.DOTALL)
-    queries = json.loads(data)["queries"]
+    found = json.loads(data)
+    queries = found["queries"]
+    assert found["narrations"] == {"v": [[0.0, 2.0, EVIL], [25.0, 30.0, "nothing"]]}
+    good = found["runs"].index("good")
+    assert queries[0]["answers"][good]["curves"] == {"highlight": [0.25, 0.5]}
+    assert not queries[1]["answers"][good]["curves"]
     assert {query["text"] for query in queries} == {EVIL}
     assert len(queries) == 400
 
@@ -95,10 +116,12 @@ def test_sorting_filtering_and_browsing_in_a_browser(page):
         view.locator("select.right").select_option(label="good")
         view.locator("select.wrong").select_option(label="bad")
         assert view.locator(".count").inner_text() == "100 sentences"  # 150 right against 50
-        assert view.locator(".view p").inner_text() == EVIL
+        assert view.locator(".view p").first.inner_text() == EVIL
         assert view.locator(".view .truth").count() == 1
         assert view.locator(".view .first").count() == 3
         assert view.locator(".view svg.scores").count() == 3
+        assert view.locator(".view .said").count() == 2
+        assert view.locator(".narrations li").last.inner_text() == "25.0 to 30.0 snothing"
         assert view.locator(".view output").all_inner_texts() == ["0.00", "0.00", "1.00"]
 
         # A click on a moment seeks: the wrong answers start at 20 s.

@@ -1,17 +1,22 @@
-"""`vmr predict` and `Retriever` on runs trained on a small rendered world."""
+"""`vmr predict`, `vmr draw` and `Retriever` on runs trained on a small rendered world."""
 
 from __future__ import annotations
 
 import json
 import shutil
+import warnings
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from vmr_zoo.cli import main
+from vmr_zoo.data.annotations.records import Query
+from vmr_zoo.engine.query_details import QueryDetails, query_details
 from vmr_zoo.engine.retriever import Moment, Retriever
 from vmr_zoo.errors import VmrError
+from vmr_zoo.report.query_picture import draw_query
+from vmr_zoo.types import DETAILS
 
 WORLD = [
     f"data.protocol.world.{setting}"
@@ -183,3 +188,72 @@ def test_a_run_on_feature_files_is_refused(train_toy):
     _, run = train_toy("trainer.max_epochs=1")
     with pytest.raises(VmrError, match="whose clips come from ready-made files"):
         Retriever.from_run(run)
+
+
+def test_the_details_of_a_query_are_those_of_its_run(place):
+    run = place / "tea"
+    row = row_of(run)
+    found = query_details(run, row["query_id"])
+    assert (found.annotated, found.query.text) == (row["query"], row["query"])
+    np.testing.assert_allclose(
+        found.row["pred_relevant_windows"], row["pred_relevant_windows"], rtol=1e-4, atol=1e-4
+    )
+    assert {"start_probability", "end_probability", "highlight"} == found.details.keys()
+    np.testing.assert_allclose(found.details["highlight"], row["pred_saliency_scores"], atol=1e-4)
+    assert found.clips_end == pytest.approx(row["duration"], abs=1)
+    (file,) = place.glob("cache/shapes/*/narrations/*.jsonl")
+    said = [
+        one for one in map(json.loads, file.read_text().splitlines()) if one["video_id"] == row["video_id"]
+    ]
+    assert sorted(found.narrations) == sorted((one["start"], one["end"], one["text"]) for one in said)
+
+
+def test_an_edited_sentence_is_answered_as_by_the_retriever(place):
+    run, text = place / "moment_detr", "the big blue square, which grows, is seen"
+    row = row_of(run)
+    found = query_details(run, row["query_id"], f" {text} ")
+    assert (found.annotated, found.query.text) == (row["query"], text)
+    moments = Retriever.from_run(run).encode(videos(place) / f"{row['video_id']}.mp4").search(text)
+    np.testing.assert_allclose(
+        found.row["pred_relevant_windows"][:5], [(m.start, m.end, m.score) for m in moments], atol=1e-3
+    )
+    assert found.row["pred_relevant_windows"] != row["pred_relevant_windows"]
+    assert "grows" in found.words
+    with pytest.raises(VmrError, match="found a blank one"):
+        query_details(run, row["query_id"], "  ")
+
+
+def test_unknown_queries_and_those_of_training_are_refused(place):
+    with pytest.raises(VmrError, match=r"Did you mean iid-test_0000\d-1"):
+        query_details(place / "tea", "iid-test_0000-1")
+    with pytest.raises(VmrError, match="belongs to the training split"):
+        query_details(place / "tea", "train-train_00000-1")
+
+
+def test_draw_shows_frames_narrations_and_curves(vmr, place, tmp_path, capsys):
+    row = row_of(place / "tea")
+    out = tmp_path / "query.svg"
+    arguments = [f"run={place}/tea", f"query={row['query_id']}", f"videos={videos(place)}", f"out={out}"]
+    assert vmr("draw", *arguments, "sentence=it costs $5, [and] more: ${x}") == 0
+    assert "frames; moments: annotated (green)" in capsys.readouterr().out
+    assert out.stat().st_size > 10_000
+    assert vmr("draw", *arguments[:2], f"videos={videos(place)}/train_00000.mp4", f"out={out}") == 2
+    assert f"Expected the video {row['video_id']} in videos=" in capsys.readouterr().err
+
+
+def test_every_detail_has_a_panel(tmp_path):
+    random = np.random.default_rng(0)
+    sizes = {"clip": 8, "word": 3, "moment": 6, "cell": 4, "frame": 2, "patch": 6}
+    details = {name: random.random([sizes[axis] for axis in axes]) for name, axes in DETAILS.items()}
+    query = Query("q", "v", "a <b> $x$ falls", ((1.0, 4.0),), 16.0)
+    row = {"pred_relevant_windows": [[0.0, 5.0, 0.5]], "pred_saliency_scores": random.random(8).tolist()}
+    said = [(float(second), second + 1.0, f"sentence {second}") for second in range(60)]
+    found = QueryDetails("run", query, "annotated", row, details, ["a", "b", "falls"], 16.0, said)
+    with warnings.catch_warnings(action="error"):  # of panels without room
+        panels = " ".join(draw_query(found, tmp_path / "q.png"))
+    assert not [name for name in DETAILS if name not in panels and "text_in" not in name]
+    assert "similarity of subspaces" in panels
+    assert "narrations (40 of 60)" in panels
+    assert Image.open(tmp_path / "q.png").size[0] == 1210
+    with pytest.raises(VmrError, match=r"Name a .png, .pdf or .svg file"):
+        draw_query(found, tmp_path / "q.mp3")

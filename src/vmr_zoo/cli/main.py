@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from vmr_zoo.cli.explain import complain, explain
 from vmr_zoo.cli.jobs import run_verb
@@ -24,12 +24,19 @@ VERBS: dict[str, tuple[str, str]] = {
     "narrate": ("vmr_zoo.cli.narrate", "turn videos into narrations"),
     "embed": ("vmr_zoo.cli.embed", "turn sentences and narrations into text features"),
     "predict": ("vmr_zoo.cli.predict", "find moments in your own video with a trained run"),
+    "draw": ("vmr_zoo.cli.draw", "draw what a run computes for one query"),
     "report": ("vmr_zoo.cli.report", "collect runs into tables"),
     "bench": ("vmr_zoo.cli.bench", "measure training-step and inference time, memory and FLOPs"),
     "doctor": ("vmr_zoo.cli.doctor", "inspect annotations and features, and say what would fail"),
     "parity": ("vmr_zoo.cli.parity", "recompute the authors' numbers from a golden case"),
     "import": ("vmr_zoo.cli.import_", "turn the authors' checkpoint into a run"),
 }
+
+_PLAIN_TEXT = {
+    "predict": ("video", "query", "csv", "picture", "out"),
+    "draw": ("query", "sentence", "videos", "out"),
+}
+"""Keys of a verb whose value is a sentence, an id or a path: it arrives as typed."""
 
 USAGE = 2
 """Exit code of a user-fixable error."""
@@ -72,8 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if verb == "completion":
         print(_COMPLETION.replace("VERBS", " ".join(VERBS)))
         return 0
-    if verb == "predict":
-        rest = [quote_plain_text(arg) for arg in rest]
+    if verb in _PLAIN_TEXT:
+        rest = [quote_plain_text(arg, _PLAIN_TEXT[verb]) for arg in rest]
     full_error = os.environ.get("HYDRA_FULL_ERROR") == "1"
     try:
         if verb not in VERBS:
@@ -114,23 +121,19 @@ Examples
 Tab completion: eval "$(vmr completion bash)\""""
 
 
-def quote_plain_text(arg: str) -> str:
-    """Quotes a sentence or file name given to `vmr predict`, where Hydra would parse commas and quotes.
+def quote_plain_text(arg: str, keys: Collection[str]) -> str:
+    """Quotes a sentence or file name given to one of the keys, where Hydra would parse commas and quotes.
 
     Quoted values and lists stay as they are. "${" in a sentence is literal. --json becomes json=true.
     """
     if arg == "--json":
         return "json=true"
     key, equals, value = arg.partition("=")
-    if (
-        not equals
-        or key not in ("video", "query", "csv", "picture", "out")
-        or value[:1] in ("", "[", "'", '"')
-    ):
+    if not equals or key not in keys or value[:1] in ("", "[", "'", '"'):
         return arg
     from hydra.core.override_parser.types import Quote, QuotedString
 
-    if key == "query":
+    if key in ("query", "sentence"):
         value = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
     return f"{key}={QuotedString(value, Quote.single).with_quotes()}"
 

@@ -12,7 +12,7 @@ from vmr_zoo.errors import VmrError, unknown
 from vmr_zoo.report import runs as run_scan
 from vmr_zoo.report import wandb_runs
 from vmr_zoo.report.leaderboard import Leaderboard, leaderboards
-from vmr_zoo.report.page import write_page
+from vmr_zoo.report.page import browsing, write_page
 from vmr_zoo.report.paper_matching import compare_with_papers
 from vmr_zoo.report.paper_tables import is_requested
 from vmr_zoo.report.query_scores import leaderboard_scores
@@ -89,8 +89,8 @@ def _write_page(
         for table in compare_with_papers(runs)
         if (is_requested(table, cfg.printed) if cfg.printed else table.relevant)
     ]
-    videos = None if cfg.videos is None else Path(cfg.videos)
-    write_page(boards, page, tables, unfinished, videos, cfg.browse, cfg.significance)
+    beside = browsing(cfg.browse, cfg.videos, cfg.narrations)
+    write_page(boards, page, tables, unfinished, beside, cfg.significance)
     print_leaderboards(boards, cfg.significance)
     print(f"Report page: {page}")
 
@@ -118,6 +118,10 @@ def _check_combinations(cfg: DictConfig) -> None:
         "videos=… without html=true": (
             cfg.videos and not cfg.html,
             "Only the page plays them; add html=true.",
+        ),
+        "narrations=… without html=true": (
+            cfg.narrations and not cfg.html,
+            "Only the page shows them; add html=true.",
         ),
     }
     for combination, (wrong, reason) in refused.items():

@@ -181,7 +181,7 @@ class NarrationFile(NarrationSource):
     def prepare(self, protocol: Protocol) -> None:
         """Embeds all sentences about the protocol's videos that are not cached yet."""
         videos = {query.video_id for split in protocol.splits.values() for query in split.queries}
-        self.encoder.embed(n.text for video in sorted(videos) for n in self._narrations[0].get(video, ()))
+        self.encoder.embed(text for video in sorted(videos) for text in self.texts(video))
 
     def load(self, video_id: str) -> tuple[Array, Array]:
         """Returns (Ln, dim) float32 sentence vectors and (Ln, 2) float32 start and end in seconds.
@@ -193,14 +193,16 @@ class NarrationFile(NarrationSource):
         if not narrations:
             raise FeatureError("missing", f"{self.file} holds no narration of video '{video_id}'.")
         times = np.array([(narration.start, narration.end) for narration in narrations], np.float32)
-        texts = [narration.text for narration in narrations]
+        texts = self.texts(video_id)
         return self.encoder.sentences(texts) if self.normalise else self.encoder.means(texts), times
+
+    def texts(self, video_id: str) -> list[str]:
+        """Returns the sentences about a video, in the order of `load`."""
+        return [narration.text for narration in self._narrations[0].get(video_id, ())]
 
     def lost_words(self, video_ids: Sequence[str]) -> LostWords:
         """Counts the words of the videos' narrations that the encoder has no vector for."""
-        return self.encoder.lost_words(
-            [narration.text for video in video_ids for narration in self._narrations[0].get(video, ())]
-        )
+        return self.encoder.lost_words([text for video in video_ids for text in self.texts(video)])
 
     def missing(self, video_ids: Sequence[str]) -> list[Problem]:
         """Finds videos without a narration."""

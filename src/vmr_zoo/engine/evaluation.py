@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from vmr_zoo.engine.probes import Probe
     from vmr_zoo.methods.base import Method
 
-DETAILS_FILE = "details.safetensors"
-
 
 def evaluate(cfg: DictConfig) -> None:
     """Predicts and scores splits of a trained run, and writes the results below RUN/eval.
@@ -63,14 +61,10 @@ def evaluate(cfg: DictConfig) -> None:
         asked_with = probe.name.replace("_", " ")
         header |= {"probe": probe.name, "name": f"{header['name']} asked with {asked_with}"}
 
-    method: Method = instantiate(stored.method)
     # Inputs of training or details alone need not be available.
     unread = TRAINING_ONLY - {"negative_query"} if cfg.frame_probability else TRAINING_ONLY
-    needs = method.needs - unread - (frozenset() if cfg.details else FOR_DETAILS)
-    data: VMRDataModule = instantiate(stored.data, needs=needs)
+    method, data = rebuild(stored, run, unread | (frozenset() if cfg.details else FOR_DETAILS), changes)
     splits = _requested_splits(data, cfg.split)
-    compare_manifests(directory.read_json(run / directory.MANIFEST), data.features.manifest())
-    load_weights(method, run / directory.WEIGHTS, changes)
     data.prepare_data()
 
     trainer = prediction_trainer(stored.trainer, run)
@@ -83,6 +77,27 @@ def evaluate(cfg: DictConfig) -> None:
         metrics[split] = _evaluate_split(trainer, method, data, split, sentences, header, target, cfg)
         write_json(target / directory.ENVIRONMENT, describe_environment(stored.seed))
     print_metrics(header, metrics)
+
+
+def rebuild(
+    stored: DictConfig, run: Path, unread: frozenset[str], changes: Sequence[str] = ()
+) -> tuple[Method, VMRDataModule]:
+    """Rebuilds the method of a run, with its weights, and its data.
+
+    Args:
+        stored: the run's configuration, resolved.
+        run: its directory.
+        unread: needs of the method that the data will not serve.
+        changes: the arguments of the method in `stored` that differ from the run's.
+
+    Raises:
+        VmrError: if the features changed, or the weights do not fit.
+    """
+    method: Method = instantiate(stored.method)
+    data: VMRDataModule = instantiate(stored.data, needs=method.needs - unread)
+    compare_manifests(directory.read_json(run / directory.MANIFEST), data.features.manifest())
+    load_weights(method, run / directory.WEIGHTS, changes)
+    return method, data
 
 
 def _evaluate_split(
@@ -105,7 +120,7 @@ def _evaluate_split(
     write_rows(target / directory.PREDICTIONS, rows)
     write_json(target / directory.METRICS, {HEADER: header, split: metrics})
     if details is not None:
-        _write_details(target / DETAILS_FILE, details)
+        _write_details(target / directory.DETAILS_FILE, details)
     return metrics
 
 

@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vmr_zoo.errors import VmrError
+from vmr_zoo.utils.arrays import Array
 from vmr_zoo.utils.files import atomic_path
 from vmr_zoo.video.decode import sample
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
     from vmr_zoo.engine.retriever import Answer, EncodedVideo
 
 THUMBNAILS = 10
@@ -35,17 +38,13 @@ def draw(video: EncodedVideo, answers: Sequence[Answer], out: str | Path) -> Non
     """
     from matplotlib.figure import Figure  # without pyplot: no window, no state
 
-    frames = list(itertools.islice(sample(video.path, video.duration / THUMBNAILS), THUMBNAILS))
-    pictures = [frame.reformat(height=120, width=round(120 * frame.width / frame.height)) for frame in frames]
-    strip = np.concatenate([picture.to_ndarray(format="rgb24") for picture in pictures], axis=1)
+    strip, strip_end = _thumbnails(video.path, video.duration)
     strip_height = _WIDTH * strip.shape[0] / strip.shape[1]
     figure = Figure(figsize=(_WIDTH, strip_height + 1.5 * len(answers) + 0.6), layout="constrained")
     axes = figure.subplots(
         1 + len(answers), 1, sharex=True, squeeze=False, height_ratios=[strip_height] + [1.5] * len(answers)
     )[:, 0]
-    # The last frame may be missing: a file can be slightly shorter than its stated duration.
-    axes[0].imshow(strip, extent=(0, video.duration * len(frames) / THUMBNAILS, 0, 1), aspect="auto")
-    axes[0].set_yticks([])
+    _draw_strip(axes[0], strip, strip_end)
     for axis, answer in zip(axes[1:], answers, strict=True):
         axis.set_title(answer.query, loc="left", fontsize=10, parse_math=False, wrap=True)
         for rank, moment in reversed(list(enumerate(answer.moments))):
@@ -73,3 +72,31 @@ def draw(video: EncodedVideo, answers: Sequence[Answer], out: str | Path) -> Non
             figure.savefig(temporary, dpi=120)
     except (ValueError, OSError) as error:
         raise VmrError(f"Cannot write picture={out}: {error}. Name a .png, .pdf or .svg file.") from error
+
+
+def filmstrip(axis: Axes, video: Path, duration: float) -> None:
+    """Draws frames of a video along an axis in seconds.
+
+    Args:
+        axis: where to draw.
+        video: the file.
+        duration: its length in seconds.
+
+    Raises:
+        VideoError: if it cannot be decoded.
+    """
+    _draw_strip(axis, *_thumbnails(video, duration))
+
+
+def _thumbnails(video: Path, duration: float) -> tuple[Array, float]:
+    """Returns frames side by side as RGB, and the second at which the last one ends."""
+    frames = list(itertools.islice(sample(video, duration / THUMBNAILS), THUMBNAILS))
+    pictures = [frame.reformat(height=120, width=round(120 * frame.width / frame.height)) for frame in frames]
+    strip = np.concatenate([picture.to_ndarray(format="rgb24") for picture in pictures], axis=1)
+    # The last frame may be missing: a file can be slightly shorter than its stated duration.
+    return strip, duration * len(frames) / THUMBNAILS
+
+
+def _draw_strip(axis: Axes, strip: Array, end: float) -> None:
+    axis.imshow(strip, extent=(0, end, 0, 1), aspect="auto")
+    axis.set_yticks([])

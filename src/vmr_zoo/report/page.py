@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from markupsafe import Markup
 from vmr_zoo.report.charts import COLOURS, draw_charts
 from vmr_zoo.report.leaderboard import Leaderboard
 from vmr_zoo.report.paper_tables import PaperTable
+from vmr_zoo.report.query_curves import Curves, stored_curves
 from vmr_zoo.report.query_scores import RowsBySplit, leaderboard_scores
 from vmr_zoo.report.runs import Run, UnfinishedRun, summarize_unfinished
 from vmr_zoo.report.significance import mark_significance
@@ -37,13 +39,47 @@ _ANSWERS = 20_000
 """Maximum number of answers in the browser, over all rows: about 10 MB."""
 
 
+@dataclass(frozen=True, slots=True)
+class Browsing:
+    """What the browser of predictions shows.
+
+    Attributes:
+        queries: queries of each split, evenly spaced; 0: no browser.
+        videos: addresses of the videos by id.
+        narrations: (start, end, sentence) in seconds by video id.
+    """
+
+    queries: int = 200
+    videos: Mapping[str, str] = field(default_factory=dict)
+    narrations: Mapping[str, list[tuple[float, float, str]]] = field(default_factory=dict)
+
+
+def browsing(queries: int, videos: str | Path | None, narrations: str | Path | None) -> Browsing:
+    """Finds what the browser shows beside predictions.
+
+    Args:
+        queries: queries of each split; 0: no browser.
+        videos: folder of the videos, VIDEO_ID.mp4 or another suffix; None: the page shows none.
+        narrations: file of `vmr narrate`; None: the page shows none.
+
+    Raises:
+        VmrError: if there is no video, or the narrations are missing or broken.
+    """
+    said: dict[str, list[tuple[float, float, str]]] = {}
+    if narrations is not None:
+        from vmr_zoo.data.narrations import read_narrations
+
+        by_video, _ = read_narrations(narrations)
+        said = {video: [(one.start, one.end, one.text) for one in own] for video, own in by_video.items()}
+    return Browsing(queries, {} if videos is None else _video_uris(Path(videos)), said)
+
+
 def write_page(
     boards: Sequence[Leaderboard],
     out: Path,
     paper_tables: Sequence[PaperTable] = (),
     unfinished: Sequence[UnfinishedRun] = (),
-    videos: Path | None = None,
-    browse: int = 200,
+    shown_beside: Browsing | None = None,
     significance: bool = False,
 ) -> None:
     """Writes the page. Holds the predictions of one run at a time.
@@ -53,18 +89,16 @@ def write_page(
         out: the HTML file.
         paper_tables: the papers' tables to show.
         unfinished: run directories without results.
-        videos: folder of the videos, VIDEO_ID.mp4 or another suffix; None: the page shows none.
-        browse: queries of each split in the browser, evenly spaced; 0: no browser.
+        shown_beside: how many queries the browser has, with which videos and narrations; None: the defaults.
         significance: whether to mark the best rows and those that are significantly worse.
 
     Raises:
-        VmrError: if a run has no predictions.
+        VmrError: if a run has no predictions, or its stored details are broken.
     """
-    files = {} if videos is None else _video_uris(videos)
     sections = []
     for board in boards:
         shown = _best_rows(board)
-        browser = _PredictionBrowser(board, shown, files, browse)
+        browser = _PredictionBrowser(board, shown, shown_beside or Browsing())
         scores = leaderboard_scores(board, browser.add)
         if significance:
             mark_significance(board, scores)
@@ -120,13 +154,11 @@ class _PredictionBrowser:
             moment, by split.
     """
 
-    def __init__(
-        self, board: Leaderboard, shown: Sequence[int], files: Mapping[str, str], browse: int
-    ) -> None:
+    def __init__(self, board: Leaderboard, shown: Sequence[int], beside: Browsing) -> None:
         self.board = board
         self.shown = {number: i for i, number in enumerate(shown)}
-        self.files = files
-        self.browse = min(browse, _ANSWERS // max(1, len(shown) * len(board.splits)))
+        self.beside = beside
+        self.browse = min(beside.queries, _ANSWERS // max(1, len(shown) * len(board.splits)))
         self.queries: dict[tuple[str, str], dict[str, Any]] = {}
         self.moments: dict[str, pd.DataFrame] = {}
 
@@ -145,10 +177,12 @@ class _PredictionBrowser:
             predictions = rows.get(split, ())
             if predictions and split not in self.moments:
                 self._select_queries(split, predictions)
+            own = {query_id for name, query_id in self.queries if name == split}
+            curves = stored_curves(run, split, own) if own else {}
             for row in predictions:
                 query = self.queries.get((split, str(row["query_id"])))
                 if query is not None:
-                    query["answers"][position] = self._answer(row)
+                    query["answers"][position] = self._answer(row, curves.get(query["id"], {}))
 
     def _select_queries(self, split: str, rows: Sequence[PredictionRow]) -> None:
         """Selects evenly spaced queries of a split."""
@@ -159,27 +193,31 @@ class _PredictionBrowser:
                 "split": split,
                 "id": str(row["query_id"]),
                 "video": row["video_id"],
-                "file": self.files.get(row["video_id"]),
+                "file": self.beside.videos.get(row["video_id"]),
                 "text": row["query"],
                 "duration": row["duration"],
                 "moments": row["moments"],
                 "answers": [None] * len(self.shown),
             }
 
-    def _answer(self, row: PredictionRow) -> dict[str, Any]:
+    def _answer(self, row: PredictionRow, curves: Curves) -> dict[str, Any]:
         scores = row.get("pred_saliency_scores")
         return {
             "windows": [
                 [round(x, 2) for x in window[:2]] for window in row["pred_relevant_windows"][:_WINDOWS]
             ],
             "scores": None if scores is None else [round(x, 2) for x in scores],
+            "curves": curves,
         }
 
     def data(self) -> dict[str, Any]:
         """Returns what the page's script reads."""
         names = [self.board.rows[number].name for number in self.shown]
         colours = [COLOURS[i % len(COLOURS)] for i in range(len(names))]
-        return {"runs": names, "colours": colours, "queries": list(self.queries.values())}
+        videos = {query["video"] for query in self.queries.values()}
+        said = {video: self.beside.narrations[video] for video in videos & self.beside.narrations.keys()}
+        queries = list(self.queries.values())
+        return {"runs": names, "colours": colours, "queries": queries, "narrations": said}
 
 
 def _longest_moments(rows: Iterable[PredictionRow]) -> pd.DataFrame:

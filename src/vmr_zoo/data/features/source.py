@@ -115,6 +115,10 @@ class NarrationSource(FeatureSource):
     def load(self, video_id: str) -> tuple[Array, Array]:
         """Returns (Ln, dim) float32 vectors and (Ln, 2) float32 start and end in seconds."""
 
+    def texts(self, video_id: str) -> list[str]:
+        """Returns Ln sentences, one per row of `load`; empty if they are unknown (stored vectors)."""
+        return []
+
     def lost_words(self, video_ids: Sequence[str]) -> LostWords | None:
         """Counts the words of the videos' narrations that `load` leaves out; None where that is not known."""
         return None

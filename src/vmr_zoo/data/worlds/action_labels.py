@@ -394,6 +394,10 @@ class ActionLabelNarrations(NarrationSource):
         said, times = self.narrate(video_id)
         return self._embeddings[said], times
 
+    def texts(self, video_id: str) -> list[str]:
+        """Returns the sentences about a video, in the order of `load`."""
+        return [self.sentences[number] for number in self.narrate(video_id)[0]]
+
     def missing(self, video_ids: Sequence[str]) -> list[Problem]:
         """Finds videos that Charades does not list."""
         return self._channel.labels.missing("narration", video_ids)
