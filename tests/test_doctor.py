@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +87,10 @@ def small(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(root: Path, **more: object) -> tuple[int, dict[str, Any]]:
-    code = doctor.main(configuration(root, "charades_cd", root / "data", **more))
+def run(root: Path, missing_videos: str = "refused", **more: object) -> tuple[int, dict[str, Any]]:
+    cfg = configuration(root, "charades_cd", root / "data", **more)
+    cfg.data.missing_videos = missing_videos
+    code = doctor.main(cfg)
     return code, json.loads((root / "out.json").read_text())
 
 
@@ -135,6 +138,21 @@ def test_what_is_wrong_with_features(
     assert (problem["kind"], problem["count"], problem["ids"]) == (kind, 1, [path.stem])
     assert problem["fatal"] is bool(code)
     assert path.stem in capsys.readouterr().out
+
+
+def test_videos_that_training_leaves_out_are_no_problem(small: Path) -> None:
+    (small / "features/video/a.npy").unlink()
+    path = small / "data/charades_cd/charades_train.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"e": json.loads(path.read_text())["a"]}))
+    for kind, suffix in (("video", ""), ("query", "_0"), ("words", "_0")):
+        shutil.copy(small / f"features/{kind}/b{suffix}.npy", small / f"features/{kind}/e{suffix}.npy")
+    options = {"missing_videos": "dropped"}
+    code, report = run(small, features=features(small / "features"), **options)
+    assert (code, report["features"]["problems"]) == (0, [])
+    (small / "features/video/d.npy").unlink()
+    code, report = run(small, features=features(small / "features"), **options)
+    assert code == 1
+    assert "No video of the ood split" in report["features"]["problems"][0]["detail"]
 
 
 def test_without_a_feature_directory_that_is_said_and_is_no_failure(

@@ -140,6 +140,20 @@ def test_the_shifted_copy_moves_clips_targets_and_ratings_together() -> None:
         assert torch.equal(rows.batch["negative_query"][4:], batch["negative_query"])
 
 
+def test_ratings_past_the_end_of_the_videos_stay_in_the_shifted_copy() -> None:
+    batch = make_batch({"negative_query", "shift", "saliency", "all_spans"})
+    past = torch.tensor([[5.0, 0.0], [0.0, 7.0], [1.0, 2.0], [0.0, 0.0]])
+    longer = {
+        "saliency": torch.cat((batch["saliency"], past), 1),
+        "saliency_mask": torch.cat((batch["saliency_mask"], past > 0), 1),
+    }
+    rows = bm_detr("released").training_rows(batch | longer)
+    copy = rows.batch["saliency"][4:]
+    assert torch.equal(copy[:, -2:], past)
+    assert torch.equal(copy[:, :-2], batch["saliency"].gather(1, batch["shift_order"]))
+    assert torch.equal(rows.batch["saliency_mask"][4:, -2:], past > 0)
+
+
 def test_losses_are_the_mean_of_both_copies() -> None:
     method = bm_detr(training={"loss_weights": {"margin": None}})  # its pairs are drawn
     batch = make_batch(method.needs)

@@ -88,6 +88,8 @@ def _check_features(cfg: DictConfig, protocol: Protocol) -> dict[str, Any]:
     name, origin = cfg.features.get("name"), cfg.features.get("origin")
     try:
         features: FeatureSet = build(cfg.features)
+        if cfg.data.get("missing_videos") == "dropped":
+            protocol = features.without_missing_videos(protocol)
         for source in features.sources():
             source.prepare(protocol)
         problems = [

@@ -26,7 +26,7 @@ from vmr_zoo.data.features.feature_set import FeatureSet
 from vmr_zoo.data.features.read_once import read_once
 from vmr_zoo.data.features.word_loss import refuse_lost_words, word_losses
 from vmr_zoo.data.text.tagging import ContentWords
-from vmr_zoo.errors import VmrError, abbreviate, unknown
+from vmr_zoo.errors import VmrError, unknown
 from vmr_zoo.types import NEEDS, Batch
 from vmr_zoo.utils.switches import check_switches
 
@@ -226,7 +226,7 @@ class VMRDataModule(lightning.LightningDataModule):
                 "(features/query=clip_tokens, for method/text=clip). Choose features/query=clip or =minilm."
             )
         if self.missing_videos == "dropped":
-            self.protocol = self._without_missing_videos()
+            self.protocol = self.features.without_missing_videos(self.protocol)
         for split in self.protocol.splits.values():
             if not split.queries:
                 raise VmrError(
@@ -251,18 +251,6 @@ class VMRDataModule(lightning.LightningDataModule):
             if loss.share:
                 log.info(f"Lost words: {loss}.")
         refuse_lost_words(losses, self.max_lost_words, self.features.name, self.protocol.name)
-
-    def _without_missing_videos(self) -> Protocol:
-        """Returns the protocol without the sentences about videos whose features are missing."""
-        videos = self.protocol.video_ids
-        absent = {video_id for problem in self.features.video.missing(videos) for video_id in problem.ids}
-        if not absent or len(absent) == len(videos):  # all of them: the check of the features explains why
-            return self.protocol
-        log.warning(
-            f"{self.protocol.name}: sentences about {len(absent):,} videos without features are left out "
-            f"(data.missing_videos=dropped): {abbreviate(sorted(absent))}."
-        )
-        return self.protocol.without(absent)
 
     def setup(self, stage: str | None = None) -> None:
         """Loads the splits of a stage.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import InitVar, dataclass, replace
 from pathlib import Path
@@ -14,7 +15,9 @@ from vmr_zoo.data.features.files import VideoFiles
 from vmr_zoo.data.features.packed import PackedVideos
 from vmr_zoo.data.features.problems import FeatureError, Problem
 from vmr_zoo.data.features.source import FeatureSource, NarrationSource, QuerySource, VideoSource
-from vmr_zoo.errors import VmrError, unknown
+from vmr_zoo.errors import VmrError, abbreviate, unknown
+
+log = logging.getLogger(__name__)
 
 ORIGINS = ("real", "rendered", "simulated")
 
@@ -150,6 +153,31 @@ class FeatureSet:
         missing = self._missing(protocol, needs)
         self._refuse([*missing.videos, *missing.queries], protocol)
         self._refuse(self._broken(protocol, missing, "all", needs), protocol)
+
+    def without_missing_videos(self, protocol: Protocol) -> Protocol:
+        """Leaves out the sentences about videos without clip features, unless all videos lack them.
+
+        With all of them missing, the check of the features explains why better than empty splits would.
+
+        Raises:
+            VmrError: if no sentence of a split is left.
+        """
+        videos = protocol.video_ids
+        absent = {video_id for problem in self.video.missing(videos) for video_id in problem.ids}
+        if not absent or len(absent) == len(videos):
+            return protocol
+        log.warning(
+            f"{protocol.name}: sentences about {len(absent):,} videos without features are left out "
+            f"(data.missing_videos=dropped): {abbreviate(sorted(absent))}."
+        )
+        kept = protocol.without(absent)
+        empty = [split.name for split in kept.splits.values() if not split.queries]
+        if empty:
+            raise VmrError(
+                f"No video of the {', '.join(empty)} split of {protocol.name} has features in "
+                f"features={self.name}: data.missing_videos=dropped leaves nothing. Extract or fetch them."
+            )
+        return kept
 
     def _refuse(self, problems: Sequence[Problem], protocol: Protocol) -> None:
         """Raises an error that lists the fatal problems, if there are any."""

@@ -76,8 +76,8 @@ def training_rows(batch: Batch, shifting: ShiftedCopy | None, within_one: Within
         **batch,
         "video": shifting.video(batch, video),
         "spans": batch["shifted_spans"],
-        "saliency": batch["saliency"].gather(1, order),
-        "saliency_mask": batch["saliency_mask"].gather(1, order),
+        "saliency": _moved(batch["saliency"], order),
+        "saliency_mask": _moved(batch["saliency_mask"], order),
     }
     for key, value in shifted.items():
         if isinstance(value, Tensor):
@@ -88,3 +88,8 @@ def training_rows(batch: Batch, shifting: ShiftedCopy | None, within_one: Within
     return TrainingRows(
         rows, torch.cat((inside, inside.gather(1, order))), torch.cat((inside, moved_inside)), copies=2
     )
+
+
+def _moved(ratings: Tensor, order: Tensor) -> Tensor:
+    """Permutes ratings (B, >= Lv) with their clips; those of clips that the video lacks stay."""
+    return torch.cat((ratings.gather(1, order), ratings[:, order.shape[1] :]), 1)
