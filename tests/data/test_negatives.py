@@ -75,7 +75,7 @@ def test_without_thresholds_every_other_query_of_the_video_is_a_candidate():
 
 
 def test_each_candidate_is_drawn_equally_often_and_none_is_minus_one():
-    pool = NegativeSampling(iou_below=None, similarity_below=None).pool(QUERIES)
+    pool = NegativeSampling(iou_below=None, similarity_below=None, when_none="skip").pool(QUERIES)
     grid = (np.arange(999) + 0.5) / 999
     drawn = pool.draw(np.full(999, 3), grid, grid)
     assert np.unique(drawn, return_counts=True)[1].tolist() == [333, 333, 333]
@@ -93,7 +93,7 @@ def test_other_videos_queries_are_drawn_equally_often(row):
 
 
 def test_fall_back_draws_another_video_only_where_there_is_no_candidate():
-    pool = NegativeSampling(similarity_below=None, when_none="other_video").pool(QUERIES)
+    pool = NegativeSampling(similarity_below=None).pool(QUERIES)
     drawn = pool.draw(np.array([0, 4]), np.array([0.9, 0.9]), np.array([0.0, 0.99]))
     assert drawn.tolist() == [3, 6]
 

@@ -51,15 +51,15 @@ class NegativeSampling:
             not publish its value. On the training split of Charades-STA, 0.7 is the 95th percentile of
             same-video pairs with IoU < 0.5; three fifths of the pairs with IoU >= 0.5, mostly paraphrases,
             exceed it.
-        when_none: for a row without candidates: "skip" (no negative in the batch; the paper mentions
-            same-video negatives only) or "other_video" (released code).
+        when_none: for a row without candidates: "other_video", as in the released code, or "skip", no negative
+            in the batch; the paper mentions same-video negatives only.
         encoder: sentence encoder for the similarity; required with `similarity_below`.
     """
 
     source: Literal["same_video", "other_video"] = "same_video"
     iou_below: float | None = 0.5
     similarity_below: float | None = 0.7
-    when_none: Literal["skip", "other_video"] = "skip"
+    when_none: Literal["skip", "other_video"] = "other_video"
     encoder: EncodesSentences | None = None
 
     def pool(self, queries: Sequence[Query]) -> NegativePool:
@@ -179,17 +179,22 @@ class NegativePool:
         return float((np.diff(self.offsets) > 0).mean()) if len(self.video) else 0.0
 
     def warning(self) -> str:
-        """Says how many rows train without a negative, if most do; "" otherwise."""
-        if self.fall_back or self.share >= _FEW:
+        """Says how many rows have a negative on their own video, if most have none; "" otherwise."""
+        if not self.counts or self.share >= _FEW:
             return ""
         rows, counts = len(self.video), self.counts
+        others = (
+            "get queries of other videos (data.negatives.when_none=other_video)."
+            if self.fall_back
+            else "train without (data.negatives.when_none=skip), so the background is hardly learned. "
+            "data.negatives.when_none=other_video gives them queries of other videos."
+        )
         return (
             f"Negative queries: only {round(self.share * rows):,} of {rows:,} training queries "
             f"({self.share:.1%}) have one on their own video: {counts['with_same_video']:,} share it with "
             f"another query, {counts['and_iou_below']:,} of them have one below data.negatives.iou_below, "
             f"and {counts['and_similarity_below']:,} one below data.negatives.similarity_below too. The "
-            "others train without (data.negatives.when_none=skip), so the background is hardly learned. "
-            "data.negatives.when_none=other_video gives them queries of other videos."
+            f"others {others}"
         )
 
     def choices(self, row: int) -> NDArray[np.int64]:
