@@ -17,6 +17,7 @@ from vmr_zoo.engine.retriever import Moment, Retriever
 from vmr_zoo.errors import VmrError
 from vmr_zoo.report.query_picture import draw_query
 from vmr_zoo.types import DETAILS
+from vmr_zoo.video.decode import duration
 
 WORLD = [
     f"data.protocol.world.{setting}"
@@ -29,6 +30,7 @@ def place(tmp_path_factory):
     """Holds a run of each kind of method, and the cache with the videos."""
     root = tmp_path_factory.mktemp("predict")
     common = ["data=shapes", *WORLD, f"paths.cache={root}/cache", "trainer.max_epochs=1", "logger=none"]
+    common.append("data.protocol.processes=1")  # a process takes longer to start than to render six videos
     sizes = ["method.network.dim=16", "method.network.heads=2", "method.network.feedforward_dim=16"]
     # Words for the narrations of another length than those for the video.
     lmr = [*sizes, "features/narration_query=as_narration", "features.narration_query.max_tokens=3"]
@@ -239,6 +241,10 @@ def test_draw_shows_frames_narrations_and_curves(vmr, place, tmp_path, capsys):
     assert out.stat().st_size > 10_000
     assert vmr("draw", *arguments[:2], f"videos={videos(place)}/train_00000.mp4", f"out={out}") == 2
     assert f"Expected the video {row['video_id']} in videos=" in capsys.readouterr().err
+    other = next(path for path in videos(place).glob("*.mp4") if duration(path) != row["duration"])
+    shutil.copy(other, tmp_path / f"{row['video_id']}.mp4")
+    assert vmr("draw", *arguments[:2], f"videos={tmp_path}", f"out={out}") == 2
+    assert "It is another video of this name" in capsys.readouterr().err
 
 
 def test_every_detail_has_a_panel(tmp_path):

@@ -12,6 +12,8 @@ from vmr_zoo.report.query_picture import draw_query
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from vmr_zoo.data.annotations.records import Query
+
 
 def main(cfg: DictConfig) -> int:
     """Draws the query of the configuration composed from `conf/draw.yaml`.
@@ -21,7 +23,7 @@ def main(cfg: DictConfig) -> int:
     """
     sentence = None if cfg.sentence is None else str(cfg.sentence)
     found = query_details(Path(cfg.run), str(cfg.query), sentence, cfg.paths)
-    video = None if cfg.videos is None else _find_video(cfg.videos, found.query.video_id)
+    video = None if cfg.videos is None else _find_video(cfg.videos, found.query)
     panels = draw_query(found, cfg.out, video)
     print(f"{cfg.out}: {'; '.join(panels)}")
     if sentence is None:
@@ -29,13 +31,25 @@ def main(cfg: DictConfig) -> int:
     return 0
 
 
-def _find_video(videos: str, video_id: str) -> Path:
+def _find_video(videos: str, query: Query) -> Path:
+    """Returns the file of the query's video.
+
+    Raises:
+        VmrError: if there is none, or it is a tenth longer or shorter than annotated.
+    """
+    from vmr_zoo.video.decode import duration
     from vmr_zoo.video.files import find_videos
 
     found = find_videos(videos)
-    if video_id not in found:
+    if query.video_id not in found:
         raise VmrError(
-            f"Expected the video {video_id} in videos={videos}, found {len(found)} other videos there. Leave "
-            "out videos=… to draw without frames."
+            f"Expected the video {query.video_id} in videos={videos}, found {len(found)} other videos there. "
+            "Leave out videos=… to draw without frames."
         )
-    return found[video_id]
+    seconds = duration(found[query.video_id])
+    if abs(seconds - query.duration) > 0.1 * query.duration:
+        raise VmrError(
+            f"Expected a video of {query.duration:g} s, as annotated; {found[query.video_id]} has "
+            f"{seconds:g} s. It is another video of this name, or a part: name the folder of the right one."
+        )
+    return found[query.video_id]
