@@ -4,6 +4,7 @@
 # Both create .venv and install everything on the first call.
 # make docs   the documentation site in build/site
 # make bench  training-step and inference time of each method on this machine
+# make gpu    everything that only a GPU can tell; docs/gpu.md
 # make audit  known vulnerabilities of what is installed
 # CONSTRAINTS=constraints.txt installs the versions with which the tests last passed.
 
@@ -17,20 +18,22 @@ DEMO_RUNS := runs/demo
 # One process per core, at most 8 to limit memory, each with one torch thread.
 FAST_TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses=8 --dist=worksteal -m "not slow and not gpu"
 
-# These settings of the user would make pip install elsewhere, or less.
+# These settings of the user would make pip install elsewhere, or less; without bytecode every process would compile again.
+unexport PYTHONDONTWRITEBYTECODE
 unexport PIP_USER PIP_TARGET PIP_PREFIX PIP_ROOT PIP_NO_DEPS PIP_REQUIRE_VIRTUALENV PIP_CONSTRAINT PIP_DRY_RUN
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: install demo test test-all coverage bench audit lint format docs clean
+.PHONY: install demo test test-all coverage bench gpu gpu-wheels audit lint format docs clean
 
 install: $(INSTALLED)
 
+# Python compiles what it imports; pip would compile all 20,000 files, on one core.
 $(INSTALLED): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "vmr_zoo needs Python 3.11 or newer; found: $$($(PYTHON) --version 2>&1). Say make PYTHON=python3.12 …"; exit 2; }
 	@echo "Installing into $(VENV): some minutes and about 6 GB the first time."
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e '.[dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check --no-compile $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e '.[dev]'
 	@touch $@
 
 # Re-running a sweep resumes it. conf/recipe/shapes sets one thread per job, so a sweep trains one model on each core. The
@@ -54,6 +57,14 @@ coverage: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/vmr bench -m method=emb,tea,qd_detr,mesm,mmn,vdi,moment_detr,bm_detr,lmr data=synthetic
+
+gpu: $(INSTALLED)
+	$(BIN)/vmr gpu
+
+# For a machine with a GPU and without a package index.
+gpu-wheels: $(INSTALLED)
+	rm -rf build/wheels
+	$(BIN)/python experiments/gpu/wheels.py build/wheels
 
 audit: $(INSTALLED)
 	$(BIN)/pip-audit --skip-editable

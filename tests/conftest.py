@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import pickle
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from omegaconf import DictConfig
 
 import toy
 from vmr_zoo.cli import main
@@ -27,7 +33,36 @@ def _at_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session", autouse=True)
+def _composing_is_cheap() -> Iterator[None]:
+    """Parses each file of `conf/` once for all tests, and measures no coverage while Hydra merges them."""
+    parse, parsed = yaml.load, {}
+    merge = ConfigLoaderImpl.load_configuration
+
+    def load(stream: Any, Loader: Any) -> Any:
+        if Loader.__name__ != "OmegaConfLoader" or not hasattr(stream, "seek"):
+            return parse(stream, Loader)
+        text = stream.read()
+        if text not in parsed:
+            stream.seek(0)  # a message about a mistake names the file
+            parsed[text] = pickle.dumps(parse(stream, Loader))
+        return pickle.loads(parsed[text])
+
+    def load_configuration(*args: Any, **options: Any) -> DictConfig:
+        tracer = sys.gettrace()
+        sys.settrace(None)
+        try:
+            return merge(*args, **options)
+        finally:
+            sys.settrace(tracer)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(yaml, "load", load)
+        patch.setattr(ConfigLoaderImpl, "load_configuration", load_configuration)
+        yield
+
+
+@pytest.fixture(scope="session")
 def vmr() -> Callable[..., int]:
     """Runs `vmr` in this process and returns its exit code; `toy.SEARCH` adds the test data set."""
 
@@ -40,13 +75,12 @@ def vmr() -> Callable[..., int]:
     return run
 
 
-@pytest.fixture
-def train_toy(vmr: Callable[..., int], tmp_path: Path) -> Callable[..., tuple[int, Path]]:
-    """Trains on the toy data set for two epochs; returns the exit code and the run directory."""
+@pytest.fixture(scope="session")
+def train_toy_in(vmr: Callable[..., int]) -> Callable[..., int]:
+    """Trains on the toy data set for two epochs in the directory given; returns the exit code."""
 
-    def run(*args: str, name: str = "run", method: str = "toy") -> tuple[int, Path]:
-        directory = tmp_path / name
-        code = vmr(
+    def run(directory: Path, *args: str, method: str = "toy") -> int:
+        return vmr(
             "train",
             toy.SEARCH,
             "data=toy",
@@ -57,6 +91,23 @@ def train_toy(vmr: Callable[..., int], tmp_path: Path) -> Callable[..., tuple[in
             *([] if any(arg.startswith("run=") for arg in args) else [f"run={directory}"]),
             *args,
         )
-        return code, directory
 
+    return run
+
+
+@pytest.fixture
+def train_toy(train_toy_in: Callable[..., int], tmp_path: Path) -> Callable[..., tuple[int, Path]]:
+    """Trains on the toy data set in a new directory; returns the exit code and the directory."""
+
+    def run(*args: str, name: str = "run", method: str = "toy") -> tuple[int, Path]:
+        return train_toy_in(tmp_path / name, *args, method=method), tmp_path / name
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def trained_toy(train_toy_in: Callable[..., int], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run on the toy data set; only for reading."""
+    run = tmp_path_factory.mktemp("trained") / "run"
+    assert train_toy_in(run) == 0
     return run

@@ -12,6 +12,7 @@ from torch import nn
 
 from vmr_zoo.config.compose import compose, config_dir
 from vmr_zoo.engine import bench, flops
+from vmr_zoo.engine.bench_turns import Subject
 from vmr_zoo.errors import VmrError
 from vmr_zoo.methods.base import Method, Training
 
@@ -104,9 +105,52 @@ def test_a_row_is_stored_with_its_ratio_and_replaced_when_measured_again(vmr, tm
     )
 
 
+def test_settings_are_measured_in_turns_and_compared_with_the_first(vmr, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(flops._MATRIX_SIZE, "cpu", 64)
+    # Traced as for any backend, but not compiled.
+    monkeypatch.setattr(Method, "compile", lambda self: nn.Module.compile(self, backend="eager"))
+    turns = []
+    turn = Subject.turn
+    monkeypatch.setattr(Subject, "turn", lambda self: (turns.append(self.cfg), turn(self)))
+    names = ["plain", "compiled", "method.training.optimizer.lr=0.5 seed=1"]
+    settings = f"settings=[plain,compiled,'{names[2]}']"
+    assert vmr("bench", "method=moment_detr", f"out={tmp_path}", *SMALL, "rounds=2", settings) == 0
+    printed = capsys.readouterr().out
+    assert [cfg.compile for cfg in turns] == [False, True, False, False, True, False]
+    assert [cfg.method.training.optimizer.lr == 0.5 for cfg in turns].count(True) == 2
+    rows = json.loads((tmp_path / "bench.json").read_text())["rows"]
+    assert [row["comparison"]["setting"] for row in rows] == names
+    assert all(name in printed for name in names)
+    assert len({row["name"] for row in rows}) == 3
+    plain, compiled, _ = rows
+    for part in ("step", "inference"):
+        assert plain["comparison"][part] == {"median": 1, "low": 1, "high": 1, "n": 2}
+        assert compiled["comparison"][part]["low"] > 0
+    assert [row["compilation"] is None for row in rows] == [True, False, True]
+    assert compiled["compilation"]["training"] > compiled["step"]["high"]
+    assert compiled["flops"] == plain["flops"] > 0
+    assert plain["step"]["n"] == 2 * 2
+
+
+def test_compilation_pays_after_the_steps_that_save_its_time():
+    def row(step, compilation=None):
+        return {"step": {"median": step}, "compilation": compilation}
+
+    compilation = {"training": 10.25, "inference": 99.0}
+    assert bench._pays_after(row(0.75), row(0.25, compilation)) == 21
+    assert bench._pays_after(row(0.5), row(0.5, compilation)) is None
+    assert bench._pays_after(row(0.5), row(0.3)) is None
+
+
 @pytest.mark.parametrize(
     ("args", "expected"),
-    [(["method=predict_all"], "no parameters"), (["method=qd_detr", "steps=0"], "steps")],
+    [
+        (["method=predict_all"], "no parameters"),
+        (["method=qd_detr", "steps=0"], "steps"),
+        (["settings=[plain,complied]"], "Did you mean compiled"),
+        (["settings=[plain,plain]"], "twice"),
+        (["settings=[plain]", "rounds=0"], "rounds"),
+    ],
 )
 def test_settings_that_measure_nothing_are_refused(vmr, tmp_path, capsys, args, expected):
     assert vmr("bench", "data=synthetic", f"out={tmp_path}", *args) == 2

@@ -41,6 +41,9 @@ from vmr_zoo.metrics.settings import MetricSettings
 from vmr_zoo.parity.case import Case
 from vmr_zoo.parity.checkpoint_import import read_checkpoint
 
+# Thousands of examples: measuring coverage doubles their time, and the readers' own tests run the same lines.
+pytestmark = pytest.mark.no_cover
+
 DATA = Path(__file__).parents[2] / "shared" / "data"
 
 LENGTHS = pytest.mark.parametrize("times", [1, pytest.param(25, marks=pytest.mark.slow, id="long")])

@@ -102,8 +102,8 @@ def test_the_bootstrap_is_scipys_and_pairs_its_queries():
     assert little.significant  # far less noise in the differences than in either row
 
 
-def test_scores_of_queries_average_to_the_metrics_of_the_run(train_toy):
-    _, run = train_toy()
+def test_scores_of_queries_average_to_the_metrics_of_the_run(trained_toy):
+    run = trained_toy
     stored = json.loads((run / "metrics.json").read_text())
     assert {"experiment": None, "ablation": None}.items() <= stored["header"].items()
     scores = run_query_scores(read_predictions([run / "predictions.jsonl"]), run, ["iid", "ood"])

@@ -21,6 +21,9 @@ from vmr_zoo.config.resolvers import register_resolvers
 from vmr_zoo.errors import VmrError
 from vmr_zoo.methods.base import Method
 
+pytestmark = (
+    pytest.mark.no_cover
+)  # other tests run the same lines; composing takes twice as long when measured
 EXPERIMENTS = config_dir().parent / "experiments"
 # Those of cost/ are for vmr bench: tests/test_bench.py.
 TABLE = EXPERIMENTS / "fidelity/switches.yaml"

@@ -38,9 +38,8 @@ def same_weights(a: Path, b: Path) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_a_run_directory_is_complete_without_partial_files(train_toy):
-    code, run = train_toy()
-    assert code == 0
+def test_a_run_directory_is_complete_without_partial_files(trained_toy):
+    run = trained_toy
     assert {path.name for path in run.iterdir()} == FILES
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     header = metrics(run)[HEADER]
@@ -52,21 +51,28 @@ def test_a_run_directory_is_complete_without_partial_files(train_toy):
     assert state(run) == "finished"
 
 
-def test_metrics_are_computed_from_the_predictions_file(train_toy):
-    _, run = train_toy()
-    stored = metrics(run)
+def test_metrics_are_computed_from_the_predictions_file(trained_toy):
+    stored = metrics(trained_toy)
     assert set(stored) == {HEADER, "iid", "ood", "selection"}
     for name, split in protocol().splits.items():
         if name != "train":
-            scored = score_rows(rows(run), split, MetricSettings())
+            scored = score_rows(rows(trained_toy), split, MetricSettings())
             assert scored == pytest.approx({k: v for k, v in stored[name].items() if v is not None}, abs=0)
 
 
-def test_equal_seeds_give_equal_runs_and_other_seeds_do_not(train_toy):
-    (_, a), (_, b), (_, c) = train_toy(name="a"), train_toy(name="b"), train_toy("seed=1", name="c")
+def test_equal_seeds_give_equal_runs_and_other_seeds_do_not(train_toy, trained_toy):
+    a, (_, b), (_, c) = trained_toy, train_toy(name="b"), train_toy("seed=1", name="c")
     assert same_weights(a, b)
     assert rows(a) == rows(b)
     assert not same_weights(a, c)
+
+
+@pytest.fixture(scope="module")
+def whole(train_toy_in, tmp_path_factory):
+    """A run of four epochs that nothing stopped."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    assert train_toy_in(run, "trainer.max_epochs=4") == 0
+    return run
 
 
 @pytest.mark.parametrize(
@@ -78,9 +84,8 @@ def test_equal_seeds_give_equal_runs_and_other_seeds_do_not(train_toy):
         (0, 7, 2, "failed"),
     ],
 )
-def test_a_stopped_run_resumes_bit_for_bit(train_toy, number, step, code, state_after):
+def test_a_stopped_run_resumes_bit_for_bit(train_toy, whole, number, step, code, state_after):
     """Three steps per epoch: a signal or a crash at the start of an epoch, within it and at its end."""
-    _, whole = train_toy("trainer.max_epochs=4", name="whole")
     stop = [f"+callbacks.stop.{key}={value}" for key, value in {"step": step, "signal": int(number)}.items()]
     stopped, run = train_toy("trainer.max_epochs=4", "+callbacks.stop._target_=toy.At", *stop, name="cut")
     assert stopped == code

@@ -8,7 +8,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from vmr_zoo.blocks import candidate_map
 from vmr_zoo.blocks.candidate_map import CandidateCells, MapConvolution, segment_means, supported_cells
+from vmr_zoo.blocks.tiled_convolution import TiledConvolution, spectral_products
 from vmr_zoo.errors import VmrError
 
 
@@ -54,8 +56,11 @@ def whole_map(stack: MapConvolution, grid: torch.Tensor, support: torch.Tensor) 
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize(("kernel", "layers"), [(3, 1), (3, 5), (5, 4)])
-def test_skipping_what_is_known_changes_no_number(kernel, layers, training, monkeypatch):
+@pytest.mark.parametrize(
+    ("kernel", "layers", "tiled"),
+    [(3, 1, False), (3, 5, False), (5, 4, False), (5, 4, True), (7, 2, True)],
+)
+def test_skipping_what_is_known_changes_no_number(kernel, layers, tiled, training, monkeypatch):
     torch.manual_seed(0)
     cells = CandidateCells(8, [3, 2])
     stack = MapConvolution(cells, 4, 6, kernel, layers).train(training)
@@ -69,6 +74,8 @@ def test_skipping_what_is_known_changes_no_number(kernel, layers, training, monk
     monkeypatch.setattr(
         functional, "conv2d", lambda *a, **k: computed.append(convolve(*a, **k)) or computed[-1]
     )
+    if not tiled:
+        monkeypatch.setattr(candidate_map, "_is_plain_float32", lambda x: False)
     out = stack(grid)
     monkeypatch.undo()
     expected = whole_map(other, grid, support)
@@ -82,9 +89,25 @@ def test_skipping_what_is_known_changes_no_number(kernel, layers, training, monk
         )
     for a, b in zip(stack.buffers(), other.buffers(), strict=True):
         torch.testing.assert_close(a, b)
+    assert bool(computed) is not tiled
     if layers > 1:  # or nothing was skipped
         places = sum(x.shape[-1] ** 2 for x in computed)
         assert places < sum((8 + (kernel - 1) * (layers - 1 - i)) ** 2 for i in range(layers))
+
+
+@pytest.mark.parametrize(("kernel", "side", "padding"), [(5, 9, 4), (5, 10, 0), (9, 12, 5)])
+def test_a_tiled_convolution_is_as_precise_as_a_direct_one(kernel, side, padding):
+    torch.manual_seed(0)
+    x = torch.rand(2, 6, side, side) + 3  # a mean that high frequencies must not see
+    weight, bias = torch.randn(4, 6, kernel, kernel), torch.randn(4)
+    exact = functional.conv2d(x.double(), weight.double(), bias.double(), padding=padding)
+    direct = functional.conv2d(x, weight, bias, padding=padding)
+    reached = torch.ones(exact.shape[2:], dtype=torch.bool)
+    found = TiledConvolution(spectral_products(kernel), kernel, side, padding, reached)(x, weight, bias)
+    scale = exact.abs().max()
+    assert found.shape == exact.shape
+    assert (found - exact).abs().max() / scale < 2e-6
+    assert (found - exact).norm() < 10 * (direct - exact).norm()
 
 
 @pytest.mark.parametrize("length", [3, 7, 40])

@@ -5,7 +5,13 @@ import torch
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from vmr_zoo.blocks.attention_unit import SpanNetwork, running_maxima
-from vmr_zoo.blocks.span_predictor import BidirectionalLSTM, SpanRanking, block_maxima
+from vmr_zoo.blocks.span_predictor import (
+    BidirectionalLSTM,
+    ProposalBranch,
+    SpanRanking,
+    block_maxima,
+    neighbours_of,
+)
 from vmr_zoo.errors import VmrError
 from vmr_zoo.spans import iou
 
@@ -100,3 +106,18 @@ def test_equation_6_is_what_the_unit_computes(scale, width):
     torch.testing.assert_close(unit(target, reference, torch.ones(2, 5, dtype=torch.bool)), expected)
     with pytest.raises(VmrError, match="Did you mean equation_6"):
         network("equation6")
+
+
+def test_neighbouring_proposals_are_mixed_as_by_a_convolution_of_the_grid():
+    torch.manual_seed(4)
+    count = 5
+    branch = ProposalBranch(network("equation_6"), block=2, block_padding="masked")
+    first, last = torch.triu_indices(count, count)
+    present = (last < torch.tensor([[5], [3]])).float().unsqueeze(-1)
+    x = torch.randn(2, len(first), 8) * present
+    grid, existing = torch.zeros(2, 8, count, count), torch.zeros(2, 1, count, count)
+    grid[:, :, first, last], existing[:, :, first, last] = x.mT, present.mT
+    number = torch.nn.functional.conv2d(existing, torch.ones(1, 1, 3, 3), padding=1).clamp(min=1)
+    expected = (branch.neighbours(grid).relu() / number)[:, :, first, last].mT
+    mixed = branch._mix_neighbours(x, present, neighbours_of(first, last, count))
+    torch.testing.assert_close(mixed, expected)

@@ -157,7 +157,7 @@ def same(a: dict, b: dict) -> bool:
 
 @pytest.fixture(scope="module")
 def everything() -> VMRDataModule:
-    data = module(needs=NEEDS)
+    data = module(needs=NEEDS, negatives=NegativeSampling(similarity_below=None, when_none="skip"))
     data.setup("fit")
     return data
 

@@ -110,10 +110,10 @@ def test_they_are_drawn_as_the_authors_draw_them(method, variant, tmp_path):
     theirs, seeds = RECORDS[method]["weights"], initial(method, variant, tmp_path)
     common = [n for n, known in theirs.items() if n in seeds[0] and list(seeds[0][n].shape) == known[0]]
     assert len(common) > (len(theirs) - 1 if variant == "released" else len(theirs) / 4)
-    wrong = {}
+    wrong, ours = {}, described(seeds[0])
     for name in common:
         found = differences(theirs[name], torch.stack([seed[name] for seed in seeds]))
-        if described(seeds[0])[name][-1] != theirs[name][-1]:
+        if ours[name][-1] != theirs[name][-1]:
             found.append(f"starts as in the first layer: {not theirs[name][-1]}")
         if found:
             wrong[name] = found

@@ -181,3 +181,26 @@ def test_injecting_into_frozen_features_is_refused():
     with pytest.raises(Exception, match="trains nothing") as error:
         instantiate(cfg.method)
     assert isinstance(error.value.__cause__, VmrError)
+
+
+def test_leaving_out_hidden_tokens_changes_no_sentence_vector():
+    batch = make_batch({"query_tokens", "noun_mask"})
+    text = build("vdi").text
+    mask, nouns = batch["query_mask"], batch["noun_mask"]
+    visible = torch.stack((mask, mask & nouns, mask & ~nouns))
+    packed = text(batch, visible)
+    read: list[dict] = []
+    hook = text.model.register_forward_pre_hook(
+        lambda module, args, kwargs: read.append(kwargs), with_kwargs=True
+    )
+    text(batch, visible)
+    hook.remove()
+    for one in read:
+        assert (one["attention_mask"].bool() | (one["input_ids"] == text.end)).all()
+    for row in range(len(mask)):  # each query alone, without padding, hidden tokens masked
+        count = int(mask[row].sum())
+        start, end = torch.tensor([text.start]), torch.tensor([text.end])
+        ids = torch.cat((start, batch["query_tokens"][row, :count], end)).unsqueeze(0)
+        seen = torch.nn.functional.pad(visible[:, row : row + 1, :count], (1, 1), value=True)
+        alone = text._encode(ids, seen, torch.tensor([count + 1]))
+        torch.testing.assert_close(packed[:, row], alone[:, 0], atol=1e-5, rtol=1e-4)

@@ -106,6 +106,7 @@ class MultiHeadAttention(nn.Module):
         value: Tensor,
         key_mask: Tensor | None = None,
         record: list[Tensor] | None = None,
+        rows: Tensor | None = None,
     ) -> Tensor:
         """Attends from `query` to `key`.
 
@@ -115,6 +116,8 @@ class MultiHeadAttention(nn.Module):
             value: (B, Lk, D).
             key_mask: (B, Lk) or (B, H, Lq, Lk), True = valid.
             record: list to which the attention weights (B, Lq, Lk) are appended.
+            rows: (B,) the row of `key` and `value` that each query attends to, projected once for all of
+                them; None is its own row.
 
         Returns:
             (B, Lq, D).
@@ -127,6 +130,8 @@ class MultiHeadAttention(nn.Module):
             q = F.linear(query, weights[:d], biases[:d])
             k = F.linear(key, weights[d : 2 * d], biases[d : 2 * d])
         v = F.linear(value, weights[2 * d :], biases[2 * d :])
+        if rows is not None:
+            k, v = k[rows], v[rows]
         dropout = self.dropout if self.training else 0.0
         out = attend(q, k, v, heads=self.heads, key_mask=key_mask, dropout=dropout, record=record)
         return self.out_proj(out)

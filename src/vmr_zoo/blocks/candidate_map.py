@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vmr_zoo.blocks.tiled_convolution import TiledConvolution, spectral_products
 from vmr_zoo.errors import VmrError
 from vmr_zoo.spans import iou, nms, pairwise
 from vmr_zoo.utils.switches import check_switches
@@ -274,7 +275,8 @@ class MapNorm(nn.BatchNorm2d):
         Returns:
             (B, C, n, n).
         """
-        if not self.training or side == window.shape[-1]:
+        # With the channels last, torch's own kernel adds up the cells one by one and loses three digits.
+        if not self.training or (side == window.shape[-1] and window.stride(1) != 1):
             return super().forward(window)
         assert self.running_mean is not None
         assert self.running_var is not None
@@ -335,11 +337,17 @@ class MapConvolution(nn.Module):
 
         support = cells.scatter(torch.ones(1, 1, len(cells)))
         ones = torch.ones(1, 1, kernel, kernel)
+        # With a 3 x 3 kernel the transforms cost more than they save.
+        products = spectral_products(kernel) if kernel > 3 else None
+        self.tiled = nn.ModuleList()
         for layer, padding in enumerate(self.paddings):
             seen = functional.conv2d(support, ones, padding=padding)
             support = (seen > 0).to(seen.dtype)
             weights = torch.where(seen > 0, 1 / seen.clamp(min=1), 0.0)[0, 0]
             self.register_buffer(f"weights{layer}", weights, persistent=False)
+            if products is not None:
+                side = before[layer]
+                self.tiled.append(TiledConvolution(products, kernel, side, padding, seen[0, 0] > 0))
 
     def forward(self, grid: Tensor) -> Tensor:
         """Convolves (B, in_dim, N, N), zero in unsupported cells, to (B, dim, N, N)."""
@@ -348,14 +356,24 @@ class MapConvolution(nn.Module):
     def layers(self, grid: Tensor) -> list[Tensor]:
         """Returns the output of every layer within its window, (B, dim, n, n); it is zero outside."""
         outputs = []
+        tiled = bool(self.tiled) and _is_plain_float32(grid)
         for layer, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True)):
             assert isinstance(convolution, nn.Conv2d)
             assert convolution.bias is not None
-            grid = functional.conv2d(grid, convolution.weight, convolution.bias, padding=self.paddings[layer])
-            grid = norm(grid, convolution.bias, self.sides[layer]).relu() * self.weights(layer)
+            weight, bias = convolution.weight, convolution.bias
+            if tiled:
+                grid = self.tiled[layer](grid, weight, bias)
+            else:
+                grid = functional.conv2d(grid, weight, bias, padding=self.paddings[layer])
+            grid = norm(grid, bias, self.sides[layer]).relu() * self.weights(layer)
             outputs.append(grid)
         return outputs
 
     def weights(self, layer: int) -> Tensor:
         """Returns 1 / (supported cells in the kernel) of a layer, (n, n); 0 where there are none."""
         return self.get_buffer(f"weights{layer}")
+
+
+def _is_plain_float32(x: Tensor) -> bool:
+    """Returns whether x is computed on the CPU in float32: sums over frequencies need its precision."""
+    return x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")

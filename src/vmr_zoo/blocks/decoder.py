@@ -49,8 +49,9 @@ class QueryDecoderLayer(nn.Module):
         query_position: Tensor,
         memory: Tensor,
         located_memory: Tensor,
-        memory_mask: Tensor,
+        memory_mask: Tensor | None,
         record: list[Tensor] | None = None,
+        rows: Tensor | None = None,
     ) -> Tensor:
         """Updates the slots.
 
@@ -59,15 +60,16 @@ class QueryDecoderLayer(nn.Module):
             query_position: (B, M, D).
             memory: (B, L, D).
             located_memory: (B, L, D) memory plus positions, the keys.
-            memory_mask: (B, L), True = valid.
+            memory_mask: (B, L), True = valid; None if all are.
             record: list to which the cross-attention weights (B, M, L) are appended.
+            rows: (B,) the row of the memory that each row of x attends to; None is its own.
 
         Returns:
             (B, M, D).
         """
         located = x + query_position
         x = self.norm1(x + self.dropout(self.self_attention(located, located, x)))
-        attended = self.cross_attention(x + query_position, located_memory, memory, memory_mask, record)
+        attended = self.cross_attention(x + query_position, located_memory, memory, memory_mask, record, rows)
         x = self.norm2(x + self.dropout(attended))
         return self.norm3(x + self.dropout(self.ffn(x)))
 

@@ -43,10 +43,13 @@ class BidirectionalLSTM(nn.Module):
         """Maps (B, L, d) under a (B, L) mask, valid positions first, to (B, L, 2 d), zero on padding."""
         position = torch.arange(x.shape[1], device=x.device)
         last = mask.sum(1, keepdim=True) - 1
-        order = torch.where(mask, last - position, position).unsqueeze(-1).expand_as(x)
+        order = torch.where(mask, last - position, position)  # its own inverse
+        rows = order + x.shape[1] * torch.arange(len(x), device=x.device).unsqueeze(1)
         forth, _ = self.forth(x)
-        back, _ = self.back(x.gather(1, order))
-        return torch.cat((forth, back.gather(1, order)), -1) * mask.unsqueeze(-1)
+        # An embedding lookup moves whole rows, where `gather` needs an index per number.
+        back, _ = self.back(functional.embedding(rows, x.flatten(0, 1)))
+        back = functional.embedding(rows, back.flatten(0, 1))
+        return torch.cat((forth, back), -1) * mask.unsqueeze(-1)
 
 
 class SingleEndpoints(nn.Module):
@@ -217,10 +220,11 @@ class SpanRanking:
             descending order; empty spans of score 0 where too few cells are left.
         """
         size = start.shape[1]
-        index = torch.arange(size, device=start.device)
+        # Small whole numbers in float32: exact, and faster than integers on a CPU.
+        index = torch.arange(size, device=start.device, dtype=torch.float32)
         pair = mask.unsqueeze(2) & mask.unsqueeze(1) & (index.unsqueeze(1) <= index)
         joint = (start.unsqueeze(2) * end.unsqueeze(1)).masked_fill(~pair, -1.0)
-        length = (index - index.unsqueeze(1) + 1).clamp(min=0)
+        length = index - index.unsqueeze(1) + 1
         picked, scores = [], []
         for _ in range(self.answers):
             score, cell = joint.flatten(1).max(1)
@@ -229,12 +233,12 @@ class SpanRanking:
                 torch.minimum(index, last.unsqueeze(1)).unsqueeze(1)
                 + 1
                 - torch.maximum(index, first.unsqueeze(1)).unsqueeze(2)
-            )
-            inter = inter.clamp(min=0)
-            union = length + (last - first + 1)[:, None, None] - inter
+            ).clamp_(min=0)
+            union = (length + (last - first + 1)[:, None, None]).sub_(inter)
+            covered = inter.gt_(union.mul_(self.nms_iou))  # 1.0 or 0.0
+            joint.add_(covered, alpha=MASKED)  # faster than filling
             # Drop the chosen cell explicitly: its IoU with itself, 1, does not exceed a threshold of 1.
-            chosen = (index.unsqueeze(1) == first[:, None, None]) & (index == last[:, None, None])
-            joint = joint.masked_fill((inter > self.nms_iou * union) | chosen, -1.0)
+            joint.flatten(1).scatter_(1, cell.unsqueeze(1), -1.0)
             left = score >= 0
             picked.append(torch.stack((first, last + 1), -1) * left.unsqueeze(-1))
             scores.append(score.clamp(min=0.0))
@@ -293,13 +297,31 @@ def block_maxima(x: Tensor, mask: Tensor | None, size: int, fill: float | None) 
     Returns:
         (B, ceil(L / size), d), zero for a block in which no position counts.
     """
-    lowest = torch.finfo(x.dtype).min
+    lowest = torch.finfo(x.dtype).min / 2  # half, or the sum with a number could overflow
     if mask is not None:
-        x = x.masked_fill(~mask.unsqueeze(-1), lowest)
+        x = x + (1 - mask.unsqueeze(-1).to(x.dtype)) * lowest
     x = functional.pad(x, (0, 0, 0, -x.shape[1] % size), value=lowest if fill is None else fill)
     # max, not amax: on ties, one position gets the whole gradient, as in the released code.
     pooled = x.unflatten(1, (-1, size)).max(2).values
-    return pooled.masked_fill(pooled == lowest, 0.0)
+    return pooled.masked_fill(pooled <= lowest / 2, 0.0)
+
+
+def neighbours_of(first: Tensor, last: Tensor, count: int) -> Tensor:
+    """Finds the 3 x 3 neighbourhood of each proposal on the grid of first and last block.
+
+    Args:
+        first: (P,) first block of each proposal, row by row of the upper triangle.
+        last: (P,) last block.
+        count: N, blocks.
+
+    Returns:
+        (P, 9) indices of proposals; P where the grid has none.
+    """
+    offset = torch.arange(-1, 2, device=first.device)
+    i = first[:, None, None] + offset[:, None]
+    j = last[:, None, None] + offset
+    number = i * count - i * (i - 1) // 2 + j - i  # row i of the triangle has N - i cells
+    return torch.where((i >= 0) & (j < count) & (i <= j), number, len(first)).flatten(1)
 
 
 @check_switches
@@ -366,21 +388,18 @@ class ProposalBranch(nn.Module):
         first_frame = (first * self.block).expand(len(video), -1)
         last_frame = torch.minimum(last * self.block + self.block - 1, length - 1)
         exists = last * self.block < length
-        hidden = ~exists.unsqueeze(-1)
+        present = exists.unsqueeze(-1).to(video.dtype)
 
         def guide_of(state: Tensor) -> GuideFunction:
             pooled = block_maxima(state, None if released else mask, self.block, fill)
-            left, right = pooled[:, first], pooled[:, last]
-            return lambda _: (left.masked_fill(hidden, 0.0), right.masked_fill(hidden, 0.0))
+            left, right = pooled.index_select(1, first), pooled.index_select(1, last)
+            return lambda _: (left * present, right * present)
 
         guides = [guide_of(state) for state in frame_branch.states]
         exchanged = self.exchange(features, exists, words, word_mask, guides, frame_branch.attended_words)
         fused = self.joint(self.fusion(exchanged.sequence, exists, exchanged.words, word_mask)).relu()
-
-        grid = fused.new_zeros(len(video), count, count, fused.shape[-1])
-        grid[:, first, last] = fused.masked_fill(hidden, 0.0)
-        logits = self.output(self._mix_neighbours(grid, first, last, exists)[:, first, last]).squeeze(-1)
-        return Proposals(torch.stack((first_frame, last_frame), -1), exists, logits)
+        mixed = self._mix_neighbours(fused * present, present, neighbours_of(first, last, count))
+        return Proposals(torch.stack((first_frame, last_frame), -1), exists, self.output(mixed).squeeze(-1))
 
     @staticmethod
     def _run_maxima(blocks: Tensor) -> Tensor:
@@ -391,11 +410,20 @@ class ProposalBranch(nn.Module):
         lowest = torch.finfo(blocks.dtype).min
         return wide.masked_fill(before[None, :, :, None], lowest).cummax(2).values
 
-    def _mix_neighbours(self, grid: Tensor, first: Tensor, last: Tensor, exists: Tensor) -> Tensor:
-        """Convolves the (B, N, N, d) grid; divides by the number of existing neighbours."""
-        batch, count = grid.shape[:2]
-        present = grid.new_zeros(batch, 1, count, count)
-        present[:, 0, first, last] = exists.to(grid.dtype)
-        neighbours = functional.conv2d(present, present.new_ones(1, 1, 3, 3), padding=1).clamp(min=1.0)
-        mixed = self.neighbours(grid.permute(0, 3, 1, 2)).relu() / neighbours
-        return mixed.permute(0, 2, 3, 1)
+    def _mix_neighbours(self, x: Tensor, present: Tensor, neighbours: Tensor) -> Tensor:
+        """Convolves the grid of the (B, P, d) proposals; divides by the number of existing neighbours.
+
+        Only the upper triangle of the grid exists. So the neighbours of each proposal are collected, and one
+        matrix product replaces a convolution of the whole grid.
+
+        Args:
+            x: (B, P, d), zero for proposals that do not exist.
+            present: (B, P, 1), 1 for those that exist, else 0.
+            neighbours: (P, 9), as `neighbours_of` returns it.
+        """
+        index = neighbours.flatten()
+        around = functional.pad(x, (0, 0, 0, 1)).index_select(1, index)
+        number = functional.pad(present, (0, 0, 0, 1)).index_select(1, index).unflatten(1, (-1, 9)).sum(2)
+        kernel = self.neighbours.weight.permute(0, 2, 3, 1).flatten(1)  # (d, 9 d)
+        mixed = functional.linear(around.unflatten(1, (-1, 9)).flatten(2), kernel, self.neighbours.bias)
+        return mixed.relu() / number.clamp(min=1.0)

@@ -128,16 +128,36 @@ class TransformerQueryEncoder(nn.Module):
         seen = F.pad(visible & mask, (1, 1)) | special
         if mask.device.type != "cpu":  # reading the lengths would synchronise with the device
             return self._encode(ids, seen, last)
-        # One long query makes half of a batch padding, so queries of similar length are encoded together.
-        order = last.argsort()
+        return self._encode_visible(ids, seen)
+
+    def _encode_visible(self, ids: Tensor, seen: Tensor) -> Tensor:
+        """Encodes only the tokens that a version of a query contains, at their own positions.
+
+        No token attends to the others. One long query makes half of a batch padding, so versions of similar
+        length are encoded together.
+        """
+        versions, count = len(seen), seen.sum(2).flatten()
+        order = count.argsort()
+        place = seen.flatten(0, 1).to(torch.uint8).argsort(dim=1, descending=True, stable=True)
+        ids = ids.repeat(versions, 1)
         pooled = []
         for rows in order.chunk(LENGTH_GROUPS):
-            width = int(last[rows].max()) + 1
-            pooled.append(self._encode(ids[rows, :width], seen[:, rows, :width], last[rows]))
-        return torch.cat(pooled, 1)[:, order.argsort()]
+            length = count[rows]
+            index = place[rows, : int(length.max())]
+            valid = torch.arange(index.shape[1]) < length.unsqueeze(1)
+            found = ids[rows].gather(1, index).masked_fill(~valid, self.end)
+            pooled.append(self._encode(found, valid.unsqueeze(0), length - 1, index).squeeze(0))
+        return torch.cat(pooled)[order.argsort()].unflatten(0, (versions, -1))
 
-    def _encode(self, ids: Tensor, seen: Tensor, last: Tensor) -> Tensor:
-        """Encodes ids (B, T) under the masks `seen` (R, B, T); `last` (B,) is the index of the end token."""
+    def _encode(self, ids: Tensor, seen: Tensor, last: Tensor, position: Tensor | None = None) -> Tensor:
+        """Encodes the same tokens under several masks.
+
+        Args:
+            ids: (B, T).
+            seen: (R, B, T), the masks.
+            last: (B,) index of the end token.
+            position: (B, T) of each token in its query; None is 0 to T - 1.
+        """
         versions = len(seen)
         mask = seen.flatten(0, 1)
         if mask.device.type == "cpu":
@@ -147,7 +167,9 @@ class TransformerQueryEncoder(nn.Module):
             # mask of pairs unread.
             pairs = mask[:, None, None].expand(-1, -1, mask.shape[1], -1)
             mask = pairs.tril() if self.causal else pairs
-        out = self.model(input_ids=ids.repeat(versions, 1), attention_mask=mask)
+        if position is not None:
+            position = position.repeat(versions, 1)
+        out = self.model(input_ids=ids.repeat(versions, 1), attention_mask=mask, position_ids=position)
         if self.pooling == "mean":
             weights = seen.flatten(0, 1).to(out.last_hidden_state.dtype).unsqueeze(1)
             pooled = (weights @ out.last_hidden_state).squeeze(1) / weights.sum(2)

@@ -27,6 +27,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "draw": ("vmr_zoo.cli.draw", "draw what a run computes for one query"),
     "report": ("vmr_zoo.cli.report", "collect runs into tables"),
     "bench": ("vmr_zoo.cli.bench", "measure training-step and inference time, memory and FLOPs"),
+    "gpu": ("vmr_zoo.cli.gpu", "measure everything that only a GPU can tell, in stages"),
     "doctor": ("vmr_zoo.cli.doctor", "inspect annotations and features, and say what would fail"),
     "parity": ("vmr_zoo.cli.parity", "recompute the authors' numbers from a golden case"),
     "import": ("vmr_zoo.cli.import_", "turn the authors' checkpoint into a run"),

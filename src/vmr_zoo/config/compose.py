@@ -61,14 +61,39 @@ def compose(verb: str, overrides: Sequence[str] = ()) -> DictConfig:
     """
     import hydra
     from hydra.core.global_hydra import GlobalHydra
-    from hydra.core.hydra_config import HydraConfig
-    from omegaconf import open_dict
 
     register_resolvers()
     GlobalHydra.instance().clear()
-    before = HydraConfig.instance().cfg
     with hydra.initialize_config_dir(str(config_dir()), version_base="1.3", job_name=verb):
-        cfg = hydra.compose(verb, list(overrides), return_hydra_config=True)
+        return _compose_job(verb, overrides)
+
+
+def recompose(overrides: Sequence[str]) -> DictConfig:
+    """Composes the configuration of the current Hydra job once more.
+
+    Args:
+        overrides: in addition to those of the job; they win.
+
+    Returns:
+        As `compose`.
+
+    Raises:
+        hydra.errors.HydraException: as Hydra raises on the command line.
+    """
+    from hydra.core.hydra_config import HydraConfig
+
+    job = HydraConfig.get()
+    return _compose_job(str(job.job.config_name), [*job.overrides.task, *overrides])
+
+
+def _compose_job(name: str, overrides: Sequence[str]) -> DictConfig:
+    """Composes in the current search path, as if for a job."""
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import open_dict
+
+    before = HydraConfig.instance().cfg
+    cfg = hydra.compose(name, list(overrides), return_hydra_config=True)
     HydraConfig.instance().set_config(cfg)
     try:
         resolve_job_keys(cfg)

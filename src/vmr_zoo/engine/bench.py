@@ -1,50 +1,34 @@
-"""Benchmarks a method as `vmr train` runs it: training step, prediction, memory, FLOPs.
-
-Training and prediction go through Lightning with the run's own data module, trainer and optimizer, timed by
-callbacks. The rate of plain matrix products is measured before and after, on the same threads and in the
-precision of training; the efficiency, FLOPs relative to that rate, compares machines.
-"""
+"""Benchmarks a method as `vmr train` runs it, or several settings of it in turns."""
 
 from __future__ import annotations
 
-import os
-import statistics
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import lightning
-import torch
-from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.table import Table
 
+from vmr_zoo.config.compose import recompose
 from vmr_zoo.config.run_names import run_name
-from vmr_zoo.data.annotations.records import TRAIN
-from vmr_zoo.engine.clocks import PredictClock, StepClock
-from vmr_zoo.engine.flops import count_flops, matrix_rate
-from vmr_zoo.engine.trainers import build_trainer, quiet_lightning
-from vmr_zoo.errors import VmrError
-from vmr_zoo.methods.base import Method, parameter_count
+from vmr_zoo.engine.bench_turns import Subject, quartiles
+from vmr_zoo.errors import VmrError, unknown
 from vmr_zoo.runs.directory import read_json
 from vmr_zoo.utils.console import wide_console
 from vmr_zoo.utils.files import lock_folder, write_json
-from vmr_zoo.utils.machine import peak_memory, processor, reset_peak_memory
 from vmr_zoo.utils.parallel import torch_threads
-
-if TYPE_CHECKING:
-    from vmr_zoo.data.batches.datamodule import VMRDataModule
 
 FILE = "bench.json"
 SCHEMA = 1
 KEY = ("name", "data", "recipe", "features", "device", "hardware", "threads", "precision")
 """Identifies a row of the file; a new measurement replaces the row with the same values."""
 
+_NOT_IN_NAME = ("out", "steps", "warmup", "settings", "rounds")
+
 
 def benchmark(cfg: DictConfig) -> Path:
-    """Measures one method and stores its row; prints every row of the file.
+    """Measures one method, or several settings of it in turns, and stores a row each; prints a table.
 
     Args:
         cfg: composed from `conf/bench.yaml`.
@@ -53,25 +37,53 @@ def benchmark(cfg: DictConfig) -> Path:
         The file, bench.json.
 
     Raises:
-        VmrError: for a method without parameters, or settings that measure nothing.
+        VmrError: for a method without parameters, settings that measure nothing, or unknown settings.
     """
     with torch_threads(cfg.threads):
-        row = {"name": _row_name(cfg), **measure(cfg)}
+        if cfg.settings:
+            settings = _settings(cfg)
+            found = compare({name: recompose(overrides) for name, overrides in settings.items()}, cfg.rounds)
+            names = [_row_name(cfg, overrides) for overrides in settings.values()]
+            new = [{"name": name, **row} for name, row in zip(names, found, strict=True)]
+        else:
+            new = [{"name": _row_name(cfg), **measure(cfg)}]
     path = Path(cfg.out) / FILE
+    keys = [[row[key] for key in KEY] for row in new]
     with lock_folder(path.parent):
-        kept = [other for other in stored_rows(path) if any(other.get(key) != row[key] for key in KEY)]
-        rows = [*kept, row]
+        kept = [other for other in stored_rows(path) if [other.get(key) for key in KEY] not in keys]
+        rows = [*kept, *new]
         write_json(path, {"schema": SCHEMA, "rows": rows})
-    print_rows(rows)
+    if cfg.settings:
+        print_comparison(new)
+    else:
+        print_rows(rows)
     return path
 
 
-def _row_name(cfg: DictConfig) -> str:
+def _settings(cfg: DictConfig) -> dict[str, list[str]]:
+    """Returns the overrides of each of the settings to compare.
+
+    Raises:
+        VmrError: for an unknown name, a setting that occurs twice, or a number of rounds below 1.
+    """
+    if not isinstance(cfg.rounds, int) or cfg.rounds < 1:
+        raise VmrError(f"Expected rounds to be a whole number, 1 or more; found {cfg.rounds!r}.")
+    found: dict[str, list[str]] = {}
+    for setting in map(str, cfg.settings):
+        if setting in found:
+            raise VmrError(f"Expected different settings; found '{setting}' twice.")
+        if setting not in cfg.known_settings and "=" not in setting:
+            raise unknown("setting", setting, cfg.known_settings)
+        found[setting] = list(cfg.known_settings.get(setting, setting.split()))
+    return found
+
+
+def _row_name(cfg: DictConfig, further: Sequence[str] = ()) -> str:
     """Names a row after the overrides that affect a step."""
     from hydra.core.hydra_config import HydraConfig
 
-    overrides = HydraConfig.get().overrides.task
-    changes = [text for text in overrides if text.partition("=")[0] not in ("out", "steps", "warmup")]
+    overrides = [*HydraConfig.get().overrides.task, *further]
+    changes = [text for text in overrides if text.partition("=")[0] not in _NOT_IN_NAME]
     return run_name(str(cfg.choices.method), cfg.variant, changes)
 
 
@@ -93,7 +105,7 @@ def measure(cfg: DictConfig) -> dict[str, Any]:
     """Measures a configuration.
 
     Args:
-        cfg: with `method`, `data`, `trainer`, `seed`, `warmup`, `steps`, `choices` and `reference`.
+        cfg: as for `Subject`.
 
     Returns:
         A JSON-able row. Times are seconds; docs/performance.md describes the columns.
@@ -101,128 +113,55 @@ def measure(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         VmrError: for a method without parameters, or settings that measure nothing.
     """
-    for key, least in (("steps", 1), ("warmup", 0)):
-        if not isinstance(cfg[key], int) or cfg[key] < least:
-            raise VmrError(f"Expected {key} to be a whole number, {least} or more; found {cfg[key]!r}.")
-    lightning.seed_everything(cfg.seed, workers=True, verbose=False)
-    method: Method = instantiate(cfg.method)
-    if not parameter_count(method):
-        raise VmrError(f"{type(method).__name__} has no parameters: there is no training step to measure.")
-    data: VMRDataModule = instantiate(cfg.data, needs=method.needs)
-    # Before training: MMN and VDI freeze a part in their first epochs, and the measured steps are among them.
-    parameters = {
-        "parameters": sum(one.numel() for one in method.parameters()),
-        "parameters_trained": parameter_count(method),
-    }
-    setup = _setup_seconds(data)
-    clock = StepClock(cfg.warmup)
-    total = cfg.warmup + cfg.steps
-    # When a short epoch ends, the loader starts again, as it does in a run.
-    trainer = _bench_trainer(cfg, clock, max_epochs=total, max_steps=total, limit_val_batches=0)
-    device, precision = trainer.strategy.root_device, str(cfg.trainer.precision)
-    rates = [matrix_rate(device, precision)]
-    training = _measure_training(cfg, trainer, clock, method, data)
-    inference = _measure_inference(cfg, device, method, data)
-    rates.append(matrix_rate(device, precision))
-    row = {
-        **_setting(cfg, data, device),
-        "setup": setup,
-        **training,
-        **inference,
-        **parameters,
-        "matrix_rates": rates,
-        "efficiency": training["flops"] / statistics.fmean(clock.seconds()["step"]) / statistics.fmean(rates),
-        "reference": OmegaConf.to_container(cfg.reference) if cfg.reference else None,
-    }
+    subject = Subject(cfg)
+    subject.turn()
+    return _with_ratio(subject.row())
+
+
+def compare(settings: Mapping[str, DictConfig], rounds: int) -> list[dict[str, Any]]:
+    """Measures configurations in turns, in this process.
+
+    Args:
+        settings: the configurations by name; the first is the one that the others are compared with.
+        rounds: turns of each. Every other round goes through them backwards, against a trend of the machine.
+
+    Returns:
+        A row per configuration, as `measure` returns it, with a column "comparison".
+
+    Raises:
+        VmrError: as for `measure`.
+    """
+    subjects = [Subject(cfg) for cfg in settings.values()]
+    for number in range(rounds):
+        for subject in subjects[:: -1 if number % 2 else 1]:
+            subject.turn()
+    rows = [_with_ratio(subject.row()) for subject in subjects]
+    for name, subject, row in zip(settings, subjects, rows, strict=True):
+        row["comparison"] = {
+            "setting": name,
+            "with": next(iter(settings)),
+            **_speedups_in_rounds(subjects[0], subject),
+            "pays_after": _pays_after(rows[0], row),
+        }
+    return rows
+
+
+def _speedups_in_rounds(first: Subject, other: Subject) -> dict[str, dict[str, float]]:
+    """Divides the first's median time by the other's within each round; over 1 where the other is faster."""
+    pairs = [*zip(first.turns(), other.turns(), strict=True)]
+    return {part: quartiles([a[part] / b[part] for a, b in pairs]) for part in ("step", "inference")}
+
+
+def _pays_after(first: Mapping[str, Any], row: Mapping[str, Any]) -> int | None:
+    """Returns how many training steps save the time of compilation; None: no number does, or not compiled."""
+    saved = first["step"]["median"] - row["step"]["median"]
+    if row["compilation"] is None or saved <= 0:
+        return None
+    return math.ceil(row["compilation"]["training"] / saved)
+
+
+def _with_ratio(row: dict[str, Any]) -> dict[str, Any]:
     return row | {"ratio": speedups(row)}
-
-
-def _setting(cfg: DictConfig, data: VMRDataModule, device: torch.device) -> dict[str, Any]:
-    """Returns the columns that describe the setting."""
-    queries = data.split(TRAIN).queries
-    return {
-        "method": cfg.choices.method,
-        "variant": cfg.variant,
-        "data": cfg.data.name,
-        "recipe": cfg.choices.recipe,
-        "features": data.features.name,
-        "device": device.type,
-        "hardware": _hardware(device),
-        "threads": torch.get_num_threads(),
-        "precision": str(cfg.trainer.precision),
-        "torch": torch.__version__,
-        "warmup": cfg.warmup,
-        "steps": cfg.steps,
-        "training_set": {"query": len(queries), "video": len({query.video_id for query in queries})},
-    }
-
-
-def _setup_seconds(data: VMRDataModule) -> float:
-    started = time.perf_counter()
-    data.setup("fit")
-    return time.perf_counter() - started
-
-
-def _bench_trainer(cfg: DictConfig, clock: StepClock | PredictClock, **limits: Any) -> lightning.Trainer:
-    """Builds the run's trainer, with a clock and without anything that writes."""
-    return build_trainer(cfg.trainer, [clock], devices=1, enable_checkpointing=False, **limits)
-
-
-def _measure_training(
-    cfg: DictConfig, trainer: lightning.Trainer, clock: StepClock, method: Method, data: VMRDataModule
-) -> dict[str, Any]:
-    """Trains for some steps and returns the columns about training."""
-    device = trainer.strategy.root_device
-    _reset_peak(device)
-    with quiet_lightning(), _cpu_share() as share:
-        trainer.fit(method, datamodule=data)
-    peak = _peak(device)
-    flops, batch = count_flops(method.to(device), data, trainer, cfg.warmup, cfg.steps)
-    return {
-        "batch": batch,
-        **{name: quartiles(values) for name, values in clock.seconds().items()},
-        **{f"step_per_{unit}": quartiles(values) for unit, values in clock.per().items()},
-        "step_cpu": clock.cpu_seconds / cfg.steps,
-        "flops": flops,
-        "peak_training_gb": peak,
-        "cpu_share_training": share[0],
-    }
-
-
-def _measure_inference(
-    cfg: DictConfig, device: torch.device, method: Method, data: VMRDataModule
-) -> dict[str, Any]:
-    """Predicts a test split and returns the columns about inference."""
-    data.setup("test")
-    clock = PredictClock(cfg.warmup)
-    trainer = _bench_trainer(cfg, clock)
-    loader = data.test_dataloader()[0]
-    repeats = -(-(cfg.warmup + cfg.steps) // len(loader))  # a small split is predicted several times
-    _reset_peak(device)
-    with quiet_lightning(), _cpu_share() as share:
-        trainer.predict(method, [loader] * repeats, return_predictions=False)
-    peak = _peak(device)
-    seconds = clock.seconds()
-    return {
-        "inference": quartiles(seconds["batch"]),
-        "inference_loader": quartiles(seconds["loader"]),
-        **{f"inference_per_{unit}": quartiles(values) for unit, values in clock.per().items()},
-        "inference_cpu": clock.cpu_seconds / len(clock.queries),
-        "inference_batch": {
-            "query": statistics.fmean(clock.queries),
-            "video": statistics.fmean(clock.videos),
-        },
-        "peak_inference_gb": peak,
-        "cpu_share_inference": share[0],
-    }
-
-
-def quartiles(values: Sequence[float]) -> dict[str, float]:
-    """Returns median, quartiles and number of some measurements."""
-    low, middle, high = (
-        statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [values[0]] * 3
-    )
-    return {"median": middle, "low": low, "high": high, "n": len(values)}
 
 
 def speedups(row: Mapping[str, Any]) -> dict[str, float] | None:
@@ -277,31 +216,32 @@ def _parameters(row: Mapping[str, Any]) -> str:
     return f"{row['parameters']:,}" + (f" ({trained:,} trained)" if trained != row["parameters"] else "")
 
 
-def _hardware(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{processor()}, {os.cpu_count()} cores"
+def print_comparison(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Prints settings that were measured in turns."""
+    first = rows[0]
+    where = f"{first['threads']} threads" if first["device"] == "cpu" else first["device"]
+    table = Table(
+        title=f"{first['method']}, {first['variant']}, {first['data']}, {where}: ms; x as fast as "
+        f"{first['comparison']['setting']} [quartiles of {first['turns']} rounds]",
+        box=None,
+    )
+    table.add_column("setting")
+    for name in ("step", "x", "inference", "x", "compiling", "pays after"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        comparison, compilation = row["comparison"], row["compilation"]
+        pays = f"{comparison['pays_after']} steps" if comparison["pays_after"] is not None else "never"
+        table.add_row(
+            comparison["setting"],
+            f"{1000 * row['step']['median']:.1f}",
+            _spread(comparison["step"]),
+            f"{1000 * row['inference']['median']:.1f}",
+            _spread(comparison["inference"]),
+            f"{sum(compilation.values()):.0f} s" if compilation else "",
+            pays if compilation else "",
+        )
+    wide_console().print(table)
 
 
-@contextmanager
-def _cpu_share() -> Iterator[list[float]]:
-    """Yields a list that receives CPU time / (wall time x threads); below 1, something else ran."""
-    share: list[float] = []
-    wall, cpu = time.perf_counter(), time.process_time()
-    yield share
-    elapsed = time.perf_counter() - wall
-    share.append((time.process_time() - cpu) / (elapsed * torch.get_num_threads()))
-
-
-def _reset_peak(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    else:
-        reset_peak_memory()
-
-
-def _peak(device: torch.device) -> float:
-    """Returns the peak memory in GB since `_reset_peak`: of the process, or of torch on the GPU."""
-    if device.type == "cuda":
-        return float(torch.cuda.max_memory_allocated(device)) / 1e9
-    return peak_memory() / 1e9
+def _spread(found: Mapping[str, float]) -> str:
+    return f"{found['median']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"

@@ -44,9 +44,14 @@ class SeedSteps(Callback):
         """Seeds Python, NumPy and torch."""
         entropy = (self.seed, trainer.current_epoch, batch_idx, trainer.global_rank)
         state = np.random.SeedSequence(entropy).generate_state(1)
-        random.seed(int(state[0]))
-        np.random.seed(int(state[0]))  # noqa: NPY002  # the legacy generator is the one that libraries share
-        torch.manual_seed(int(state[0]))
+        seed = int(state[0])
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002  # the legacy generator is the one that libraries share
+        if pl_module.device.type == "cpu":
+            # torch.manual_seed would also record a stack trace for each kind of device that is not in use.
+            torch.default_generator.manual_seed(seed)
+        else:
+            torch.manual_seed(seed)
 
 
 class Resumable(Checkpoint):

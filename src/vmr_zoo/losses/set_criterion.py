@@ -84,32 +84,33 @@ class SetCriterion(nn.Module):
             mean over B * M (not over the weights); "class_error", the percentage of matched slots that are
             classified as background, without gradient.
         """
-        return self._losses(logits, spans, targets, *self.match(logits, spans, targets, target_mask))
+        matching = self.match(logits, spans, targets, target_mask)
+        every = self._losses(logits[None], spans[None], targets, *matching)
+        return {name: values[0] for name, values in every.items()}
 
     def _losses(
         self, logits: Tensor, spans: Tensor, targets: Tensor, slots: Tensor, matched: Tensor
-    ) -> dict[str, Tensor]:
-        """Computes the losses of one set of predictions and its matching."""
-        chosen = spans.gather(1, slots.unsqueeze(-1).expand(-1, -1, 2))
-        count = matched.sum().clamp(min=1)
-        l1 = ((chosen - targets).abs() * matched.unsqueeze(-1)).sum() / (2 * count)
+    ) -> dict[str, tuple[Tensor, ...]]:
+        """Computes the losses of several layers and their matchings: for each name a scalar per layer."""
+        layers = len(logits)
+        slots, matched = slots.view(layers, *targets.shape[:2]), matched.view(layers, *targets.shape[:2])
+        chosen = spans.gather(2, slots.unsqueeze(-1).expand(-1, -1, -1, 2))
+        count = matched.sum((1, 2)).clamp(min=1)
+        l1 = ((chosen - targets).abs() * matched.unsqueeze(-1)).sum((1, 2, 3)) / (2 * count)
         overlap = giou(to_start_end(chosen), to_start_end(targets))
-        lost = ((1 - overlap) * matched).sum() / count
+        lost = ((1 - overlap) * matched).sum((1, 2)) / count
 
-        foreground = torch.zeros_like(logits[..., 0], dtype=torch.bool)
+        foreground = torch.zeros(logits.shape[:3], dtype=torch.int, device=logits.device)
         # Unmatched targets point at slot 0 too. "or" is independent of the order of the scatters.
-        foreground = foreground.int().scatter_reduce(1, slots, matched.int(), "amax").bool()
+        foreground = foreground.scatter_reduce(2, slots, matched.int(), "amax").bool()
         weight = torch.where(foreground, 1.0, self.background_weight)
-        entropy = F.cross_entropy(logits.transpose(1, 2), (~foreground).long(), reduction="none")
-        label = (entropy * weight).mean()
+        entropy = F.cross_entropy(logits.flatten(0, 2), (~foreground).long().flatten(), reduction="none")
+        label = (entropy.view(weight.shape) * weight).mean((1, 2))
 
-        hit = (logits.argmax(-1) == FOREGROUND).gather(1, slots) & matched
-        return {
-            "span_l1": l1,
-            "span_giou": lost,
-            "label": label,
-            "class_error": 100 - 100 * hit.sum() / count,
-        }
+        hit = (logits.argmax(-1) == FOREGROUND).gather(2, slots) & matched
+        error = 100 - 100 * hit.sum((1, 2)) / count
+        found = {"span_l1": l1, "span_giou": lost, "label": label, "class_error": error}
+        return {name: values.unbind() for name, values in found.items()}
 
     def over_layers(
         self, logits: Tensor, spans: Tensor, targets: Tensor, target_mask: Tensor
@@ -128,9 +129,9 @@ class SetCriterion(nn.Module):
         losses: dict[str, Tensor] = {}
         last = len(logits) - 1
         layers = range(0 if self.every_layer else last, last + 1)
-        slots, matched = self.match(logits[layers.start :], spans[layers.start :], targets, target_mask)
+        logits, spans = logits[layers.start :], spans[layers.start :]
+        found = self._losses(logits, spans, targets, *self.match(logits, spans, targets, target_mask))
         for place, layer in enumerate(layers):
             suffix = "" if layer == last else f"/aux{layer}"
-            found = self._losses(logits[layer], spans[layer], targets, slots[place], matched[place])
-            losses |= {name + suffix: value for name, value in found.items()}
+            losses |= {name + suffix: values[place] for name, values in found.items()}
         return losses

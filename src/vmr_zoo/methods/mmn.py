@@ -204,9 +204,9 @@ class MMN(Method):
             clips = self.project(clips).relu()
         clips = F.avg_pool1d(clips, self.network.segments // self.cells.clips)
         grid = self.map(self.cells.scatter(self.cells.pool(clips)))
-        cells = self.cells.gather(grid).unsqueeze(3)  # (V, Hm, K, 1)
+        cells = grid.permute(2, 3, 0, 1).flatten(0, 1)[self.cells.flat]  # (K, V, Hm)
         iou, contrastive = (
-            F.normalize(head(cells).squeeze(3).transpose(1, 2), dim=2)
+            F.normalize(F.linear(cells, head.weight.flatten(1), head.bias), dim=2).transpose(0, 1)
             for head in (self.iou_moment, self.contrastive_moment)  # Conv1D of Eq. 6 and 8
         )
         return CandidateEmbeddings(frames, clips, grid, iou, contrastive, video)
@@ -242,7 +242,7 @@ class MMN(Method):
     ) -> dict[str, Tensor]:
         """Computes the losses of given embeddings."""
         overlap = self.cells.overlap(batch["spans"], batch["span_mask"])
-        cosine = torch.einsum("sj,vkj->svk", F.normalize(sentences.contrastive, dim=1), moments.contrastive)
+        cosine = _cosine(sentences.contrastive, moments.contrastive)
         both = self.contrast(cosine, moments.video, overlap, batch["spans"], batch["span_mask"])  # Eq. 8
         logits = self.iou_logits(moments, sentences)
         return {
@@ -314,4 +314,13 @@ class MMN(Method):
 
 def _own_cosine(sentences: Tensor, moments: Tensor, video: Tensor) -> Tensor:
     """Compares sentences (S, J) with the unit vectors (V, K, J) of their own video, (S, K)."""
-    return (moments[video] @ F.normalize(sentences, dim=1).unsqueeze(2)).squeeze(2)
+    return _cosine(sentences, moments)[torch.arange(len(video), device=video.device), video]
+
+
+def _cosine(sentences: Tensor, moments: Tensor) -> Tensor:
+    """Compares sentences (S, J) with the unit vectors (V, K, J) of all videos, (S, V, K).
+
+    One matrix product takes less time than a copy of its own video's vectors for each sentence.
+    """
+    flat = F.normalize(sentences, dim=1) @ moments.flatten(0, 1).T
+    return flat.unflatten(1, moments.shape[:2])

@@ -84,12 +84,13 @@ class VisualContext(nn.Module):
         self.project = nn.Linear(dim, dim)
 
     def forward(
-        self, frames: Tensor, full: Tensor, static: Tensor, dynamic: Tensor, usable: Tensor
+        self, frames: Tensor, video: Tensor, full: Tensor, static: Tensor, dynamic: Tensor, usable: Tensor
     ) -> Tensor:
         """Computes L^vc.
 
         Args:
-            frames: (S, P, Dv), X^v of each sentence's video.
+            frames: (V, P, Dv), X^v of each video.
+            video: (S,) index of each sentence's video.
             full: (S, D), x^q.
             static: (S, D), x^qs.
             dynamic: (S, D), x^qd.
@@ -101,10 +102,10 @@ class VisualContext(nn.Module):
         if self.learned is None:
             query = (static if self.decoder_query == "static" else full).unsqueeze(1)
         else:
-            query = self.learned.expand(len(frames), 1, -1)
+            query = self.learned.expand(len(video), 1, -1)
         memory = self.frames(frames)
-        everywhere = torch.ones(memory.shape[:2], dtype=torch.bool, device=memory.device)
-        context = self.decoder(query, torch.zeros_like(query), memory, memory, everywhere).squeeze(1)  # Eq. 1
+        position = torch.zeros_like(query)
+        context = self.decoder(query, position, memory, memory, None, rows=video).squeeze(1)  # Eq. 1
         if self.detach_context:
             context = context.detach()
         difference = (self.project(dynamic) - context).square().mean(1)  # Eq. 2
@@ -314,8 +315,9 @@ class VDI(MMN):
         moments, sentences = self.moments(batch), self.sentences(full)
         losses = self.matching_losses(moments, sentences, batch)
         if self.visual_context is not None:
-            frames = moments.frames[moments.video]
-            losses["visual_context"] = self.visual_context(frames, full, static, dynamic, usable)
+            losses["visual_context"] = self.visual_context(
+                moments.frames, moments.video, full, static, dynamic, usable
+            )
         if self.spatial_dynamic is not None:
             losses["spatial_dynamic"] = self.spatial_dynamic(
                 self.heatmaps(batch), moments.video, dynamic, usable

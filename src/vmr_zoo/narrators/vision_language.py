@@ -366,6 +366,10 @@ class VisionLanguageNarrator(Narrator):
                 "another device, a smaller model or a smaller narrator.dtype."
             ) from error
 
+    def use(self, processor: Any, model: Any) -> None:
+        """Narrates with a model that is built already, in place of the named one, for measurements."""
+        self._loaded = (processor, model)
+
     def manifest(self) -> dict[str, Any]:
         """Returns model, revision, prompts, sampling and decoding, but not device and batch size."""
         return {

@@ -51,8 +51,8 @@ class NegativeSampling:
             not publish its value. On the training split of Charades-STA, 0.7 is the 95th percentile of
             same-video pairs with IoU < 0.5; three fifths of the pairs with IoU >= 0.5, mostly paraphrases,
             exceed it.
-        when_none: for a row without candidates: "other_video", as in the released code, or "skip", no negative
-            in the batch; the paper mentions same-video negatives only.
+        when_none: for a row without candidates: "other_video", as in the released code, or "skip", none
+            (the paper mentions same-video negatives only).
         encoder: sentence encoder for the similarity; required with `similarity_below`.
     """
 

@@ -34,6 +34,7 @@ from vmr_zoo.blocks.detr_network import DETRNetwork
 from vmr_zoo.blocks.joint_encoder import Encoded
 from vmr_zoo.blocks.per_video import per_video
 from vmr_zoo.blocks.ranking import like_ranked, rank
+from vmr_zoo.blocks.rows import split_rows
 from vmr_zoo.blocks.span_unit import SpanUnit
 from vmr_zoo.errors import VmrError
 from vmr_zoo.losses.margin import PairChoices, PairRule, margin_loss, pair_choices
@@ -194,14 +195,18 @@ class BMDETR(Method):
             negative: (B, Ln, Dq) negative queries, None at inference.
             negative_mask: (B, Ln), True = valid; a row without any True has no negative query.
         """
-        projected = self.encoder.project_query(query)
-        positive = self.encoder(frames_in, video_mask, projected, query_mask)  # X+, Eq. 2-3
+        if self.matcher is None or negative is None or negative_mask is None:
+            projected = self.encoder.project_query(query)
+            positive, other = self.encoder(frames_in, video_mask, projected, query_mask), None  # Eq. 2-3
+        else:
+            clips, words = (frames_in, video_mask), (query, query_mask)
+            positive, other = self._encode_both(clips, words, (negative, negative_mask))
         frames = None
         if self.matcher is not None and self.background is not None:
             likely = self.matcher(positive.video)  # Eq. 4
             unlikely = None
-            if negative is not None and negative_mask is not None:
-                unlikely = self._unlikely(self.matcher, frames_in, video_mask, negative, negative_mask)
+            if other is not None and negative_mask is not None:
+                unlikely = self.matcher(other.video) * negative_mask.any(1).unsqueeze(1)  # Eq. 4
             frames = self.background.weigh(positive.video, video_mask, likely, unlikely)  # Eq. 6-8
         video_memory = positive.video if frames is None else frames.weighted
         memory = torch.cat((video_memory, positive.query), 1)  # X'+
@@ -210,6 +215,24 @@ class BMDETR(Method):
         pooled = self._pool(video_memory, video_mask, positive.query, query_mask)
         saliency = None if self.saliency is None else self.saliency(video_memory).squeeze(-1)  # Eq. 15, f W
         return BMDETROutput(logits, spans, positive, memory, frames, saliency, pooled, states, references)
+
+    def _encode_both(
+        self, clips: tuple[Tensor, Tensor], query: tuple[Tensor, Tensor], negative: tuple[Tensor, Tensor]
+    ) -> tuple[Encoded, Encoded]:
+        """Encodes X+ and X- (Eq. 2-3) in one pass; each argument is a padded sequence and its mask.
+
+        Returns:
+            X+, and X-, which may have more padding than `negative`.
+        """
+        width = max(query[1].shape[1], negative[1].shape[1])
+        words = torch.cat([F.pad(x, (0, 0, 0, width - x.shape[1])) for x in (query[0], negative[0])])
+        mask = torch.cat([F.pad(x, (0, width - x.shape[1])) for x in (query[1], negative[1])])
+        frames, video_mask = (torch.cat((x, x)) for x in clips)
+        both = self.encoder(frames, video_mask, self.encoder.project_query(words), mask)
+        positive, other = split_rows(both)
+        length = positive.clips + query[1].shape[1]
+        memory, mask, position = (x[:, :length] for x in (positive.memory, positive.mask, positive.position))
+        return Encoded(memory, mask, position, positive.clips), other
 
     def _unlikely(
         self,
