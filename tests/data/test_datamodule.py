@@ -139,7 +139,8 @@ def protocol(saliency: bool = False, clip_seconds: float = 2.0) -> Protocol:
 
 
 def module(**options) -> VMRDataModule:
-    defaults = {"batch_size": 8, "eval_batch_size": 8, "negatives": NegativeSampling(similarity_below=None)}
+    negatives = NegativeSampling(similarity_below=None, when_none="skip")
+    defaults = {"batch_size": 8, "eval_batch_size": 8, "negatives": negatives}
     return VMRDataModule("tiny", protocol(), features(), **(defaults | options))
 
 
@@ -157,7 +158,7 @@ def same(a: dict, b: dict) -> bool:
 
 @pytest.fixture(scope="module")
 def everything() -> VMRDataModule:
-    data = module(needs=NEEDS, negatives=NegativeSampling(similarity_below=None, when_none="skip"))
+    data = module(needs=NEEDS)
     data.setup("fit")
     return data
 
