@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 def split_rows(both: T) -> tuple[T, T]:
-    """Splits a tensor (2B, ...), or a tuple of such values, into its first and last B rows; keeps all else."""
+    """Splits a tensor (2B, ...), or a tuple of such values, into two halves of B rows; keeps all else."""
     if isinstance(both, Tensor):
         return both.chunk(2)  # type: ignore[return-value]
     if isinstance(both, tuple):
