@@ -248,7 +248,7 @@ def test_the_detector_names_the_operator_that_waits() -> None:
     """Without a GPU, an operator raises torch's error in its place, once in forward and once in backward."""
     waits = iter([True, False, True, False])
 
-    @torch.library.custom_op("vmr_test::read", mutates_args=())
+    @torch.library.custom_op("waits::read", mutates_args=())
     def read(x: torch.Tensor) -> torch.Tensor:
         if next(waits):
             raise RuntimeError("called a synchronizing CUDA operation")
@@ -257,7 +257,7 @@ def test_the_detector_names_the_operator_that_waits() -> None:
     def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
         return read(gradient)
 
-    torch.library.register_autograd("vmr_test::read", backward)
+    torch.library.register_autograd("waits::read", backward)
     with WaitDetector() as detector:
         x = torch.ones(3, requires_grad=True)
         read(x).sum().backward()

@@ -14,7 +14,7 @@ from vmr_zoo.config.compose import recompose
 from vmr_zoo.config.run_names import run_name
 from vmr_zoo.engine.bench_turns import Subject, quartiles
 from vmr_zoo.errors import VmrError, unknown
-from vmr_zoo.runs.directory import read_json
+from vmr_zoo.runs.directory import read_table
 from vmr_zoo.utils.console import wide_console
 from vmr_zoo.utils.files import lock_folder, write_json
 from vmr_zoo.utils.parallel import torch_threads
@@ -93,12 +93,9 @@ def stored_rows(path: Path) -> list[dict[str, Any]]:
     Raises:
         VmrError: if it is another file.
     """
-    if not path.is_file():
-        return []
-    found = read_json(path)
-    if not isinstance(found, dict) or found.get("schema") != SCHEMA:
-        raise VmrError(f"{path} was not written by this vmr bench. Choose another directory with out=DIR.")
-    return list(found["rows"])
+    return read_table(
+        path, SCHEMA, "was not written by this vmr bench. Choose another directory with out=DIR."
+    )
 
 
 def measure(cfg: DictConfig) -> dict[str, Any]:

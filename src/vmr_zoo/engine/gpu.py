@@ -27,7 +27,7 @@ from rich.console import Console
 
 from vmr_zoo.config.compose import config_dir
 from vmr_zoo.errors import VmrError, unknown
-from vmr_zoo.runs.directory import read_json
+from vmr_zoo.runs.directory import read_table
 from vmr_zoo.runs.environment import describe_environment
 from vmr_zoo.utils.files import lock_folder, write_json
 
@@ -239,12 +239,7 @@ def stored_rows(path: Path) -> list[dict[str, Any]]:
     Raises:
         VmrError: if it is another file.
     """
-    if not path.is_file():
-        return []
-    found = read_json(path)
-    if not isinstance(found, dict) or found.get("schema") != SCHEMA:
-        raise VmrError(f"{path} was not written by this vmr gpu. Choose another folder with out=DIR.")
-    return list(found["rows"])
+    return read_table(path, SCHEMA, "was not written by this vmr gpu. Choose another folder with out=DIR.")
 
 
 def describe_machine(cfg: DictConfig) -> dict[str, Any]:

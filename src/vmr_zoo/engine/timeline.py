@@ -16,6 +16,7 @@ from vmr_zoo.video.decode import sample
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
     from vmr_zoo.engine.retriever import Answer, EncodedVideo
 
@@ -67,11 +68,26 @@ def draw(video: EncodedVideo, answers: Sequence[Answer], out: str | Path) -> Non
             scores.set_ylabel("clip score", color="tab:orange", fontsize=8)
     axes[-1].set_xlim(0, video.duration)
     axes[-1].set_xlabel("seconds")
+    save_figure(figure, out, "picture", 120)
+
+
+def save_figure(figure: Figure, out: str | Path, key: str, dpi: int) -> None:
+    """Writes a figure, under a temporary name first.
+
+    Args:
+        figure: the figure.
+        out: the picture; its suffix selects the format (.png, .pdf, .svg).
+        key: the key that named it, for the error.
+        dpi: dots per inch of a .png.
+
+    Raises:
+        VmrError: for an unknown suffix, or a path that cannot be written.
+    """
     try:
         with atomic_path(out) as temporary:
-            figure.savefig(temporary, dpi=120)
+            figure.savefig(temporary, dpi=dpi)
     except (ValueError, OSError) as error:
-        raise VmrError(f"Cannot write picture={out}: {error}. Name a .png, .pdf or .svg file.") from error
+        raise VmrError(f"Cannot write {key}={out}: {error}. Name a .png, .pdf or .svg file.") from error
 
 
 def filmstrip(axis: Axes, video: Path, duration: float) -> None:

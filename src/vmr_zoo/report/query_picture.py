@@ -17,11 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vmr_zoo.engine.query_details import QueryDetails
-from vmr_zoo.engine.timeline import filmstrip
-from vmr_zoo.errors import VmrError
+from vmr_zoo.engine.timeline import filmstrip, save_figure
 from vmr_zoo.types import DETAILS
 from vmr_zoo.utils.arrays import Array
-from vmr_zoo.utils.files import atomic_path
 from vmr_zoo.video.decode import sample
 
 if TYPE_CHECKING:
@@ -89,11 +87,7 @@ def draw_query(found: QueryDetails, out: str | Path, video: Path | None = None) 
         parse_math=False,
         wrap=True,
     )
-    try:
-        with atomic_path(out) as temporary:
-            figure.savefig(temporary, dpi=110)
-    except (ValueError, OSError) as error:
-        raise VmrError(f"Cannot write out={out}: {error}. Name a .png, .pdf or .svg file.") from error
+    save_figure(figure, out, "out", 110)
     return [*timed, *others]
 
 

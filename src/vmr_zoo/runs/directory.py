@@ -155,6 +155,25 @@ def write_config(path: Path, config: Mapping[str, Any]) -> None:
     atomic_write(path / CONFIG, OmegaConf.to_yaml(OmegaConf.create({_LAYOUT_KEY: LAYOUT, **config})))
 
 
+def read_table(path: Path, schema: int, refusal: str) -> list[dict[str, Any]]:
+    """Returns the rows of a JSON file of measurements; none if there is no file.
+
+    Args:
+        path: the file, an object with "schema" and "rows".
+        schema: the version that the caller reads.
+        refusal: what the error says about another file, after its path.
+
+    Raises:
+        VmrError: if it is another file.
+    """
+    if not path.is_file():
+        return []
+    found = read_json(path)
+    if not isinstance(found, dict) or found.get("schema") != schema:
+        raise VmrError(f"{path} {refusal}")
+    return list(found["rows"])
+
+
 def load_config(
     path: Path, resolve: bool = True, paths: Mapping[str, str | Path | None] | None = None
 ) -> DictConfig:
