@@ -24,6 +24,7 @@ from omegaconf import DictConfig
 
 from vmr_zoo.engine.callbacks import PruneByMedian, StepTime
 from vmr_zoo.engine.loggers import close_wandb, log_config, log_results
+from vmr_zoo.engine.plateau import plateau_header
 from vmr_zoo.engine.prediction import (
     predict_rows,
     prediction_trainer,
@@ -236,7 +237,7 @@ def _write_results(
     export_weights(method, run / directory.WEIGHTS)
     rows, metrics = [], {}
     predictor = prediction_trainer(cfg.trainer, run)
-    cost = _training_cost(trainer)
+    trained, cost = plateau_header(trainer), _training_cost(trainer)
     started = time.monotonic()
     tests = {data.split(name).name for name in data.test_names}
     test_seconds = 0.0
@@ -252,6 +253,7 @@ def _write_results(
         "epochs": trainer.current_epoch,
         "best_epoch": best,
         "train_seconds": round(seconds, 1),
+        **trained,
         **cost,
         "inference_ms": round(1000 * (time.monotonic() - started) / max(1, len(rows)), 3),
         "inference_seconds": round(test_seconds, 3),

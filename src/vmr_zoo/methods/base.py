@@ -30,12 +30,14 @@ class Training:
             parent. A loss that is turned off may be absent from `losses`.
         optimizer: called with the parameter groups; None for a method without parameters.
         scheduler: called with the optimizer and stepped once per epoch; None keeps the learning rate.
+        monitor: the logged metric that `scheduler` watches, if it is a `ReduceLROnPlateau`.
     """
 
     metrics: MomentMetrics
     loss_weights: Mapping[str, float | None] = field(default_factory=dict)
     optimizer: OptimizerFactory | None = None
     scheduler: SchedulerFactory | None = None
+    monitor: str | None = None
 
 
 class Method(lightning.LightningModule):
@@ -60,6 +62,7 @@ class Method(lightning.LightningModule):
         self.metrics = training.metrics
         self._optimizer = training.optimizer
         self._scheduler = training.scheduler
+        self._monitor = training.monitor
         self.details = False
         self.last_losses: dict[str, Tensor] = {}
         # Sums of the losses over the queries of this epoch, with the number of queries.
@@ -189,10 +192,8 @@ class Method(lightning.LightningModule):
             optimizer._step_supports_amp_scaling = False
         if self._scheduler is None:
             return optimizer
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": self._scheduler(optimizer), "interval": "epoch"},
-        }
+        scheduler = {"scheduler": self._scheduler(optimizer), "interval": "epoch"}
+        return {"optimizer": optimizer, "lr_scheduler": {**scheduler, "monitor": self._monitor}}
 
 
 def parameter_count(module: nn.Module) -> int:

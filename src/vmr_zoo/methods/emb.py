@@ -487,7 +487,9 @@ class EMB(Method):
         return torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
 
     def configure_optimizers(self) -> Any:
-        """Builds the optimizer and a learning rate that decays at every step of the training."""
+        """Builds the optimizer and the configured schedule, or a decay at every step of the training."""
+        if self._scheduler is not None:
+            return super().configure_optimizers()
         optimizer = self.build_optimizer()
         schedule = self.linear_decay(optimizer, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

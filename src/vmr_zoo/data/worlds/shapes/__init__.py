@@ -1,9 +1,9 @@
 """The embedded data set: moving coloured shapes, rendered into real video files.
 
 `world` samples scenes, `render` draws and encodes them, `sentences` writes queries, `narrator` narrates,
-`encoder` turns decoded frames into features, `generate` runs these steps once and caches the result,
-`features` serves it. This package imports neither torch nor the feature readers, which would slow down every
-rendering process.
+`weak` blurs the training moments, `encoder` turns decoded frames into features, `generate` runs these steps
+once and caches the result, `features` serves it. This package imports neither torch nor the feature readers,
+which would slow down every rendering process.
 """
 
 from __future__ import annotations
@@ -15,25 +15,35 @@ from vmr_zoo.data.annotations.records import Protocol, Query, Split
 from vmr_zoo.data.worlds.shapes.encoder import GridEncoder
 from vmr_zoo.data.worlds.shapes.generate import SPLITS, generate_world
 from vmr_zoo.data.worlds.shapes.narrator import SceneNarrator
+from vmr_zoo.data.worlds.shapes.weak import WeakAlignment
 from vmr_zoo.data.worlds.shapes.world import WorldSettings
 
-__all__ = ["GridEncoder", "SceneNarrator", "WorldSettings", "protocol"]
+__all__ = ["GridEncoder", "SceneNarrator", "WeakAlignment", "WorldSettings", "protocol"]
 
 
-def protocol(world: WorldSettings, cache: str | Path, processes: int | None = None) -> Protocol:
+def protocol(
+    world: WorldSettings,
+    cache: str | Path,
+    processes: int | None = None,
+    weak: WeakAlignment | None = None,
+) -> Protocol:
     """Returns the protocol of shapes; renders its videos if the cache lacks them.
 
     Args:
         world: settings of the generated data.
         cache: `paths.cache`.
         processes: number of rendering processes; None: one per available core.
+        weak: how badly the moments of train fit their sentences; None: they are exact.
 
     Returns:
-        Splits train, selection, and the tests iid, ood_time, novel_word, novel_composition, complex.
+        Splits train, selection, and the tests iid, ood_time, novel_word, novel_composition, paraphrase and
+        complex.
     """
     folder = generate_world(world, cache, processes)
     splits = {name: _read(name, folder / "annotations" / f"{name}.jsonl") for name in SPLITS}
     train, selection = splits.pop("train"), splits.pop("selection")
+    if weak is not None:
+        train = weak.weaken(train, world)
     return Protocol("shapes", train, selection, splits, "generated")
 
 

@@ -23,7 +23,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import av
 import numpy as np
@@ -31,7 +31,7 @@ from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from vmr_zoo.errors import VmrError
+from vmr_zoo.errors import VmrError, unknown
 from vmr_zoo.video.decode import sample
 from vmr_zoo.video.encoder import VideoEncoder
 
@@ -44,6 +44,8 @@ Rows = NDArray[np.intp]
 _ORDERS = (2, 3, 4, 5)
 _PER_HUE = 17
 _FORMS = 6
+_FORM_COLUMNS = slice(5, 10)
+"""Of the numbers per hue, those that depend on the form: moduli of the moments and the kurtosis."""
 _MOTIONS = 11
 _LUMA_GRID = (3, 4)
 _STILL = np.array([0.02, 0.4, 0.16, 0.1, 0.07, 0.2, 0.25, 0.4, 0.5, 0.35])
@@ -77,6 +79,7 @@ class GridEncoder(VideoEncoder):
         hues: number of hue bins around the chroma plane.
         rows: number of patch rows.
         columns: number of patch columns.
+        blind: property that the features do not show: "colour" or "form". What shows it is 0.
     """
 
     clip_seconds: float = 1.0
@@ -84,6 +87,7 @@ class GridEncoder(VideoEncoder):
     hues: int = 16
     rows: int = 6
     columns: int = 8
+    blind: Literal["colour", "form"] | None = None
 
     one_process_per_core = True
 
@@ -94,6 +98,8 @@ class GridEncoder(VideoEncoder):
                 "Expected rows that divide 48, columns that divide 64, at least 2 samples, 3 hues and clips "
                 f"longer than 0 s, found {self}. Change features.video.encoder (vmr extract: encoder)."
             )
+        if self.blind not in (None, "colour", "form"):
+            raise unknown("property that the encoder can be blind to", self.blind, ("colour", "form"))
 
     @property
     def dim(self) -> int:  # type: ignore[override]
@@ -163,6 +169,7 @@ class GridEncoder(VideoEncoder):
             "samples": self.samples,
             "hues": self.hues,
             "grid": [self.rows, self.columns],
+            "blind": self.blind,
         }
 
     def _clips(self, masks: Array, luma: Array, now: Rows, before: Rows) -> Array:
@@ -207,6 +214,12 @@ class GridEncoder(VideoEncoder):
         presence = np.concatenate((still[..., 1:2], still[..., 5:]), -1) / _PRESENT
         motion = np.concatenate((np.maximum(signed, 0), np.maximum(-signed, 0), unsigned), -1)
         by_form = np.einsum("thp,thm->tpm", presence, motion) / 4
+        if self.blind == "colour":
+            by_hue[:] = 0
+        elif self.blind == "form":
+            by_hue[..., _FORM_COLUMNS] = 0
+            presence[..., 1:] = 0
+            by_form[:, 1:] = 0
         everything = [by_hue, presence.sum(1) / 2, by_form, *self._luma(luma[now], luma[before])]
         clips = np.concatenate([part.reshape(len(part), -1) for part in everything], -1)
         return np.clip(clips, -_LIMIT, _LIMIT).astype(np.float32)
@@ -234,6 +247,10 @@ class GridEncoder(VideoEncoder):
         texture = _cells(np.stack(textures, -1), *grid)
         texture[..., 1] = np.sqrt(np.maximum(texture[..., 1] - texture[..., 0] ** 2, 0))
         texture[..., 1:] *= 10
+        if self.blind == "colour":
+            colour = np.concatenate((colour.sum(-1, keepdims=True), np.zeros_like(colour[..., 1:])), -1)
+        elif self.blind == "form":
+            texture[..., 4:] = 0
         moved = np.abs(colour[now] - colour[before])
         everything = np.concatenate((4 * colour[now], 10 * moved, texture), -1)
         return np.clip(self._mean(everything), -_LIMIT, _LIMIT).astype(np.float32)

@@ -28,19 +28,20 @@ from vmr_zoo.data.worlds.shapes.world import GROUPS, Scene, WorldSettings, sampl
 from vmr_zoo.utils.files import atomic_write, lock_folder
 from vmr_zoo.utils.parallel import in_parallel
 
-VERSION = "1"
+VERSION = "2"
 """Must be raised with every change of world, rendering or grammar; part of the cache path."""
 
 SPLITS = {
     "train": "train",
     "selection": "selection",
     "iid": "test",
-    "ood_time": "late",
+    "ood_time": "exchanged",
     "novel_word": "test",
     "novel_composition": "pairs",
+    "paraphrase": "test",
     "complex": "test",
 }
-"""Group of videos by split. iid, novel_word and complex share their videos."""
+"""Group of videos by split. iid, novel_word, paraphrase and complex share their videos."""
 
 
 def world_folder(settings: WorldSettings, cache: str | Path) -> Path:

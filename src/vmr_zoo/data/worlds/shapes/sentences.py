@@ -82,6 +82,14 @@ NOVEL_VERBS: dict[str, tuple[tuple[str, str], ...]] = {
 NOUNS = ("shape", "figure", "object")
 SUBCLAUSES = ("the {thing} {verb}", "a {thing} {verb}", "a {thing} is {ing}")
 FRAMES = (*SUBCLAUSES, "there is a {thing} {ing}", "we see a {thing} that {verb}")
+PARAPHRASES = (
+    "at some point a {thing} {verb}",
+    "look for the {thing} that is {ing}",
+    "what we want to see is a {thing} while it {verb}",
+    "a {thing} can be seen {ing}",
+    "{ing}, that is what a {thing} does here",
+)
+"""Sentence patterns of the split paraphrase; no other split uses them."""
 
 RELATIONS = ("while", "before", "after")
 SLACK_SECONDS = 1.0
@@ -90,7 +98,7 @@ tolerance is ambiguous and not used."""
 
 MAX_MOMENTS = 2
 
-SINGLE_CLAUSE = frozenset({"novel_word", "novel_composition"})
+SINGLE_CLAUSE = frozenset({"novel_word", "novel_composition", "paraphrase"})
 """Splits without sentences of several clauses, because they test something else."""
 
 
@@ -167,13 +175,14 @@ def ask(scene: Scene, split: str, rng: np.random.Generator, complex_share: float
 
     Args:
         scene: the scene.
-        split: "train", "selection", "iid", "ood_time", "novel_word", "novel_composition" or "complex".
+        split: "train", "selection", "iid", "ood_time", "novel_word", "novel_composition", "paraphrase" or
+            "complex".
         rng: generator of the split for this scene.
         complex_share: share of multi-clause sentences in splits that mix both kinds.
 
     Returns:
         At most one question per event. With equal generators, the questions of novel_word are the
-        single-clause questions of iid with one word replaced.
+        single-clause questions of iid with one word replaced, and those of paraphrase have other patterns.
     """
     questions: list[Question] = []
     used: set[tuple[tuple[float, float], ...]] = set()
@@ -195,7 +204,9 @@ def ask(scene: Scene, split: str, rng: np.random.Generator, complex_share: float
                 questions.append(question)
         elif clause:
             novel = _part(clause, words) if split == "novel_word" else None
-            questions.append(Question(_finish(write_clause(clause, words, novel)), moments, (clause,)))
+            frames = PARAPHRASES if split == "paraphrase" else FRAMES
+            text = _finish(write_clause(clause, words, novel, frames))
+            questions.append(Question(text, moments, (clause,)))
     return questions
 
 

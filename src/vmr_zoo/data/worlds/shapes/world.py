@@ -4,9 +4,9 @@ A scene contains three or four coloured shapes. Each performs one action at a ti
 simultaneously. All draws come from a generator seeded by (seed, group, index): a video depends neither on the
 number of videos nor on the process that renders it.
 
-The *time prior* imitates biased benchmarks: in every group but "late", events are likely to start in the
-first third of the video. "late" mirrors the placement (an event at [s, e] moves to [D - e, D - s]) and
-changes nothing else: actions, lengths and speeds are the same.
+The *time prior* imitates biased benchmarks: most actions have a place in time (`places`). When something
+happens is uniform; which action it is depends on the time. In the group "exchanged" opposite actions exchange
+their places, and nothing else changes: times, actions, lengths and speeds are distributed as before.
 """
 
 from __future__ import annotations
@@ -59,8 +59,21 @@ NOVEL_PAIRS: frozenset[tuple[str, str]] = frozenset(
 )
 """(shape or colour, action) pairs that occur in the group "pairs" only: the novel compositions."""
 
-GROUPS = ("train", "selection", "test", "late", "pairs")
-"""Groups of videos. "test" serves iid, novel_word and complex; "late" ood_time; "pairs" novel_composition."""
+OPPOSITES = (("left", "right"), ("up", "down"), ("grow", "shrink"))
+"""Actions that exchange their places in time. Each is possible as often as its opposite."""
+
+BY_SHAPE = ("spin", "blink", "shake")
+"""Actions whose place in time depends on the shape: `SHAPES` of even and of odd index exchange theirs."""
+
+PLACES = ((0.08, 0.64), (0.36, 0.92))
+"""Places in time that are exchanged: fractions of the time at which an event can start."""
+
+PLACE_WIDTH = 0.09
+"""Standard deviation of a place, in the same unit."""
+
+GROUPS = ("train", "selection", "test", "exchanged", "pairs")
+"""Groups of videos. "test" serves iid, novel_word, paraphrase and complex; "exchanged" ood_time; "pairs"
+novel_composition."""
 
 ASPECT = 4 / 3
 """Width of the frame, in units of its height."""
@@ -73,6 +86,13 @@ GAP_SECONDS = 1.0
 ALWAYS_POSSIBLE = {"blink": 0.7, "shake": 0.7, "vanish": 0.35}
 """Weights of actions that need no space (others: 1), which make all actions about equally frequent."""
 
+NOVEL = 16.0
+"""Factor for novel compositions, where they are possible."""
+
+SAME, ALIKE = 10.0, 16.0
+"""Factors for actions that another thing, or another thing of this shape, performs too: the whole sentence
+has to be read."""
+
 
 @dataclass(frozen=True, slots=True)
 class WorldSettings:
@@ -81,24 +101,24 @@ class WorldSettings:
     Attributes:
         seed: seed of the world; the narrator and training have their own seeds.
         train_videos: number of videos of the train split. Other videos do not depend on it.
-        test_videos: number of videos of each of the groups selection, test, late and pairs.
+        test_videos: number of videos of each of the groups selection, test, exchanged and pairs.
         shortest: length of the shortest video in seconds.
         longest: length of the longest video in seconds.
         fps: frames per second.
         height: height in pixels; the width is 4/3 of it.
-        time_bias: share of events placed by the time prior instead of uniformly, 0 to 1.
+        time_bias: strength of the time prior, 0 (none) to 1 (actions occur at their places where possible).
         complex_share: share of multi-clause sentences in train, selection, iid and ood_time.
         wordings: sentences per event in train, with independent references and words.
     """
 
     seed: int = 0
     train_videos: int = 640
-    test_videos: int = 68
+    test_videos: int = 100
     shortest: int = 16
     longest: int = 40
     fps: int = 8
     height: int = 96
-    time_bias: float = 0.55
+    time_bias: float = 0.95
     complex_share: float = 0.15
     wordings: int = 2
 
@@ -117,6 +137,11 @@ class WorldSettings:
             raise VmrError(
                 f"Expected 10 <= shortest <= longest seconds, found {self.shortest} and {self.longest}. "
                 "Change data.protocol.world.shortest or longest."
+            )
+        if not 0 <= self.time_bias <= 1:
+            raise VmrError(
+                f"Expected a time bias from 0 to 1, found {self.time_bias}. "
+                "Change data.protocol.world.time_bias."
             )
         if self.height % 48 or self.fps < 4:
             raise VmrError(
@@ -215,8 +240,8 @@ def sample_scene(settings: WorldSettings, group: str, index: int) -> Scene:
     while True:
         duration = int(rng.integers(settings.shortest, settings.longest + 1))
         looks = _looks(rng)
-        intervals = _intervals(rng, duration, len(looks), settings.time_bias, mirrored=group == "late")
-        things, events = _actions(rng, looks, intervals, group)
+        intervals = _intervals(rng, duration, len(looks))
+        things, events = _actions(rng, looks, intervals, group, _Prior(settings, group, duration))
         novel = [e for e in events if held_out(*looks[e.thing], e.action)]
         if len(events) >= 4 and (group != "pairs" or len(novel) >= 2):
             break
@@ -263,19 +288,54 @@ def _looks(rng: np.random.Generator) -> list[tuple[str, str]]:
     return [(str(c), str(s)) for c, s in zip(colours, shapes, strict=True)]
 
 
-def _intervals(
-    rng: np.random.Generator, duration: int, things: int, bias: float, *, mirrored: bool
-) -> list[list[tuple[float, float]]]:
-    """Draws by the time prior when each thing acts; its intervals are `GAP_SECONDS` apart."""
+def places(seed: int) -> dict[tuple[str, str], tuple[float, float]]:
+    """Draws where in time actions are likely.
+
+    Args:
+        seed: seed of the world.
+
+    Returns:
+        By (action, shape): the place in all groups but "exchanged", and the place there, as fractions of the
+        time at which an event can start. Appearing and vanishing have none: they determine what a thing can
+        do afterwards.
+    """
+    rng = np.random.default_rng((seed, len(GROUPS)))
+    table = {}
+    for actions in (*OPPOSITES, *((action, action) for action in BY_SHAPE)):
+        pair = rng.permutation(PLACES[int(rng.integers(len(PLACES)))]).tolist()
+        for number, shape in enumerate(SHAPES):
+            for side, action in enumerate(actions):
+                first = number % 2 if actions[0] == actions[1] else side
+                table[action, shape] = (pair[first], pair[1 - first])
+    return table
+
+
+class _Prior:
+    """How likely the actions of a scene are at each time."""
+
+    def __init__(self, settings: WorldSettings, group: str, duration: int) -> None:
+        self._bias = settings.time_bias
+        self._places = places(settings.seed)
+        self._exchanged = group == "exchanged"
+        self._duration = duration
+
+    def weight(self, action: str, shape: str, start: float, end: float) -> float:
+        """Returns a factor of mean about 1 over all times; 1 for actions without a place."""
+        pair = self._places.get((action, shape))
+        if pair is None:
+            return 1.0
+        distance = start / (self._duration - (end - start)) - pair[self._exchanged]
+        density = math.exp(-0.5 * (distance / PLACE_WIDTH) ** 2) / (PLACE_WIDTH * math.sqrt(2 * math.pi))
+        return 1 - self._bias + self._bias * density
+
+
+def _intervals(rng: np.random.Generator, duration: int, things: int) -> list[list[tuple[float, float]]]:
+    """Draws when each thing acts; its intervals are `GAP_SECONDS` apart."""
     wanted = int(np.clip(round(duration / 7 + 1.5 + rng.normal(0, 0.7)), 4, 8))
     taken: list[list[tuple[float, float]]] = [[] for _ in range(things)]
     for _ in range(12 * wanted):
         length = float(np.clip(duration * math.exp(rng.normal(math.log(0.22), 0.4)), 2.5, 12.0))
-        early = 0.6 * rng.beta(1.2, 3.0)
-        start = early if rng.random() < bias else rng.random()
-        start = start * (duration - length)
-        if mirrored:
-            start = duration - length - start
+        start = rng.random() * (duration - length)
         start, end = (
             round(start * 8) / 8,
             round((start + length) * 8) / 8,
@@ -294,6 +354,7 @@ def _actions(
     looks: list[tuple[str, str]],
     intervals: list[list[tuple[float, float]]],
     group: str,
+    prior: _Prior,
 ) -> tuple[list[Thing], list[Event]]:
     """Gives every interval an action that is possible in the current state of its thing."""
     things: list[Thing] = []
@@ -316,14 +377,17 @@ def _actions(
             options = _feasible(state, shape)
             if group != "pairs":
                 options = [action for action in options if not held_out(colour, shape, action)]
-            novel = [action for action in options if held_out(colour, shape, action)]
-            same = [e.action for e in events if e.thing != number and e.action in options]
-            alike = [e.action for e in events if looks[e.thing][1] == shape and e.action in same]
-            if novel and rng.random() < 0.8:
-                options = novel
-            elif same and rng.random() < 0.55:
-                options = alike or same
-            weights = np.array([ALWAYS_POSSIBLE.get(action, 1.0) for action in options])
+            same = {e.action for e in events if e.thing != number}
+            alike = {e.action for e in events if e.thing != number and looks[e.thing][1] == shape}
+            weights = np.array(
+                [
+                    ALWAYS_POSSIBLE.get(action, 1.0)
+                    * (ALIKE if action in alike else SAME if action in same else 1.0)
+                    * (NOVEL if held_out(colour, shape, action) else 1.0)
+                    * prior.weight(action, shape, start, end)
+                    for action in options
+                ]
+            )
             action = str(rng.choice(options, p=weights / weights.sum()))
             change = _change(rng, state, action, end - start)
             state = state + change
