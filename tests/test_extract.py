@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import threading
 from fractions import Fraction
@@ -14,6 +16,7 @@ from omegaconf import OmegaConf
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
+from video.films import film
 from vmr_zoo.cli.main import main
 from vmr_zoo.config.compose import compose
 from vmr_zoo.data.features.extracted import ExtractedVideos
@@ -158,6 +161,45 @@ def test_the_command_extracts_reports_resumes_and_shards(videos, tmp_path, capsy
     assert instantiate(read_manifest(out)["encoder"]).dim == 360
     assert main([*arguments, "encoder.hues=8"]) == 2
     assert "hues: there 16, now 8" in capsys.readouterr().err
+
+
+def test_what_is_odd_is_printed_and_kept_beside_the_features(tmp_path, capsys):
+    folder = tmp_path / "odd [1080p]"
+    folder.mkdir()
+    render(folder / "b.mp4", 3)
+    film(folder / "a [id].mp4", [0, 0.1, 0.2, 1, 1.1, 2, 4])
+    film(folder / "c.mkv", [0, 86400])
+    out = tmp_path / "out"
+    arguments = ["extract", f"videos={folder}/*.m*", "encoder=grid", f"out={out}", "processes=1"]
+    assert main(arguments) == 1
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "extracted 2 of 3 videos" in printed
+    assert "Note: a [id]: variable frame rate: pictures are shown for 0.1 s to 2 s." in printed
+    assert "c leaping clock The clock of" in printed
+    assert f"features.video.folders=[{out}]" in printed
+    rows = [json.loads(line) for line in (out / "videos.jsonl").read_text().splitlines()]
+    assert {row["video_id"]: (row["clips"], row["seconds"]) for row in rows} == {
+        "a [id]": (4, 4.125),
+        "b": (3, 3.0),
+    }
+    with (out / "videos.jsonl").open("a") as file:
+        file.write('{"video_id": "b", "no')  # a process that was killed
+    assert main(arguments) == 1
+    assert "a [id]: variable frame rate" in capsys.readouterr().out
+
+
+def test_a_full_disk_is_one_message_and_not_the_code_of_a_broken_video(videos, tmp_path, monkeypatch, capsys):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    out = tmp_path / "out"
+    arguments = ["extract", f"videos={videos}", "encoder=grid", f"out={out}", "processes=1"]
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "savez", full)
+        assert main(arguments) == 3
+    assert f"Cannot write {out}/v0.npz: No space left on device." in " ".join(capsys.readouterr().err.split())
+    assert {path.name for path in out.iterdir()} == {"manifest.json", "videos.jsonl"}
+    assert main(arguments) == 1
 
 
 def test_a_data_set_names_the_videos_and_those_without_a_file(videos, tmp_path, monkeypatch, capsys):

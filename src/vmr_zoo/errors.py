@@ -10,8 +10,10 @@ class VmrError(Exception):
     """A user-fixable error.
 
     The message says what was expected, what was found, where, and how to fix it. The command line prints it
-    without a traceback and exits with code 2 (`HYDRA_FULL_ERROR=1` shows the traceback).
+    without a traceback and exits with `exit_code` (`HYDRA_FULL_ERROR=1` shows the traceback).
     """
+
+    exit_code = 2
 
 
 def nearest(name: str, valid: Iterable[str], count: int = 3) -> list[str]:
@@ -41,3 +43,8 @@ def abbreviate(ids: Iterable[str], count: int = 10) -> str:
     listed = list(ids)
     tail = f", … ({len(listed)} in all)" if len(listed) > count else ""
     return ", ".join(listed[:count]) + tail
+
+
+def printable(name: object) -> str:
+    """Returns a file name as text that can be printed: bytes that are not UTF-8 are escaped."""
+    return str(name).encode("utf-8", "backslashreplace").decode()

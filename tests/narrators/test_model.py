@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -188,6 +190,44 @@ def test_mistakes_are_named(llava: Path, film: Callable[..., Path], tmp_path: Pa
     (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
     with pytest.raises(VmrError, match="weights as safetensors"):
         narrator(copy, "llava").narrate("v", path)
+
+
+def test_a_folder_of_an_older_version_works_once_it_has_what_the_message_says(
+    llava: Path, film: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = film("v", UNEVEN)
+    old = Path(shutil.copytree(llava, tmp_path / "old"))
+    images = json.loads((old / "processor_config.json").read_text())["image_processor"]
+    (old / "preprocessor_config.json").write_text(json.dumps(images))
+    (old / "processor_config.json").unlink()
+    with pytest.raises(VmrError, match="lacks patch_size, vision_feature_select_strategy") as error:
+        narrator(old, "llava").narrate("v", path)
+    settings = re.search(r"\{.*\}", str(error.value))
+    assert settings
+    (old / "processor_config.json").write_text(settings[0])
+    assert narrator(old, "llava").narrate("v", path) == narrator(llava, "llava").narrate("v", path)
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        ({"tokenizer.json": "{}", "tokenizer_config.json": "{}"}, "loading it failed|with a tokenizer"),
+        ({"config.json": '{"model_type": "bert"}'}, "loading it failed"),
+        ({"model.safetensors": "no weights"}, "loading it failed"),
+        ({"processor_config.json": "[1"}, "loading it failed"),
+        ({"chat_template.jinja": "{{ nothing.at.all }}"}, "cannot apply its chat template"),
+        ({"chat_template.jinja": "USER : no picture"}, "cannot prepare the prompt"),
+    ],
+)
+def test_files_that_do_not_go_together_are_one_message(
+    broken: dict[str, str], message: str, llava: Path, film: Callable[..., Path], tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(llava, tmp_path / "copy"))
+    for name, text in broken.items():
+        assert (copy / name).exists()
+        (copy / name).write_text(text)
+    with pytest.raises(VmrError, match=message):
+        narrator(copy, "llava", template=None).narrate("v", film("v", UNEVEN))
 
 
 @pytest.mark.parametrize(

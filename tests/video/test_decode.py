@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from types import SimpleNamespace
 
 import av
 import numpy as np
 import pytest
 
+from vmr_zoo.video.clock import Clock
 from vmr_zoo.video.decode import VideoError, duration, sample
 
 
@@ -70,43 +72,35 @@ def test_times_count_from_the_first_frame_and_sound_does_not_lengthen_a_video(tm
     assert duration(late) == pytest.approx(3.0, abs=0.3)
 
 
-def test_stamps_that_lack_repeat_or_restart(tmp_path, monkeypatch):
-    """Simulates the output of a decoder for damaged files: 1 s per frame."""
-    path = render(tmp_path / "v.mp4", np.arange(4), 4.0)
+def test_stamps_that_lack_repeat_or_restart():
+    """As decoders give them for damaged files, 1 s per frame."""
 
-    class Frame:
-        dts, duration, time_base = None, 1, Fraction(1)
+    def read(*frames):
+        clock = Clock("v", SimpleNamespace(average_rate=None))
+        made = {
+            name: SimpleNamespace(
+                pts=pts,
+                dts=None,
+                duration=1,
+                time_base=Fraction(1),
+                rotation=0,
+                width=8,
+                height=8,
+                is_corrupt=False,
+            )
+            for name, pts in frames
+        }
+        starts = {name: times[0] for name, frame in made.items() if (times := clock.times(frame))}
+        return starts, set(clock.notes)
 
-        def __init__(self, name, pts):
-            self.name, self.pts = name, pts
-
-    def sampled(*frames):
-        decoded = [Frame(name, pts) for name, pts in frames]
-        monkeypatch.setattr("vmr_zoo.video.decode._declared", lambda stream: None)
-        with monkeypatch.context() as patch:
-            patch.setattr("vmr_zoo.video.decode._open", lambda path: _Opened(decoded))
-            return "".join(frame.name for frame in sample(path, 1.0))
-
-    assert sampled(("a", 7), ("b", None), ("c", 9)) == "abc"
-    assert sampled(("a", None), ("b", None)) == "ab"
-    assert sampled(("a", 0), ("b", 1), ("x", 1), ("c", 2)) == "abc"  # a repeated stamp is left out
-    assert sampled(("a", 10), ("b", 11), ("c", 0), ("d", 1)) == "abcd"  # a clock that was reset
-
-
-class _Opened:
-    average_rate = None
-
-    def __init__(self, frames):
-        self.frames = frames
-
-    def decode(self, stream):
-        return iter(self.frames)
-
-    def __enter__(self):
-        return self, self
-
-    def __exit__(self, *error):
-        return None
+    assert read(("a", 7), ("b", None), ("c", 9)) == ({"a": 0, "b": 1, "c": 2}, {"no time stamps"})
+    assert read(("a", None), ("b", None)) == ({"a": 0, "b": 1}, {"no time stamps"})
+    # A repeated stamp is left out.
+    assert read(("a", 0), ("b", 1), ("x", 1), ("c", 2)) == ({"a": 0, "b": 1, "c": 2}, set())
+    restarted = read(("a", 10), ("b", 11), ("c", 0), ("d", 1))
+    assert restarted == ({"a": 0, "b": 1, "c": 2, "d": 3}, {"clock reset"})
+    with pytest.raises(VideoError, match="leaps by 700 s"):
+        read(("a", 0), ("b", 1), ("c", 701))
 
 
 def test_files_that_are_no_videos_are_told_apart(tmp_path):

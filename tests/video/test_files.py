@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 
 from vmr_zoo.errors import VmrError
@@ -45,3 +48,29 @@ def test_shards_are_everything_once():
     for text in ("0/3", "4/3", "1", "1/0", "a/b"):
         with pytest.raises(VmrError, match="shard=i/n"):
             shard(items, text)
+
+
+def test_names_are_meant_as_typed_and_links_are_followed_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a [1080p]/x [id].mp4", "~nobody.mp4", "[list].mp4", "a [1080p]/~y.mkv"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).touch()
+    assert list(find_videos("a [1080p]/*.mp4")) == ["x [id]"]
+    assert list(find_videos("a*/x [id].mp4")) == ["x [id]"]  # they match nothing as a glob
+    assert list(find_videos("a [1080p]/[~]*.mkv")) == ["~y"]
+    assert list(find_videos(["~nobody.mp4", "[list].mp4"])) == ["[list]", "~nobody"]
+    Path("a [1080p]/loop").symlink_to(tmp_path / "a [1080p]")
+    Path("links").mkdir()
+    Path("links/there").symlink_to(tmp_path / "a [1080p]")
+    assert list(find_videos("links")) == ["x [id]", "~y"]
+    Path("list.txt").write_bytes("\ufeff[list].mp4\r\n".encode())
+    assert find_videos("list.txt") == {"[list]": Path("[list].mp4")}
+    Path("list.txt").write_bytes(b"caf\xe9.mp4\n")
+    os.mkfifo("pipe.txt")
+    for name, message in {
+        "list.txt": "text file in UTF-8",
+        "pipe.txt": "a pipe",
+        "~no/x": "Found no",
+    }.items():
+        with pytest.raises(VmrError, match=message):
+            find_videos(name)

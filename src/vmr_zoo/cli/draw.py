@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,7 +38,7 @@ def _find_video(videos: str, query: Query) -> Path:
     Raises:
         VmrError: if there is none, or it is a tenth longer or shorter than annotated.
     """
-    from vmr_zoo.video.decode import duration
+    from vmr_zoo.video.decode import list_notes, timeline
     from vmr_zoo.video.files import find_videos
 
     found = find_videos(videos)
@@ -46,7 +47,10 @@ def _find_video(videos: str, query: Query) -> Path:
             f"Expected the video {query.video_id} in videos={videos}, found {len(found)} other videos there. "
             "Leave out videos=… to draw without frames."
         )
-    seconds = duration(found[query.video_id])
+    known = timeline(found[query.video_id])
+    for line in list_notes({query.video_id: dict(known.notes)}):
+        print(f"Note: {line}", file=sys.stderr)
+    seconds = known.seconds
     if abs(seconds - query.duration) > 0.1 * query.duration:
         raise VmrError(
             f"Expected a video of {query.duration:g} s, as annotated; {found[query.video_id]} has "

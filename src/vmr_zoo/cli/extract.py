@@ -16,8 +16,9 @@ from vmr_zoo.config.compose import build
 from vmr_zoo.data.annotations.video_files import match_videos
 from vmr_zoo.data.worlds.shapes.features import features_folder
 from vmr_zoo.data.worlds.shapes.generate import video_path, world_folder
-from vmr_zoo.errors import VmrError
-from vmr_zoo.video.extraction import Failure, extract
+from vmr_zoo.errors import VmrError, printable
+from vmr_zoo.video.decode import list_notes
+from vmr_zoo.video.extraction import VIDEOS, Failure, extract, read_notes
 from vmr_zoo.video.files import find_videos, shard
 from vmr_zoo.video.manifest import MANIFEST_NAME, PACKAGE
 
@@ -58,14 +59,22 @@ def main(cfg: DictConfig) -> int:
         raise VmrError("Expected out=FOLDER for the features.")
     before = sum((out / f"{video_id}.npz").exists() for video_id in videos)
     failures += extract(videos, encoder, node, out, cfg.storage, cfg.batch_size, cfg.processes)
-    console = Console()
     extracted = sum((out / f"{video_id}.npz").exists() for video_id in videos) - before
-    earlier = f", {before} existed" if before else ""
-    console.print(
-        Text(f"{out}: extracted {extracted} of {len(videos)} videos{earlier}; settings in {MANIFEST_NAME}.")
-    )
-    _report(failures, console)
+    _print_summary(out, len(videos), extracted, before)
+    for line in list_notes(read_notes(out, videos)):
+        print(f"Note: {line}")
+    _report(failures, Console())
+    if extracted + before and world is None:
+        print(f"Next: vmr train data=NAME method=NAME features=extracted features.video.folders=[{out}]")
     return 1 if failures else 0
+
+
+def _print_summary(out: Path, videos: int, extracted: int, before: int) -> None:
+    earlier = f", {before} existed" if before else ""
+    print(
+        f"{out}: extracted {extracted} of {videos} videos{earlier}; settings in {MANIFEST_NAME}, lengths in "
+        f"{VIDEOS}."
+    )
 
 
 def encoder_node(cfg: DictConfig) -> dict[str, Any]:
@@ -123,7 +132,7 @@ def _report(failures: list[Failure], console: Console) -> None:
     for heading in ("video", "kind", "reason"):
         table.add_column(heading, overflow="fold")
     for failure in failures[:_LISTED]:
-        table.add_row(*map(Text, failure))
+        table.add_row(*(Text(printable(field)) for field in failure))
     console.print(table)
     if len(failures) > _LISTED:
         kinds = {kind: sum(failure.kind == kind for failure in failures) for _, kind, _ in failures}

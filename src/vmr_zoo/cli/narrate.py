@@ -11,8 +11,9 @@ from rich.console import Console
 
 from vmr_zoo.data.annotations.video_files import match_videos
 from vmr_zoo.engine.narration import Summary, narrate
-from vmr_zoo.errors import VmrError, abbreviate
+from vmr_zoo.errors import VmrError, abbreviate, printable
 from vmr_zoo.narrators import Narrator, ShapesNarrator
+from vmr_zoo.video.decode import list_notes
 from vmr_zoo.video.files import find_videos
 
 if TYPE_CHECKING:
@@ -74,6 +75,9 @@ def _print_summary(summary: Summary, missing: list[str], out: str, console: Cons
     console.print(f"{done} of {summary.videos} videos narrated, {summary.sentences} sentences.")
     if summary.merged:
         console.print(f"Written: {out}")
+        console.print(
+            f"Next: vmr train method=tea data=NAME features/narration=jsonl features.narration.file={out}"
+        )
     elif summary.unfinished:
         console.print(
             f"{summary.unfinished} videos are left to other shards; the one that finishes last writes {out}."
@@ -86,7 +90,9 @@ def _print_summary(summary: Summary, missing: list[str], out: str, console: Cons
         console.print(f"No narration at all for {len(summary.silent)}: {abbreviate(summary.silent)}")
     if missing:
         console.print(f"No file for {len(missing)} videos of the data set: {abbreviate(missing)}")
+    for line in list_notes(summary.notes):
+        console.print(f"Note: {line}", markup=False)
     if summary.failed:
         console.print(f"{len(summary.failed)} videos could not be decoded; the next run retries them:")
         for video, error in summary.failed.items():
-            console.print(f"  {video}: {error}", markup=False)
+            console.print(printable(f"  {video}: {error}"), markup=False)

@@ -3,6 +3,7 @@
     OUT.jsonl.parts/manifest.json    the narrator's settings; another narrator is refused
     OUT.jsonl.parts/VIDEO.part       one finished video: its narrations, or why it could not be decoded
     OUT.jsonl, OUT.manifest.json     all parts merged, written by the process that finishes the last one
+    OUT.videos.jsonl                 per video its length, its stream, and what is odd about it
 
 Files are written atomically: every existing part is complete.
 """
@@ -22,7 +23,7 @@ from rich.progress import track
 from vmr_zoo.data.narrations import Narration, write_narrations
 from vmr_zoo.errors import VmrError
 from vmr_zoo.narrators import Narrated, Narrator
-from vmr_zoo.utils.files import atomic_write
+from vmr_zoo.utils.files import atomic_write, write_rows
 from vmr_zoo.video.files import shard
 
 
@@ -34,11 +35,13 @@ class Part:
         narrations: in order of time.
         empty: number of empty answers of the narrator.
         error: why the video could not be decoded; None: it could.
+        video: length, stream and notes of the file, as `Timeline.as_json`; None: it was not opened.
     """
 
     narrations: tuple[Narration, ...]
     empty: int
     error: str | None
+    video: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,7 @@ class Summary:
         empty: number of empty answers of the narrator.
         failed: reason by id of each video that could not be decoded.
         silent: decoded videos without a narration.
+        notes: what is odd about the videos: by id, the text by kind.
         merged: whether the file was written.
     """
 
@@ -61,6 +65,7 @@ class Summary:
     empty: int
     failed: dict[str, str]
     silent: tuple[str, ...]
+    notes: dict[str, dict[str, str]]
     merged: bool
 
 
@@ -89,6 +94,7 @@ def narrate(
         _write(parts, narrated)
 
     failed: dict[str, str] = {}
+    opened: dict[str, dict[str, Any]] = {}
     silent = []
     unfinished = sentences = empty = 0
     for video in videos:
@@ -102,12 +108,18 @@ def narrate(
             empty += part.empty
             if not part.narrations:
                 silent.append(video)
+            if part.video is not None:
+                opened[video] = part.video
     merged = not unfinished and sentences > 0
     if merged:
         # Another process may have started with other settings at the same time.
         _claim(out, parts, narrator.manifest())
         write_narrations(out, _all(parts, videos), manifest)
-    return Summary(len(videos), unfinished, sentences, empty, failed, tuple(silent), merged)
+        if opened:
+            rows = ({"video_id": video, **row} for video, row in opened.items())
+            write_rows(out.with_suffix(".videos.jsonl"), rows)
+    notes = {video: row["notes"] for video, row in opened.items()}
+    return Summary(len(videos), unfinished, sentences, empty, failed, tuple(silent), notes, merged)
 
 
 def _claim(out: Path, parts: Path, manifest: dict[str, Any]) -> dict[str, Any]:
@@ -154,7 +166,9 @@ def _part(parts: Path, video_id: str) -> Path:
 
 
 def _write(parts: Path, narrated: Narrated) -> None:
-    part = Part(narrated.narrations, narrated.empty, None if narrated.error is None else str(narrated.error))
+    error = None if narrated.error is None else str(narrated.error)
+    video = None if narrated.timeline is None else narrated.timeline.as_json()
+    part = Part(narrated.narrations, narrated.empty, error, video)
     atomic_write(_part(parts, narrated.video_id), json.dumps(asdict(part), ensure_ascii=False) + "\n")
 
 
@@ -163,7 +177,8 @@ def _read(parts: Path, video_id: str) -> Part | None:
     path = _part(parts, video_id)
     try:
         part = json.loads(path.read_text(encoding="utf-8"))
-        return Part(tuple(Narration(**row) for row in part["narrations"]), part["empty"], part["error"])
+        narrations = tuple(Narration(**row) for row in part["narrations"])
+        return Part(narrations, part["empty"], part["error"], part.get("video"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, KeyError) as error:

@@ -1,18 +1,28 @@
-"""Answers the queries of a CSV file with a trained run."""
+"""Answers the queries of a CSV file with a trained run, and goes on where an earlier command was stopped.
+
+OUT             the answers, in the order of the queries, written when all videos were tried
+OUT.partial     the settings, then the answers so far; removed once every query is answered
+"""
 
 from __future__ import annotations
 
 import csv
+import json
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.progress import track
 
 from vmr_zoo.engine.retriever import Answer, EncodedVideo, Retriever
 from vmr_zoo.errors import VmrError
-from vmr_zoo.utils.files import write_rows
+from vmr_zoo.utils.files import append_row, write_rows
 from vmr_zoo.video.decode import VideoError
+
+_CHUNK = 256
+"""Sentences that are answered before their answers are written."""
 
 
 def answer_file(
@@ -22,6 +32,7 @@ def answer_file(
     out: Path,
     narrations: str | None = None,
     top_k: int = 5,
+    settings: Mapping[str, Any] | None = None,
 ) -> dict[str, str]:
     """Answers every row of a query file and writes the answers as JSON Lines; encodes each video once.
 
@@ -32,26 +43,102 @@ def answer_file(
         out: the file of answers, in the order of the queries.
         narrations: as for `Retriever.encode`.
         top_k: moments per query.
+        settings: what else determines the answers; answers of other settings are not continued.
 
     Returns:
         For each video that cannot be decoded, the reason.
+
+    Raises:
+        VmrError: if answers with other settings were begun in this place.
     """
+    partial = Partial(out.with_name(f"{out.name}.partial"), {**(settings or {}), "top_k": top_k})
     by_video: dict[str, list[int]] = defaultdict(list)
-    for number, row in enumerate(queries):
-        by_video[row["video"]].append(number)
     answered: dict[int, dict[str, Any]] = {}
+    for number, row in enumerate(queries):
+        earlier = partial.answer(row, folder / row["video"])
+        if earlier is None:
+            by_video[row["video"]].append(number)
+        else:
+            answered[number] = earlier
     failed: dict[str, str] = {}
-    for name, numbers in track(by_video.items(), "Searching", transient=True):
+    for name, numbers in track(by_video.items(), "Searching", transient=True, console=Console(stderr=True)):
         try:
             video = retriever.encode(folder / name, narrations)
         except VideoError as error:
             failed[name] = str(error)
             continue
-        answers = video.answer([queries[number]["query"] for number in numbers], top_k)
-        for number, answer in zip(numbers, answers, strict=True):
-            answered[number] = _answer_row(queries[number], video, answer)
+        for first in range(0, len(numbers), _CHUNK):
+            chunk = numbers[first : first + _CHUNK]
+            answers = video.answer([queries[number]["query"] for number in chunk], top_k)
+            for number, answer in zip(chunk, answers, strict=True):
+                answered[number] = _answer_row(queries[number], video, answer)
+                partial.add(answered[number], video.path)
     write_rows(out, [answered[number] for number in sorted(answered)])
+    if not failed:
+        partial.path.unlink(missing_ok=True)
     return failed
+
+
+class Partial:
+    """The answers to a query file so far, on disk.
+
+    Attributes:
+        path: the file.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
+        """Reads the answers of a command that was stopped; begins a file if there are none.
+
+        Raises:
+            VmrError: if they were made with other settings.
+        """
+        self.path = path
+        self._answers: dict[str, tuple[list[int], dict[str, Any]]] = {}
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        try:
+            stored = json.loads(lines[0]) if lines else None
+            if stored is not None:
+                differing = [key for key in settings | stored if settings.get(key) != stored.get(key)]
+        except (ValueError, TypeError) as error:
+            raise VmrError(f"{path} is no file of answers ({error}). Delete it to start again.") from error
+        if stored is None:
+            append_row(path, settings)
+        elif differing:
+            raise VmrError(
+                f"{path} holds answers that were begun with other settings ({', '.join(differing)}). Restore "
+                "them to go on, choose another out=, or delete that file to start again."
+            )
+        for line in lines[1:]:
+            try:
+                state, row = json.loads(line)
+                self._answers[row["query_id"]] = state, row
+            except (ValueError, TypeError, KeyError):  # the last line of a process that was killed
+                self._repair()
+
+    def _repair(self) -> None:
+        """Ends an incomplete last line."""
+        if not self.path.read_bytes().endswith(b"\n"):
+            with self.path.open("ab") as file:
+                file.write(b"\n")
+
+    def answer(self, query: Mapping[str, str], video: Path) -> dict[str, Any] | None:
+        """Returns the answer to a query, if it was given for this sentence and this file."""
+        state, row = self._answers.get(query["query_id"], ([], {}))
+        same = all(row.get(key) == query[key] for key in ("query_id", "video", "query"))
+        return row if same and state == _state(video) else None
+
+    def add(self, row: Mapping[str, Any], video: Path) -> None:
+        """Writes an answer."""
+        append_row(self.path, [_state(video), row])
+
+
+def _state(path: Path) -> list[int]:
+    """Returns size and time of a file, by which another file of its name is recognised."""
+    try:
+        found = path.stat()
+    except (OSError, ValueError):
+        return []
+    return [found.st_size, found.st_mtime_ns]
 
 
 def _answer_row(row: dict[str, str], video: EncodedVideo, answer: Answer) -> dict[str, Any]:
@@ -63,6 +150,7 @@ def _answer_row(row: dict[str, str], video: EncodedVideo, answer: Answer) -> dic
         "query": answer.query,
         "duration": round(video.duration, 3),
         "pred_relevant_windows": [[m.start, m.end, m.score] for m in answer.moments],
+        **({"notes": dict(video.notes)} if video.notes else {}),
         **scores,
     }
 
@@ -77,6 +165,8 @@ def read_query_file(path: Path) -> list[dict[str, str]]:
     # shift the row by one column and cut the sentence.
     rows: list[dict[str, str]] = []
     first_line: dict[str, int] = {}
+    if path.exists() and not path.is_file():
+        raise VmrError(f"Expected a CSV file at {path}, found a folder, pipe or device.")
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)

@@ -11,7 +11,7 @@ import numpy as np
 
 from vmr_zoo.errors import VmrError
 from vmr_zoo.utils.arrays import Array
-from vmr_zoo.utils.files import atomic_path
+from vmr_zoo.utils.files import WriteError, atomic_path
 from vmr_zoo.video.decode import sample
 
 if TYPE_CHECKING:
@@ -86,6 +86,8 @@ def save_figure(figure: Figure, out: str | Path, key: str, dpi: int) -> None:
     try:
         with atomic_path(out) as temporary:
             figure.savefig(temporary, dpi=dpi)
+    except WriteError:
+        raise
     except (ValueError, OSError) as error:
         raise VmrError(f"Cannot write {key}={out}: {error}. Name a .png, .pdf or .svg file.") from error
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vmr_zoo.data.narrations import Narration
-from vmr_zoo.video.decode import VideoError
+from vmr_zoo.video.decode import Timeline, VideoError
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,12 +21,14 @@ class Narrated:
         narrations: in order of time.
         empty: number of empty answers, which leave no narration.
         error: why the video could not be decoded; there are no narrations then.
+        timeline: what decoding found; None: the file was not opened.
     """
 
     video_id: str
     narrations: tuple[Narration, ...] = ()
     empty: int = 0
     error: VideoError | None = None
+    timeline: Timeline | None = None
 
 
 class Narrator(ABC):

@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +24,7 @@ from vmr_zoo.data.narrations import Narration
 from vmr_zoo.errors import VmrError, unknown
 from vmr_zoo.narrators.base import Narrated, Narrator
 from vmr_zoo.utils.arrays import Array
-from vmr_zoo.video.decode import VideoError, sample
+from vmr_zoo.video.decode import Timeline, VideoError, remembered, sample
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -61,6 +62,7 @@ class _PendingVideo:
     empty: int = 0
     error: VideoError | None = None
     decoded: bool = False
+    timeline: Timeline | None = None
 
     @property
     def finished(self) -> bool:
@@ -70,7 +72,7 @@ class _PendingVideo:
     def result(self) -> Narrated:
         if self.error is not None:
             return Narrated(self.video_id, error=self.error)
-        return Narrated(self.video_id, tuple(self.narrations), self.empty)
+        return Narrated(self.video_id, tuple(self.narrations), self.empty, timeline=self.timeline)
 
 
 @dataclass(eq=False)
@@ -160,7 +162,7 @@ class VisionLanguageNarrator(Narrator):
             except VideoError as error:
                 video.error = error
                 batch = [entry for entry in batch if entry[0] is not video]
-            video.decoded = True
+            video.decoded, video.timeline = True, remembered(path)
             while pending and pending[0].finished:
                 yield pending.popleft().result()
         self._narrate_batch(batch)
@@ -244,28 +246,45 @@ class VisionLanguageNarrator(Narrator):
             # A chat template may contain the BOS token already.
             given |= {"text": texts, "padding": True}
             given["add_special_tokens"] = not (start and texts[0].startswith(start))
-        inputs = processor(**given).to(model.device, model.dtype)
+        with self._answering("prepare the prompt and the frames"):
+            inputs = processor(**given).to(model.device, model.dtype)
         drawing: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         if self.temperature is not None:
             drawing = {"do_sample": True, "temperature": self.temperature, "top_p": None, "top_k": None}
             torch.manual_seed(_draw("words", self.seed, segments[0].video_id, segments[0].number))
-        try:
-            with torch.inference_mode():
-                out = model.generate(
-                    **inputs, max_new_tokens=self.max_new_tokens, num_beams=self.num_beams, **drawing
-                )
-        except torch.cuda.OutOfMemoryError as error:
-            raise VmrError(
-                f"{self.model} does not fit into the memory of {model.device} with narrator.batch_size="
-                f"{self.batch_size} and narrator.dtype={self.dtype}: use a smaller batch. Finished videos "
-                "are kept."
-            ) from error
+        with self._answering("generate an answer"), torch.inference_mode():
+            out = model.generate(
+                **inputs, max_new_tokens=self.max_new_tokens, num_beams=self.num_beams, **drawing
+            )
         # Decoder-only models repeat the prompt before the answer, encoder-decoder models do not.
         ids = inputs.get("input_ids")
         if ids is not None and out.shape[1] >= ids.shape[1] and torch.equal(out[:, : ids.shape[1]], ids):
             out = out[:, ids.shape[1] :]
         answers = processor.tokenizer.batch_decode(out, skip_special_tokens=True)
         return [" ".join(answer.split()) for answer in answers]
+
+    @contextmanager
+    def _answering(self, what: str) -> Iterator[None]:
+        """Turns the errors of a model whose files do not go together into one that says so."""
+        import torch
+
+        try:
+            yield
+        except torch.cuda.OutOfMemoryError as error:
+            raise VmrError(
+                f"{self.model} does not fit into the memory of the device with narrator.batch_size="
+                f"{self.batch_size} and narrator.dtype={self.dtype}: use a smaller batch. Finished videos "
+                "are kept."
+            ) from error
+        except VmrError:
+            raise
+        except Exception as error:  # processors and models of transformers raise any
+            raise VmrError(
+                f"{self.model} cannot {what}: {_first_line(error)}\nIts files do not go together, or "
+                "narrator.template lacks the model's placeholder for the image. Compare config.json, "
+                "processor_config.json, preprocessor_config.json and tokenizer_config.json with the model's "
+                "newest revision. HYDRA_FULL_ERROR=1 shows the traceback."
+            ) from error
 
     def _text(self, prompt: str) -> str:
         """Inserts a prompt into the template."""
@@ -278,9 +297,10 @@ class VisionLanguageNarrator(Narrator):
                 f"{self.model} has no chat template. Set narrator.template as in its model card, for "
                 f"example 'USER: <image>\\n{_PROMPT} ASSISTANT:'."
             )
-        text: str = processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-        )
+        with self._answering("apply its chat template"):
+            text: str = processor.apply_chat_template(
+                [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+            )
         return text
 
     # --- the model
@@ -344,11 +364,12 @@ class VisionLanguageNarrator(Narrator):
             model: Any = AutoModelForImageTextToText.from_pretrained(
                 self._folder, dtype=getattr(torch, self.dtype), use_safetensors=True, **local
             )
-        except (OSError, ValueError, KeyError) as error:
+        except Exception as error:  # of damaged or mismatched files: any
             raise VmrError(
                 f"Expected an image or video language model of transformers, with weights as safetensors, in "
                 f"{self._folder}; loading it failed: {_first_line(error)}"
             ) from error
+        _check_processor(processor, model, self._folder)
         if self.frames is not None and getattr(processor, "video_processor", None) is None:
             raise VmrError(
                 f"{self.model} ({type(model).__name__}) takes images, not videos. Set narrator.frames=null "
@@ -385,6 +406,40 @@ class VisionLanguageNarrator(Narrator):
             "temperature": self.temperature,
             "dtype": self.dtype,
         }
+
+
+def _check_processor(processor: Any, model: Any, folder: Path) -> None:
+    """Refuses a processor without a setting that it needs; folders made by older versions lack some.
+
+    Raises:
+        VmrError: if it lacks a tokenizer, or settings of the image tokens; with the model's values of them.
+    """
+    if getattr(processor, "tokenizer", None) is None:
+        raise VmrError(
+            f"Expected a processor with a tokenizer in {folder}, found {type(processor).__name__}. Copy "
+            "tokenizer.json and tokenizer_config.json of the model there."
+        )
+    vision = getattr(model.config, "vision_config", None)
+    known = {
+        "patch_size": getattr(vision, "patch_size", None),
+        "vision_feature_select_strategy": getattr(model.config, "vision_feature_select_strategy", None),
+    }
+    lacking = {
+        key: value
+        for key, value in known.items()
+        if value is not None and getattr(processor, key, value) is None
+    }
+    if lacking:
+        if hasattr(processor, "num_additional_image_tokens"):  # the class token of CLIP
+            lacking["num_additional_image_tokens"] = int(
+                getattr(vision, "model_type", None) == "clip_vision_model"
+            )
+        settings = json.dumps({"processor_class": type(processor).__name__, **lacking})
+        raise VmrError(
+            f"The processor in {folder} lacks {', '.join(lacking)}, as older versions of transformers wrote "
+            f"it. Write the model's values into {folder / 'processor_config.json'}: {settings} Or download "
+            "the model's newest revision."
+        )
 
 
 def _draw(purpose: str, seed: int, video_id: str, number: int) -> int:

@@ -2,18 +2,84 @@
 
 from __future__ import annotations
 
+import errno
+import functools
+import hashlib
 import json
 import math
 import os
+import platform
+import re
 import secrets
+import stat
+import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
+from vmr_zoo.errors import VmrError
 from vmr_zoo.utils.trees import map_leaves
+
+_HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+_TEMPORARY = re.compile(r"\.tmp-([0-9a-f]{8})-(\d+)-")
+_ABANDONED = 86400.0
+"""Seconds after which a temporary file of another machine, whose processes cannot be seen, is removed."""
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_UNWRITABLE = (*_FULL, errno.EROFS)
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+_IMPOSSIBLE = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.EIO)
+
+
+class WriteError(VmrError, OSError):
+    """A file that cannot be written: full disk, read-only folder, name too long."""
+
+    exit_code = 3
+
+    def __init__(self, path: str, cause: OSError) -> None:
+        if cause.errno in _FULL:
+            advice = "Free some space or choose another place, then run the same command again."
+        elif cause.errno in _REFUSED:
+            advice = "Choose a place that you may write to."
+        else:
+            advice = "Choose another place."
+        super().__init__()
+        self.args = path, cause  # what unpickling, in another process, passes to the constructor
+        self.message = f"Cannot write {path}: {cause.strerror}. {advice}"
+        self.errno, self.strerror = cause.errno, cause.strerror
+
+    def __str__(self) -> str:
+        return self.message
+
+
+def unwritable_cause(error: BaseException) -> OSError | None:
+    """Finds the full disk or read-only folder behind an error, however wrapped; None: another error."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, WriteError):
+            return OSError(cause.errno, cause.strerror, cause.args[0])
+        if isinstance(cause, OSError) and cause.errno in _UNWRITABLE:
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    for number in _UNWRITABLE:  # writers in C++ and Rust give the text only
+        if os.strerror(number) in str(error):
+            return OSError(number, os.strerror(number))
+    return None
+
+
+@contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Turns the system's refusal to write a file, raised by the body, into a `WriteError`."""
+    try:
+        yield
+    except OSError as error:  # of a download too, whose errors have other numbers
+        if isinstance(error, VmrError) or error.errno not in (*_FULL, *_REFUSED, *_IMPOSSIBLE):
+            raise
+        raise WriteError(str(path), error) from error
 
 
 @contextmanager
@@ -21,22 +87,93 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`, and renames it to `path` if the body succeeds.
 
     Creates the parent folder. Two processes may write the same path at once: the later rename wins, and a
-    reader sees one complete file or the other.
+    reader sees one complete file or the other. Temporary files of killed processes are removed.
 
     Args:
         path: the finished file.
 
     Yields:
         A path with the same suffix in the same folder, for the body to write.
+
+    Raises:
+        WriteError: if the file or its folder cannot be written.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.{secrets.token_hex(4)}{path.suffix}")
+    with writing(path):
+        _create_folder(path.parent)
+        _remove_leftovers(path.parent)
+        # Short, whatever the name: a file name of the greatest length has a temporary name too.
+        name = f".tmp-{_HOST}-{os.getpid()}-{secrets.token_hex(4)}{path.suffix}"
+        temporary = path.with_name(name)
+        try:
+            yield temporary
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _create_folder(folder: Path) -> None:
     try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WriteError(str(folder), error) from error
+
+
+@functools.cache  # once per folder and process
+def _remove_leftovers(folder: Path) -> None:
+    """Removes temporary files whose process was killed before it could remove them."""
+    with os.scandir(folder) as entries:
+        found = [(entry.path, match) for entry in entries if (match := _TEMPORARY.match(entry.name))]
+    for path, match in found:
+        with suppress(OSError):  # another process may remove it first
+            abandoned = time.time() - os.stat(path).st_mtime > _ABANDONED
+            if abandoned or (match[1] == _HOST and not _is_running(int(match[2]))):
+                os.unlink(path)
+
+
+def _is_running(pid: int) -> bool:
+    """Returns whether a process of this machine exists."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True
+
+
+def read_text(path: str | Path, most: int) -> str:
+    """Reads a small text file that may come from anywhere.
+
+    Args:
+        path: the file.
+        most: bytes that such a file has at most.
+
+    Raises:
+        VmrError: if it is larger, is no regular file, such as a pipe, which nothing may ever fill, or is not
+            UTF-8.
+        FileNotFoundError: if there is none.
+    """
+    size = check_regular(path)
+    if size > most:
+        raise VmrError(f"{path} has {size:,} bytes; such a file has at most {most:,}. It is something else.")
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise VmrError(f"{path} is not UTF-8 text ({error}).") from error
+
+
+def check_regular(path: str | Path) -> int:
+    """Returns the size of a file in bytes.
+
+    Raises:
+        VmrError: if it is a pipe, device or socket: reading it might never end.
+        OSError: if there is none.
+    """
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):
+        raise VmrError(f"{path} is not a regular file. Remove it, or replace it by the file itself.")
+    return found.st_size
 
 
 def atomic_write(path: str | Path, content: str | bytes) -> None:
@@ -54,6 +191,15 @@ def write_json(path: Path, value: Any) -> None:
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Writes a JSON Lines file atomically."""
     atomic_write(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
+
+
+def append_row(path: Path, row: Any) -> None:
+    """Appends a row to a JSON Lines file, in one piece: several processes may append to it."""
+    line = json.dumps(row, ensure_ascii=False, allow_nan=False).encode("utf-8", "backslashreplace") + b"\n"
+    with writing(path):
+        _create_folder(path.parent)
+        with path.open("ab") as file:
+            file.write(line)
 
 
 @contextmanager

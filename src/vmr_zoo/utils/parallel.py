@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
@@ -18,6 +21,8 @@ from rich.progress import (
 )
 
 from vmr_zoo.errors import VmrError
+
+_WATCH = "end with the parent"
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -49,6 +54,20 @@ def progress_bar(count: int) -> Progress:
     return Progress(*columns, transient=True, disable=count < 2)
 
 
+def _watched(parent: int, work: Callable[[Item], Result], item: Item) -> Result:
+    """Does the work of an item in a process that ends soon after its parent is killed."""
+    if os.getppid() == parent and not any(thread.name == _WATCH for thread in threading.enumerate()):
+        threading.Thread(target=_end_with, args=(parent,), name=_WATCH, daemon=True).start()
+    return work(item)
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process when its parent is gone. Workers of joblib would wait minutes for more work."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
 def in_parallel(
     work: Callable[[Item], Result], items: Sequence[Item], what: str, processes: int | None = None
 ) -> Iterator[Result]:
@@ -71,7 +90,7 @@ def in_parallel(
         # Not concurrent.futures: a job of a sweep, a process of joblib's, could not start processes with it.
         run = Parallel(count, backend="loky" if count > 1 else "sequential", return_as="generator")
         try:
-            done = run(delayed(work)(item) for item in items)
+            done = run(delayed(_watched)(os.getpid(), work, item) for item in items)
             yield from progress.track(done, total=len(items), description=what)
         except BrokenProcessPool as error:
             raise VmrError(

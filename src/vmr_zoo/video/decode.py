@@ -1,38 +1,57 @@
 """Decodes videos by time: the frame shown at a given time, at any frame rate.
 
-Times are relative to the first frame, whatever the file's clock starts at. Rotation flags (a phone's display
-matrix) are ignored: frames have their stored orientation.
+One clock for every use of a video: seconds after its first picture, counted by what is decoded. What the file
+declares about its length is compared with that, never used. Pictures are turned as the display matrix says.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-from fractions import Fraction
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import av
+import numpy as np
 
-from vmr_zoo.errors import VmrError
+from vmr_zoo.errors import abbreviate, printable
+from vmr_zoo.utils.arrays import Array
+from vmr_zoo.video.clock import Clock, Note, PacketLog
+from vmr_zoo.video.container import Opened, VideoError, describe, open_video
 
-_CLOCK_RESET = 1.0
-"""Seconds: a clock that falls back by more has been reset; by less, frames are out of order."""
+__all__ = ["Note", "Timeline", "VideoError", "duration", "list_notes", "remembered", "sample", "timeline"]
 
-_TRUNCATED = 0.1
-"""Share of the declared length, at least 1 s, that a file must lack to count as truncated."""
+_REMEMBERED = 256
+"""Timelines kept in memory, of the files that were decoded last."""
+
+_timelines: dict[tuple[str, int, int], Timeline] = {}
 
 
-class VideoError(VmrError):
-    """A file without usable video.
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """What decoding a file to its end found.
 
     Attributes:
-        kind: "missing", "corrupt", "empty" (no frame) or "no video stream" (audio only).
+        seconds: from the start of the first picture to the end of the last.
+        pictures: number of pictures.
+        stream: the video stream that was decoded.
+        notes: what is odd about the file, and how it was understood.
     """
 
-    def __init__(self, kind: str, message: str) -> None:
-        super().__init__(message)
-        self.kind = kind
+    seconds: float
+    pictures: int
+    stream: str
+    notes: tuple[Note, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns the timeline as a JSON object, with a note by kind."""
+        return {
+            "seconds": round(self.seconds, 3),
+            "pictures": self.pictures,
+            "stream": self.stream,
+            "notes": dict(self.notes),
+        }
 
 
 def sample(path: str | Path, seconds: float) -> Iterator[av.VideoFrame]:
@@ -46,111 +65,136 @@ def sample(path: str | Path, seconds: float) -> Iterator[av.VideoFrame]:
         seconds: sampling interval.
 
     Yields:
-        Decoded frames; the same object several times if the video has fewer frames than samples.
+        Decoded frames, upright; the same object several times if the video has fewer frames than samples.
 
     Raises:
-        VideoError: if the file is missing, cannot be decoded to its end, or yields no frame.
+        VideoError: if the file is missing, cannot be decoded to its end, yields no frame, or if its clock
+            leaps.
     """
     count = 0
-    with _open(path) as (container, stream):
-        shown: av.VideoFrame | None = None
-        for start, end, frame in _timed(container, stream):
-            while shown is not None and (count + 0.5) * seconds < start:
-                yield shown
+    with open_video(path) as opened:
+        current: av.VideoFrame | None = None
+        until = 0.0
+        for start, end, frame in _decoded(path, opened):
+            if current is not None and (count + 0.5) * seconds < start:
+                current = _upright(current)
+                while (count + 0.5) * seconds < start:
+                    yield current
+                    count += 1
+            current, until = frame, end
+        if current is not None and (count + 0.5) * seconds < until:
+            current = _upright(current)
+            while (count + 0.5) * seconds < until:
+                yield current
                 count += 1
-            shown, until = frame, end
-        while shown is not None and (count + 0.5) * seconds < until:
-            yield shown
-            count += 1
-        if shown is None:
-            raise VideoError("empty", f"{path} holds no frame. Copy or download it again.")
-        declared = _declared(stream)
-        if declared is not None and declared - until > max(1.0, _TRUNCATED * declared):
-            raise VideoError(
-                "corrupt",
-                f"{path} declares a length of {declared:.1f} s, but its frames end after {until:.1f} s: it "
-                "is truncated or damaged. Copy or download it again.",
-            )
     if not count:
         raise VideoError(
-            "empty", f"{path} lasts {until:.2f} s; expected at least {seconds / 2:g} s. Leave it out."
+            "empty",
+            f"{printable(path)} lasts {until:.2f} s; expected at least {seconds / 2:g} s. Leave it out.",
         )
 
 
-def duration(path: str | Path) -> float:
-    """Returns the length of the video stream in seconds.
-
-    Args:
-        path: any video that PyAV decodes.
+def timeline(path: str | Path) -> Timeline:
+    """Returns the timeline of a file; decodes it unless this process did already.
 
     Raises:
-        VideoError: if the file is missing, is no video, or holds no frame.
+        VideoError: as `sample`.
     """
-    with _open(path) as (container, stream):
-        declared = _declared(stream)
-        if declared:
-            return declared
-        # WebM declares only the length of the container, which may be that of its audio: read the packets.
-        times = [
-            (float(stamp * packet.time_base), float((packet.duration or 0) * packet.time_base))
-            for packet in container.demux(stream)
-            if (stamp := packet.dts if packet.pts is None else packet.pts) is not None and packet.time_base
-        ]
-        if not times:
-            raise VideoError("empty", f"{path} holds no frame. Copy or download it again.")
-        return max(start + length for start, length in times) - min(start for start, _ in times)
+    if (key := _key(path)) not in _timelines:
+        with open_video(path) as opened:
+            for _ in _decoded(path, opened):
+                pass
+    return _timelines[key]
 
 
-@contextlib.contextmanager
-def _open(path: str | Path) -> Iterator[tuple[Any, Any]]:
-    """Opens a file and its first video stream; turns decoding errors into a `VideoError`."""
-    path = Path(path)
+def remembered(path: str | Path) -> Timeline | None:
+    """Returns the timeline of a file that this process decoded; None: it did not."""
+    return _timelines.get(_key(path))
+
+
+def list_notes(videos: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """Summarises what is odd about videos.
+
+    Args:
+        videos: by name, its notes: the text by kind.
+
+    Returns:
+        A line per kind of note.
+    """
+    by_kind: dict[str, list[str]] = defaultdict(list)
+    for name, notes in videos.items():
+        for kind in notes:
+            by_kind[kind].append(name)
+    lines = []
+    for kind, names in by_kind.items():
+        more = f" ({len(names)} videos: {abbreviate(names, 5)})" if len(names) > 1 else ""
+        lines.append(printable(f"{names[0]}: {kind}: {videos[names[0]][kind]}.{more}"))
+    return lines
+
+
+def duration(path: str | Path) -> float:
+    """Returns the time from the start of the first picture to the end of the last, in seconds.
+
+    Raises:
+        VideoError: as `sample`.
+    """
+    return timeline(path).seconds
+
+
+def _key(path: str | Path) -> tuple[str, int, int]:
+    """Identifies a file and its content."""
     try:
-        if not path.is_file():
-            raise VideoError("missing", f"Expected a video file at {path}; there is none.")
-        if not path.stat().st_size:
-            raise VideoError("empty", f"{path} is an empty file. Copy or download it again.")
-        with av.open(str(path)) as container:
-            cover = av.stream.Disposition.attached_pic
-            streams = [stream for stream in container.streams.video if not stream.disposition & cover]
-            if not streams:
-                held = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
-                raise VideoError("no video stream", f"{path} has no video stream; it holds {held}.")
-            # Decoder threads cost more than they gain on cores that are busy with other work.
-            streams[0].thread_type = "NONE"
-            yield container, streams[0]
-    except (av.FFmpegError, OSError) as error:
-        raise VideoError(
-            "corrupt",
-            f"{path} cannot be decoded as a video ({error.strerror}). Copy, download or create it again.",
-        ) from error
+        found = Path(path).stat()
+    except (OSError, ValueError):  # no file: opening it says so
+        return str(path), 0, 0
+    return str(Path(path).absolute()), found.st_size, found.st_mtime_ns
 
 
-def _timed(container: Any, stream: Any) -> Iterator[tuple[float, float, av.VideoFrame]]:
-    """Yields (start, end, frame) in seconds after the first frame, in increasing order of starts."""
-    zero: Fraction | None = None
-    start = end = 0.0
-    usual = float(1 / stream.average_rate) if stream.average_rate else 0.0
-    for frame in container.decode(stream):
-        base = frame.time_base or Fraction(0)
-        # AVI has decoding times only. Decoders output frames in presentation order.
-        stamp = frame.dts if frame.pts is None else frame.pts
-        begins = end
-        if stamp is not None and base:
-            time = stamp * base
-            zero = time if zero is None else zero
-            begins = float(time - zero)
-            if begins < start - _CLOCK_RESET:
-                zero, begins = time - Fraction(end), end
-            elif begins <= start < end:
-                continue
-        start = begins
-        end = start + (float((frame.duration or 0) * base) or usual)
-        yield start, end, frame
+def _decoded(path: str | Path, opened: Opened) -> Iterator[tuple[float, float, av.VideoFrame]]:
+    """Yields (start, end, frame) in seconds after the first frame, in increasing order of starts.
+
+    At the end of the file, compares it with what the file declares and remembers the timeline.
+    """
+    container, stream, key = opened.container, opened.stream, _key(path)
+    clock, packets = Clock(printable(path), stream), PacketLog(container, stream)
+    failure: av.FFmpegError | None = None
+    for packet in container.demux():
+        packets.add(packet)
+        if packet.stream.index != stream.index:  # packet.stream_index is wrong in the last packet
+            continue
+        try:
+            frames = packet.decode()
+        except av.FFmpegError as error:
+            if clock.pictures:
+                raise
+            failure, frames = error, []  # before the first key frame
+        for frame in frames:
+            times = clock.times(frame)
+            if times is not None:
+                yield *times, frame
+    if failure is not None and not clock.pictures:
+        raise failure
+    clock.close(packets)
+    if opened.others:
+        clock.note("several video streams", f"{describe(stream)} is read, not {opened.others}")
+    _timelines[key] = Timeline(clock.end, clock.pictures, describe(stream), tuple(clock.notes.values()))
+    while len(_timelines) > _REMEMBERED:
+        del _timelines[next(iter(_timelines))]
 
 
-def _declared(stream: Any) -> float | None:
-    """Returns the length of the video stream in seconds as declared by the file; None: not declared."""
-    if stream.duration is None or not stream.time_base:
-        return None
-    return float(stream.duration * stream.time_base)
+def _upright(frame: av.VideoFrame) -> av.VideoFrame:
+    """Turns and mirrors a frame as its display matrix says; one that is not turned by right angles stays."""
+    data: Any = frame.side_data.get("DISPLAYMATRIX")
+    if data is None:
+        return frame
+    matrix = np.frombuffer(bytes(data), np.int32).astype(float)
+    (a, b), (c, d) = np.sign(np.rint(matrix[[[0, 1], [3, 4]]] / 2**16))
+    if (a, b, c, d) == (1, 0, 0, 1) or abs(a) + abs(b) != 1 or abs(a * d - b * c) != 1:
+        return frame
+    pixels: Array = frame.to_ndarray(format="rgb24")
+    # A pixel at (x, y) is shown at (a x + c y, b x + d y), up to a shift.
+    if b:
+        pixels = pixels.swapaxes(0, 1)
+    across, down = (c, b) if b else (a, d)
+    pixels = pixels[:: int(down), :: int(across)]
+    return av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")

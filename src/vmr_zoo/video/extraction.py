@@ -2,6 +2,7 @@
 
     OUT/manifest.json     settings, see `vmr_zoo.video.manifest`
     OUT/<video id>.npz    features (T, dim), and patches (T, P, patch_dim) float16 if the encoder has any
+    OUT/videos.jsonl      per extracted video: its length, its stream, and what is odd about it
 
 Files are written atomically: every existing file is complete. An interrupted run continues, and several
 processes may fill one folder with a shard each.
@@ -12,8 +13,10 @@ length; decoded clips wait in a bounded queue.
 
 from __future__ import annotations
 
+import json
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Full, Queue
@@ -24,13 +27,14 @@ import numpy as np
 
 from vmr_zoo.errors import VmrError, unknown
 from vmr_zoo.utils.arrays import Array
-from vmr_zoo.utils.files import atomic_path
+from vmr_zoo.utils.files import append_row, atomic_path
 from vmr_zoo.utils.parallel import in_parallel, progress_bar
-from vmr_zoo.video.decode import VideoError
+from vmr_zoo.video.decode import Timeline, VideoError, remembered
 from vmr_zoo.video.encoder import VideoEncoder
 from vmr_zoo.video.manifest import feature_settings, write_or_compare_manifest
 
 STORAGE = ("float32", "float16")
+VIDEOS = "videos.jsonl"
 
 
 class Failure(NamedTuple):
@@ -120,6 +124,7 @@ class _End:
     """Marks the end of the clips of a video."""
 
     failure: Failure | None = None
+    timeline: Timeline | None = None
 
 
 @dataclass
@@ -142,7 +147,7 @@ def _clips(job: _Job, encoder: VideoEncoder) -> Iterator[Any]:
         yield _End(Failure(job.video_id, "corrupt", f"{job.path} cannot be converted ({error})."))
     else:
         too_short = Failure(job.video_id, "empty", f"{job.path} is too short for one clip. Leave it out.")
-        yield _End(None if count else too_short)
+        yield _End(None if count else too_short, remembered(job.path))
 
 
 def _encoded(
@@ -169,7 +174,7 @@ def _encoded(
             batch.clear()
         for job, end in ended:
             video = videos.pop(job.video_id, _Unfinished())
-            yield end.failure or _write(job, video)
+            yield end.failure or _write(job, video, end.timeline)
         ended.clear()
 
     for job, item in stream:
@@ -225,7 +230,19 @@ def _batched(
         thread.join()
 
 
-def _write(job: _Job, video: _Unfinished) -> Failure | None:
+def read_notes(out: Path, video_ids: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Reads what is odd about the extracted videos of a folder: by id, the text by kind."""
+    wanted, notes = set(video_ids), dict[str, dict[str, str]]()
+    if (out / VIDEOS).exists():
+        for line in (out / VIDEOS).read_text(encoding="utf-8").splitlines():
+            with suppress(ValueError, KeyError, TypeError):  # a line that a killed process left incomplete
+                row = json.loads(line)
+                if row["video_id"] in wanted:
+                    notes[row["video_id"]] = row["notes"]
+    return notes
+
+
+def _write(job: _Job, video: _Unfinished, timeline: Timeline | None) -> Failure | None:
     """Writes the file of one video, unless its features are not finite."""
     arrays = {"features": np.stack(video.features)}
     if video.patches:
@@ -238,6 +255,9 @@ def _write(job: _Job, video: _Unfinished) -> Failure | None:
                 f"The {name} of {job.path} are not finite as {array.dtype}. Use dtype=float32 or bfloat16 "
                 "and storage=float32.",
             )
+    if timeline is not None:  # first: whatever has features has its line
+        clips = {"video_id": job.video_id, "clips": len(video.features)}
+        append_row(job.target.parent / VIDEOS, clips | timeline.as_json())
     with atomic_path(job.target) as path:
         np.savez(path, **arrays)  # type: ignore[arg-type]  # numpy's own stub
     return None

@@ -6,10 +6,11 @@ import glob
 import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
-from vmr_zoo.errors import VmrError
+from vmr_zoo.errors import VmrError, printable
 
 SUFFIXES = (
     *(".3gp", ".asf", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg"),
@@ -32,29 +33,33 @@ def find_videos(videos: str | Path | Sequence[str | Path]) -> dict[str, Path]:
     Args:
         videos: a folder (searched recursively, without hidden files), a glob such as "videos/**/*.mp4", a
             video file, a text file (.txt) with one path per line, relative to its folder, or several of
-            these.
+            these. A name with brackets that exists is meant as it is typed.
 
     Returns:
         Path by video id (the file name without suffix), sorted by id. A file listed in a text file may be
         missing; decoding it raises an error.
 
     Raises:
-        VmrError: if nothing is found, or two files have the same id.
+        VmrError: if nothing is found, two files have the same id, or a folder or text file cannot be read.
     """
     several = [videos] if isinstance(videos, str | Path) else list(videos)
     found: dict[str, Path] = {}
     for one in several:
-        paths = list(_expand(one))
+        paths = list(expand(one))
         for path in paths:
             other = found.setdefault(path.stem, path)
             if other != path and other.resolve() != path.resolve():
                 raise VmrError(
-                    f"Two files have the video id '{path.stem}': {other} and {path}. The id of a "
-                    "video is its file name without suffix: rename one, or select fewer files."
+                    f"Two files have the video id '{printable(path.stem)}': {printable(other)} and "
+                    f"{printable(path)}. The id of a video is its file name without suffix: rename one, or "
+                    "select fewer files."
                 )
         if not paths:
+            other_kind = (
+                ", which is a pipe or device" if os.path.lexists(one) and not Path(one).is_dir() else ""
+            )
             raise VmrError(
-                f"Found no video for videos={one}. Expected a folder with video files "
+                f"Found no video for videos={printable(one)}{other_kind}. Expected a folder with video files "
                 f"({' '.join(SUFFIXES)}), a glob, a video file, or a .txt with one path per line."
             )
     if not found:
@@ -79,21 +84,66 @@ def shard(items: Sequence[T], text: str) -> list[T]:
     return list(items[part - 1 :: parts])
 
 
-def _expand(place: str | Path) -> Iterator[Path]:
+def expand(place: str | Path) -> Iterator[Path]:
     """Yields the files of one entry of `find_videos`."""
-    path = Path(place).expanduser()
+    path = _path(str(place))
     if path.is_dir():
-        for folder, _, names in os.walk(path):
-            for name in names:
-                if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
-                    yield Path(folder) / name
+        yield from _walk(path)
     elif path.is_file() and path.suffix.lower() in LISTS:
-        for line in path.read_text(encoding="utf-8").splitlines():
-            if line.strip():
-                yield path.parent / Path(line.strip()).expanduser()
+        yield from _listed(path)
     elif path.is_file():
         yield path
     else:
-        for name in glob.glob(str(path), recursive=True):
-            if os.path.isfile(name):
-                yield Path(name)
+        # Brackets of a name that matches nothing are part of it.
+        pattern = _escape_folders(path)
+        for attempt in (pattern, pattern.replace("[[]", "[").replace("[", "[[]")):
+            found = [Path(name) for name in glob.glob(attempt, recursive=True) if os.path.isfile(name)]
+            if found:
+                yield from found
+                return
+
+
+def _path(name: str) -> Path:
+    """Returns a path, with ~ for the home folder unless there is a file of this name."""
+    path = Path(name)
+    if name.startswith("~") and not path.exists():
+        with suppress(RuntimeError):  # no such user
+            return path.expanduser()
+    return path
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Yields the videos in a folder and its subfolders, of links to folders too, each folder once."""
+
+    def refuse(error: OSError) -> None:
+        raise VmrError(f"Cannot read the folder {printable(error.filename)}: {error.strerror}.") from error
+
+    seen = set()
+    for place, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        if (real := os.path.realpath(place)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        for name in names:
+            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
+                yield Path(place) / name
+
+
+def _listed(path: Path) -> Iterator[Path]:
+    """Yields the paths of a text file, relative to its folder."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise VmrError(f"Expected a text file in UTF-8 with one path per line at {path}; {error}.") from error
+    for line in lines:
+        if line.strip():
+            yield path.parent / _path(line.strip())
+
+
+def _escape_folders(path: Path) -> str:
+    """Returns a glob in which the leading folders that exist are meant as they are typed."""
+    known = Path(path.anchor)
+    rest = list(path.parts[1:] if path.anchor else path.parts)
+    while rest and os.path.isdir(known / rest[0]):
+        known /= rest.pop(0)
+    return os.path.join(glob.escape(str(known)), *rest)

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+import subprocess
+import sys
+import time
+
+import pytest
+
+from vmr_zoo.errors import VmrError
+from vmr_zoo.utils.files import _is_running, _remove_leftovers, append_row, atomic_path, atomic_write
+
+PARALLEL = """
+import os, sys, time
+from pathlib import Path
+from vmr_zoo.utils.parallel import in_parallel
+
+def work(folder):
+    Path(folder, str(os.getpid())).touch()
+    time.sleep(60)
+
+list(in_parallel(work, [sys.argv[1]] * 2, "sleeping", 2))
+"""
+KILLED = """
+import os, signal, sys
+from vmr_zoo.utils.files import atomic_path
+with atomic_path(sys.argv[1]) as path:
+    path.write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next_one(tmp_path):
+    subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "v.npz")], check=False)
+    (left,) = tmp_path.iterdir()
+    assert left.suffix == ".npz"
+    _remove_leftovers.cache_clear()
+    with atomic_path(tmp_path / "other.txt") as mine:  # one that is being written stays
+        assert not left.exists()
+        mine.write_text("")
+        _remove_leftovers.cache_clear()
+        atomic_write(tmp_path / "third.txt", "")
+        assert mine.exists()
+        # Of another machine: kept for a day.
+        theirs = tmp_path / ".tmp-00000000-1-00000000.txt"
+        theirs.touch()
+        _remove_leftovers.cache_clear()
+        atomic_write(tmp_path / "third.txt", "")
+        assert theirs.exists()
+        os.utime(theirs, (0, 0))
+        _remove_leftovers.cache_clear()
+        atomic_write(tmp_path / "third.txt", "")
+    assert {path.name for path in tmp_path.iterdir()} == {"other.txt", "third.txt"}
+
+
+def test_workers_end_with_a_killed_parent(tmp_path):
+    parent = subprocess.Popen([sys.executable, "-c", PARALLEL, str(tmp_path)])
+    _wait(lambda: len(list(tmp_path.iterdir())) == 2)
+    workers = [int(path.name) for path in tmp_path.iterdir()]
+    parent.kill()
+    parent.wait()
+    _wait(lambda: not any(_is_running(pid) for pid in workers))
+
+
+def _wait(condition):
+    end = time.monotonic() + 50
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [(errno.ENOSPC, "Free some space"), (errno.EROFS, "may write to"), (errno.ENAMETOOLONG, "another place")],
+)
+def test_a_file_that_cannot_be_written_is_one_message_also_of_another_process(tmp_path, number, advice):
+    with (
+        pytest.raises(VmrError, match=rf"Cannot write .*a\.txt: .*{advice}") as caught,
+        atomic_path(tmp_path / "a.txt"),
+    ):
+        raise OSError(number, os.strerror(number))
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+    assert caught.value.errno == number
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ConnectionRefusedError), atomic_path(tmp_path / "a.txt"):  # of a download
+        raise ConnectionRefusedError(errno.ECONNREFUSED, "refused")
+
+
+def test_names_of_the_greatest_length_and_folders_that_are_files(tmp_path):
+    atomic_write(tmp_path / ("x" * 251 + ".npz"), "")
+    with pytest.raises(VmrError, match="File name too long"):
+        atomic_write(tmp_path / ("x" * 252 + ".npz"), "")
+    (tmp_path / "file").touch()
+    for write in (atomic_write, append_row):
+        with pytest.raises(VmrError, match="Cannot write"):
+            write(tmp_path / "file" / "a.txt", "")
