@@ -21,17 +21,17 @@ def test_a_stored_configuration_follows_its_paths(tmp_path):
             "data": {
                 "root": "${paths.annotations}/charades",
                 "files": ["${paths.features}"],
-                "name": "/older/data",
+                "label": "/older/data",
             },
             "run": str(tmp_path),
         }
     )
     directory.write_config(tmp_path, directory.relocatable(cfg))
-    stored = directory.load_config(tmp_path, resolve=False)
+    stored = directory.load_config(tmp_path, build=False)
     stored.paths.annotations, stored.paths.features = "/new", "/new2"
     assert stored.data.root == "/new/charades"
     assert stored.data.files == ["/new2"]
-    assert stored.data.name == "/older/data"
+    assert stored.data.label == "/older/data"
     assert directory.load_config(tmp_path).data.root == "/old/data/charades"
 
 
@@ -110,7 +110,7 @@ def run_of_the_earlier_layout(folder: Path, state: str = "finished") -> Path:
     ("state", "verb"),
     [
         ("finished", ["eval"]),
-        ("finished", ["predict", "video=clip.mp4", "query=a star"]),
+        ("finished", ["predict", f"video={__file__}", "query=a star"]),
         ("finished", ["train", "resume=true"]),
         ("interrupted", ["train", "resume=true"]),
     ],

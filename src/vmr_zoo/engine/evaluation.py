@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from vmr_zoo.config.allowed import check_names
 from vmr_zoo.data.annotations.protocols import find_split, refuse_other_protocol
 from vmr_zoo.data.annotations.records import SELECTION
 from vmr_zoo.data.batches.datamodule import FOR_DETAILS, TRAINING_ONLY
@@ -29,6 +31,7 @@ from vmr_zoo.errors import VmrError, unknown
 from vmr_zoo.runs import directory
 from vmr_zoo.runs.directory import HEADER
 from vmr_zoo.runs.environment import describe_environment
+from vmr_zoo.runs.resume import changed_annotations, split_digests
 from vmr_zoo.utils.files import atomic_path, write_json, write_rows
 from vmr_zoo.utils.trees import walk
 
@@ -36,6 +39,8 @@ if TYPE_CHECKING:
     from vmr_zoo.data.batches.datamodule import VMRDataModule
     from vmr_zoo.engine.probes import Probe
     from vmr_zoo.methods.base import Method
+
+log = logging.getLogger(__name__)
 
 
 def evaluate(cfg: DictConfig) -> None:
@@ -66,9 +71,13 @@ def evaluate(cfg: DictConfig) -> None:
     method, data = rebuild(stored, run, unread | (frozenset() if cfg.details else FOR_DETAILS), changes)
     splits = _requested_splits(data, cfg.split)
     data.prepare_data()
+    if changed := changed_annotations(run, split_digests(data.protocol.splits), splits):
+        _refuse_unless_wanted(run, changed, cfg.other_annotations)
+        header |= {"name": f"{header['name']} on other annotations", "annotations": changed}
 
     trainer = prediction_trainer(stored.trainer, run)
     features, metrics = data.features, {}
+    written = []
     for split in splits:
         sentences: Mapping[str, str] = {}
         if probe is not None:
@@ -76,7 +85,13 @@ def evaluate(cfg: DictConfig) -> None:
         target = directory.next_free(run / "eval", split if probe is None else f"{split}-{probe.name}")
         metrics[split] = _evaluate_split(trainer, method, data, split, sentences, header, target, cfg)
         write_json(target / directory.ENVIRONMENT, describe_environment(stored.seed))
+        written.append(str(target))
     print_metrics(header, metrics)
+    if probe is not None or changes:
+        unchanged = directory.read_json(run / directory.METRICS)
+        print_metrics(unchanged[HEADER], {split: unchanged[split] for split in splits if split in unchanged})
+    more = " evals=true" if probe is not None or changes else ""
+    log.info(f"Wrote {', '.join(written)}. Next: vmr report runs={run}{more}")
 
 
 def rebuild(
@@ -98,6 +113,16 @@ def rebuild(
     compare_manifests(directory.read_json(run / directory.MANIFEST), data.features.manifest())
     load_weights(method, run / directory.WEIGHTS, changes)
     return method, data
+
+
+def _refuse_unless_wanted(run: Path, changed: Sequence[str], wanted: bool) -> None:
+    """Refuses annotations that differ from those of the run, unless the user wants its scores on these."""
+    if not wanted:
+        raise VmrError(
+            f"The annotations differ from those that {run} was scored with: {'; '.join(changed)}. Restore "
+            "them (paths.annotations). To score the run on these, under a name that says so, add "
+            "other_annotations=true."
+        )
 
 
 def _evaluate_split(
@@ -182,4 +207,5 @@ def _change_arguments(stored: DictConfig, change: Any) -> list[str]:
         if key not in known:
             raise unknown("argument of the method", key, known)
         OmegaConf.update(stored, key, value, merge=False)
+    check_names(OmegaConf.to_container(stored.method), "change={…}")
     return [f"{key}={json.dumps(value).strip(chr(34))}" for key, value in change.items()]

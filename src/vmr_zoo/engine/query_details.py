@@ -17,6 +17,7 @@ from vmr_zoo.engine.prediction import predict_rows, prediction_trainer
 from vmr_zoo.errors import VmrError, nearest
 from vmr_zoo.runs import directory
 from vmr_zoo.runs.directory import HEADER
+from vmr_zoo.runs.resume import changed_annotations, split_digests
 from vmr_zoo.utils.arrays import Array
 
 if TYPE_CHECKING:
@@ -67,6 +68,11 @@ def query_details(
     header = directory.read_json(run / directory.METRICS)[HEADER]
     method, data = rebuild(stored, run, TRAINING_ONLY)
     split, query = _find_query(data.protocol, query_id)
+    if changed := changed_annotations(run, split_digests({split: data.protocol.splits[split]}), [split]):
+        raise VmrError(
+            f"The annotations differ from those that {run} was scored with: {'; '.join(changed)}. Restore "
+            "them (paths.annotations)."
+        )
     asked = query if sentence is None else _ask(query, sentence, data.features, data.needs)
     whole = data.protocol
     data.protocol = _one_video(whole, split, asked)

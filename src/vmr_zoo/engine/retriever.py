@@ -35,7 +35,8 @@ from vmr_zoo.errors import VmrError
 from vmr_zoo.runs import directory
 from vmr_zoo.spans import nms
 from vmr_zoo.utils.arrays import Array
-from vmr_zoo.video.decode import duration
+from vmr_zoo.video.decode import Note, timeline
+from vmr_zoo.video.torch_models import find_device
 
 if TYPE_CHECKING:
     from vmr_zoo.methods.base import Method
@@ -108,7 +109,7 @@ class Retriever:
         Raises:
             VmrError: for a window that is not longer than 0 s.
         """
-        if window_seconds is not None and window_seconds <= 0:
+        if window_seconds is not None and not 0 < window_seconds < float("inf"):
             raise VmrError(f"Expected a window longer than 0 s, found {window_seconds}.")
         self.method = method.to(device).eval()
         self.features = features
@@ -166,7 +167,7 @@ class Retriever:
             method,
             features,
             narrator=(trained["narration"] or {}).get("narrator"),
-            device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
+            device=find_device(None if device is None else str(device)),
             window_seconds=window_seconds,
             batch_size=batch_size,
         )
@@ -184,11 +185,12 @@ class Retriever:
             VmrError: if the method needs narrations and there are none, or those of another narrator.
         """
         path = Path(video)
-        seconds = duration(path)
         vectors = times = None
         if "narration" in self.needs:
             vectors, times = self._narrations(path, narrations)
-        return EncodedVideo(self, path, seconds, self.features.video.encode(path), vectors, times)
+        clips = self.features.video.encode(path)
+        found = timeline(path)  # decoded just now
+        return EncodedVideo(self, path, found.seconds, clips, vectors, times, found.notes)
 
     def _narrations(self, path: Path, file: str | Path | None) -> tuple[Array, Array]:
         """Embeds the narrations of a video: (Ln, dim), and (Ln, 2) seconds."""
@@ -221,6 +223,7 @@ class EncodedVideo:
         clips: (T, dim) float32.
         narration: (Ln, dim) float32, None for a method that reads none.
         narration_seconds: (Ln, 2) float32 start and end.
+        notes: what is odd about the file, and how it was understood.
     """
 
     retriever: Retriever
@@ -229,6 +232,7 @@ class EncodedVideo:
     clips: Array
     narration: Array | None = None
     narration_seconds: Array | None = None
+    notes: tuple[Note, ...] = ()
 
     def search(self, query: str, top_k: int = 5) -> list[Moment]:
         """Finds the moments that a sentence describes.

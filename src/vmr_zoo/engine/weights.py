@@ -13,6 +13,9 @@ from vmr_zoo.utils.files import atomic_path
 if TYPE_CHECKING:
     from vmr_zoo.methods.base import Method
 
+_PARTS = {"state_dict", "loops", "optimizer_states", "lr_schedulers", "callbacks", "epoch", "global_step"}
+"""What Lightning needs to continue a training."""
+
 
 def export_weights(method: Method, path: Path) -> None:
     """Writes the weights and buffers of a method."""
@@ -20,6 +23,29 @@ def export_weights(method: Method, path: Path) -> None:
 
     with atomic_path(path) as temporary:
         save_model(method, str(temporary))
+
+
+def check_checkpoint(path: Path) -> None:
+    """Refuses a last.ckpt that training cannot continue from.
+
+    Raises:
+        VmrError: if it is cut short, something else, or lacks a part.
+    """
+    import torch
+
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+        lacking = sorted(_PARTS - set(found)) if isinstance(found, dict) else sorted(_PARTS)
+        reason = f"it has no {', '.join(lacking)}" if lacking else ""
+    except OSError:
+        raise
+    except Exception as error:  # a broken file raises nearly anything
+        reason = f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
+    if reason:
+        raise VmrError(
+            f"Cannot continue from {path}: {reason}. Copy the run again, or train it in another directory "
+            "(run=DIR)."
+        )
 
 
 def load_weights(method: Method, path: Path, changes: Sequence[str] = ()) -> None:

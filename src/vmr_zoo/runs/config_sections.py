@@ -5,12 +5,16 @@ from __future__ import annotations
 import functools
 import re
 from pathlib import Path
+from typing import Any
 
-from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
+from vmr_zoo.errors import VmrError
 from vmr_zoo.metrics.settings import MAP_THRESHOLDS, MetricSettings, Rounding
-from vmr_zoo.runs.directory import CONFIG, load_config
+from vmr_zoo.runs.directory import CONFIG, load_config, parse_config, read_config
+
+_ROUNDING = f"{Rounding.__module__}.{Rounding.__qualname__}"
 
 
 def config_section(run: Path, key: str) -> str:
@@ -18,8 +22,8 @@ def config_section(run: Path, key: str) -> str:
 
     Parsing the whole file of 1,000 runs takes a minute.
     """
-    text = (run / CONFIG).read_text(encoding="utf-8") if (run / CONFIG).is_file() else ""
-    found = re.search(rf"^{key}:.*\n?(?:[ \-#].*\n?)*", text, re.MULTILINE)
+    text = read_config(run) if (run / CONFIG).is_file() else ""
+    found = re.search(rf"^{re.escape(key)}:.*\n?(?:[ \-#].*\n?)*", text, re.MULTILINE)
     return found.group() if found else ""
 
 
@@ -30,17 +34,24 @@ def metric_settings(run: Path) -> MetricSettings:
         VmrError: if the directory has no config.yaml.
     """
     if not (run / CONFIG).is_file():
-        load_config(run)  # raises the error that names the missing file
-    return _parse_metrics(config_section(run, "metrics"))
+        load_config(run, build=False)  # raises the error that names the missing file
+    return _parse_metrics(config_section(run, "metrics"), run / CONFIG)
 
 
 @functools.lru_cache(maxsize=64)
-def _parse_metrics(text: str) -> MetricSettings:
-    node = OmegaConf.create(text).metrics
-    return MetricSettings(
-        r1_thresholds=list(node.r1_thresholds),
-        r5_thresholds=list(node.r5_thresholds),
-        map_thresholds=list(node.get("map_thresholds", MAP_THRESHOLDS)),  # runs before this key
-        windows=node.windows,
-        rounding=instantiate(node.rounding) if node.get("rounding") else Rounding(),
-    )
+def _parse_metrics(text: str, source: Path) -> MetricSettings:
+    try:
+        node: Any = OmegaConf.to_container(parse_config(text, source)["metrics"])
+        rounding = dict(node.get("rounding") or {})
+        named = rounding.pop("_target_", _ROUNDING)
+        if named != _ROUNDING:
+            raise VmrError(f"rounding names {named}, expected {_ROUNDING}")
+        return MetricSettings(
+            r1_thresholds=list(node["r1_thresholds"]),
+            r5_thresholds=list(node["r5_thresholds"]),
+            map_thresholds=list(node.get("map_thresholds", MAP_THRESHOLDS)),  # runs before this key
+            windows=node["windows"],
+            rounding=Rounding(**rounding),
+        )
+    except (VmrError, AttributeError, KeyError, TypeError, ValueError, OmegaConfBaseException) as error:
+        raise VmrError(f"The metrics in {source} are broken ({error}). Copy the run again.") from error

@@ -46,3 +46,18 @@ def map_leaves(function: Callable[[Any], Any], tree: Any) -> Any:
     if isinstance(tree, list | tuple):
         return [map_leaves(function, value) for value in tree]
     return function(tree)
+
+
+def leaf_values(tree: Any) -> Iterator[Any]:
+    """Yields every value of nested mappings and sequences.
+
+    >>> list(leaf_values({"a": [1, {"b": 2}]}))
+    [1, 2]
+    """
+    if isinstance(tree, Mapping):
+        tree = list(tree.values())
+    if isinstance(tree, list | tuple):
+        for value in tree:
+            yield from leaf_values(value)
+    else:
+        yield tree

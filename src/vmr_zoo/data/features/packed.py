@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from vmr_zoo.data.features.contained import read_npy
 from vmr_zoo.data.features.problems import FeatureError, Problem
 from vmr_zoo.data.features.source import VideoSource
 from vmr_zoo.errors import VmrError, unknown
@@ -124,11 +125,20 @@ def _read_index(folder: Path) -> dict[str, Any]:
         index = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FeatureError("missing", f"Expected packed features at {path}; make them by vmr pack.") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FeatureError("unreadable", f"{path} is not valid JSON ({error}). Pack again.") from error
     if not isinstance(index, dict) or index.get("schema") != SCHEMA:
         raise FeatureError("unreadable", f"{path} was not written by this version of vmr pack. Pack again.")
+    types = {"dtype": str, "dim": int, "source": dict, "difference": int | float, "rows": int, "videos": dict}
+    broken = [key for key, kind in types.items() if not isinstance(index.get(key), kind)]
+    if broken or not all(map(_is_place, index["videos"].values())):
+        raise FeatureError("unreadable", f"{path} is broken ({', '.join(broken) or 'videos'}). Pack again.")
     return index
+
+
+def _is_place(place: Any) -> bool:
+    """Returns whether a value is a first row, a number of rows, and their checksum."""
+    return isinstance(place, list) and len(place) == 3 and all(isinstance(x, int) and x >= 0 for x in place)
 
 
 class PackedVideos(VideoSource):
@@ -175,8 +185,8 @@ class PackedVideos(VideoSource):
     def _rows(self) -> Array:
         path = self.folder / DATA
         try:
-            rows = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
+            rows = read_npy(str(path))
+        except Exception as error:  # a broken header raises nearly anything
             raise FeatureError("unreadable", f"{path} cannot be read ({error}). Pack again.") from error
         expected = (self._index["rows"], self.dim)
         if rows.shape != expected or rows.dtype != self._index["dtype"]:

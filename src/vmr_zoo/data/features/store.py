@@ -18,9 +18,19 @@ import h5py
 import numpy as np
 import torch
 
+from vmr_zoo.data.features.contained import (
+    check_archive,
+    check_inside,
+    check_size,
+    member,
+    read_npy,
+    read_npz,
+    take,
+)
 from vmr_zoo.data.features.problems import FeatureError
-from vmr_zoo.errors import unknown
+from vmr_zoo.errors import VmrError, unknown
 from vmr_zoo.utils.arrays import Array
+from vmr_zoo.utils.files import check_regular
 from vmr_zoo.video.files import FILE_NAMES
 
 # ---------------------------------------------------------------------------------------------- stores
@@ -91,13 +101,6 @@ class ArrayStore(ABC):
             raise FeatureError("unreadable", f"{where} holds {found} values; expected real numbers.")
         return array, where
 
-    def _entry(self, container: Any, where: str) -> Any:
-        """Takes `key` out of a mapping of arrays."""
-        if self.key is None or self.key not in container:
-            found = ", ".join(sorted(map(str, container)))
-            raise FeatureError("unreadable", f"{where} holds the arrays {found}; expected key={self.key}.")
-        return container[self.key]
-
 
 class FileStore(ArrayStore):
     """A folder with one file per id: npz (with a key), npy, or pt (a tensor, or a dict with a key)."""
@@ -146,15 +149,15 @@ class FileStore(ArrayStore):
         """Reads one file."""
         path = self.where(name)
         if self.suffix == ".npy":
-            # Memory-mapped: files with several layers and patch tokens are read in part only.
-            return np.load(path, mmap_mode="r", allow_pickle=False)
+            return read_npy(path)
         if self.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as arrays:
-                return self._entry(arrays, path)
+            return read_npz(path, self.key)
+        stored = check_archive(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-        tensor = self._entry(loaded, path) if isinstance(loaded, Mapping) else loaded
+        tensor = take(loaded, self.key, path) if isinstance(loaded, Mapping) else loaded
         if not isinstance(tensor, torch.Tensor):
             raise FeatureError("unreadable", f"{path} holds a {type(tensor).__name__}; expected a tensor.")
+        check_size(path, tensor.numel() * tensor.element_size(), stored)
         return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).detach().numpy()
 
 
@@ -179,8 +182,9 @@ class Hdf5Store(ArrayStore):
     def _handle(self) -> h5py.File:
         if self._open is None or self._open[0] != os.getpid():  # a handle does not survive a fork
             try:
+                check_regular(self.file)
                 self._open = (os.getpid(), h5py.File(self.file, "r"))
-            except OSError as error:
+            except (OSError, VmrError) as error:
                 kind = "unreadable" if self.file.exists() else "missing"
                 raise FeatureError(
                     kind,
@@ -208,14 +212,15 @@ class Hdf5Store(ArrayStore):
 
     def read_named(self, name: str) -> Array:
         """Reads one dataset."""
-        item = self._handle()[name]
+        item = member(self._handle(), name, self.where(name))
         if self.key is not None and isinstance(item, h5py.Group):
-            item = self._entry(item, self.where(name))
+            item = member(item, self.key, self.where(name))
         if not isinstance(item, h5py.Dataset):
             found = ", ".join(sorted(item)) if isinstance(item, h5py.Group) else type(item).__name__
             raise FeatureError(
                 "unreadable", f"{self.where(name)} is a group with {found}; set `key` to one of them."
             )
+        check_inside(item, self.where(name))
         return np.asarray(item[()])
 
 

@@ -3,9 +3,10 @@
     <cache>/shapes/<hash of the world>/
         videos/<video id>.mp4
         annotations/<split>.jsonl
+        checksums.json                      of videos and annotations
         manifest.json
         features/<hash of the encoder>/     <video id>.npz and manifest.json (written by `vmr_zoo.video`)
-        narrations/<hash of the narrator>.jsonl and .manifest.json (written by `features`)
+        narrations/<hash of the narrator>.jsonl, .manifest.json and .checksums.json (written by `features`)
 
 Files are written atomically, and the manifest of a folder is written last: a folder without one is
 incomplete. An interrupted rendering continues with the missing videos.
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,11 @@ import numpy as np
 from vmr_zoo.data.worlds.shapes import render
 from vmr_zoo.data.worlds.shapes.sentences import Question, ask
 from vmr_zoo.data.worlds.shapes.world import GROUPS, Scene, WorldSettings, sample_scene
+from vmr_zoo.utils.checksums import verify_checksums, write_checksums
 from vmr_zoo.utils.files import atomic_write, lock_folder
 from vmr_zoo.utils.parallel import in_parallel
 
+CHECKSUMS = "checksums.json"
 VERSION = "2"
 """Must be raised with every change of world, rendering or grammar; part of the cache path."""
 
@@ -68,11 +71,30 @@ def generate_world(settings: WorldSettings, cache: str | Path, processes: int | 
         The folder of the world.
     """
     folder = world_folder(settings, cache)
-    if not (folder / "manifest.json").exists():
+    if not _is_complete(folder):
         with lock_folder(folder):
-            if not (folder / "manifest.json").exists():
+            if not _is_complete(folder):
                 _generate(settings, folder, processes)
     return folder
+
+
+def _is_complete(folder: Path) -> bool:
+    return (folder / "manifest.json").exists() and (folder / CHECKSUMS).exists()
+
+
+def verify(folder: Path, files: Iterable[Path]) -> None:
+    """Compares generated files with their checksums.
+
+    Args:
+        folder: of the world.
+        files: videos or annotations in it.
+
+    Raises:
+        VmrError: names the first file that has changed.
+    """
+    verify_checksums(
+        folder / CHECKSUMS, files, f"Delete it and {folder / CHECKSUMS}; they are generated again."
+    )
 
 
 def _generate(settings: WorldSettings, folder: Path, processes: int | None) -> None:
@@ -88,6 +110,8 @@ def _generate(settings: WorldSettings, folder: Path, processes: int | None) -> N
     rows = annotate(settings)
     for split, listed in rows.items():
         _write_jsonl(folder / "annotations" / f"{split}.jsonl", listed)
+    files = [*sorted((folder / "videos").glob("*.mp4")), *sorted((folder / "annotations").glob("*.jsonl"))]
+    write_checksums(folder / CHECKSUMS, files)
     sizes = {
         split: {"videos": len({row["video_id"] for row in listed}), "sentences": len(listed)}
         for split, listed in rows.items()
