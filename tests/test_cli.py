@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import shutil
 import subprocess
 import sys
 import types
@@ -36,7 +35,7 @@ ROOT = Path(__file__).parents[1]
         ),
         (["train", "data=charades_cd", "metod=bm_detr"], ["key 'metod'", "method"]),
         (["train", "data=charades_cd", "max_epochs=3"], ["key 'max_epochs'", "trainer.max_epochs"]),
-        (["train", "method.optimizer.lr=1"], ["Did you mean method.training.optimizer.lr"]),
+        (["train", "method.trainng.optimizer.lr=1"], ["Did you mean method.training.optimizer.lr"]),
         (["train", "method.loss_weights.span_l1=1"], ["Did you mean method.training.loss_weights.span_l1"]),
         (["train", "data=charades_cd", "sed=1", "metod=x"], ["key 'sed'", "seed"]),
         (["train", "data=charades_cd", "variant=papre"], ["variant 'papre'", "paper"]),
@@ -44,7 +43,7 @@ ROOT = Path(__file__).parents[1]
             ["train", "data=charades_cd", "method=predict_all", "+method.colour=red"],
             ["PredictAll", "'colour'"],
         ),
-        (["train", "data=charades_cd", "ablation=bm_detr/no_such"], ["'no_such'"]),
+        (["train", "data=charades_cd", "ablation=bm_detr/no_such"], ["bm_detr/no_such"]),
         (
             ["train", "data=charades_cd", "recipe=shapes/bm_dter"],
             ["recipe 'shapes/bm_dter'", "shapes/bm_detr"],
@@ -56,7 +55,30 @@ ROOT = Path(__file__).parents[1]
         ),
         (["train", "data(=x"], ["Cannot read 'data(=x'"]),
         (["eval"], ["'run'"]),
-        (["score", "data=charades_cd", "predictions=x.jsonl", "splt=iid"], ["key 'splt'", "split"]),
+        (["train", "method=mesm,tea", "seed=1"], ["Say -m to run both: vmr train -m method=mesm,tea seed=1"]),
+        (["train", "ablation=mesm/table5_en"], ["ablation 'mesm/table5_en'", "Did you mean mesm/table5_enc"]),
+        (["train", "ablation=[mesm/table5_en]"], ["Did you mean mesm/table5_enc"]),
+        (["train", "experiment=mesm/charades"], ["Did you mean mesm/charades_cg"]),
+        (["train", "experiment=foo"], ["names below bm_detr, emb"]),
+        (["train", "ablation=tea/table4_add", "method=mesm"], ["'method/merge'", "Say method=tea"]),
+        (
+            ["embed", "features/query=clip", "data=shapes"],
+            ["'features/query'", "text_encoder@features.query"],
+        ),
+        (["train", "+method/x=y"], ["'method/x' is no group"]),
+        (["train", "trainer.limit_train_batches=3"], ["+trainer.limit_train_batches=3"]),
+        (["train", "-m", "seed=0,1", "--cfg", "job"], ["leave out -m"]),
+        (["train", "--cgf", "job"], ["option '--cgf'", "--cfg"]),
+        (["train", "method.training.optimizer.lr=abc"], ["a number, more than 0; found abc"]),
+        (["train", "method.network.dim=wide"], ['method.network.dim to be a whole number; found "wide"']),
+        (["train", "method.training.loss_weights.span_l1=x"], ["span_l1 to be a number or null"]),
+        (["train", "seed=4294967296"], ["at most 4294967295"]),
+        (["train", "threads=0"], ["threads to be a whole number, at least 1"]),
+        (["train", "trainer.precision=bf16-true"], ["Did you mean", "bf16-mixed"]),
+        (["train", "compile=yes"], ["compile 'yes'", "false, true"]),
+        (["extract", "device=banana", "encoder=grid"], ["device 'banana'", "cuda"]),
+        (["completion", "tcsh"], ["shell 'tcsh'", "bash, fish, zsh"]),
+        (["score", "data=charades_cd", f"predictions={__file__}", "splt=iid"], ["key 'splt'", "split"]),
     ],
 )
 def test_a_mistake_gets_one_message_and_exit_code_2(args, expected, capsys):
@@ -111,12 +133,17 @@ def test_help_names_every_verb_and_each_verb_its_choices(capsys):
     assert main.main(["--help"]) == 0
     shown = capsys.readouterr().out
     assert all(verb in shown for verb in main.VERBS)
-    with pytest.raises(SystemExit) as stop:
-        main.main(["train", "--help"])
-    assert not stop.value.code
+    assert main.main(["train", "--help"]) == 0
     shown = capsys.readouterr().out
     assert "vmr train method=bm_detr" in shown
     assert "bias_kde" in shown
+    assert "# paper | released: the preset of a method's switches" in shown
+    assert main.main(["report", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "# table | markdown" in shown
+    assert "bias_kde" not in shown
+    assert main.main(["train", "--help", "method=mesm"]) == 0
+    assert capsys.readouterr().out.startswith("== method=mesm ==\n# MESM")
 
 
 def test_cfg_prints_the_composed_configuration(capsys):
@@ -124,38 +151,38 @@ def test_cfg_prints_the_composed_configuration(capsys):
     assert "vmr_zoo.data.annotations.protocols.charades_cd" in capsys.readouterr().out
 
 
-def test_completion_offers_verbs_and_a_verbs_choices(monkeypatch, capsys):
-    assert main.main(["completion", "bash"]) == 0
-    assert "train" in capsys.readouterr().out
-    monkeypatch.setenv("COMP_LINE", "vmr data=charades_c")
-    assert main.main(["train", "-sc", "query=bash"]) == 0
-    assert set(capsys.readouterr().out.split()) == {"data=charades_cd", "data=charades_cg"}
+def test_a_mistake_that_needs_no_configuration_is_reported_before_hydra_is_imported(tmp_path):
+    (tmp_path / "seed0").mkdir()
+    (tmp_path / "seed0" / "config.yaml").touch()
+    (tmp_path / "clip.mp4").touch()
+    found = f"{tmp_path}/seed0"
+    commands = {
+        ("--version",): "",
+        ("predict", "--help"): "",
+        ("trian",): "Did you mean train",
+        ("eval", f"run={tmp_path}"): f"It contains runs: {found}.",
+        ("predict", f"run={found}", f"video={tmp_path}/clip.mp"): f"Did you mean {tmp_path}/clip.mp4",
+        ("extract", "videos=nowhere", "encoder=grid"): "Found no video for videos=nowhere",
+        ("score", "predictions=none.jsonl"): "No such file: predictions=none.jsonl",
+        ("report", "runs=nowhere"): "No such folder: runs=nowhere",
+    }
+    code = (
+        "import sys; from vmr_zoo.cli.main import main; main(sys.argv[1:]);"
+        "assert not {'hydra', 'torch', 'numpy'} & set(sys.modules)"
+    )
+    for args, expected in commands.items():
+        shown = subprocess.run(
+            [sys.executable, "-c", code, *args], check=True, capture_output=True, text=True, cwd=ROOT
+        )
+        assert expected in shown.stderr
 
 
-def test_completion_script_runs_in_bash(tmp_path):
-    bash = shutil.which("bash")
-    if bash is None:
-        pytest.skip("no bash")
-    stub = tmp_path / "vmr"
-    # Replaces the command and logs how the script calls it.
-    stub.write_text(
-        '#!/bin/bash\necho "[$COMP_LINE][$1][$2][$3]" >> "$0.log"; echo data=charades_cd data=charades_cg\n'
-    )
-    stub.chmod(0o755)
-    script = tmp_path / "completion.sh"
-    script.write_text(main._COMPLETION.replace("VERBS", " ".join(main.VERBS)))
-    ask = (
-        f'source {script}; COMP_LINE="vmr tra"; COMP_WORDS=(vmr tra); COMP_CWORD=1; _vmr;'
-        'echo "${COMPREPLY[@]}";'
-        'COMP_LINE="vmr train data=charades_c"; COMP_WORDS=(vmr train data=charades_c); COMP_CWORD=2; _vmr;'
-        'echo "${COMPREPLY[@]}"'
-    )
-    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    shown = subprocess.run(
-        [bash, "-c", ask], capture_output=True, text=True, env=environment, check=True
-    ).stdout
-    assert shown.splitlines() == ["train", "data=charades_cd data=charades_cg"]
-    assert (tmp_path / "vmr.log").read_text().strip() == "[vmr data=charades_c][train][-sc][query=bash]"
+def test_options_and_overrides_mix(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "quiet_verb", types.SimpleNamespace(main=lambda cfg: cfg.browse - 1))
+    monkeypatch.setitem(main.VERBS, "report", ("quiet_verb", ""))
+    assert main.main(["report", "browse=1", "-m", "format=csv,table"]) == 0
+    assert main.main(["report", "browse=3", "--cfg", "job", "format=csv"]) == 0
+    assert "browse: 3" in capsys.readouterr().out
 
 
 def test_score_and_help_never_wait_for_torch():

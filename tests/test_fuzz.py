@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from vmr_zoo import spans
-from vmr_zoo.cli.main import quote_plain_text
+from vmr_zoo.config.arguments import as_typed
 from vmr_zoo.data.annotations import readers
 from vmr_zoo.data.annotations.records import Query, Split
 from vmr_zoo.data.annotations.rows import numbered
@@ -34,7 +34,7 @@ from vmr_zoo.data.features.files import FileFeatures
 from vmr_zoo.data.features.queries import WordVectorQueries
 from vmr_zoo.data.features.store import FileStore, Hdf5Store
 from vmr_zoo.data.narrations import MANIFEST_KEYS, manifest_path, read_narrations
-from vmr_zoo.engine import scoring
+from vmr_zoo.engine import scoring, submission
 from vmr_zoo.engine.query_file import read_query_file
 from vmr_zoo.errors import VmrError
 from vmr_zoo.metrics.settings import MetricSettings
@@ -192,7 +192,7 @@ def test_scores_of_a_file_equal_the_loops(times: int) -> None:
                     "pred_saliency_scores": [s for s, _ in clips],
                 }
             )
-        rows = scoring.locate_rows(json.loads(json.dumps(rows)))  # as they come out of a file
+        rows = submission.locate_rows(json.loads(json.dumps(rows)))  # as they come out of a file
         scored = scoring.score_queries(rows, Split("test", tuple(queries)), MetricSettings(highlights=True))
         got = {name: values.tolist() for name, values in scored.queries.items()}
         for number, (windows, moments, clips) in enumerate(videos):
@@ -456,7 +456,7 @@ def test_a_submission_is_scored_within_bounds_or_refused(times: int, tmp_path: P
 
         def scores() -> Any:
             return scoring.score_queries(
-                scoring.read_rows(path), TRUTH, MetricSettings(highlights=True), str(path)
+                submission.read_rows(path), TRUTH, MetricSettings(highlights=True), str(path)
             )
 
         scored = only_our_error(scores)
@@ -481,10 +481,11 @@ def test_a_typed_sentence_arrives_as_it_was_typed(times: int) -> None:
     @fuzz(times, 300, typed)
     def check(text: str) -> None:
         assume(text[:1] not in ("", "[", "'", '"'))  # already Hydra's grammar
-        (override,) = OverridesParser.create().parse_overrides([quote_plain_text(f"query={text}", ["query"])])
-        cfg = OmegaConf.create({"query": None})
-        OmegaConf.update(cfg, "query", override.value(), force_add=True)
-        assert cfg.query == text
+        for verb, key in (("predict", "query"), ("draw", "sentence"), ("report", "out"), ("eval", "run")):
+            (override,) = OverridesParser.create().parse_overrides(as_typed(verb, [f"{key}={text}"]))
+            cfg = OmegaConf.create({key: None})
+            OmegaConf.update(cfg, key, override.value(), force_add=True)
+            assert cfg[key] == text
 
 
 @LENGTHS

@@ -7,6 +7,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vmr_zoo.blocks.dropout import dropout as dropped
+from vmr_zoo.errors import VmrError
+
+
+def check_heads(dim: int, heads: int) -> None:
+    """Refuses a width that the heads cannot share equally.
+
+    Raises:
+        VmrError: names both numbers.
+    """
+    if heads < 1 or dim < 1 or dim % heads:
+        raise VmrError(f"Expected dim to be a multiple of heads; found dim={dim} and heads={heads}.")
 
 
 def attend(
@@ -90,8 +101,12 @@ class MultiHeadAttention(nn.Module):
             dim: D, divisible by `heads`.
             heads: number of heads.
             dropout: on the attention weights, in training.
+
+        Raises:
+            VmrError: if the heads do not divide the width.
         """
         super().__init__()
+        check_heads(dim, heads)
         self.dim, self.heads, self.dropout = dim, heads, dropout
         self.in_proj_weight = nn.Parameter(torch.empty(3 * dim, dim))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * dim))

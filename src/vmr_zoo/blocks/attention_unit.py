@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vmr_zoo.blocks.attention import attend
+from vmr_zoo.blocks.attention import attend, check_heads
 from vmr_zoo.blocks.dropout import Dropout
 from vmr_zoo.blocks.dropout import dropout as dropped
 from vmr_zoo.blocks.unknown_word import UnknownWord
+from vmr_zoo.errors import VmrError
 from vmr_zoo.utils.switches import check_switches
 
 MASKED = -1e30
@@ -95,6 +96,7 @@ class _Attention(nn.Module):
 
     def __init__(self, dim: int, heads: int, dropout: float, query_factor: float) -> None:
         super().__init__()
+        check_heads(dim, heads)
         self.heads = heads
         self.dropout = dropout
         self.query_factor = query_factor
@@ -241,8 +243,13 @@ class GuidedConv(nn.Module):
             dim: width d.
             kernel: positions that the depthwise convolution covers, odd.
             dropout: dropout rate.
+
+        Raises:
+            VmrError: for an even kernel.
         """
         super().__init__()
+        if kernel < 1 or kernel % 2 == 0:
+            raise VmrError(f"Expected an odd number for guide_kernel; found {kernel}.")
         # Holds the weight (d, 3, kernel) of the depthwise convolution.
         self.depthwise = nn.Conv1d(3 * dim, dim, kernel, padding=kernel // 2, groups=dim, bias=False)
         self.pointwise = nn.Linear(dim, dim)

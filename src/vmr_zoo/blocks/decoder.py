@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from vmr_zoo.blocks.attention import MultiHeadAttention, attend
+from vmr_zoo.blocks.attention import MultiHeadAttention, attend, check_heads
 from vmr_zoo.blocks.dropout import Dropout
 from vmr_zoo.blocks.position import sine_coordinates
 from vmr_zoo.blocks.projection import MLP, Activation, FeedForward, copies, xavier_matrices
@@ -154,6 +154,7 @@ class AnchorDecoderLayer(nn.Module):
     ) -> None:
         """Builds a first layer with the arguments of `AnchorDecoder`."""
         super().__init__()
+        check_heads(dim, heads)
         self.heads = heads
         self.attention_dropout = dropout
         self.self_query_content = nn.Linear(dim, dim)

@@ -4,11 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from difflib import SequenceMatcher
 from typing import Any
 
+from vmr_zoo.config.arguments import overrides_of
+from vmr_zoo.config.groups import members, unknown_member
+from vmr_zoo.config.values import takes_argument
 from vmr_zoo.errors import VmrError, nearest, unknown
+
+_LIBRARIES = {
+    "wandb.": "Weights & Biases (logger=csv trains without it)",
+    "lightning.": "Lightning",
+    "torch": "The GPU is full (a smaller data.batch_size needs less)",
+}
+_LIBRARY_ERRORS = {
+    "UsageError",
+    "CommError",
+    "AuthenticationError",
+    "MisconfigurationException",
+    "OutOfMemoryError",
+}
+"""Exceptions of libraries by which they refuse what a user chose."""
 
 
 def complain(message: str) -> None:
@@ -34,6 +52,14 @@ def explain(error: BaseException, verb: str, overrides: Sequence[str]) -> str | 
     for cause in _causes(error):
         if isinstance(cause, VmrError):
             return str(cause)
+    for cause in _causes(error):
+        for module, prefix in _LIBRARIES.items():
+            if type(cause).__module__.startswith(module) and type(cause).__name__ in _LIBRARY_ERRORS:
+                return f"{prefix}: {str(cause).strip().splitlines()[0]}"
+    from vmr_zoo.utils.files import WriteError, unwritable_cause
+
+    if full := unwritable_cause(error):
+        return str(WriteError(full.filename or "a file", full))
     from hydra.errors import (
         ConfigCompositionException,
         HydraException,
@@ -46,8 +72,11 @@ def explain(error: BaseException, verb: str, overrides: Sequence[str]) -> str | 
     if isinstance(error, OverrideParseException):
         return f"Cannot read '{error.override}': expected key=value. {error.message.splitlines()[0]}"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
-        group, _, name = error.missing_cfg_file.rpartition("/")
-        return str(unknown(group, name, [option for option in error.options if option != "default"]))
+        return _unknown_member(error.missing_cfg_file, error.options, overrides)
+    if missing := re.search(r"Could not load '([^']+)'", str(error)):  # of a list
+        return _unknown_member(missing.group(1), [], overrides)
+    if str(error).startswith("Ambiguous value for argument"):
+        return _several_values(str(error), verb, overrides)
     if isinstance(error, ConfigCompositionException):
         return _unknown_key(str(error), verb, overrides)
     if isinstance(error, InstantiationException):
@@ -61,12 +90,48 @@ def explain(error: BaseException, verb: str, overrides: Sequence[str]) -> str | 
     return None
 
 
+def exit_code(error: BaseException) -> int:
+    """Returns the exit code of an explained error: 3 if a file cannot be written, else 2."""
+    from vmr_zoo.utils.files import WriteError, unwritable_cause
+
+    found = next((cause for cause in _causes(error) if isinstance(cause, VmrError)), None)
+    if found is not None:
+        return found.exit_code
+    return VmrError.exit_code if unwritable_cause(error) is None else WriteError.exit_code
+
+
 def _causes(error: BaseException) -> Iterator[BaseException]:
     """Yields the error and the errors that it was raised from, outermost first."""
     current: BaseException | None = error
     while current is not None:
         yield current
         current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
+
+
+def _unknown_member(file: str, options: Sequence[str], overrides: Sequence[str]) -> str:
+    """Suggests members of the group that an override names; GROUP=FOLDER/NAME is a member, too."""
+    typed = [key for _, key, _ in overrides_of(overrides)]
+    group, _, name = file.rpartition("/")
+    if not members(group.partition("/")[0]):  # of Hydra, or of a folder of the user
+        return str(unknown(group, name, [option for option in options if option != "default"]))
+    also = options if group in typed else []
+    while "/" in group and group not in typed:
+        group, _, folder = group.rpartition("/")
+        name = f"{folder}/{name}"
+    return str(unknown_member(group, name, also))
+
+
+def _several_values(message: str, verb: str, overrides: Sequence[str]) -> str:
+    """Suggests -m for key=a,b."""
+    found = re.search(r"argument '(([^=]+)=(.*))'", message.splitlines()[0])
+    override, key, value = found.groups() if found else ("key=a,b", "key", "a,b")
+    count = value.count(",") + 1
+    runs = "both" if count == 2 else f"all {count}"
+    words = " ".join(shlex.quote(text) for text in overrides)
+    return (
+        f"{override} has {count} values. Say -m to run {runs}: vmr {verb} -m {words}\n"
+        f"For one value with commas, quote it: \"{key}='{value}'\"; a list is {key}=[{value}]."
+    )
 
 
 def _unknown_key(message: str, verb: str, overrides: Sequence[str]) -> str:
@@ -77,7 +142,17 @@ def _unknown_key(message: str, verb: str, overrides: Sequence[str]) -> str:
     if not found:
         return " ".join(message.split("\n")[:2]).strip()
     key = found.group(1).split("@")[0]
-    valid = _valid_keys(verb, [o for o in overrides if o.lstrip("+~").partition("=")[0].split("@")[0] != key])
+    typed = [name.split("@")[0] for _, name, _ in overrides_of(overrides)]
+    if "/" in key and key not in typed:
+        return _overlay_of_another_method(key, overrides)
+    valid, cfg, groups = _valid_keys(
+        verb, [o for o in overrides if o.lstrip("+~").partition("=")[0].split("@")[0] != key]
+    )
+    if "/" in key or members(key):
+        return _group_not_included(key, verb, groups)
+    if cfg is not None and takes_argument(cfg, key):
+        value = next(value for _, name, value in overrides_of(overrides) if name == key)
+        return f"The configuration files do not set '{key}'. It exists: add it as +{key}={value}."
     leaf = key.rsplit(".", 1)[-1]
     same_leaf = sorted(
         (name for name in valid if name.rsplit(".", 1)[-1] == leaf),
@@ -88,11 +163,31 @@ def _unknown_key(message: str, verb: str, overrides: Sequence[str]) -> str:
     return f"Unknown key '{key}' for vmr {verb}.{hint} `vmr {verb} --cfg job` prints every key."
 
 
-def _valid_keys(verb: str, overrides: Sequence[str]) -> list[str]:
-    """Lists every key of the configuration that the other overrides compose."""
+def _overlay_of_another_method(key: str, overrides: Sequence[str]) -> str:
+    """Explains an ablation or experiment that selects a file of a group that the method does not have."""
+    named = ("ablation", "experiment")
+    typed = [f"{name}={value}" for _, name, value in overrides_of(overrides) if name in named]
+    owners = sorted({text.partition("=")[2].strip("[").partition("/")[0] for text in typed if "/" in text})
+    needed = f" Say method={' or method='.join(owners)}." if owners else ""
+    file = " or ".join(typed) or "A file"
+    return f"{file} selects '{key}', a group that this method does not have.{needed}"
+
+
+def _group_not_included(key: str, verb: str, groups: Sequence[str]) -> str:
+    """Explains GROUP=NAME where the selected files do not include the group."""
+    group, _, part = key.rpartition("/")
+    close = [name for name in groups if "@" in name and name.endswith((f".{part}", f".{part}.encoder"))]
+    instead = f" To change it: {close[0]}=NAME." if close else ""
+    reason = f"the file selected in '{group}' includes no such group" if group else "it takes no such group"
+    plain = ", ".join(sorted(name for name in groups if "@" not in name and not name.startswith("hydra")))
+    return f"'{key}' has no effect in this vmr {verb}: {reason}.{instead} Groups here: {plain}."
+
+
+def _valid_keys(verb: str, overrides: Sequence[str]) -> tuple[list[str], Any, list[str]]:
+    """Lists every key, and the groups, of the configuration that the other overrides compose."""
     from omegaconf import OmegaConf
 
-    from vmr_zoo.config.compose import compose, config_dir
+    from vmr_zoo.config.compose import compose_with_choices, config_dir
     from vmr_zoo.utils.trees import walk
 
     plain = [o for o in overrides if not o.startswith("-") and "hydra." not in o]
@@ -101,9 +196,10 @@ def _valid_keys(verb: str, overrides: Sequence[str]) -> list[str]:
         [],
     ):  # a second wrong key fails the first; the defaults of the verb then have to do
         with contextlib.suppress(Exception):
-            tree: Any = OmegaConf.to_container(compose(verb, attempt))
-            return [key for key, _ in walk(tree)]
-    return [path.name for path in config_dir().iterdir() if path.is_dir()]
+            cfg, choices = compose_with_choices(verb, attempt)
+            tree: Any = OmegaConf.to_container(cfg)
+            return [key for key, _ in walk(tree)], cfg, choices
+    return [path.name for path in config_dir().iterdir() if path.is_dir()], None, []
 
 
 def _failed_construction(error: BaseException) -> str:
@@ -119,7 +215,7 @@ def _failed_construction(error: BaseException) -> str:
                 "disagree: check the overlay files (experiment, ablation) and + overrides for a misspelt key."
             )
     node = re.search(r"full_key: (\S+)", str(error))
-    reason = str(causes[-1]).strip().splitlines()[0]
+    reason = (str(causes[-1]).strip() or type(causes[-1]).__name__).splitlines()[0]
     return (
         f"Cannot build {node.group(1) if node else 'an object'} from the configuration: {reason} "
         "(HYDRA_FULL_ERROR=1 shows the traceback)"

@@ -43,20 +43,21 @@ def run_verb(verb: str, module: str, args: list[str], full_error: bool) -> int:
     def job(cfg: DictConfig) -> float | None:
         return runner.run(cfg)
 
-    sweep.SweepFolder.path = None
+    sweep.SweepFolder.path, sweep.SweepFolder.jobs = None, []
     reports: list[sweep.JobReport] = []
     failure: Exception | None = None
     try:
         # Without this variable Hydra prints shorter messages of its own; with it, it raises.
-        with _environment(HYDRA_FULL_ERROR="1"), _arguments([f"vmr {verb}", *args]):
+        with _environment(HYDRA_FULL_ERROR="1", **{sweep.JOB_COUNT: ""}), _arguments([f"vmr {verb}", *args]):
             hydra.main(config_path=str(config_dir()), config_name=verb, version_base="1.3")(job)()
     except Exception as error:
         failure = error
     finally:
         if sweep.SweepFolder.path is not None:
-            reports = sweep.take_reports(sweep.reports_folder(sweep.SweepFolder.path, runner.token))
+            folder = sweep.reports_folder(sweep.SweepFolder.path, runner.token)
+            reports = sweep.take_reports(folder, sweep.SweepFolder.jobs)
             if reports:
-                sweep.print_summary(reports)
+                sweep.print_summary(reports, sweep.SweepFolder.path)
     failure = failure or runner.failure
     failed = [report for report in reports if report.state not in sweep.DONE]
     if failure is not None and not failed:
@@ -103,13 +104,14 @@ class _Runner:
 
     def _main(self, cfg: DictConfig) -> int:
         """Checks the configuration and calls the verb's `main`."""
-        from vmr_zoo.config.compose import check_recipe
-        from vmr_zoo.config.resolvers import check_variant
+        from hydra.core.hydra_config import HydraConfig
+
+        from vmr_zoo.config.groups import check_recipe
+        from vmr_zoo.config.values import check_values
         from vmr_zoo.utils.machine import keep_freed_memory
 
         check_recipe()
-        if "variant" in cfg:
-            check_variant(cfg.variant)
+        check_values(self.verb, cfg, HydraConfig.get().overrides.task)
         main: Callable[[DictConfig], int] = importlib.import_module(self.module).main
         keep_freed_memory()
         # Lightning's DDP starts its other processes with the command line that it finds.
@@ -123,6 +125,7 @@ class _Runner:
         from vmr_zoo.config.compose import resolve_job_keys
         from vmr_zoo.runs import status, sweep
 
+        sweep.end_with_parent()
         hydra = HydraConfig.get()
         overrides = list(hydra.overrides.task)
         folder = sweep.reports_folder(Path(hydra.sweep.dir), self.token)
@@ -138,7 +141,7 @@ class _Runner:
             if self.verb == "train":
                 run = Path(cfg.run)
                 report("started")
-            report(*self._run_unless_done(cfg, run))
+            report(*self._run_unless_done(cfg, run, folder, hydra.job.num))
             return None if run is None else status.objective(run)
         except (SystemExit, KeyboardInterrupt):
             report("interrupted")
@@ -154,18 +157,25 @@ class _Runner:
             report("failed", message)
             return None
 
-    def _run_unless_done(self, cfg: DictConfig, run: Path | None) -> tuple[str, str]:
+    def _run_unless_done(
+        self, cfg: DictConfig, run: Path | None, folder: Path, number: int
+    ) -> tuple[str, str]:
         """Returns the state of the job afterwards, and why it failed."""
+        from vmr_zoo.runs import sweep
         from vmr_zoo.runs.directory import relocatable
         from vmr_zoo.runs.resume import is_done
         from vmr_zoo.runs.status import read_status
 
         if run is not None and is_done(run, relocatable(cfg), cfg.resume):
             return "skipped", ""
+        if run is not None and (owner := sweep.claim(folder, run, number)) != number:
+            sweep.wait_for(folder, owner)
+            return "skipped", ""
         code = self._main(cfg)
         if code:
             return "failed", f"exit code {code}"
-        return ("finished" if run is None else read_status(run)["state"]), ""
+        state = "new" if run is None else read_status(run)["state"]
+        return ("finished" if state == "new" else state), ""  # fast_dev_run leaves no status
 
 
 def _single_job_arguments(cfg: DictConfig) -> list[str]:

@@ -6,14 +6,25 @@ once and `vmr score` never waits for torch.
 
 from __future__ import annotations
 
+import logging
 import os
-import re
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
-from vmr_zoo.cli.explain import complain, explain
+from vmr_zoo.cli import completion
+from vmr_zoo.cli.explain import complain, exit_code, explain
+from vmr_zoo.cli.help import page
 from vmr_zoo.cli.jobs import run_verb
-from vmr_zoo.errors import unknown
+from vmr_zoo.cli.paths import check_paths
+from vmr_zoo.config.arguments import (
+    as_typed,
+    check_options,
+    composes_only,
+    is_sweep,
+    options_first,
+    with_present_keys,
+)
+from vmr_zoo.errors import VmrError, unknown
 
 VERBS: dict[str, tuple[str, str]] = {
     "train": ("vmr_zoo.cli.train", "train a method on a data set and predict every test split"),
@@ -33,29 +44,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "import": ("vmr_zoo.cli.import_", "turn the authors' checkpoint into a run"),
 }
 
-_PLAIN_TEXT = {
-    "predict": ("video", "query", "csv", "picture", "out"),
-    "draw": ("query", "sentence", "videos", "out"),
-}
-"""Keys of a verb whose value is a sentence, an id or a path: it arrives as typed."""
-
 USAGE = 2
 """Exit code of a user-fixable error."""
-
-_COMPLETION = """\
-_vmr() {
-  local words=($COMP_LINE) word=${COMP_WORDS[$COMP_CWORD]} rest choices
-  if [ "$COMP_CWORD" -le 1 ]; then
-    COMPREPLY=($(compgen -W "VERBS completion" -- "$word"))
-    return
-  fi
-  rest="vmr${COMP_LINE#*${words[1]}}"
-  choices=$(COMP_LINE=$rest COMP_POINT=$COMP_POINT command vmr "${words[1]}" -sc query=bash 2>/dev/null)
-  COMPREPLY=($(compgen -o nospace -o default -W "$choices" -- "$word"))
-}
-COMP_WORDBREAKS=${COMP_WORDBREAKS//=}
-complete -o nospace -o default -F _vmr vmr
-"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,28 +55,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments after `vmr`; None: those of the process.
 
     Returns:
-        The exit code: 0 for success, 2 for a user-fixable error, else the verb's own.
+        The exit code: 0 for success, 2 for a user-fixable error, 3 for a disk that cannot be written, else
+        the verb's own.
     """
     args = list(sys.argv[1:] if argv is None else argv)
-    if not args or args[0] in ("-h", "--help", "help"):
-        print(overview())
-        return 0 if args else USAGE
-    verb, rest = args[0], args[1:]
-    if verb == "--version":
-        from importlib.metadata import version
-
-        print(version("vmr_zoo"))
-        return 0
-    if verb == "completion":
-        print(_COMPLETION.replace("VERBS", " ".join(VERBS)))
-        return 0
-    if verb in _PLAIN_TEXT:
-        rest = [quote_plain_text(arg, _PLAIN_TEXT[verb]) for arg in rest]
     full_error = os.environ.get("HYDRA_FULL_ERROR") == "1"
     try:
-        if verb not in VERBS:
-            raise unknown("verb", verb, VERBS)
-        return run_verb(verb, VERBS[verb][0], rest, full_error)
+        code = _run(args, full_error)
+        sys.stdout.flush()  # a closed pipe shows here, not while Python ends
+        return code
     except BrokenPipeError:
         # The reader of the pipe is gone; Python would complain again when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -95,11 +72,46 @@ def main(argv: Sequence[str] | None = None) -> int:
         complain("Interrupted.")
         return 130
     except Exception as error:
-        message = explain(error, verb, rest)
+        message = explain(error, args[0], args[1:])
         if full_error or message is None:
             raise
         complain(message)
-        return USAGE
+        return exit_code(error)
+
+
+def _run(args: Sequence[str], full_error: bool) -> int:
+    """Prints a page, or runs a verb. Checks that need no composed configuration come before Hydra."""
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(overview())
+        return 0 if args else USAGE
+    verb, rest = args[0], args[1:]
+    if verb == "--version":
+        from importlib.metadata import version
+
+        print(version("vmr_zoo"))
+    elif verb == "completion":
+        print(completion.script(rest[0] if rest else "bash"), end="")
+    elif verb == "_complete":
+        print(*completion.complete(rest[0], rest[1], tuple(VERBS)), sep="\n")
+    elif verb not in VERBS:
+        raise unknown("verb", verb, VERBS)
+    elif {"-h", "--help"} & set(rest):
+        print(page(verb, rest))
+    else:
+        rest = ["json=true" if arg == "--json" and verb == "predict" else arg for arg in rest]
+        check_options(rest)
+        rest, notes = with_present_keys(rest)
+        for note in notes:
+            complain(note)
+        if composes_only(rest):
+            logging.raiseExceptions = False  # Hydra prints by logging, which would report a closed pipe
+        if is_sweep(rest) and {"--cfg", "-c"} & set(rest):
+            raise VmrError(
+                "--cfg shows the configuration of one job: leave out -m, and give each key one value."
+            )
+        check_paths(verb, rest)
+        return run_verb(verb, VERBS[verb][0], as_typed(verb, options_first(rest)), full_error)
+    return 0
 
 
 def overview() -> str:
@@ -119,24 +131,7 @@ Examples
   vmr report runs=runs
   vmr doctor data=charades_cd paths.annotations=/data/annotations
 
-Tab completion: eval "$(vmr completion bash)\""""
-
-
-def quote_plain_text(arg: str, keys: Collection[str]) -> str:
-    """Quotes a sentence or file name given to one of the keys, where Hydra would parse commas and quotes.
-
-    Quoted values and lists stay as they are. "${" in a sentence is literal. --json becomes json=true.
-    """
-    if arg == "--json":
-        return "json=true"
-    key, equals, value = arg.partition("=")
-    if not equals or key not in keys or value[:1] in ("", "[", "'", '"'):
-        return arg
-    from hydra.core.override_parser.types import Quote, QuotedString
-
-    if key in ("query", "sentence"):
-        value = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
-    return f"{key}={QuotedString(value, Quote.single).with_quotes()}"
+Tab completion: eval "$(vmr completion bash)", or zsh, or: vmr completion fish | source"""
 
 
 if __name__ == "__main__":

@@ -11,9 +11,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from vmr_zoo.config.arguments import without_interpolation
 from vmr_zoo.config.resolvers import register_resolvers
 from vmr_zoo.config.switch_table import apply_row
-from vmr_zoo.errors import VmrError, unknown
+from vmr_zoo.errors import VmrError
 
 
 def config_dir() -> Path:
@@ -68,6 +69,22 @@ def compose(verb: str, overrides: Sequence[str] = ()) -> DictConfig:
         return _compose_job(verb, overrides)
 
 
+def compose_with_choices(verb: str, overrides: Sequence[str]) -> tuple[DictConfig, list[str]]:
+    """Composes a configuration, and lists the groups that it selects files from, such as "features/query".
+
+    Raises:
+        hydra.errors.HydraException: as Hydra raises on the command line.
+    """
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+
+    register_resolvers()
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(config_dir()), version_base="1.3", job_name=verb):
+        cfg = hydra.compose(verb, list(overrides), return_hydra_config=True)
+    return cfg, list(cfg.hydra.runtime.choices)
+
+
 def recompose(overrides: Sequence[str]) -> DictConfig:
     """Composes the configuration of the current Hydra job once more.
 
@@ -110,27 +127,9 @@ def resolve_job_keys(cfg: DictConfig) -> None:
     for node, keys in ((cfg, ("name", "run", "resume")), (choices, list(choices))):
         for key in keys:
             if key in node and OmegaConf.is_interpolation(node, key):
-                node[key] = node[key]
+                value = node[key]
+                node[key] = without_interpolation(value) if isinstance(value, str) else value
     apply_row(cfg)
-
-
-def check_recipe() -> None:
-    """Refuses an unknown `recipe=NAME`. The defaults list marks the recipe as optional and would ignore it.
-
-    Raises:
-        VmrError: lists the valid ones.
-    """
-    from hydra.core.hydra_config import HydraConfig
-
-    overrides = HydraConfig.get().overrides.task
-    requested = [text.removeprefix("recipe=") for text in overrides if text.startswith("recipe=")]
-    if not requested:
-        return
-    folder = config_dir() / "recipe"
-    names = ["none", *(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))]
-    for name in requested:
-        if name not in names:
-            raise unknown("recipe", name, names)
 
 
 def build(node: DictConfig) -> Any:

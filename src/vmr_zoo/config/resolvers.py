@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from vmr_zoo.config.run_names import run_name
 from vmr_zoo.config.switch_table import row_names
 from vmr_zoo.errors import unknown
+from vmr_zoo.utils.trees import walk
 
 VARIANTS = ("paper", "released")
 
@@ -24,6 +25,7 @@ def register_resolvers() -> None:
         "choice": _chosen_file,
         "in_sweep": in_sweep,
         "extracted": extracted,
+        "folder_of": folder_of,
         "sweep_jobs": sweep_jobs,
         "wandb_group": wandb_group,
         "switch_rows": row_names,
@@ -113,6 +115,11 @@ def extracted(key: str, folders: Sequence[str]) -> Any:
     return OmegaConf.create(value) if isinstance(value, list | dict) else value
 
 
+def folder_of(file: str) -> str:
+    """Resolves `${folder_of:FILE}`: the name of the folder that holds a file."""
+    return Path(file).expanduser().resolve().parent.name
+
+
 def _chosen_file(group: str) -> str | None:
     """Resolves `${choice:GROUP}`: the name of the file chosen in a config group, None for no choice."""
     from hydra.core.hydra_config import HydraConfig
@@ -125,13 +132,25 @@ def _current_run_name(*, _root_: DictConfig) -> str:
     """Resolves `${run_name:}` from the overrides of the current Hydra job."""
     from hydra.core.hydra_config import HydraConfig
 
-    return run_name(str(_chosen_file("method")), str(_root_.variant), list(HydraConfig.get().overrides.task))
+    overrides = list(HydraConfig.get().overrides.task)
+    return run_name(str(_chosen_file("method")), str(_root_.variant), overrides, _keys(_root_))
 
 
 def _current_study_name(*, _root_: DictConfig) -> str:
-    """Resolves `${study_name:}`: the run name without the keys that a search varies, equal for all trials."""
+    """Resolves `${study_name:}`: the run name without the keys that a search varies, equal for all trials.
+
+    The process that starts the search resolves it too, before it has a job.
+    """
     from hydra.core.hydra_config import HydraConfig
 
-    varied = HydraConfig.get().sweeper.get("params") or {}
-    overrides = [text for text in HydraConfig.get().overrides.task if text.partition("=")[0] not in varied]
-    return run_name(str(_chosen_file("method")), str(_root_.variant), overrides)
+    hydra = _root_.get("hydra") or HydraConfig.get()
+    varied = hydra.sweeper.get("params") or {}
+    overrides = [text for text in hydra.overrides.task if text.partition("=")[0] not in varied]
+    method = str(hydra.runtime.choices.get("method"))
+    return run_name(method, str(_root_.variant), overrides, _keys(_root_))
+
+
+def _keys(root: DictConfig) -> list[str]:
+    """Returns every key of the job's configuration, without those of Hydra's own."""
+    tree: Any = OmegaConf.to_container(root, resolve=False)
+    return [key for key, _ in walk({name: node for name, node in tree.items() if name != "hydra"})]

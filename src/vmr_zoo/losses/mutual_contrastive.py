@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from vmr_zoo.errors import VmrError
 from vmr_zoo.spans import iou, pairwise
 from vmr_zoo.utils.switches import check_switches
 
@@ -66,7 +67,12 @@ class MutualContrast:
         Returns:
             Moment to sentence (-log p^q of VDI Eq. 8) and sentence to moment (-log p^m); scalars, means over
             sentences and positives.
+
+        Raises:
+            VmrError: if the videos have fewer candidates than `positives`.
         """
+        if not 1 <= self.positives <= overlap.shape[1]:
+            raise VmrError(f"contrast.positives={self.positives}: a video has {overlap.shape[1]} candidates.")
         row = torch.arange(len(cosine), device=cosine.device)
         cells = overlap.topk(self.positives, 1).indices  # (S, k)
         # Cosine of every sentence with the positives of every other sentence: (S', S, k).

@@ -1,0 +1,66 @@
+"""Files and folders named on the command line, checked before anything is imported."""
+
+from __future__ import annotations
+
+import difflib
+import glob
+from collections.abc import Sequence
+from pathlib import Path
+
+from vmr_zoo.config.arguments import composes_only, texts_of
+from vmr_zoo.errors import VmrError
+
+
+def check_paths(verb: str, args: Sequence[str]) -> None:
+    """Refuses arguments that name a missing file, folder or run.
+
+    Args:
+        verb: the verb.
+        args: the arguments after it, as typed.
+
+    Raises:
+        VmrError: names the argument and similar files.
+    """
+    if composes_only(args) or "source=wandb" in args:
+        return
+    for key, kind, text in texts_of(verb, args):
+        if kind.exists is None or not text or "${" in text:
+            continue
+        listed = text.startswith("[") and text.endswith("]") and kind.several
+        if kind.exists == "videos":
+            if not listed and not Path(text).exists() and not glob.has_magic(text):
+                raise VmrError(
+                    f"Found no video for {key}={text}: no such file or folder.{_similar(Path(text))}"
+                )
+        elif kind.exists == "run":
+            _check_run(key, Path(text))
+        elif not Path(text).exists():
+            raise VmrError(f"No such {kind.exists}: {key}={text}.{_similar(Path(text))}")
+        elif kind.exists == "file" and Path(text).is_dir():
+            raise VmrError(f"Expected a file for {key}; {text} is a folder.")
+
+
+def _check_run(key: str, run: Path) -> None:
+    if (run / "config.yaml").is_file():
+        return
+    below = sorted(
+        path.parent for pattern in ("*", "*/*", "*/*/*") for path in run.glob(f"{pattern}/config.yaml")
+    )
+    found = (
+        f" It contains runs: {', '.join(map(str, below[:3]))}{', …' if len(below) > 3 else ''}."
+        if below
+        else ""
+    )
+    what = f"{run} has no config.yaml" if run.is_dir() else f"No such folder: {key}={run}"
+    hint = found or ("" if run.is_dir() else _similar(run))
+    raise VmrError(f"{what}: expected {key}=DIR, a directory that `vmr train` created.{hint}")
+
+
+def _similar(path: Path) -> str:
+    """Suggests names in the same folder."""
+    try:
+        names = [other.name for other in path.parent.iterdir()]
+    except OSError:
+        return f" The folder {path.parent} does not exist either." if not path.parent.exists() else ""
+    close = difflib.get_close_matches(path.name, names)
+    return f" Did you mean {' or '.join(str(path.parent / name) for name in close)}?" if close else ""
