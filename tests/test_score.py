@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+import zipfile
 from collections import Counter
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from omegaconf import OmegaConf
 
 from golden.find import golden_case
 from vmr_zoo.data.annotations.records import PUBLISHED, Protocol, Query, Split
-from vmr_zoo.engine import scoring
+from vmr_zoo.engine import scoring, submission
 from vmr_zoo.errors import VmrError
 from vmr_zoo.metrics import official
 from vmr_zoo.metrics.settings import MetricSettings, Rounding
@@ -96,7 +97,7 @@ def test_qvhighlights_numbers_are_the_official_ones_to_the_last_byte(tmp_path, c
 def test_bm_detr_evaluator_is_reproduced(case):
     golden = json.loads(golden_case("bm_detr_eval.json").read_text())[case]
     split = Split("test", tuple(query(row) for row in golden["ground_truth"]))
-    rows = scoring.locate_rows(golden["submission"])
+    rows = submission.locate_rows(golden["submission"])
     scored = scoring.score_queries(rows, split, MetricSettings(highlights=case == "hl"))
     expected = golden["metrics"]
     got = {"full": official.moment_report(scored.moments["full"], (0.3, 0.4, 0.5, 0.6, 0.7))}
@@ -115,7 +116,7 @@ def test_scoring_a_file_imports_no_torch():
 
 
 def test_scores_are_kept_by_query_in_the_order_of_the_rows():
-    scored = scoring.score_queries(scoring.locate_rows(GOOD[::-1]), SPLIT, HIGHLIGHTS)
+    scored = scoring.score_queries(submission.locate_rows(GOOD[::-1]), SPLIT, HIGHLIGHTS)
     assert scored.query_ids == ("2", "1")
     assert scored.queries["R1@0.5"].tolist() == [0, 1]
     assert scored.queries["HIT@1"].tolist() == [0, 1]
@@ -146,7 +147,7 @@ def test_the_file_has_our_metric_names_and_the_rounding(tmp_path, capsys):
 
 def test_a_submission_without_saliency_is_scored_for_moments_only():
     rows = [{k: v for k, v in row.items() if k != "pred_saliency_scores"} for row in GOOD]
-    scored = scoring.score_queries(scoring.locate_rows(rows), SPLIT, HIGHLIGHTS)
+    scored = scoring.score_queries(submission.locate_rows(rows), SPLIT, HIGHLIGHTS)
     assert not [k for k in scored.official["brief"] if k.startswith("HL")]
 
 
@@ -240,3 +241,123 @@ def test_ground_truth_that_cannot_be_scored_is_reported():
     unrated = Split("test", (Query("1", "video1", "", ((2.0, 6.0),), 10.0),), Counter())
     with pytest.raises(VmrError, match="metrics=moments"):
         scoring.score_rows(GOOD[:1], unrated, HIGHLIGHTS)
+
+
+# --- another unit than seconds
+
+MANY = Split(
+    "selection",
+    tuple(Query(str(i), f"video{i}", "", ((17.0 * i + 3, 17.0 * i + 16),), 180.0 + i) for i in range(10)),
+)
+UNITS = {
+    "frames at 30 per second": lambda start, end, duration: (30 * start, 30 * end),
+    "milliseconds": lambda start, end, duration: (1000 * start, 1000 * end),
+    "fractions of the video": lambda start, end, duration: (start / duration, end / duration),
+    "per cent of the video": lambda start, end, duration: (100 * start / duration, 100 * end / duration),
+    "clips of 2 s": lambda start, end, duration: (start / 2, end / 2),
+    "minutes": lambda start, end, duration: (start / 60, end / 60),
+    "start and length": lambda start, end, duration: (start, end - start + start * (start > end - start)),
+}
+
+
+def answers(change):
+    """Answers that are 1 s off, written in another unit."""
+    rows = []
+    for one in MANY.queries:
+        start, end = one.moments[0]
+        window = change(start + 1, end + 1, one.duration)
+        rows.append({"qid": int(one.query_id), "pred_relevant_windows": [[*window, 0.9], [0, 0.5, 0.1]]})
+    return rows
+
+
+def score(rows, check_unit=True):
+    located = submission.locate_rows(rows)
+    return scoring.score_queries(located, MANY, MetricSettings(), "rows.jsonl", check_unit=check_unit)
+
+
+@pytest.mark.parametrize("unit", list(UNITS)[:-1])
+def test_windows_in_another_unit_are_refused_with_a_guess(unit):
+    rows = answers(UNITS[unit])
+    with pytest.raises(VmrError, match=f"do not look like seconds: .*; as {unit} .*unit=seconds"):
+        score(rows)
+    assert score(rows, check_unit=False).metrics["R1@0.7"] < 50
+
+
+def test_bad_answers_in_seconds_are_scored():
+    assert score(answers(lambda start, end, duration: (start, end))).metrics["R1@0.7"] == 100
+    for window in ([0, 5], [0, 150], [60, 62], [0, 1], [89, 95]):
+        assert score(answers(lambda *args, window=window: window)).metrics["mIoU"] < 50
+    # Two windows past the end, as from models that always predict within the longest video.
+    late = answers(lambda start, end, duration: (start, end))
+    for row in late[:2]:
+        row["pred_relevant_windows"] = [[190, 199, 0.9]]
+    assert score(late).metrics["R1@0.7"] == 80
+
+
+# --- a zip of a submission
+
+
+def zipped(path, files):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return path
+
+
+LINES = "".join(json.dumps(row) + "\n" for row in GOOD)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"hl_val_submission.jsonl": LINES, "hl_test_submission.jsonl": "{}"},
+        {"sub/mine.jsonl": LINES, "__MACOSX/._mine.jsonl": "x", "readme.txt": "x"},
+        {"../../etc/evil.jsonl": LINES},
+        {"/absolute.jsonl": LINES},
+    ],
+)
+def test_a_zipped_submission_is_scored_and_never_extracted(tmp_path, monkeypatch, files):
+    folder = tmp_path / "a" / "b"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    path = zipped(folder / "submission.zip", files)
+    scoring.score_file(configuration(path, out=str(folder / "out.json")))
+    scoring.score_file(configuration(write(folder / "plain.jsonl", GOOD), out=str(folder / "plain.json")))
+    assert (folder / "out.json").read_bytes() == (folder / "plain.json").read_bytes()
+    assert {file.name for file in tmp_path.rglob("*")} == {
+        "a", "b", "submission.zip", "plain.jsonl", "out.json", "plain.json",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"a.jsonl": LINES, "b.jsonl": LINES}, "name contains 'val'; found: 'a.jsonl', 'b.jsonl'"),
+        ({"my_val.jsonl": LINES, "val2.jsonl": LINES}, "Expected one .jsonl file"),
+        ({"notes.txt": "x"}, "found: none"),
+        ({}, "found: none"),
+        ({"a.jsonl": ""}, "'a.jsonl'' is empty"),
+        ({"a.jsonl": LINES + "{"}, "a.jsonl', line 3: expected one JSON object"),
+        ({"a.jsonl": "0" * 3_000_000}, "a line of more than 1 MiB"),
+        ({"a.jsonl": (LINES + " " * 200_000 + "\n") * 30}, "more than 0 GiB in all"),
+    ],
+)
+def test_another_zip_is_refused(tmp_path, monkeypatch, files, message):
+    monkeypatch.setattr(submission, "MAX_LINE", 1 << 20)
+    monkeypatch.setattr(submission, "MAX_UNPACKED", 4 << 20)
+    if len(files) == 1 and message.startswith("more"):
+        files = {"a.jsonl": "\n" * (5 << 20)}
+    with pytest.raises(VmrError, match=message):
+        scoring.score_file(configuration(zipped(tmp_path / "s.zip", files)))
+
+
+def test_a_damaged_zip_is_refused_at_any_byte(tmp_path):
+    whole = zipped(tmp_path / "s.zip", {"a.jsonl": LINES}).read_bytes()
+    for position in range(0, len(whole), 7):
+        damaged = bytearray(whole)
+        damaged[position] ^= 0xFF
+        (tmp_path / "s.zip").write_bytes(damaged)
+        try:
+            scoring.score_file(configuration(tmp_path / "s.zip"))
+        except VmrError:
+            continue

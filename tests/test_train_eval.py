@@ -213,8 +213,8 @@ def test_eval_changes_arguments_of_the_method(train_toy, vmr, capsys, tmp_path):
         ("{method.contrast.margins:1}", "Did you mean method.contrast.margin"),
         ("{method._target_:toy.ToyMethod}", "Unknown argument of the method 'method._target_'"),
         ("{data.selection:ood}", "takes arguments of the method (method.…), found data.selection"),
-        ("[method.ranking.answers]", "Expected values by key"),
-        ("method.ranking.answers", "Expected values by key"),
+        ("[method.ranking.answers]", "Expected change to be a mapping"),
+        ("method.ranking.answers", "Expected change to be a mapping"),
         (
             "{method.network.joint_dim:4}",
             "does not fit the method in config.yaml beside it with method.network.joint_dim=4",
@@ -246,8 +246,8 @@ def test_report_averages_seeds_and_keeps_apart_what_must_not_be_compared(train_t
     values = [metrics(tmp_path / f"runs/toy{seed}")["iid"]["mIoU"] for seed in (0, 1)]
     mean, std = sum(values) / 2, abs(values[0] - values[1]) / 2**0.5
     assert f"{mean:.2f} ± {std:.2f}" in fair
-    assert fair.count("\n| toy-paper") == 1
-    assert fair.count("\n| predict_all-paper") == 1
+    assert fair.count("\n| toy†") == 1
+    assert fair.count("\n| predict_all") == 1
     assert vmr("report", f"runs={tmp_path}/runs", "columns=[mIuO]") == 2
     assert "mIoU" in capsys.readouterr().err
 

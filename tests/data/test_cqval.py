@@ -89,7 +89,7 @@ def write(root: Path) -> None:
                 "relevant_clip_ids": [0],
                 "saliency_scores": [[1, 2, 3]],
             }
-            for number, text in enumerate(sentences)
+            for number, text in enumerate(sentences, start=0 if split == "val" else 100)
         ]
         path = root / "qvhighlights" / f"highlight_{split}_release.jsonl"
         path.write_text("\n".join(map(json.dumps, rows)) + "\n")

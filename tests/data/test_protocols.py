@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vmr_zoo.data.annotations import protocols, readers
+from vmr_zoo.data.annotations import building, protocols, readers
 from vmr_zoo.data.annotations.records import HELD_OUT, PUBLISHED, Dropped, Protocol, Query, shared_videos
 from vmr_zoo.data.annotations.rows import MomentRules, numbered
 from vmr_zoo.errors import VmrError
@@ -156,12 +156,12 @@ def test_refusal_without_files_and_the_permission(tmp_path: Path) -> None:
 
 def test_held_out_choice_depends_on_the_ids_alone() -> None:
     videos = tuple(f"v{number}" for number in range(30))
-    chosen = protocols.held_out_videos(videos)
+    chosen = building.held_out_videos(videos)
     assert chosen == {"v13", "v14", "v18"}  # pinned: a change would mix train and selection of existing runs
-    assert protocols.held_out_videos(videos[::-1]) == chosen
-    assert len(protocols.held_out_videos(("a", "b"))) == 1
+    assert building.held_out_videos(videos[::-1]) == chosen
+    assert len(building.held_out_videos(("a", "b"))) == 1
     with pytest.raises(VmrError, match="train split of 1"):
-        protocols.held_out_videos(("a",))
+        building.held_out_videos(("a",))
 
 
 # --- small files

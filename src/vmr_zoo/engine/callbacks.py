@@ -1,13 +1,11 @@
-"""Callbacks of training: seeding, checkpoints, non-finite losses, pruning, progress."""
+"""Callbacks of training: seeding, checkpoints, non-finite losses, pruning, the clock."""
 
 from __future__ import annotations
 
 import logging
 import math
-import multiprocessing
 import os
 import random
-import sys
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -17,7 +15,7 @@ from typing import Any
 import lightning
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback, Checkpoint, LearningRateMonitor, RichProgressBar
+from lightning.pytorch.callbacks import Callback, Checkpoint, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
@@ -52,6 +50,31 @@ class SeedSteps(Callback):
             torch.default_generator.manual_seed(seed)
         else:
             torch.manual_seed(seed)
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Keeps the best epoch, also of a run whose directory was renamed or moved before it was resumed.
+
+    ModelCheckpoint stores absolute paths, and forgets the best score if its folder has another path: the
+    next epoch, however bad, would then replace the best one.
+    """
+
+    @property
+    def state_key(self) -> str:
+        """Is that of ModelCheckpoint, which earlier versions used."""
+        return super().state_key.replace(type(self).__name__, "ModelCheckpoint", 1)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Replaces the stored folder by the present one."""
+        folder = str(self.dirpath)
+
+        def moved(path: str) -> str:
+            return str(Path(folder) / Path(path).name) if path else path
+
+        paths = ("best_model_path", "kth_best_model_path", "last_model_path")
+        best = {moved(path): score for path, score in state_dict["best_k_models"].items()}
+        here = {"dirpath": folder, "best_k_models": best, **{key: moved(state_dict[key]) for key in paths}}
+        super().load_state_dict({**state_dict, **here})
 
 
 class Resumable(Checkpoint):
@@ -257,40 +280,3 @@ class LearningRate(LearningRateMonitor):
         """Logs if there is an optimizer and a logger."""
         if trainer.loggers and trainer.optimizers:
             super().on_train_epoch_start(trainer, *args, **kwargs)
-
-
-class EpochLines(Callback):
-    """Prints one line per epoch: the progress bar of a log file or a pipe."""
-
-    def __init__(self, title: str = "") -> None:
-        """Stores the prefix of the lines."""
-        self.title = title
-        self._started = 0.0
-
-    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Starts the clock."""
-        self._started = time.monotonic()
-
-    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Prints the epoch, its loss, the selection metric and its duration."""
-        if not self._started:
-            return  # a resumed run: Lightning repeats the end of the last epoch
-        metrics = trainer.callback_metrics
-        parts = [f"{self.title} epoch {trainer.current_epoch + 1}/{trainer.max_epochs}".strip()]
-        if "train/loss" in metrics:
-            parts.append(f"loss {float(metrics['train/loss']):.4f}")
-        monitor = getattr(trainer.checkpoint_callback, "monitor", None)
-        if monitor and monitor in metrics:
-            parts.append(f"{monitor} {float(metrics[monitor]):.2f}")
-        parts.append(f"{time.monotonic() - self._started:.1f} s")
-        log.info("  ".join(parts))
-
-
-def progress(title: str = "") -> Callback:
-    """Returns a progress display: bars on a terminal, one line per epoch elsewhere and in parallel jobs.
-
-    Args:
-        title: prefix of the lines.
-    """
-    alone = multiprocessing.parent_process() is None
-    return RichProgressBar(leave=True) if alone and sys.stdout.isatty() else EpochLines(title)

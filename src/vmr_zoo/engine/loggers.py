@@ -1,4 +1,4 @@
-"""Weights & Biases during training: the logger, and what is logged besides the curves.
+"""The loggers of training: one curve per run in metrics.csv, and Weights & Biases.
 
 The run directory remains the record of a run. A run on Weights & Biases carries the header of metrics.json in
 its configuration and every test result in its summary as `final/SPLIT/METRIC`; `vmr report source=wandb`
@@ -7,15 +7,19 @@ rebuilds the run from these. wandb is imported only if its logger is used.
 
 from __future__ import annotations
 
+import csv
 import netrc
 import os
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from vmr_zoo.errors import VmrError
 from vmr_zoo.runs.directory import HEADER, METRICS, read_json
+from vmr_zoo.runs.resume import rotate
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger, WandbLogger
@@ -41,6 +45,8 @@ def wandb_logger(
 ) -> WandbLogger:
     """Builds Lightning's logger and truncates names and tags to the lengths that wandb accepts.
 
+    A resumed run continues its run on Weights & Biases: it has the same id.
+
     Args:
         project: name of the project.
         entity: user or team that owns the project; None: the default of the API key.
@@ -49,10 +55,19 @@ def wandb_logger(
         name: name of the run.
         group: runs with the same group are shown together.
         tags: labels to filter runs by.
+
+    Raises:
+        VmrError: for a project name that wandb refuses.
     """
     from lightning.pytorch.loggers import WandbLogger
 
-    return WandbLogger(
+    if re.search(r"[/\\#?%:]", project) or not 0 < len(project) <= _LONGEST_NAME:
+        raise VmrError(
+            f"Weights & Biases refuses the project name '{project}': expected 1 to {_LONGEST_NAME} "
+            r"characters without / \ # ? % and :. Set logger.wandb.project=NAME, or logger=csv for no mirror."
+        )
+    logger = WandbLogger(
+        id=_earlier_wandb_id(Path(save_dir)),
         name=name[-_LONGEST_NAME:],  # the seed is at the end
         save_dir=save_dir,
         offline=wandb_offline() if offline is None else offline,
@@ -62,6 +77,16 @@ def wandb_logger(
         tags=list(dict.fromkeys(tag[:_LONGEST_TAG] for tag in tags)),
         job_type="train",
     )
+    # Lightning passes an argument of old versions of wandb, which warns about it in every process.
+    logger._wandb_init.pop("anonymous", None)
+    return logger
+
+
+def _earlier_wandb_id(run: Path) -> str | None:
+    """Returns the id of a run on Weights & Biases that an earlier session of a run directory started."""
+    folders = sorted((run / "wandb").glob("*run-*-*"))  # (offline-)run-DATE_TIME-ID
+    found = (re.fullmatch(r"(?:offline-)?run-[\d_]+-(\w+)", folder.name) for folder in folders[::-1])
+    return next((match[1] for match in found if match), None)
 
 
 def wandb_offline() -> bool:
@@ -77,6 +102,44 @@ def wandb_offline() -> bool:
     except (OSError, netrc.NetrcParseError):
         return True
     return not any(keys.authenticators(host) for host in hosts)
+
+
+def continue_curve(loggers: Iterable[Logger], run: Path, checkpoint: str | None) -> None:
+    """Makes metrics.csv one curve over all sessions of a run.
+
+    The logger starts an empty file; it is given the earlier rows, without those of steps that the resumed
+    training takes again.
+
+    Args:
+        loggers: the trainer's loggers, before training; only those of metrics.csv are used.
+        run: the run directory.
+        checkpoint: the checkpoint that training continues from; None: training starts.
+    """
+    from lightning.pytorch.loggers import CSVLogger
+
+    earlier = [*sorted(run.glob("metrics-*.csv")), run / "metrics.csv"]
+    rows: list[dict[str, Any]] = []
+    if checkpoint is not None:
+        import torch
+
+        steps = torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"]
+        for file in (file for file in earlier if file.is_file()):
+            with file.open(newline="", encoding="utf-8") as lines:
+                kept = [row for row in csv.DictReader(lines) if _is_whole(row) and int(row["step"]) < steps]
+            first = int(kept[0]["step"]) if kept else 0
+            rows = [row for row in rows if int(row["step"]) < first] + kept
+    rotate(run / "metrics.csv")  # kept until its rows are in the new file
+    for logger in loggers:
+        if isinstance(logger, CSVLogger) and rows:
+            logger.experiment.metrics = [{k: v for k, v in row.items() if v} for row in rows]
+            logger.save()
+            for file in run.glob("metrics-*.csv"):
+                file.unlink()
+
+
+def _is_whole(row: Mapping[str, Any]) -> bool:
+    """Returns whether a row of metrics.csv was written to its end; a kill may cut the last one."""
+    return None not in row.values() and str(row.get("step", "")).isdigit()
 
 
 def log_config(loggers: Iterable[Logger], config: Mapping[str, Any]) -> None:

@@ -13,10 +13,11 @@ from omegaconf import DictConfig, ListConfig
 from torch import Tensor
 
 from vmr_zoo.data.annotations.records import SELECTION
-from vmr_zoo.engine.callbacks import progress
 from vmr_zoo.engine.frame_probability import FrameProbability
+from vmr_zoo.engine.progress import PredictionBar, has_terminal
 from vmr_zoo.engine.scoring import score_rows
 from vmr_zoo.engine.trainers import build_trainer, quiet_lightning
+from vmr_zoo.engine.validity import NOT_SELECTED
 from vmr_zoo.types import DETAILS
 from vmr_zoo.utils.console import wide_console
 
@@ -38,11 +39,14 @@ def prediction_trainer(node: DictConfig, run: Path) -> lightning.Trainer:
     devices = node.get("devices")
     return build_trainer(
         node,
-        [progress()],
+        [PredictionBar()] if has_terminal() else [],
         devices=[devices[0]] if isinstance(devices, ListConfig) else 1,
         num_nodes=1,
         strategy="auto",
         enable_checkpointing=False,
+        # Every query is predicted, however little a debugging run trained on.
+        overfit_batches=0.0,
+        limit_predict_batches=1.0,
         default_root_dir=str(run),
     )
 
@@ -77,6 +81,9 @@ def predict_rows(
     """
     collector = _RowCollector(data, split, method)
     method.details = details is not None or frame_probability is not None
+    for bar in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(bar, PredictionBar):
+            bar.split = split
     collectors = [one for one in (collector, frame_probability) if one is not None]
     trainer.callbacks.extend(collectors)  # type: ignore[attr-defined]
     try:
@@ -114,20 +121,33 @@ def score_split(
 def print_metrics(header: Mapping[str, Any], metrics: Mapping[str, Mapping[str, float]]) -> None:
     """Prints a table of splits by metrics."""
     from rich.table import Table
+    from rich.text import Text
 
     shown = [name for name in _SHOWN if any(name in values for values in metrics.values())]
     simulated = f", {header['origin'].upper()} features" if header["origin"] == "simulated" else ""
     subject = f"{header['name']} on {header['protocol']} ({header['features']}{simulated})"
-    table = Table(
-        title=f"{subject}, seed {header['seed']}",
-        caption=f"per cent; checkpoint selected by {header['selection_metric']} on: {header['selection']}",
-    )
+    table = Table(title=f"{subject}, seed {header['seed']}", caption=f"per cent; {_describe_weights(header)}")
     table.add_column("split")
     for name in shown:
         table.add_column(name, justify="right")
     for split, values in metrics.items():
         table.add_row(split, *(f"{values[name]:.2f}" if name in values else "" for name in shown))
-    wide_console().print(table)
+    console = wide_console()
+    console.print(table)
+    for warning in header.get("warnings", ()):
+        console.print(Text(f"WARNING: {warning}", "bold red"))
+    if header.get("debug"):
+        console.print(Text(f"DEBUGGING RUN, no result: {header['debug']}", "bold red"))
+
+
+def _describe_weights(header: Mapping[str, Any]) -> str:
+    """Says how the weights behind a table were selected."""
+    if header["selection"] == NOT_SELECTED:
+        return "weights of the last epoch, no checkpoint was selected"
+    epoch = f"epoch {header['best_epoch']} of {header['epochs']}, " if header.get("best_epoch") else ""
+    origin = header["selection"]
+    split = f"the {origin} selection split" if origin in ("published", "generated") else f"{origin}"
+    return f"weights of {epoch}best {header['selection_metric']} on {split}"
 
 
 class _RowCollector(Callback):

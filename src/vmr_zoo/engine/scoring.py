@@ -12,16 +12,18 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
 from vmr_zoo.data.annotations.protocols import find_split
 from vmr_zoo.data.annotations.records import MAX_TIME, Protocol, Query, Split
-from vmr_zoo.errors import VmrError, abbreviate
+from vmr_zoo.engine.submission import LocatedRow, PredictionRow, RowLocation, locate_rows, read_rows
+from vmr_zoo.engine.units import SECONDS, refuse_other_unit
+from vmr_zoo.errors import VmrError, abbreviate, unknown
 from vmr_zoo.metrics import official
 from vmr_zoo.metrics.highlight import CLIP_SECONDS, highlight_scores
 from vmr_zoo.metrics.per_query import (
@@ -36,28 +38,7 @@ from vmr_zoo.metrics.per_query import (
 from vmr_zoo.metrics.settings import MetricSettings
 from vmr_zoo.utils.files import atomic_write
 
-PredictionRow = Mapping[str, Any]
-
 _NUMBERS = {int, float}
-
-
-@dataclass(frozen=True, slots=True)
-class RowLocation:
-    """The location of a row, for errors: file, line from 1, and query id once it is known."""
-
-    source: str
-    line: int
-    query_id: str | None = None
-
-    def refuse(self, expected: str, found: str, remedy: str) -> NoReturn:
-        """Raises an error about this row."""
-        query = f" (query {self.query_id})" if self.query_id is not None else ""
-        raise VmrError(
-            f"{self.source}, line {self.line}{query}: expected {expected}, found {found}. {remedy}"
-        )
-
-
-LocatedRow = tuple[PredictionRow, RowLocation]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,53 +71,6 @@ class SubmissionScores:
         return official.benchmark_report(self.moments, self.highlights)
 
 
-def read_rows(path: Path) -> Iterator[LocatedRow]:
-    """Reads a JSON Lines file lazily, line by line.
-
-    Args:
-        path: one JSON object per line; blank lines are skipped.
-
-    Returns:
-        The objects, each with its location.
-
-    Raises:
-        VmrError: if there is no such file; while reading: if it is empty, or a line is not a JSON object.
-    """
-    if not path.is_file():
-        raise VmrError(f"No predictions file at '{path}'. Name one with predictions=FILE.jsonl.")
-    return _iterate_rows(path)
-
-
-def _iterate_rows(path: Path) -> Iterator[LocatedRow]:
-    empty = True
-    try:
-        with path.open("rb") as file:
-            for line, text in enumerate(file, start=1):
-                if text.strip():
-                    empty = False
-                    location = RowLocation(str(path), line)
-                    yield _parse_row(text, location), location
-    except OSError as error:
-        raise VmrError(f"Cannot read '{path}': {error.strerror}. Check its permissions.") from error
-    if empty:
-        raise VmrError(f"'{path}' is empty: expected one JSON object per query. Write the predictions again.")
-
-
-def locate_rows(rows: Iterable[PredictionRow], source: str = "predictions") -> Iterator[LocatedRow]:
-    """Numbers rows as the lines of `source`, from 1."""
-    return ((row, RowLocation(source, line)) for line, row in enumerate(rows, start=1))
-
-
-def _parse_row(text: bytes, location: RowLocation) -> PredictionRow:
-    try:
-        row = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        location.refuse("one JSON object", f"invalid JSON ({error})", "Write one object per line.")
-    if not isinstance(row, dict):
-        location.refuse("one JSON object", f"a JSON {type(row).__name__}", "Write one object per line.")
-    return row
-
-
 def score_rows(rows: Iterable[PredictionRow], split: Split, settings: MetricSettings) -> dict[str, float]:
     """Scores the rows of a predictions file.
 
@@ -155,7 +89,11 @@ def score_rows(rows: Iterable[PredictionRow], split: Split, settings: MetricSett
 
 
 def score_queries(
-    rows: Iterable[LocatedRow], split: Split, settings: MetricSettings, source: str = "predictions"
+    rows: Iterable[LocatedRow],
+    split: Split,
+    settings: MetricSettings,
+    source: str = "predictions",
+    check_unit: bool = False,
 ) -> SubmissionScores:
     """Scores the rows of a predictions file, query by query.
 
@@ -166,6 +104,7 @@ def score_queries(
         split: the ground truth.
         settings: what is measured.
         source: the file's name, for errors.
+        check_unit: whether to refuse windows that look like another unit than seconds.
 
     Returns:
         The scores, in the order of the rows.
@@ -185,8 +124,9 @@ def score_queries(
         queries.append(query)
         if settings.highlights:
             saliency.add(row, query, location)
-    most = int(window_mask.sum(1).max())
-    windows, window_mask = windows[:, :most], window_mask[:, :most]
+    if check_unit:
+        refuse_other_unit(windows[:, 0, :2], queries, source)
+    windows, window_mask = (x[:, : int(window_mask.sum(1).max())] for x in (windows, window_mask))
     targets, target_mask = pad_lists([query.moments for query in queries], 2)
     moments = moment_scores(
         windows[..., :2],
@@ -297,7 +237,11 @@ def _checked_windows(row: PredictionRow, location: RowLocation) -> Floats:
     reversed_ = np.flatnonzero(array[:, 0] > array[:, 1])
     if len(reversed_):
         rank = int(reversed_[0])
-        location.refuse(f"start <= end in window {rank + 1}", _shorten(windows[rank]), "Swap start and end.")
+        location.refuse(
+            f"start <= end in window {rank + 1}",
+            _shorten(windows[rank]),
+            "Swap them, or turn centre and length into start and end.",
+        )
     return array
 
 
@@ -407,7 +351,7 @@ def score_file(cfg: Any) -> None:
     """Scores `predictions` on `split` of `data`, prints a table, and writes `out` unless it is null.
 
     Args:
-        cfg: with `predictions`, `data.protocol`, `metrics`, `split` and `out`.
+        cfg: with `predictions`, `data.protocol`, `metrics`, `split`, `unit` and `out`.
 
     Raises:
         VmrError: for a missing or bad predictions file, or an unknown split.
@@ -419,14 +363,20 @@ def score_file(cfg: Any) -> None:
             "Nothing to score. Name a file of predictions: vmr score predictions=FILE.jsonl data=… split=…"
         )
     path = Path(str(cfg.predictions))
-    rows = read_rows(path)
+    unit = cfg.get("unit")
+    if unit not in (None, SECONDS):
+        raise unknown("unit", str(unit), (SECONDS,))
+    rows = read_rows(path, str(cfg.split))
     protocol: Protocol = instantiate(cfg.data.protocol)
     split = find_split(protocol, cfg.split)
     # conf/metrics/*.yaml names a torchmetrics class with the same fields, which imports torch.
     node = {**cfg.metrics, "_target_": "vmr_zoo.metrics.settings.MetricSettings"}
     settings: MetricSettings = instantiate(node, _convert_="all")
-    scored = score_queries(rows, split, settings, str(path))
+    scored = score_queries(rows, split, settings, str(path), check_unit=unit is None)
     _print_scores(scored, f"{path.name} on {protocol.name}, split {split.name}")
     if cfg.get("out"):
         own = {**scored.metrics, "rounding": scored.rounding}
         atomic_write(cfg.out, json.dumps(scored.official if settings.highlights else own, indent=4))
+        print(f"Wrote {cfg.out}.")
+    else:
+        print("Wrote nothing; out=FILE.json stores the metrics.")

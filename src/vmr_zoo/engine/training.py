@@ -6,11 +6,11 @@ Knows no method and no data set: Hydra builds both from the configuration.
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import os
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,8 +22,9 @@ from hydra.utils import instantiate
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
+from vmr_zoo.config.run_names import job_origin
 from vmr_zoo.engine.callbacks import PruneByMedian, StepTime
-from vmr_zoo.engine.loggers import close_wandb, log_config, log_results
+from vmr_zoo.engine.loggers import close_wandb, continue_curve, log_config, log_results
 from vmr_zoo.engine.plateau import plateau_header
 from vmr_zoo.engine.prediction import (
     predict_rows,
@@ -32,23 +33,24 @@ from vmr_zoo.engine.prediction import (
     score_split,
     scored_splits,
 )
+from vmr_zoo.engine.stopping import Stop
 from vmr_zoo.engine.trainers import build_trainer, quiet_lightning
-from vmr_zoo.engine.weights import export_weights
+from vmr_zoo.engine.validity import debugging, refuse_unselected, refuse_untrainable, selection_origin
+from vmr_zoo.engine.weights import check_checkpoint, export_weights
 from vmr_zoo.errors import VmrError
 from vmr_zoo.methods.base import Method, parameter_count
 from vmr_zoo.runs import directory, resume
 from vmr_zoo.runs.directory import HEADER
 from vmr_zoo.runs.environment import describe_environment
 from vmr_zoo.runs.status import read_status, write_status
-from vmr_zoo.utils.files import write_json, write_rows
+from vmr_zoo.runs.sweep import position
+from vmr_zoo.utils.files import WriteError, unwritable_cause, write_json, write_rows
 from vmr_zoo.utils.parallel import torch_threads
 
 if TYPE_CHECKING:
     from vmr_zoo.data.batches.datamodule import VMRDataModule
 
 log = logging.getLogger(__name__)
-
-_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 def train(cfg: DictConfig) -> None:
@@ -65,6 +67,9 @@ def train(cfg: DictConfig) -> None:
         raise VmrError(f"Expected seed to be a whole number, 0 or more; found {cfg.seed!r}. Use seed=0.")
     try:
         with torch_threads(cfg.threads):
+            if cfg.trainer.get("fast_dev_run"):
+                _try_out(cfg)
+                return
             # DDP runs this command once more for each further process. They train too, but write nothing.
             if getattr(rank_zero_only, "rank", 0) == 0:
                 _train_locked(cfg, Path(cfg.run))
@@ -85,9 +90,11 @@ def _train_locked(cfg: DictConfig, run: Path) -> None:
         try:
             _fit(cfg, run, config)
         except Exception as error:
-            cause = _unwritable_cause(error)
+            cause = unwritable_cause(error)
             if cause is None:
                 raise
+            if cause.filename and not Path(os.path.abspath(cause.filename)).is_relative_to(run.absolute()):
+                raise WriteError(cause.filename, cause) from error  # such as a cache
             raise directory.unwritable(run, cause) from error
 
 
@@ -99,32 +106,23 @@ def _fit(cfg: DictConfig, run: Path, config: dict[str, Any] | None) -> None:
         run: the run directory.
         config: the content of config.yaml; None: this process writes nothing into the run directory.
     """
-    lightning.seed_everything(cfg.seed, workers=True, verbose=False)
-    method: Method = instantiate(cfg.method)
-    parameters = parameter_count(method)  # before training, which may freeze some in the first epochs
-    if cfg.compile:
-        method.compile()  # in place: the names of the weights stay
-    data: VMRDataModule = instantiate(cfg.data, needs=method.needs)
-    data.prepare_data()
-    data.check_words()
-    trainer = _trainer(cfg, run)
+    stop = Stop()
+    method, parameters, data, trainer = _build(cfg, run, stop)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    resumed = cfg.resume if config is None else _describe_run(cfg, run, config, data)
+    resumed = cfg.resume if config is None else _describe_run(cfg, run, config, method, data)
     session = _Session(run, writes=config is not None)
-    session.write("running")
-    received: list[int] = []
-    with _record_stop(session, received, cfg.resume):
-        with _stop_between_steps(received), quiet_lightning():
+    with stop.handled(), _record_stop(session, stop.received, cfg.resume):
+        session.write("running")
+        with quiet_lightning():
+            last = run / directory.LAST
+            checkpoint = str(last) if resumed and last.is_file() else None
+            if checkpoint is not None:
+                check_checkpoint(last)
             if config is not None:
                 log_config(trainer.loggers, config)
-            last = run / directory.LAST
-            trainer.fit(
-                method,
-                datamodule=data,
-                ckpt_path=str(last) if resumed and last.is_file() else None,
-                weights_only=True,
-            )
+                continue_curve(trainer.loggers, run, checkpoint)
+            trainer.fit(method, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         seconds = session.seconds
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
@@ -134,32 +132,78 @@ def _fit(cfg: DictConfig, run: Path, config: dict[str, Any] | None) -> None:
             session.write("pruned", verdict)
             log.info(f"Pruned {run}: {verdict}.")
             return
+        if parameters:  # a baseline without any has nothing to learn and to select
+            refuse_unselected(trainer)
         header, metrics = _write_results(cfg, run, trainer, method, data, seconds, parameters)
-    session.write("finished")
-    log_results(trainer.loggers, run)
+        shortened = header.get("debug", "")
+        session.write("debug" if shortened else "finished", shortened)
+    if not shortened:
+        log_results(trainer.loggers, run)
     print_metrics(header, metrics)
+    log.info(_what_comes_next(run, Path(cfg.paths.runs), shortened))
 
 
-def _trainer(cfg: DictConfig, run: Path) -> lightning.Trainer:
+def _what_comes_next(run: Path, root: Path, shortened: str) -> str:
+    """Returns the last line of a training, outside of a sweep, whose summary says what comes next."""
+    if shortened:
+        return f"Wrote {run}: a debugging run ({shortened}), which no report lists."
+    if position():
+        return f"Wrote {run}."
+    runs = root if run.is_relative_to(root) else run.parent
+    return f"Wrote {run}. Next: vmr report runs={runs}, or vmr predict run={run} video=FILE query=…"
+
+
+def _build(cfg: DictConfig, run: Path, stop: Stop) -> tuple[Method, int, VMRDataModule, lightning.Trainer]:
+    """Builds the method, its number of trainable parameters, the prepared data, and the trainer."""
+    lightning.seed_everything(cfg.seed, workers=True, verbose=False)
+    method: Method = instantiate(cfg.method)
+    parameters = parameter_count(method)  # before training, which may freeze some in the first epochs
+    if cfg.compile:
+        method.compile()  # in place: the names of the weights stay
+    data: VMRDataModule = instantiate(cfg.data, needs=method.needs)
+    data.prepare_data()
+    data.check_words()
+    trainer = _trainer(cfg, run, stop)
+    if parameters:
+        refuse_untrainable(trainer)
+    return method, parameters, data, trainer
+
+
+def _try_out(cfg: DictConfig) -> None:
+    """Runs `+trainer.fast_dev_run=true`: trains, validates and predicts a batch each, and writes nothing."""
+    with tempfile.TemporaryDirectory() as folder:
+        cfg.run, cfg.logger = folder, None
+        stop = Stop()
+        method, _, data, trainer = _build(cfg, Path(folder), stop)
+        with stop.handled():
+            with quiet_lightning():
+                trainer.fit(method, datamodule=data)
+            for name in scored_splits(data):
+                predict_rows(trainer, method, data, name)
+    log.info("fast_dev_run: training, validation and prediction work. Nothing was written.")
+
+
+def _trainer(cfg: DictConfig, run: Path, stop: Stop) -> lightning.Trainer:
     """Builds the trainer with its callbacks and loggers."""
     os.environ.setdefault("WANDB_SILENT", "true")
     with quiet_lightning():
         callbacks = [instantiate(node) for node in cfg.callbacks.values() if node]
         loggers = [instantiate(node) for node in (cfg.logger or {}).values() if node]
-    return build_trainer(cfg.trainer, callbacks, loggers, default_root_dir=str(run))
+    return build_trainer(cfg.trainer, [stop, *callbacks], loggers, default_root_dir=str(run))
 
 
-def _describe_run(cfg: DictConfig, run: Path, config: dict[str, Any], data: VMRDataModule) -> bool:
+def _describe_run(
+    cfg: DictConfig, run: Path, config: dict[str, Any], method: Method, data: VMRDataModule
+) -> bool:
     """Writes the description of the run; returns whether an earlier session is resumed."""
-    resumed = resume.start_or_resume(run, config, cfg.resume)
     manifest, annotations = data.features.manifest(), resume.split_digests(data.protocol.splits)
-    if resumed:
+    if cfg.resume:
+        resume.check_same_settings(run, config, method.follows_epochs)
         resume.check_same_data(run, manifest, annotations)
-    log.info(f"{cfg.name} on {cfg.data.name} ({cfg.features.name}), seed {cfg.seed} -> {run}")
+    resumed = resume.start_or_resume(run, config, cfg.resume)
     write_json(run / directory.ENVIRONMENT, describe_environment(cfg.seed))
     write_json(run / directory.MANIFEST, manifest)
     write_json(run / directory.ANNOTATIONS, annotations)
-    resume.rotate(run / "metrics.csv")  # the logger starts a new file
     return resumed
 
 
@@ -249,11 +293,13 @@ def _write_results(
         rows += split_rows
     header = {
         **_identity(cfg, data, method),
+        **({"selection": selection_origin(trainer, data.selection_origin)} if parameters else {}),
         "parameters": parameters,
         "epochs": trainer.current_epoch,
         "best_epoch": best,
         "train_seconds": round(seconds, 1),
         **trained,
+        **({"debug": shortened} if (shortened := debugging(trainer)) else {}),
         **cost,
         "inference_ms": round(1000 * (time.monotonic() - started) / max(1, len(rows)), 3),
         "inference_seconds": round(test_seconds, 3),
@@ -279,19 +325,6 @@ def _training_cost(trainer: lightning.Trainer) -> dict[str, float]:
     if trainer.strategy.root_device.type == "cuda":
         cost["peak_memory_mb"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
     return cost
-
-
-def _unwritable_cause(error: BaseException) -> OSError | None:
-    """Finds the full disk or missing permission behind an error, however it is wrapped."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError) and cause.errno in _UNWRITABLE:
-            return cause
-        cause = cause.__cause__ or cause.__context__
-    for number in _UNWRITABLE:  # writers in C++ and Rust give the text only
-        if os.strerror(number) in str(error):
-            return OSError(number, os.strerror(number))
-    return None
 
 
 def _load_best(trainer: lightning.Trainer, method: Method) -> int:
@@ -327,35 +360,6 @@ def _identity(cfg: DictConfig, data: VMRDataModule, method: Method) -> dict[str,
         "rounding": method.metrics.settings.rounding.description,
         "seed": cfg.seed,
         "longest_training_video": max(query.duration for query in data.protocol.train.queries),
+        **({"warnings": list(data.protocol.doubts)} if data.protocol.doubts else {}),
+        **job_origin(),
     }
-
-
-@contextlib.contextmanager
-def _stop_between_steps(received: list[int]) -> Iterator[None]:
-    """Makes Ctrl-C end training between two steps, as SIGTERM does; a second Ctrl-C ends it at once.
-
-    Args:
-        received: the signals received so far, in order.
-    """
-
-    def on_terminate(number: int, frame: Any) -> None:
-        received.append(number)
-
-    def on_interrupt(number: int, frame: Any) -> None:
-        if received:
-            raise KeyboardInterrupt
-        received.append(number)
-        log.info("Stopping after this step; press Ctrl-C again to stop at once.")
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    # Lightning's SIGTERM handler also calls the previous one.
-    handlers = {signal.SIGTERM: on_terminate, signal.SIGINT: on_interrupt}
-    try:
-        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    except ValueError:  # not the main thread, which alone may handle signals
-        before = {}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

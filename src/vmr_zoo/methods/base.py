@@ -46,6 +46,8 @@ class Method(lightning.LightningModule):
     A subclass sets `needs`, builds its network in `__init__`, and implements `losses` and `predict`.
 
     Attributes:
+        follows_epochs: whether a schedule over all epochs changes each of them: more epochs then make
+            another training.
         needs: the optional batch fields that the method reads, a subset of `vmr_zoo.types.NEEDS`; an instance
             may set its own if a switch drops one.
         loss_weights: weight by loss name; None turns a loss off.
@@ -54,6 +56,7 @@ class Method(lightning.LightningModule):
     """
 
     needs: frozenset[str] = frozenset()
+    follows_epochs = False
 
     def __init__(self, training: Training) -> None:
         """Stores loss weights, metrics, optimizer and scheduler of `training`."""
@@ -166,6 +169,18 @@ class Method(lightning.LightningModule):
         """Logs the losses of an epoch that ended early."""
         self._log_mean_losses()
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Stores the sums of an epoch that is not over yet; a resumed epoch goes on with them."""
+        checkpoint["loss_sums"] = {
+            name: (value.clone(), count) for name, (value, count) in self._sums.items()
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restores the sums; checkpoints of earlier versions have none."""
+        self._sums = {
+            name: (value, count) for name, (value, count) in checkpoint.get("loss_sums", {}).items()
+        }
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Predicts one batch of the selection split."""
         self.metrics.update(self.predict(batch), batch)
@@ -185,7 +200,10 @@ class Method(lightning.LightningModule):
         """Builds the optimizer and the per-epoch scheduler, if any."""
         if self._optimizer is None:
             return None
-        optimizer: Any = self._optimizer(self.parameter_groups())
+        try:
+            optimizer: Any = self._optimizer(self.parameter_groups())
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise VmrError(f"Cannot build method.training.optimizer: {error}") from error
         if getattr(optimizer, "_step_supports_amp_scaling", False):
             # A fused optimizer unscales float16 gradients in its step. Lightning therefore refuses to clip
             # them, even in bfloat16, where nothing is scaled. With False it unscales first, then clips.

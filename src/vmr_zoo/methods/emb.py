@@ -309,6 +309,8 @@ class EMBOutput(NamedTuple):
 class EMB(Method):
     """EMB."""
 
+    follows_epochs = True  # the elastic boundary and the learning rate do
+
     def __init__(
         self,
         *,

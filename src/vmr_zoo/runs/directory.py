@@ -4,7 +4,7 @@ Every file is written under a temporary name and renamed, so an interrupted run 
 Nothing here removes an earlier result.
 
     config.yaml         the composed configuration, resolved except for `${paths.…}`, and its layout version
-    status.json         running, interrupted, failed, pruned or finished; the seconds trained so far
+    status.json         running, interrupted, failed, pruned, debug or finished; the seconds trained so far
     metrics.json        "header" (identity and cost of the run) and the metrics of each split
     predictions.jsonl   the predictions behind the metrics, in seconds
     model.safetensors   the weights that predicted
@@ -13,6 +13,7 @@ Nothing here removes an earlier result.
     environment.json    packages, git revision, hardware, seed, threads
     checkpoints/        best.ckpt and last.ckpt, with the optimizer's state
     metrics.csv         the training curves
+    epochs-N/           the results after N epochs, of a run that was continued to more
     eval/SPLIT-001/     added by `vmr eval`: metrics.json, predictions.jsonl, environment.json, and
                         details.safetensors with details=true
 """
@@ -21,17 +22,21 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import re
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import yaml
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
+from vmr_zoo.config.allowed import check_names
 from vmr_zoo.errors import VmrError
-from vmr_zoo.utils.files import atomic_write
-from vmr_zoo.utils.trees import map_leaves
+from vmr_zoo.utils.files import WriteError, atomic_write, read_text
+from vmr_zoo.utils.trees import leaf_values, leaves, map_leaves
 
 CONFIG = "config.yaml"
 STATUS = "status.json"
@@ -43,6 +48,7 @@ MANIFEST = "manifest.json"
 ANNOTATIONS = "annotations.json"
 ENVIRONMENT = "environment.json"
 LAST = Path("checkpoints") / "last.ckpt"
+EVALUATIONS = "eval"
 HEADER = "header"
 LOCK = ".lock"
 
@@ -50,6 +56,14 @@ LAYOUT = 2
 """Version of config.yaml. Version 1, of vmr_zoo 0.1, names classes and keys that no longer exist."""
 
 _LAYOUT_KEY = "layout"
+
+_LARGEST_JSON = 64 * 2**20
+_LARGEST_CONFIG = 2**18
+_DEEPEST_CONFIG = 50
+"""Bounds of what is parsed, since a run may come from anywhere. Configurations have about 20 kB."""
+
+_STORED_PATH = re.compile(r"^\$\{paths\.\w+\}")
+"""The only interpolation in config.yaml."""
 
 
 def read_json(path: Path) -> Any:
@@ -59,13 +73,15 @@ def read_json(path: Path) -> Any:
         VmrError: if it is missing or broken.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_text(path, _LARGEST_JSON))
     except FileNotFoundError:
         raise VmrError(
             f"{path.parent} has no {path.name}: it is not a run directory, or its run did not finish."
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise VmrError(f"{path} is not valid JSON: {error}.") from error
+    except OSError as error:
+        raise VmrError(f"{path} cannot be read: {error.strerror}.") from error
 
 
 @contextlib.contextmanager
@@ -77,9 +93,9 @@ def create_and_lock(path: Path) -> Iterator[None]:
     Raises:
         VmrError: if another process holds the lock, or the directory cannot be written.
     """
-    created = [folder for folder in (path, *path.parents) if not folder.exists()]
     lock = FileLock(path / LOCK)
     try:
+        created = [folder for folder in (path, *path.parents) if not folder.exists()]
         path.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
@@ -100,13 +116,21 @@ def create_and_lock(path: Path) -> Iterator[None]:
                 folder.rmdir()
 
 
+class UnwritableRun(WriteError):
+    """A run directory that cannot be written."""
+
+    def __init__(self, path: str, cause: OSError) -> None:
+        super().__init__(path, cause)
+        self.message = (
+            f"Cannot write into the run directory {path}: {cause.strerror or cause}. The files in it are "
+            "complete. Free some space or fix the permissions and continue with resume=true, or choose "
+            "another directory with run=DIR."
+        )
+
+
 def unwritable(path: Path, error: OSError) -> VmrError:
     """Builds the error for a run directory that cannot be written."""
-    return VmrError(
-        f"Cannot write into the run directory {path}: {error.strerror or error}. The files in it are "
-        "complete. Free some space or fix the permissions and continue with resume=true, or choose another "
-        "directory with run=DIR."
-    )
+    return UnwritableRun(str(path), error)
 
 
 def next_free(parent: Path, stem: str, suffix: str = "") -> Path:
@@ -127,13 +151,26 @@ def relocatable(cfg: DictConfig) -> dict[str, Any]:
 
     Returns:
         A plain tree.
+
+    Raises:
+        VmrError: if a value outside `paths` comes from an environment variable, which may be a secret, or
+            a value contains "${", or the name of the run leads out of its folder.
     """
+    _refuse_environment(OmegaConf.to_container(cfg, resolve=False))
+    for key in ("name", "data.name", "features.name"):  # folders of the run directory
+        name = str(OmegaConf.select(cfg, key))
+        if "/" in name or name in (".", ".."):
+            raise VmrError(
+                f"Expected {key} to be the name of one folder, found '{name}'. To choose the run "
+                "directory, set run=DIR or paths.runs=DIR."
+            )
     resolved: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     paths: dict[str, str] = {k: str(v) for k, v in resolved.get("paths", {}).items() if v}
     longest_first = sorted(paths.items(), key=lambda item: -len(item[1]))
 
     def relative(value: Any) -> Any:
         if isinstance(value, str):
+            _plain_path(value)
             for name, path in longest_first:
                 if value == path or value.startswith(path.rstrip("/") + "/"):
                     return f"${{paths.{name}}}{value[len(path.rstrip('/')) :]}"
@@ -143,6 +180,23 @@ def relocatable(cfg: DictConfig) -> dict[str, Any]:
         key: value if key in ("paths", "run") else map_leaves(relative, value)
         for key, value in resolved.items()
     }
+
+
+def _refuse_environment(tree: Any) -> None:
+    """Refuses `${oc.env:…}` outside `paths`: config.yaml and Weights & Biases would show the value."""
+    for key, value in leaves({name: node for name, node in tree.items() if name != "paths"}).items():
+        if any(isinstance(x, str) and "oc.env" in x for x in leaf_values(value)):
+            raise VmrError(
+                f"{key}={value} reads an environment variable, and the run would store its value. Only "
+                "paths.… may; write the value itself if it is no secret."
+            )
+
+
+def _plain_path(value: str) -> str:
+    """Refuses a value with "${", such as a path: OmegaConf would expand it wherever it is read again."""
+    if "${" in value:
+        raise VmrError(f"Expected a path or a value without '${{', found '{value}'. Rename the folder.")
+    return value
 
 
 def write_config(path: Path, config: Mapping[str, Any]) -> None:
@@ -175,33 +229,79 @@ def read_table(path: Path, schema: int, refusal: str) -> list[dict[str, Any]]:
 
 
 def load_config(
-    path: Path, resolve: bool = True, paths: Mapping[str, str | Path | None] | None = None
+    path: Path, build: bool = True, paths: Mapping[str, str | Path | None] | None = None
 ) -> DictConfig:
     """Reads the configuration of a run.
 
     Args:
         path: the run directory.
-        resolve: whether to resolve `${paths.…}`.
-        paths: locations that differ from those of the run, by their name in `paths`; None: the run's own.
+        build: whether objects will be built from it: resolves `${paths.…}`, and refuses names of classes that
+            are not allowed.
+        paths: locations that differ from those of the run, by their name in `paths`; None: the run's own. A
+            cache in the environment variable VMR_CACHE also replaces that of the run.
 
     Raises:
-        VmrError: if there is none, or it has another layout version.
+        VmrError: if there is none, it has another layout version, or it must not be built.
     """
     if not (path / CONFIG).is_file():
         raise VmrError(f"{path} has no {CONFIG}: expected run=DIR, a directory that `vmr train` created.")
-    try:
-        cfg = OmegaConf.load(path / CONFIG)
-    except Exception as error:  # yaml's and OmegaConf's own
-        raise VmrError(f"{path / CONFIG} is not a configuration ({error}). Copy the run again.") from error
-    if not isinstance(cfg, DictConfig):
-        raise VmrError(f"{path / CONFIG} holds a list; expected a configuration. Copy the run again.")
+    cfg = parse_config(read_config(path), path / CONFIG)
     _check_layout(path, cfg.pop(_LAYOUT_KEY, 1))
-    for name, place in (paths or {}).items():
-        if place is not None:
-            cfg.paths[name] = str(place)
-    if resolve:
+    if build:
+        given = {name: place for name, place in (paths or {}).items() if place}
+        for name, place in ({"cache": os.environ.get("VMR_CACHE")} | given).items():
+            if place:
+                cfg.paths[name] = _plain_path(str(place))
+        check_names(OmegaConf.to_container(cfg), str(path / CONFIG))
         OmegaConf.resolve(cfg)
     return cfg
+
+
+def read_config(path: Path) -> str:
+    """Returns the text of a run's config.yaml, which exists."""
+    return read_text(path / CONFIG, _LARGEST_CONFIG)
+
+
+def parse_config(text: str, source: Path) -> DictConfig:
+    """Parses a run's config.yaml, or a part of it, which may come from anywhere.
+
+    Args:
+        text: YAML.
+        source: the file, for errors.
+
+    Raises:
+        VmrError: if it is not YAML as `write_config` writes it: it has no aliases, which can stand for more
+            values than memory holds, little depth, and no interpolation but `${paths.NAME}`.
+    """
+    try:
+        _check_shape(text)
+        cfg = OmegaConf.create(text)
+        strings = list(leaf_values(OmegaConf.to_container(cfg)))
+    except Exception as error:  # yaml's and OmegaConf's own
+        reason = " ".join(str(error).split())
+        raise VmrError(
+            f"{source} is not the configuration of a run ({reason:.300}). Copy the run again."
+        ) from error
+    if not isinstance(cfg, DictConfig):
+        raise VmrError(f"{source} holds a list; expected a configuration. Copy the run again.")
+    for value in strings:
+        if isinstance(value, str) and "${" in _STORED_PATH.sub("", value):
+            raise VmrError(
+                f"{source} holds '{value:.200}'. The configuration of a run refers to nothing but "
+                "${paths.NAME}, once at the start of a value. Copy the run again."
+            )
+    return cfg
+
+
+def _check_shape(text: str) -> None:
+    """Refuses aliases, which can stand for more values than memory holds, and deep nesting."""
+    depth = 0
+    for event in yaml.parse(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+        if isinstance(event, yaml.AliasEvent):
+            raise VmrError(f"an alias, *{event.anchor}")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEPEST_CONFIG:
+            raise VmrError(f"more than {_DEEPEST_CONFIG} levels")
 
 
 def _check_layout(path: Path, layout: Any) -> None:

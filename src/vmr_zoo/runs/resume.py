@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import shutil
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,19 +14,25 @@ from vmr_zoo.errors import VmrError, abbreviate
 from vmr_zoo.runs.directory import (
     ANNOTATIONS,
     CONFIG,
+    EVALUATIONS,
     LOCK,
     MANIFEST,
+    METRICS,
+    PREDICTIONS,
     STATUS,
+    WEIGHTS,
     load_config,
     next_free,
     read_json,
     write_config,
 )
-from vmr_zoo.runs.status import read_status
+from vmr_zoo.runs.status import ENDED, read_status, write_status
 from vmr_zoo.utils.trees import leaves
 
 if TYPE_CHECKING:
     from vmr_zoo.data.annotations.records import Split
+
+_EPOCHS = "trainer.max_epochs"
 
 _MAY_DIFFER = (
     "resume",
@@ -60,7 +67,7 @@ def check_free(path: Path, resume: bool) -> None:
 
 
 def is_done(path: Path, config: Mapping[str, Any], resume: bool) -> bool:
-    """Returns whether a run to be resumed has nothing left to do.
+    """Returns whether a run to be resumed has nothing left to do: it ended, and no more epochs are wanted.
 
     Args:
         path: the run directory.
@@ -70,17 +77,18 @@ def is_done(path: Path, config: Mapping[str, Any], resume: bool) -> bool:
     Raises:
         VmrError: if the earlier run had other settings.
     """
-    if not resume or read_status(path)["state"] not in ("finished", "pruned"):
+    if not resume or read_status(path)["state"] not in ENDED or not (path / CONFIG).is_file():
         return False
-    _check_same_settings(path, config)
-    return True
+    return not check_same_settings(path, config)
 
 
 def start_or_resume(path: Path, config: Mapping[str, Any], resume: bool) -> bool:
     """Writes the configuration of a new run, or compares it with that of the run to be resumed.
 
+    A run may be resumed with more epochs. Its earlier results then move to the folder `epochs-N`.
+
     Args:
-        path: the run directory, after `check_free`.
+        path: the run directory, after `check_free`, `check_same_settings` and `check_same_data`.
         config: from `directory.relocatable`.
         resume: whether an earlier run may be resumed.
 
@@ -90,15 +98,42 @@ def start_or_resume(path: Path, config: Mapping[str, Any], resume: bool) -> bool
     Raises:
         VmrError: if the earlier run had other settings.
     """
-    if resume and (path / CONFIG).is_file():
-        _check_same_settings(path, config)
-        return True
-    write_config(path, config)
-    return False
+    if not (resume and (path / CONFIG).is_file()):
+        write_config(path, config)
+        return False
+    if epochs := check_same_settings(path, config):
+        _set_results_aside(path, epochs)
+        write_config(path, config)
+    return True
 
 
-def _check_same_settings(path: Path, config: Mapping[str, Any]) -> None:
-    earlier = leaves(OmegaConf.to_container(load_config(path, resolve=False)))  # type: ignore[arg-type]
+def _set_results_aside(path: Path, epochs: int) -> None:
+    """Moves the results of a run that is to be continued into `epochs-N`, with its configuration."""
+    status = read_status(path)
+    if status["state"] in ENDED:
+        write_status(path, "interrupted", status["train_seconds"], f"to be continued after {epochs} epochs")
+    folder = path / f"epochs-{epochs}"
+    folder.mkdir(exist_ok=True)
+    shutil.copy2(path / CONFIG, folder / CONFIG)
+    for name in (METRICS, PREDICTIONS, WEIGHTS, EVALUATIONS):
+        if (path / name).exists() and not (folder / name).exists():
+            (path / name).rename(folder / name)
+
+
+def check_same_settings(path: Path, config: Mapping[str, Any], follows: bool = False) -> int:
+    """Refuses other settings than those of an earlier run.
+
+    Args:
+        path: the run directory; one without a run has no settings.
+        config: from `directory.relocatable`.
+        follows: whether the method follows a schedule over all epochs.
+
+    Returns:
+        The earlier number of epochs if more are requested now and nothing depends on it, else 0.
+    """
+    if not (path / CONFIG).is_file():
+        return 0
+    earlier = leaves(OmegaConf.to_container(load_config(path, build=False)))  # type: ignore[arg-type]
     now = leaves(config)
     changed = [
         f"{key} was {earlier.get(key)}, now {now.get(key)}"
@@ -106,11 +141,23 @@ def _check_same_settings(path: Path, config: Mapping[str, Any]) -> None:
         if earlier.get(key) != now.get(key)
         and not any(key == free or key.startswith(f"{free}.") for free in _MAY_DIFFER)
     ]
+    before, after = earlier.get(_EPOCHS), now.get(_EPOCHS)
+    more = isinstance(before, int) and isinstance(after, int) and 0 < before < after
+    if isinstance(before, int) and more and len(changed) == 1:
+        if follows:
+            raise VmrError(
+                f"Cannot resume {path} with {after} epochs instead of {before}: this method follows a "
+                "schedule over all epochs, so those until now would have been other ones. Train another run "
+                "with run=DIR."
+            )
+        return before
     if changed:
+        hint = "More epochs are possible if nothing else changes. " if more else ""
         raise VmrError(
             f"Cannot resume {path}: the run was started with other settings: {'; '.join(changed[:5])}. "
-            "Use the same settings, or choose another directory with run=DIR."
+            f"{hint}Use the same settings, or choose another directory with run=DIR."
         )
+    return 0
 
 
 def check_same_data(path: Path, manifest: Mapping[str, Any], annotations: Mapping[str, Any]) -> None:
@@ -132,21 +179,38 @@ def check_same_data(path: Path, manifest: Mapping[str, Any], annotations: Mappin
             compare_manifests(read_json(path / MANIFEST), manifest)
         except VmrError as error:
             raise VmrError(f"{error} {remedy}") from None
-    if (path / ANNOTATIONS).is_file():
-        earlier = read_json(path / ANNOTATIONS)
-        changed = [
-            f"{name} (then {_summary(earlier.get(name))}, now {_summary(annotations.get(name))})"
-            for name in dict.fromkeys((*earlier, *annotations))
-            if earlier.get(name) != annotations.get(name)
-        ]
-        if changed:
-            raise VmrError(
-                f"The annotations differ from those at the start of the run: {'; '.join(changed)}. {remedy}"
-            )
+    if changed := changed_annotations(path, annotations):
+        raise VmrError(
+            f"The annotations differ from those at the start of the run: {'; '.join(changed)}. {remedy}"
+        )
 
 
-def _summary(split: Mapping[str, Any] | None) -> str:
-    return "no such split" if split is None else f"{split['sentences']} sentences, {split['sha256'][:8]}"
+def changed_annotations(
+    path: Path, annotations: Mapping[str, Any], splits: Collection[str] | None = None
+) -> list[str]:
+    """Describes the splits whose annotations differ from those that a run recorded.
+
+    Args:
+        path: the run directory; nothing differs if it records none.
+        annotations: `split_digests` of the current annotations.
+        splits: only these; None: all, then and now.
+    """
+    if not (path / ANNOTATIONS).is_file():
+        return []
+    earlier = read_json(path / ANNOTATIONS)
+    if not isinstance(earlier, dict):
+        raise VmrError(f"{path / ANNOTATIONS} holds no splits. Copy the run again.")
+    return [
+        f"{name} (then {_summary(earlier.get(name))}, now {_summary(annotations.get(name))})"
+        for name in dict.fromkeys((*earlier, *annotations) if splits is None else splits)
+        if earlier.get(name) != annotations.get(name)
+    ]
+
+
+def _summary(split: Any) -> str:
+    if not isinstance(split, Mapping):
+        return "no such split"
+    return f"{split.get('sentences')} sentences, {split.get('sha256')!s:.8}"
 
 
 def split_digests(splits: Mapping[str, Split]) -> dict[str, dict[str, Any]]:

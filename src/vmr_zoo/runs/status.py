@@ -11,6 +11,9 @@ from vmr_zoo.errors import VmrError
 from vmr_zoo.runs.directory import HEADER, METRICS, STATUS, create_and_lock, load_config, read_json
 from vmr_zoo.utils.files import write_json
 
+ENDED = ("finished", "pruned", "debug")
+"""The states of a run that needs no further work; the result of a debugging run is never reported."""
+
 _LONGEST_MESSAGE = 4000
 
 
@@ -19,7 +22,7 @@ def write_status(path: Path, state: str, seconds: float, message: str = "") -> N
 
     Args:
         path: the run directory.
-        state: "running", "interrupted", "failed", "pruned" or "finished".
+        state: "running", "interrupted", "failed", or one of `ENDED`.
         seconds: trained so far, earlier sessions included.
         message: why it stopped.
     """
@@ -38,7 +41,7 @@ def record_failure(path: Path, message: str) -> None:
     """Marks a run as failed, unless it is finished, locked by another process, or cannot be written."""
     with contextlib.suppress(VmrError, OSError), create_and_lock(path):
         earlier = read_status(path)
-        if earlier["state"] not in ("finished", "pruned"):
+        if earlier["state"] not in ENDED:
             write_status(path, "failed", earlier["train_seconds"], message)
 
 
@@ -66,5 +69,7 @@ def objective(path: Path) -> float | None:
         value = metrics["selection"][metrics[HEADER]["selection_metric"]]
         return None if value is None else float(value)
     if state == "pruned":
-        return max(selection_curve(path, load_config(path).data.selection_metric).values(), default=None)
+        return max(
+            selection_curve(path, load_config(path, build=False).data.selection_metric).values(), default=None
+        )
     return None

@@ -7,8 +7,15 @@ Nothing here imports torch: a job whose run is finished ends before it would nee
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
+import multiprocessing
+import os
+import shlex
 import shutil
+import signal
+import threading
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -16,22 +23,100 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
 
+from vmr_zoo.runs.status import ENDED
 from vmr_zoo.utils.files import atomic_write
 
-DONE = ("finished", "pruned", "skipped")
+DONE = (*ENDED, "skipped")
 """The states of a job that needs no further work."""
+
+_LISTED = 10
+"""Jobs that never started, by name."""
+
+
+RESULTS = "optimization_results.yaml"
+"""Written by Optuna's sweeper at the end of a search: the best values."""
+
+JOB_COUNT = "VMR_SWEEP_JOBS"
+"""Environment variable with the number of jobs of the sweep, for the processes of its jobs."""
+
+_GRACE = 30.0
+"""Seconds that a job has to end after its parent process was killed."""
 
 
 class SweepFolder(Callback):
-    """Remembers the folder of a sweep in the process that starts it."""
+    """Remembers the folder and the jobs of a sweep in the process that starts it.
+
+    Attributes:
+        path: the folder; None: there is no sweep.
+        jobs: the overrides of each job; empty if they follow from earlier results, as in a search.
+    """
 
     path: ClassVar[Path | None] = None
+    jobs: ClassVar[list[str]] = []
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Called by Hydra before the first job."""
         SweepFolder.path = Path(config.hydra.sweep.dir)
+        _keep_results(SweepFolder.path / RESULTS)
+        SweepFolder.jobs = _list_jobs(config)
+        os.environ[JOB_COUNT] = str(len(SweepFolder.jobs) or config.hydra.sweeper.get("n_trials") or "")
+
+
+def _list_jobs(config: DictConfig) -> list[str]:
+    """Returns the overrides of each job that Hydra's own sweeper will start, empty for another sweeper."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    sweeper = config.hydra.sweeper
+    if not str(sweeper.get("_target_", "")).endswith("BasicSweeper"):
+        return []
+    params = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
+    parsed = OverridesParser.create().parse_overrides([*params, *config.hydra.overrides.task])
+    try:
+        batches = BasicSweeper.split_arguments(parsed, None)
+    except Exception:  # glob(…) needs the configuration's files; Hydra reports other mistakes itself
+        return []
+    return [" ".join(job) for batch in batches for job in batch]
+
+
+def _keep_results(file: Path) -> None:
+    """Copies the best values of an earlier search, which the sweeper would overwrite, to a numbered file."""
+    if file.is_file():
+        number = 1
+        while (kept := file.with_stem(f"{file.stem}-{number}")).exists():
+            number += 1
+        shutil.copy2(file, kept)
+
+
+def position() -> str:
+    """Returns "[3/8] " in the third of eight jobs of a sweep, and "" outside of one."""
+    from hydra.core.hydra_config import HydraConfig
+
+    if not HydraConfig.initialized() or HydraConfig.get().mode is not RunMode.MULTIRUN:
+        return ""
+    total = os.environ.get(JOB_COUNT)
+    return f"[{HydraConfig.get().job.num + 1}{f'/{total}' if total else ''}] "
+
+
+def end_with_parent() -> None:
+    """Ends this process soon after the one that started it was killed; joblib's would go on for minutes.
+
+    A training stops after its step, and can be resumed.
+    """
+    if multiprocessing.parent_process() is None or any(t.name == "parent" for t in threading.enumerate()):
+        return
+
+    def watch(parent: int = os.getppid()) -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(_GRACE)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
 @dataclass(frozen=True)
@@ -40,7 +125,7 @@ class JobReport:
 
     Attributes:
         overrides: what distinguishes the job from the others.
-        state: "finished", "pruned", "skipped" (finished before), "failed", "interrupted", or "started".
+        state: one of `DONE` ("skipped": finished before), "failed", "interrupted", "started", "not started".
         run: the run directory; empty for a verb without one.
         message: why it failed.
     """
@@ -56,6 +141,32 @@ class JobReport:
             atomic_write(folder / f"{number}.json", json.dumps(asdict(self)))
 
 
+def claim(folder: Path, run: Path, number: int) -> int:
+    """Returns the job of this sweep that a run belongs to: the first that asks, if a job is named twice.
+
+    Args:
+        folder: of the reports.
+        run: the run directory.
+        number: the job that asks.
+    """
+    name = hashlib.sha256(os.fsencode(os.path.abspath(run))).hexdigest()[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.run"
+    mine = folder / f"{name}.{number}"
+    mine.write_text(str(number))
+    with contextlib.suppress(FileExistsError):
+        os.link(mine, path)  # complete as soon as it exists
+    mine.unlink()
+    return int(path.read_text())
+
+
+def wait_for(folder: Path, number: int) -> None:
+    """Waits until another job of this sweep has ended."""
+    report = folder / f"{number}.json"
+    while report.is_file() and json.loads(report.read_text(encoding="utf-8"))["state"] == "started":
+        time.sleep(0.5)
+
+
 def reports_folder(parent: Path, token: str) -> Path:
     """Returns the folder for the reports of one sweep.
 
@@ -66,16 +177,28 @@ def reports_folder(parent: Path, token: str) -> Path:
     return parent / f".sweep-{token}"
 
 
-def take_reports(folder: Path) -> list[JobReport]:
-    """Reads the reports in the order of the jobs, and removes the folder."""
-    files = sorted(folder.glob("[0-9]*.json"), key=lambda path: int(path.stem)) if folder.is_dir() else []
-    reports = [JobReport(**json.loads(path.read_text(encoding="utf-8"))) for path in files]
+def take_reports(folder: Path, jobs: Sequence[str] = ()) -> list[JobReport]:
+    """Reads the reports in the order of the jobs, and removes the folder.
+
+    Args:
+        folder: of the reports.
+        jobs: the overrides of each job; one without a report never started.
+    """
+    files = folder.glob("[0-9]*.json") if folder.is_dir() else ()
+    found = {int(path.stem): JobReport(**json.loads(path.read_text(encoding="utf-8"))) for path in files}
     shutil.rmtree(folder, ignore_errors=True)
-    return reports
+    if found:
+        found = {number: JobReport(job, "not started") for number, job in enumerate(jobs)} | found
+    return [found[number] for number in sorted(found)]
 
 
-def print_summary(reports: Sequence[JobReport]) -> None:
-    """Prints to standard error how many jobs are in each state, and the errors."""
+def print_summary(reports: Sequence[JobReport], folder: Path) -> None:
+    """Prints to standard error how many jobs are in each state, the errors, and what comes next.
+
+    Args:
+        reports: of the jobs.
+        folder: of the sweep.
+    """
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -84,14 +207,44 @@ def print_summary(reports: Sequence[JobReport]) -> None:
     table = Table(title=f"{len(reports)} job{'s' * (len(reports) != 1)}", title_justify="left")
     for column in ("", "jobs", "error and directory"):
         table.add_column(column, overflow="fold", justify="right" if column == "jobs" else "left")
-    notes = {"skipped": "finished before", "started": "exited without reporting: killed, or out of memory?"}
-    for state in ("finished", "pruned", "skipped", "interrupted", "failed", "started"):
+    notes = {
+        "skipped": "finished before, or named twice",
+        "debug": "debugging runs, which no report lists",
+        "started": "exited without reporting: killed, or out of memory?",
+        "not started": "the sweep ended before",
+    }
+    for state in (*DONE, "interrupted", "failed", "started", "not started"):
         if counts[state]:
             table.add_row(state, str(counts[state]), notes.get(state, ""))
     for report in reports:
         if report.state in ("failed", "started"):
             directory = f"\n{report.run}" if report.run else ""
             table.add_row("", "", Text.assemble((report.overrides, "bold"), f"\n{report.message}{directory}"))
+    waiting = [report.overrides for report in reports if report.state == "not started"]
+    if waiting:
+        more = f"\n… and {len(waiting) - _LISTED} more" if len(waiting) > _LISTED else ""
+        table.add_row("", "", Text("never started:\n" + "\n".join(waiting[:_LISTED]) + more))
     Console(stderr=True).print(table)
     if any(report.state not in DONE for report in reports):
-        Console(stderr=True, soft_wrap=True).print("Run the same command again to resume the sweep.")
+        last = "Run the same command again to resume the sweep."
+    elif (folder / RESULTS).is_file():
+        last = f"Wrote {folder / RESULTS}. {_train_with_best(folder / RESULTS)}"
+    else:
+        runs = [os.path.abspath(report.run) for report in reports if report.run]
+        last = f"Next: vmr report runs={_shared_folder(runs)}" if runs else ""
+    if last:
+        Console(stderr=True, soft_wrap=True).print(Text(last))
+
+
+def _train_with_best(file: Path) -> str:
+    """Returns the command that trains with the best values of a search."""
+    best = OmegaConf.to_container(OmegaConf.load(file))
+    params = best.get("best_params", {}) if isinstance(best, dict) else {}
+    values = " ".join(shlex.quote(f"{key}={value}") for key, value in params.items())
+    return f"Next: train with the best values, on more seeds: vmr train -m … seed=0,1,2 {values}"
+
+
+def _shared_folder(runs: Sequence[str]) -> str:
+    """Returns the folder that holds all runs, relative to the working directory where that is shorter."""
+    folder = os.path.commonpath([os.path.dirname(run) for run in runs])
+    return min(folder, os.path.relpath(folder), key=len)

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from vmr_zoo.data.annotations.protocols import PUBLISHED_PROTOCOLS, without_warnings
+from vmr_zoo.data.annotations.building import without_warnings
+from vmr_zoo.data.annotations.protocols import PUBLISHED_PROTOCOLS
 from vmr_zoo.data.annotations.records import HELD_OUT, SELECTION, TRAIN, Protocol, Split, shared_videos
 from vmr_zoo.data.annotations.validation import MissingFile
 from vmr_zoo.data.text.treebank import treebank_words

@@ -23,36 +23,24 @@ the same, trains on the whole train split, as they did, and marks every number t
 from __future__ import annotations
 
 import hashlib
-import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from vmr_zoo.data.annotations import readers
+from vmr_zoo.data.annotations.building import SplitRows, build_protocol, without_warnings
 from vmr_zoo.data.annotations.records import (
-    HELD_OUT,
     PUBLISHED,
-    SELECTION,
     TRAIN,
     Protocol,
     Query,
     Split,
     shared_videos,
 )
-from vmr_zoo.data.annotations.rows import FIXED, AnnotationRow, MomentRules, numbered, split_of
+from vmr_zoo.data.annotations.rows import FIXED, MomentRules, numbered
 from vmr_zoo.data.text.parsing import ClauseCounts, count_words
 from vmr_zoo.errors import VmrError, unknown
-
-log = logging.getLogger(__name__)
-
-HELD_OUT_SHARE = 0.1
-"""Share of the train videos that is held out if no validation split is published."""
-
-_SALT = "vmr_zoo selection 1"
-
-SplitRows = tuple[list[AnnotationRow], str]
-"""The rows of a split, and the name of their file for reports."""
 
 
 def charades_sta(root: str | Path, selection: str = "heldout", moments: MomentRules = FIXED) -> Protocol:
@@ -233,6 +221,49 @@ def listed(
     )
 
 
+def jsonl(
+    name: str,
+    train: str | Path,
+    test: str | Path | Mapping[str, str | Path],
+    validation: str | Path | None = None,
+    ids: Literal["as_written", "by_split"] = "as_written",
+    selection: str = "heldout",
+    moments: MomentRules = FIXED,
+) -> Protocol:
+    """A data set of one's own: JSON Lines in the format of QVHighlights, with or without ratings.
+
+    The name of the protocol ends with a digest of the files: only runs on equal annotations share a table.
+
+    Args:
+        name: name of the data set.
+        train: the training file.
+        test: the test file, or test files by the name of their split.
+        validation: the file that selects checkpoints; None: a tenth of the train videos is held out.
+        ids: query ids are the `qid`s "as_written" (lines without one are numbered within their video), or
+            "by_split" begin with the name of the split, for files that each count from 0.
+        selection: "heldout" or the name of a test split.
+        moments: what is done with moments that do not fit their video.
+
+    Raises:
+        VmrError: as in `charades_sta`.
+    """
+    numbers = numbered()
+    content = hashlib.sha256()
+
+    def read(split: str, file: str | Path, scored: bool = True) -> SplitRows:
+        path = Path(file).expanduser()
+        rows = readers.read_qvhighlights(path, scored, moments, numbers)
+        content.update(f"{split}\n".encode() + path.read_bytes())
+        prefix = f"{split}_" if ids == "by_split" else ""
+        return [row.renamed(prefix) for row in rows] if prefix else rows, path.name
+
+    files = {"test": test} if isinstance(test, str | Path) else test
+    trained = read("train", train, scored=False)
+    val = None if validation is None else read("selection", validation)
+    tests = {split: read(split, file) for split, file in files.items()}
+    return build_protocol(f"{name}-{content.hexdigest()[:8]}", trained, val, tests, selection)
+
+
 @dataclass(frozen=True, slots=True)
 class CQValSubset:
     """One column of LMR's table IV.
@@ -348,89 +379,6 @@ def _compositional(protocol: str, root: str | Path, selection: str, moments: Mom
         "trivial": read("test_trivial.json"),
     }
     return build_protocol(protocol, train, None, tests, selection)
-
-
-def held_out_videos(video_ids: tuple[str, ...], share: float = HELD_OUT_SHARE) -> frozenset[str]:
-    """Chooses the videos that are held out of train for selection.
-
-    The choice depends on the ids alone, not on their order, the machine or a seed: videos are ranked by a
-    hash, and the first `share` of them, at least one, is held out.
-
-    Args:
-        video_ids: distinct videos of the train split.
-        share: share of the videos, between 0 and 1.
-
-    Raises:
-        VmrError: if there are fewer than two videos.
-    """
-    if len(video_ids) < 2:
-        raise VmrError(
-            f"Cannot hold out videos from a train split of {len(video_ids)}: selection and training need "
-            "at least one each. Use a larger train split."
-        )
-    ranked = sorted(video_ids, key=lambda video: hashlib.sha256(f"{_SALT}:{video}".encode()).digest())
-    return frozenset(ranked[: max(1, round(share * len(ranked)))])
-
-
-def build_protocol(
-    name: str, train: SplitRows, val: SplitRows | None, tests: Mapping[str, SplitRows], selection: str
-) -> Protocol:
-    """Builds a protocol, holds out videos if selection needs them, and warns about fixes.
-
-    Args:
-        name: name of the protocol and of the data set.
-        train: training rows.
-        val: rows of the published validation split; None: there is none.
-        tests: rows of each test split.
-        selection: "heldout" or the name of a test split.
-
-    Raises:
-        VmrError: if `selection` is unknown, or too few videos can be held out.
-    """
-    published = split_of(TRAIN, *train)
-    test_splits = {test: split_of(test, *part) for test, part in tests.items()}
-    trained, held = published, None
-    if selection == "heldout" and val is not None:
-        selected, origin = split_of(SELECTION, *val), PUBLISHED
-    elif selection == "heldout":
-        held = held_out_videos(published.video_ids)
-        rows, source = train
-        trained = split_of(TRAIN, (row for row in rows if row.query.video_id not in held), source)
-        selected = split_of(SELECTION, (row for row in rows if row.query.video_id in held), source)
-        origin = HELD_OUT
-    elif selection in tests:
-        selected, origin = split_of(SELECTION, *tests[selection]), f"test split '{selection}'"
-    else:
-        raise unknown("selection", selection, {"heldout", *tests})
-
-    protocol = Protocol(name, trained, selected, test_splits, origin, published if held else None)
-    _warn_about_fixes(protocol)
-    return protocol
-
-
-def _warn_about_fixes(protocol: Protocol) -> None:
-    parts = []
-    for split in protocol.published.values():
-        fixes = [f"{count:,} {kind}" for kind, count in sorted(split.counts.items()) if kind != "repeated"]
-        if fixes:
-            parts.append(f"{split.name} {', '.join(fixes)} of {split.sentences:,}")
-    if parts:
-        log.warning(
-            "%s: moments fixed on reading: %s. `vmr doctor data=%s` explains them.",
-            protocol.name,
-            "; ".join(parts),
-            protocol.name,
-        )
-
-
-@contextmanager
-def without_warnings() -> Iterator[None]:
-    """Silences the warning about fixes, to read a protocol that the user did not request."""
-    log.disabled, before = True, log.disabled
-    try:
-        yield
-    finally:
-        log.disabled = before
 
 
 def find_split(protocol: Protocol, name: str) -> Split:

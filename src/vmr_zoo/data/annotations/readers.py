@@ -155,38 +155,49 @@ def read_tacos(path: Path, next_id: NextId, scored: bool, rules: MomentRules = F
     return found.finish()
 
 
-def read_qvhighlights(path: Path, scored: bool, rules: MomentRules = FIXED) -> list[AnnotationRow]:
-    """Reads a QVHighlights file: one JSON object per line, with several windows and ratings per clip.
+def read_qvhighlights(
+    path: Path, scored: bool, rules: MomentRules = FIXED, next_id: NextId | None = None
+) -> list[AnnotationRow]:
+    """Reads a QVHighlights file: one JSON object per line, with several windows.
 
     Args:
-        path: `highlight_*.jsonl` with ground truth.
+        path: `highlight_*.jsonl` with ground truth. Either every line has ratings per clip or none has, as
+            in the files of other data sets in this format.
         scored: whether an unusable moment becomes a sliver instead of being dropped.
         rules: what is done with moments that do not fit.
+        next_id: names the sentences without a `qid`; None: a `qid` is required.
 
     Returns:
         Rows with the published `qid`s, as text, as query ids.
     """
-    return _read_lists(path, scored, rules, rated=True)
+    return _read_lists(path, scored, rules, rated=True, next_id=next_id)
 
 
 def read_lists(path: Path, scored: bool, rules: MomentRules = FIXED) -> list[AnnotationRow]:
-    """Reads a list in the format of QVHighlights without ratings, as authors publish for other data sets.
+    """Reads a list in the format of QVHighlights, as authors publish for other data sets, without ratings.
 
     Arguments and result as in `read_qvhighlights`.
     """
     return _read_lists(path, scored, rules, rated=False)
 
 
-def _read_lists(path: Path, scored: bool, rules: MomentRules, rated: bool) -> list[AnnotationRow]:
+def _read_lists(
+    path: Path, scored: bool, rules: MomentRules, rated: bool, next_id: NextId | None = None
+) -> list[AnnotationRow]:
     found = RowCollector(path, scored, rules)
     first_line: dict[str, int] = {}
-    raters = 0
+    raters: int | None = None
     for number, line in read_lines(path):
         where = f"{path}, line {number}"
         entry = parse_json(line, path, number)
-        names = ("qid", "query", "vid", "duration", "relevant_windows")
-        qid, text, vid, length, windows = check_fields(entry, names, where)
-        query_id = _qid(qid, where)
+        text, vid, length, windows = check_fields(
+            entry, ("query", "vid", "duration", "relevant_windows"), where
+        )
+        video_id = safe_id(vid, where)
+        if next_id is not None and "qid" not in entry:
+            query_id = next_id(video_id)
+        else:
+            query_id = _qid(check_fields(entry, ("qid",), where)[0], where)
         if query_id in first_line:
             raise VmrError(
                 f"{where}: qid {query_id} was already used on line {first_line[query_id]}. Keep one of them."
@@ -194,15 +205,10 @@ def _read_lists(path: Path, scored: bool, rules: MomentRules, rated: bool) -> li
         first_line[query_id] = number
         duration = check_positive(length, "'duration'", where)
         saliency = _saliency(entry, math.ceil(duration / QVHIGHLIGHTS_CLIP_SECONDS), where) if rated else ()
-        raters = raters or len(saliency[0][1]) if saliency else raters
-        if differing := [len(ratings) for _, ratings in saliency if len(ratings) != raters]:
-            raise VmrError(
-                f"{where}: expected {raters} ratings of each clip, as earlier in the file, found "
-                f"{differing[0]}. Compare the line with the published file."
-            )
+        raters = _check_raters(saliency, raters, where) if rated else None
         found.add(
             query_id,
-            safe_id(vid, where),
+            video_id,
             check_sentence(text, where),
             check_moments(windows, where),
             duration,
@@ -210,6 +216,28 @@ def _read_lists(path: Path, scored: bool, rules: MomentRules, rated: bool) -> li
             _negatives(entry, where),
         )
     return found.finish()
+
+
+def _check_raters(saliency: Saliency, raters: int | None, where: str) -> int:
+    """Returns the number of ratings of each clip, 0 in a file without ratings.
+
+    Args:
+        saliency: of this line.
+        raters: of the lines before; None: this is the first.
+        where: the line, for errors.
+
+    Raises:
+        VmrError: if it differs from line to line.
+    """
+    counts = {len(ratings) for _, ratings in saliency} or {0}
+    expected = max(counts) if raters is None else raters
+    if counts != {expected}:
+        differing = next(iter(counts - {expected}))
+        raise VmrError(
+            f"{where}: expected {expected} ratings of each clip, as earlier in the file, found {differing}. "
+            "Compare the line with the published file."
+        )
+    return expected
 
 
 def _qid(value: Any, where: str) -> str:
@@ -225,6 +253,9 @@ def _negatives(entry: Mapping[str, Any], where: str) -> tuple[str, ...]:
 
 
 def _saliency(entry: Any, count: int, where: str) -> Saliency:
+    """Returns the checked ratings of a line; empty if it has none."""
+    if "relevant_clip_ids" not in entry and "saliency_scores" not in entry:
+        return ()
     clips, ratings = check_fields(entry, ("relevant_clip_ids", "saliency_scores"), where)
     if not isinstance(clips, list) or not isinstance(ratings, list) or len(clips) != len(ratings):
         raise VmrError(

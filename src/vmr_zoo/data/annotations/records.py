@@ -12,6 +12,8 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+from vmr_zoo.errors import VmrError, abbreviate
+
 SELECTION = "selection"
 TRAIN = "train"
 
@@ -102,6 +104,11 @@ class Protocol:
         tests: test splits by name.
         selection_origin: `PUBLISHED`, `HELD_OUT`, or a text that starts with "test".
         published_train: the train split as published, if videos were held out of `train`.
+        doubts: sentences about times that may not be in seconds; every run repeats them.
+
+    Raises:
+        VmrError: if a query id means one sentence in one split and another in another. Text features and
+            predictions are named by query ids: one sentence would be read as another.
     """
 
     name: str
@@ -110,6 +117,25 @@ class Protocol:
     tests: dict[str, Split]
     selection_origin: str
     published_train: Split | None = None
+    doubts: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        seen: dict[str, tuple[str, Query]] = {}
+        for name, split in self.splits.items():
+            repeated = [
+                query.query_id
+                for query in split.queries
+                if (known := seen.setdefault(query.query_id, (name, query))[1]) is not query
+                and (known.video_id, known.text) != (query.video_id, query.text)
+            ]
+            if repeated:
+                raise VmrError(
+                    f"{len(repeated):,} query ids (qid) of split '{name}' already mean other sentences in "
+                    f"split '{seen[repeated[0]][0]}': {abbreviate(repeated, 5)}. Ids name text features and "
+                    "predictions, and must be unique over all splits. Number the sentences of all files in "
+                    "one sequence and rename the text features; with data=jsonl, "
+                    "data.protocol.ids=by_split puts the split before each id."
+                )
 
     @property
     def splits(self) -> dict[str, Split]:

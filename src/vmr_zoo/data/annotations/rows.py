@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -81,6 +81,14 @@ class AnnotationRow:
 
     query: Query | Dropped
     fixes: tuple[str, ...] = ()
+
+    def renamed(self, prefix: str) -> AnnotationRow:
+        """Returns the row with a prefix before its query id and those of its negatives."""
+        query_id = f"{prefix}{self.query.query_id}"
+        if isinstance(self.query, Dropped):
+            return AnnotationRow(self.query._replace(query_id=query_id), self.fixes)
+        negatives = tuple(f"{prefix}{negative}" for negative in self.query.negatives)
+        return AnnotationRow(replace(self.query, query_id=query_id, negatives=negatives), self.fixes)
 
 
 def split_of(name: str, rows: Iterable[AnnotationRow], source: str) -> Split:

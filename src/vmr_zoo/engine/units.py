@@ -1,0 +1,89 @@
+"""Recognises predicted windows that are not in seconds. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from vmr_zoo.data.annotations.records import Query
+from vmr_zoo.errors import VmrError
+from vmr_zoo.metrics.highlight import CLIP_SECONDS
+from vmr_zoo.metrics.per_query import Floats
+
+SECONDS = "seconds"
+
+_OUTSIDE = 0.25
+"""Share of best windows that begin after the end of their video above which a file is refused."""
+_BETTER, _GOOD = 2.0, 0.3
+"""Another unit explains a file better if it multiplies the mean IoU by the first and reaches the second."""
+_ENOUGH, _VARIED = 8, 0.1
+"""Queries, and relative deviation of the ends of windows, that this takes: nearly equal answers to every
+query fit some unit by chance."""
+
+_READINGS: dict[str, Callable[[Floats, Floats], Floats]] = {
+    "fractions of the video": lambda windows, duration: windows * duration,
+    "per cent of the video": lambda windows, duration: windows * duration / 100,
+    "milliseconds": lambda windows, duration: windows / 1000,
+    "frames at 24 per second": lambda windows, duration: windows / 24,
+    "frames at 25 per second": lambda windows, duration: windows / 25,
+    "frames at 30 per second": lambda windows, duration: windows / 30,
+    "clips of 2 s": lambda windows, duration: windows * CLIP_SECONDS,
+    "minutes": lambda windows, duration: windows * 60,
+    "start and length": lambda windows, duration: np.stack((windows[:, 0], windows.sum(1)), 1),
+    "centre and length": lambda windows, duration: windows[:, :1] + windows[:, 1:] * [-0.5, 0.5],
+}
+"""What `[start, end]` may mean besides seconds, and how to turn it into seconds."""
+
+
+def refuse_other_unit(best: Floats, queries: Sequence[Query], source: str) -> None:
+    """Refuses windows that make sense in another unit than seconds, and little in seconds.
+
+    A wrong unit gives scores near 0 that look like those of a bad model.
+
+    Args:
+        best: (B, 2) the best window of each query.
+        queries: their ground truth.
+        source: the file's name, for the error.
+
+    Raises:
+        VmrError: if many windows begin after the end of their video, if all end within the first second, or
+            if another unit fits the ground truth far better.
+    """
+    duration = np.array([[query.duration] for query in queries])
+    as_seconds = _mean_iou(best, queries)
+    scores = {name: _mean_iou(convert(best, duration), queries) for name, convert in _READINGS.items()}
+    likely = max(scores, key=lambda name: scores[name])
+    outside = (best[:, 0] > duration[:, 0]).mean()
+    small = best.max() <= 1 and (best % 1).any() and duration.min() >= 2
+    ends = best[:, 1], best[:, 1] / duration[:, 0]
+    varied = len(queries) >= _ENOUGH and all(end.std() > _VARIED * abs(end.mean()) for end in ends)
+    fits = varied and scores[likely] >= max(_BETTER * as_seconds, _GOOD)
+    if not (outside > _OUTSIDE or small or fits):
+        return
+    found = (
+        f"{outside:.0%} of the best windows begin beyond the end of their video"
+        if outside > _OUTSIDE
+        else "every best window ends within the first second"
+        if small
+        else f"as seconds they have a mean IoU of {as_seconds:.2f}"
+    )
+    guess = (
+        f"; as {likely} they have a mean IoU of {scores[likely]:.2f}" if scores[likely] > as_seconds else ""
+    )
+    raise VmrError(
+        f"{source}: the windows do not look like seconds: {found}{guess}. Write [start, end] in seconds, or "
+        "score the file as it is with unit=seconds."
+    )
+
+
+def _mean_iou(windows: Floats, queries: Sequence[Query]) -> float:
+    """Returns the mean over queries of the IoU of a window with the moment that it overlaps most."""
+    total = 0.0
+    for (start, end), query in zip(windows.tolist(), queries, strict=True):
+        best = 0.0
+        for first, last in query.moments:
+            union = max(end, last) - min(start, first)
+            best = max(best, (min(end, last) - max(start, first)) / union if union > 0 else 0.0)
+        total += best
+    return total / len(queries)
