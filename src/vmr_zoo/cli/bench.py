@@ -12,5 +12,5 @@ if TYPE_CHECKING:
 
 def main(cfg: DictConfig) -> int:
     """Runs the verb on the configuration composed from `conf/bench.yaml`."""
-    print(benchmark(cfg))
+    print(f"Wrote {benchmark(cfg)}. Next: vmr bench -m method=A,B … measures others into the same table.")
     return 0

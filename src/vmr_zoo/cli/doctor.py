@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from vmr_zoo.cli.next_step import next_command
 from vmr_zoo.engine.doctor import diagnose
 from vmr_zoo.errors import VmrError, abbreviate
 from vmr_zoo.utils.files import atomic_write
@@ -47,13 +48,24 @@ def main(cfg: DictConfig) -> int:
         VmrError: if annotations cannot be read or downloaded, or `out` cannot be written.
     """
     report = diagnose(cfg)
-    _show(report, Console())
+    console = Console()
+    _show(report, console)
     if cfg.get("out"):
         try:
             atomic_write(cfg.out, json.dumps(report, indent=2, allow_nan=False) + "\n")
         except OSError as error:
             raise VmrError(f"Cannot write out={cfg.out}: {error.strerror}. Choose another file.") from error
+        console.print(Text(f"Wrote {cfg.out}."), soft_wrap=True)
+    console.print(Text(_next(report)), soft_wrap=True)
     return 0 if report["ok"] else 1
+
+
+def _next(report: dict[str, Any]) -> str:
+    if not report["ok"]:
+        return "Next: fix the errors above, then run the same command again."
+    if not report["features"]["checked"]:
+        return next_command("doctor", "features=NAME")
+    return next_command("train", "method=NAME")
 
 
 def _show(report: dict[str, Any], console: Console) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.text import Text
 
+from vmr_zoo.cli.next_step import next_command
 from vmr_zoo.engine.embedding import embed
 from vmr_zoo.errors import abbreviate
 
@@ -22,4 +24,9 @@ def main(cfg: DictConfig) -> int:
             f"{len(failed):,} sentences have no word that the encoder knows: {abbreviate(failed)}",
             soft_wrap=True,
         )
+    elif cfg.get("data"):
+        console.print(Text(next_command("train", "method=NAME")), soft_wrap=True)
+    elif cfg.get("out"):
+        read = ("data=NAME", "features/query=clip_text", f"features.query.source.store.folder={cfg.out}")
+        console.print(Text(next_command("train", "method=NAME", *read)), soft_wrap=True)
     return 1 if failed else 0

@@ -9,6 +9,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.progress import track
 
+from vmr_zoo.cli.next_step import next_command
 from vmr_zoo.data.features.packed import PackedVideos, pack
 from vmr_zoo.errors import VmrError, abbreviate
 
@@ -51,4 +52,5 @@ def main(cfg: DictConfig) -> int:
     if corrupt:
         print(f"wrong checksums for {abbreviate(corrupt)}: delete {cfg.out} and pack again")
         return 1
+    print(next_command("train", "method=NAME", f"features.packed={cfg.out}"))
     return 0

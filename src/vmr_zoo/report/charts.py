@@ -27,9 +27,23 @@ BINS = 6
 
 COLOURS = (
     *("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22"),
-    *("#17becf", "#000000", "#6b6ecf", "#b5a000", "#ad494a", "#a55194", "#3182bd", "#e6550d", "#31a354"),
+    *("#17becf", "#a0a0a0", "#6b6ecf", "#b5a000", "#ad494a", "#a55194", "#3182bd", "#e6550d", "#31a354"),
     *("#756bb1", "#636363"),
 )
+_INK = "#010203"
+"""Stands for the colour of the page's text, which depends on the reader's settings."""
+
+_STYLE: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK),
+}
+
+_NAME_HEIGHT = 0.075
+"""Height of a name beside a panel, as a fraction of the panel."""
+
 _MARKERS = "osD^vP*Xph"
 
 
@@ -87,9 +101,7 @@ def draw_charts(
     )
     charts: list[dict[str, Any] | None] = []
     # Text stays text: smaller, searchable, and escaped by matplotlib.
-    with rc_context(
-        {"svg.fonttype": "none", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
-    ):
+    with rc_context(_STYLE):  # type: ignore[arg-type]
         if DROP in board.columns:
             title = f"In and out of distribution, {data.metric}"
             charts.append(_chart(title, max(3.6, 0.3 * len(data.rows)), data, _draw_in_and_out))
@@ -107,24 +119,60 @@ def draw_charts(
 def _chart(
     title: str, height: float, data: _Charted, draw: Callable[[Figure, _Charted], bool]
 ) -> dict[str, Any] | None:
-    """Draws one chart with a legend; None if there is nothing to draw."""
+    """Draws one chart; None if there is nothing to draw."""
     from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
 
     figure = Figure(figsize=(11, height), layout="constrained")
     if not draw(figure, data):
         return None
-    handles = [Line2D([], [], color=style.colour, marker=style.marker, markersize=4) for style in data.styles]
-    figure.legend(handles, [_label(row.name) for row in data.rows], loc="outside right upper", frameon=False)
     file = io.StringIO()
-    figure.savefig(file, format="svg")
-    return {"title": title, "svg": Markup(file.getvalue()[file.getvalue().index("<svg") :])}
+    figure.savefig(file, format="svg", transparent=True)
+    text = file.getvalue()[file.getvalue().index("<svg") :].replace(_INK, "currentColor")
+    named = Markup('<svg role="img" aria-label="{0}"').format(title) + Markup(text.removeprefix("<svg"))
+    head, _, rest = named.partition(Markup(">"))
+    return {"title": title, "svg": head + Markup("><title>{0}</title>").format(title) + rest}
 
 
 def _label(text: str) -> str:
     """Prevents matplotlib from parsing a name as a formula, and shortens it for the legend."""
     text = text.removesuffix("-paper").lstrip("_").replace("$", r"\$")
     return text if len(text) <= 40 else f"{text[:39]}…"
+
+
+def _name_lines(axis: Axes, data: _Charted, leaders: bool = True) -> None:
+    """Writes the name of each line to the right of a panel, in the order in which the lines end.
+
+    Args:
+        axis: the panel.
+        data: the rows and their styles.
+        leaders: whether to connect names and lines; lines that end in one point have none.
+    """
+    rows = {style.colour: row for row, style in zip(data.rows, data.styles, strict=True)}
+    low, high = axis.get_ylim()
+    ends = []
+    for line in axis.lines:
+        values = np.asarray(line.get_ydata(), dtype=float)
+        values = values[np.isfinite(values)]
+        if len(values):
+            ends.append(((values[-1] - low) / (high - low), str(line.get_color())))
+    ends.sort(reverse=True)
+    places: list[float] = []
+    for end, _ in ends:
+        places.append(min(end, places[-1] - _NAME_HEIGHT) if places else end)
+    up = max(0.0, -places[-1]) if places else 0.0
+    for (end, colour), place in zip(ends, places, strict=True):
+        axis.annotate(
+            _label(rows[colour].label),
+            xy=(1, end),
+            xytext=(1.08, place + up),
+            xycoords="axes fraction",
+            textcoords="axes fraction",
+            va="center",
+            fontsize=8,
+            color=colour,
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6} if leaders else None,
+            annotation_clip=False,
+        )
 
 
 def _draw_band(axis: Axes, x: Any, curves: Sequence[Any], style: LineStyle, marker: bool = False) -> None:
@@ -157,8 +205,16 @@ def _draw_in_and_out(figure: Figure, data: _Charted) -> bool:
             "linewidth": 0.8,
         }
         left.errorbar(inside.mean(), outside, xerr=error, **options)
+        left.annotate(
+            _label(row.label),
+            (float(inside.mean()), float(outside)),
+            textcoords="offset points",
+            xytext=(6, 4),
+            fontsize=8,
+            color=style.colour,
+        )
         deviation = statistics.stdev(drop) if len(drop) > 1 else 0.0
-        drops.append((statistics.fmean(drop), deviation, row.name, style))
+        drops.append((statistics.fmean(drop), deviation, row.label, style))
     low, high = min(left.get_xlim()[0], left.get_ylim()[0]), max(left.get_xlim()[1], left.get_ylim()[1])
     left.plot([low, high], [low, high], color="grey", linewidth=0.8, linestyle="--")
     left.set_xlabel(f"{_label(data.splits[0])}, per cent")
@@ -169,7 +225,7 @@ def _draw_in_and_out(figure: Figure, data: _Charted) -> bool:
         [drop[0] for drop in drops],
         xerr=[drop[1] for drop in drops],
         color=[drop[3].colour for drop in drops],
-        error_kw={"linewidth": 0.8},
+        error_kw={"linewidth": 0.8, "ecolor": _INK},
     )
     right.set_yticks(range(len(drops)), [_label(drop[2]) for drop in drops])
     right.axvline(0, color="grey", linewidth=0.8)
@@ -191,6 +247,9 @@ def _draw_recall(figure: Figure, data: _Charted) -> bool:
         axis.set_xlabel("IoU")
     for axis in axes[len(data.splits) :]:
         axis.remove()
+    for number in range(len(data.splits)):
+        if number % columns == columns - 1 or number == len(data.splits) - 1:
+            _name_lines(axes[number], data, leaders=False)
     axes[0].set_ylabel("R1, per cent")
     return True
 
@@ -212,6 +271,7 @@ def _draw_by_moment(figure: Figure, data: _Charted, moments: pd.DataFrame | None
             if curves:
                 _draw_band(axis, centres, curves, style, marker=True)
         axis.set_xlabel({"length": "length, s", "position": "centre, fraction of the video"}[key])
+    _name_lines(axes[-1], data)
     axes[0].set_ylabel("mIoU, per cent")
     return True
 
@@ -238,6 +298,7 @@ def _draw_learning_curves(figure: Figure, data: _Charted) -> bool:
                 )
         axis.set_xlabel("epoch")
         axis.set_ylabel(f"{_label(metric)}, per cent")
+        _name_lines(axis, data)
     return True
 
 

@@ -12,16 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from vmr_zoo.errors import unknown
-from vmr_zoo.report.runs import Run
+from vmr_zoo.report.runs import REFERENCE_SPLITS, Run
 
 TABLE_KEYS = ("protocol", "features", "origin", "selection", "rounding")
 """Two runs share a table exactly if their headers agree in all of these."""
-
-REFERENCE_SPLITS = ("iid", "trivial")
-"""The in-distribution test split, if a protocol has one; the other test splits are out of distribution."""
 
 DROP = "drop"
 """The column with the loss out of distribution: reference split minus the mean of the other test splits, in
@@ -30,7 +25,10 @@ points."""
 BEST, WORSE = "*", "↓"
 """Marks of the best row, and of rows that are significantly worse."""
 
-_COSTS = {
+BY_NAME = "name"
+"""The value of `sort` for alphabetical rows."""
+
+COSTS = {
     "train_seconds": ("train s", 0),
     "step_ms": ("step ms", 1),
     "inference_ms": ("inference ms", 1),
@@ -48,12 +46,20 @@ class LeaderboardRow:
         runs: one for each seed.
         values: percentages of each seed by (column, metric); a column is a split or `DROP`.
         marks: `BEST` or `WORSE` by (column, metric), once rows have been compared.
+        label: the name without what all rows of the table share.
+        caveats: see `caveats.find_caveats`, which sets them.
     """
 
     name: str
     runs: list[Run]
     values: dict[tuple[str, str], list[float]]
     marks: dict[tuple[str, str], str] = field(default_factory=dict)
+    label: str = ""
+    caveats: dict[str, bool] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Takes the name as label unless there is one."""
+        self.label = self.label or self.name
 
     @property
     def method_and_variant(self) -> tuple[str, str]:
@@ -66,10 +72,15 @@ class LeaderboardRow:
         values = self.values.get(key)
         return f"{format_mean_std(values)}{self.marks.get(key, '')}" if values else ""
 
-    def mean_cost(self, key: str, decimals: int) -> str:
-        """Formats the mean of a header's number over the runs that have it; "" if none does."""
+    def mean(self, key: tuple[str, str]) -> float | None:
+        """Returns the mean over seeds; None without values."""
+        values = self.values.get(key)
+        return statistics.fmean(values) if values else None
+
+    def mean_cost(self, key: str) -> float | None:
+        """Returns the mean of a header's number over the runs that have it; None if none does."""
         values = [run.header[key] for run in self.runs if run.header.get(key) is not None]
-        return f"{statistics.fmean(values):,.{decimals}f}" if values else ""
+        return statistics.fmean(values) if values else None
 
 
 def format_mean_std(values: Sequence[float]) -> str:
@@ -91,44 +102,57 @@ class Leaderboard:
         columns: the splits, and `DROP` if there is a reference split.
         metrics: the metrics, shown for each column.
         rows: the rows.
+        shared: the settings that all rows share and their labels omit, such as "max_epochs-2"; "" if none.
     """
 
     title: str
     columns: list[str]
     metrics: list[str]
     rows: list[LeaderboardRow]
+    shared: str = ""
 
     @property
     def splits(self) -> list[str]:
         """The columns that are splits."""
         return [column for column in self.columns if column != DROP]
 
+    @property
+    def heading(self) -> str:
+        """The title without the conditions."""
+        return self.title.partition("; ")[0]
+
+    @property
+    def conditions(self) -> str:
+        """The rest of the title: how checkpoints were chosen and times rounded."""
+        return self.title.partition("; ")[2]
+
+    @property
+    def seeds(self) -> str:
+        """How many seeds the rows have: "3 seeds", "1 to 3 seeds"."""
+        counts = {len(row.runs) for row in self.rows}
+        few, many = min(counts), max(counts)
+        return f"{few} seed{'s' * (few != 1)}" if few == many else f"{few} to {many} seeds"
+
+    def best(self, key: tuple[str, str]) -> LeaderboardRow | None:
+        """Returns the row with the highest mean; None for `DROP`, and without two rows to compare."""
+        rows = [row for row in self.rows if row.values.get(key)]
+        if len(rows) < 2 or key[0] == DROP:
+            return None
+        return max(rows, key=lambda row: statistics.fmean(row.values[key]))
+
     def cost(self) -> tuple[list[str], list[list[str]]]:
         """Returns the titles of the cost columns and the cells of each row, without empty columns."""
-        titles = {
-            key: title for key, (title, _) in _COSTS.items() if any(r.mean_cost(key, 0) for r in self.rows)
-        }
+        costs = {key: [row.mean_cost(key) for row in self.rows] for key in COSTS}
+        costs = {key: found for key, found in costs.items() if any(one is not None for one in found)}
         cells = [
             [
                 str(len(row.runs)),
                 f"{row.runs[0].header['parameters']:,}",
-                *(row.mean_cost(key, _COSTS[key][1]) for key in titles),
+                *("" if one[n] is None else f"{one[n]:,.{COSTS[key][1]}f}" for key, one in costs.items()),
             ]
-            for row in self.rows
+            for n, row in enumerate(self.rows)
         ]
-        return ["seeds", "parameters", *titles.values()], cells
-
-    def frame(self) -> pd.DataFrame:
-        """Returns the table as text: a row per run name and a column per split and metric."""
-        keys = [(column, metric) for column in self.columns for metric in self.metrics]
-        titles, costs = self.cost()
-        cells = [
-            [row.name, *row.method_and_variant, *map(row.cell, keys), *cost]
-            for row, cost in zip(self.rows, costs, strict=True)
-        ]
-        return pd.DataFrame(
-            cells, columns=["run", "method", "variant", *(" ".join(key) for key in keys), *titles]
-        )
+        return ["seeds", "parameters", *(COSTS[key][0] for key in costs)], cells
 
 
 def leaderboards(runs: Sequence[Run], metrics: Sequence[str], sort: str | None = None) -> list[Leaderboard]:
@@ -137,7 +161,8 @@ def leaderboards(runs: Sequence[Run], metrics: Sequence[str], sort: str | None =
     Args:
         runs: finished runs.
         metrics: the metrics to show.
-        sort: "SPLIT METRIC", best first; None: by name.
+        sort: "SPLIT METRIC", best first; None: the in-distribution split, else the first, and the first
+            metric; `BY_NAME`: by name.
 
     Raises:
         VmrError: if no run has one of the metrics, or no table the column to sort by.
@@ -153,13 +178,25 @@ def leaderboards(runs: Sequence[Run], metrics: Sequence[str], sort: str | None =
         _leaderboard(dict(zip(TABLE_KEYS, key, strict=True)), _split_repeated_seeds(rows), metrics)
         for key, rows in sorted(tables.items())
     ]
-    if sort is not None:
-        keys = {" ".join(key): key for board in boards for row in board.rows for key in row.values}
-        if sort not in keys:
-            raise unknown("column to sort by", sort, keys)
-        for board in boards:
-            board.rows.sort(key=lambda row: -statistics.fmean(row.values.get(keys[sort]) or [-1.0]))
+    keys = {" ".join(key): key for board in boards for row in board.rows for key in row.values}
+    if sort is not None and sort != BY_NAME and sort not in keys:
+        raise unknown("column to sort by", sort, [*keys, BY_NAME])
+    for board in boards:
+        if sort != BY_NAME:
+            _sort_best_first(board, (board.columns[0], board.metrics[0]) if sort is None else keys[sort])
     return boards
+
+
+def _sort_best_first(board: Leaderboard, key: tuple[str, str]) -> None:
+    """Sorts the rows by one column, for `DROP` the smallest first; rows without a value come last."""
+    sign = 1 if key[0] == DROP else -1
+    means = {row.name: row.mean(key) for row in board.rows}
+    board.rows.sort(
+        key=lambda row: (
+            means[row.name] is None,
+            sign * (means[row.name] or 0.0),
+        )
+    )
 
 
 def _split_repeated_seeds(rows: Mapping[str, list[Run]]) -> dict[str, list[Run]]:
@@ -183,9 +220,10 @@ def _split_repeated_seeds(rows: Mapping[str, list[Run]]) -> dict[str, list[Run]]
 def _leaderboard(shared: dict[str, str], rows: dict[str, list[Run]], metrics: Sequence[str]) -> Leaderboard:
     """Builds one table from the header values that its runs share and its runs by row."""
     columns = list(dict.fromkeys(split for runs in rows.values() for run in runs for split in run.metrics))
-    columns.sort(key=lambda split: split == "selection")
     reference = next((split for split in REFERENCE_SPLITS if split in columns), None)
+    columns.sort(key=lambda split: (split != reference, split == "selection"))
     others = [split for split in columns if split not in (reference, "selection")]
+    labels, in_common = _short_labels(rows)
     averaged = []
     for name, runs in sorted(rows.items()):
         values: dict[tuple[str, str], list[float]] = {}
@@ -199,14 +237,56 @@ def _leaderboard(shared: dict[str, str], rows: dict[str, list[Run]], metrics: Se
                     for run in runs
                     if all(run.metrics.get(s, {}).get(metric) is not None for s in (reference, *others))
                 ]
-        averaged.append(LeaderboardRow(name, runs, {key: found for key, found in values.items() if found}))
+        present = {key: found for key, found in values.items() if found}
+        averaged.append(LeaderboardRow(name, runs, present, label=labels[name]))
+    warnings = {text for runs in rows.values() for run in runs for text in run.header.get("warnings", ())}
+    warned = "".join(f" (WARNING: {text})" for text in sorted(warnings))
     title = (
-        f"{shared['protocol']}, {features_title(shared)}; selected on: {shared['selection']}; "
-        f"rounding: {shared['rounding']}"
+        f"{shared['protocol']}, {features_title(shared)}{warned}; {_selection_title(shared['selection'])}; "
+        f"predicted times rounded to {shared['rounding']}"
     )
     if reference is not None and others:
         columns.append(DROP)
-    return Leaderboard(title, columns, list(metrics), averaged)
+    return Leaderboard(title, columns, list(metrics), averaged, in_common)
+
+
+def _short_labels(rows: Mapping[str, list[Run]]) -> tuple[dict[str, str], str]:
+    """Shortens the names of rows: the method alone, and the settings in which the rows differ.
+
+    Returns:
+        The label of each name, and the settings that all rows share. Names that do not begin with method and
+        variant stay as they are.
+    """
+    headers = {name: runs[0].header for name, runs in rows.items()}
+    prefixes = {name: f"{header['method']}-{header['variant']}" for name, header in headers.items()}
+    if not all(name.startswith(prefixes[name]) for name in rows):
+        return {name: name for name in rows}, ""
+    one_variant = len({header["variant"] for header in headers.values()}) == 1
+    parts = {name: name.removeprefix(prefixes[name]).split("+") for name in rows}
+    first = next(iter(parts.values()))
+    shared = [part for part in first[1:] if all(part in own for own in parts.values())]
+    labels = {
+        name: "+".join(
+            [
+                (str(headers[name]["method"]) if one_variant else prefixes[name]) + own[0],
+                *(part for part in own[1:] if part not in shared),
+            ]
+        )
+        for name, own in parts.items()
+    }
+    if len(set(labels.values())) < len(labels):
+        return {name: name for name in rows}, ""
+    variant = next(iter(headers.values()))["variant"]
+    other = [f"variant {variant}"] if one_variant and variant != "paper" else []
+    return labels, ", ".join([*other, *shared])
+
+
+def _selection_title(selection: str) -> str:
+    """Says which split chose the weights."""
+    if selection.startswith("none"):
+        return "weights of the last epoch, chosen by no validation"
+    split = f"the {selection} validation split" if selection in ("published", "generated") else selection
+    return f"weights chosen on {split}"
 
 
 def features_title(header: Mapping[str, Any]) -> str:

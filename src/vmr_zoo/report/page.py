@@ -17,13 +17,18 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
+from vmr_zoo.report.caveats import legend, signs
 from vmr_zoo.report.charts import COLOURS, draw_charts
-from vmr_zoo.report.leaderboard import Leaderboard
+from vmr_zoo.report.claim_tables import page_section
+from vmr_zoo.report.conclusion import conclusion
+from vmr_zoo.report.leaderboard import BEST, DROP, WORSE, Leaderboard, LeaderboardRow
 from vmr_zoo.report.paper_tables import PaperTable
 from vmr_zoo.report.query_curves import Curves, stored_curves
 from vmr_zoo.report.query_scores import RowsBySplit, leaderboard_scores
 from vmr_zoo.report.runs import Run, UnfinishedRun, summarize_unfinished
 from vmr_zoo.report.significance import mark_significance
+from vmr_zoo.report.terminal import TEST
+from vmr_zoo.report.verdicts import Answer
 from vmr_zoo.utils.files import atomic_write
 
 if TYPE_CHECKING:
@@ -81,6 +86,7 @@ def write_page(
     unfinished: Sequence[UnfinishedRun] = (),
     shown_beside: Browsing | None = None,
     significance: bool = False,
+    claims: Sequence[Answer] = (),
 ) -> None:
     """Writes the page. Holds the predictions of one run at a time.
 
@@ -91,6 +97,7 @@ def write_page(
         unfinished: run directories without results.
         shown_beside: how many queries the browser has, with which videos and narrations; None: the defaults.
         significance: whether to mark the best rows and those that are significantly worse.
+        claims: answered claims, shown first.
 
     Raises:
         VmrError: if a run has no predictions, or its stored details are broken.
@@ -104,17 +111,23 @@ def write_page(
             mark_significance(board, scores)
         sections.append(
             {
-                "title": board.title,
-                "tables": [_metric_table(board, metric) for metric in board.metrics],
+                "heading": board.heading,
+                "conclusion": conclusion(board, significance),
+                "notes": _notes(board, significance),
+                "seeds": board.seeds,
+                "tables": [*(_metric_table(board, metric) for metric in board.metrics), _cost_table(board)],
                 "charts": draw_charts(board, shown, scores, browser.moments),
+                "legend": [(board.rows[n].label, COLOURS[i % len(COLOURS)]) for i, n in enumerate(shown)],
                 "excluded": len(board.rows) - len(shown),
                 "browser": _to_json(browser.data()) if browser.queries else None,
+                "browsing": f"Up to {browser.browse} sentences of each split; browse=N changes that.",
             }
         )
     template = Environment(
         loader=PackageLoader("vmr_zoo.report", ""), autoescape=True, trim_blocks=True, lstrip_blocks=True
     ).get_template("page.html")
     text = template.render(
+        claims=page_section(claims) if claims else None,
         boards=sections,
         paper_tables=paper_tables,
         unfinished=summarize_unfinished(unfinished, 10) if unfinished else "",
@@ -131,18 +144,48 @@ def _best_rows(board: Leaderboard) -> list[int]:
     return sorted(best[:ROWS])
 
 
+def _notes(board: Leaderboard, significance: bool) -> list[str]:
+    """Returns the sentences below the title of a table."""
+    notes = [f"{board.conditions[:1].upper()}{board.conditions[1:]}."]
+    if board.shared:
+        notes.append(f"All rows: {board.shared}.")
+    if DROP in board.columns:
+        notes.append(f"{DROP}: {board.columns[0]} minus the mean of the other test splits, in points.")
+    if significance:
+        notes.append(f"{BEST} best, {WORSE} significantly worse ({TEST}).")
+    marks = legend(board)
+    return [*notes, f"{marks}."] if marks else notes
+
+
 def _metric_table(board: Leaderboard, metric: str) -> dict[str, Any]:
-    """Returns the table of one metric: column titles, and rows of (text, number to sort by)."""
+    """Returns the table of one metric: titles, and rows of cells with text and the number to sort by."""
+    best = {column: board.best((column, metric)) for column in board.columns}
     rows = []
-    titles, costs = board.cost()
-    for row, cost in zip(board.rows, costs, strict=True):
-        cells = [(text, text) for text in (row.name, *row.method_and_variant)]
+    for row in board.rows:
+        cells = [_name_cell(row)]
         for column in board.columns:
-            values = row.values.get((column, metric))
-            cells.append((row.cell((column, metric)), str(statistics.fmean(values)) if values else ""))
-        cells += [(text, text.replace(",", "")) for text in cost]
-        rows.append(cells)
-    return {"metric": metric, "titles": ["run", "method", "variant", *board.columns, *titles], "rows": rows}
+            mean = row.mean((column, metric))
+            key = "" if mean is None else str(mean)
+            text = row.cell((column, metric))
+            cells.append({"text": text, "key": key, "best": row is best[column]})
+        rows.append({"name": row.name, "cells": cells})
+    return {"metric": metric, "titles": ["run", *board.columns], "rows": rows}
+
+
+def _cost_table(board: Leaderboard) -> dict[str, Any]:
+    titles, costs = board.cost()
+    rows = [
+        {
+            "name": row.name,
+            "cells": [_name_cell(row), *({"text": text, "key": text.replace(",", "")} for text in cost)],
+        }
+        for row, cost in zip(board.rows, costs, strict=True)
+    ]
+    return {"metric": "", "titles": ["run", *titles], "rows": rows}
+
+
+def _name_cell(row: LeaderboardRow) -> dict[str, Any]:
+    return {"text": f"{row.label}{signs(row)}", "key": row.label}
 
 
 class _PredictionBrowser:
@@ -212,7 +255,7 @@ class _PredictionBrowser:
 
     def data(self) -> dict[str, Any]:
         """Returns what the page's script reads."""
-        names = [self.board.rows[number].name for number in self.shown]
+        names = [self.board.rows[number].label for number in self.shown]
         colours = [COLOURS[i % len(COLOURS)] for i in range(len(names))]
         videos = {query["video"] for query in self.queries.values()}
         said = {video: self.beside.narrations[video] for video in videos & self.beside.narrations.keys()}

@@ -20,11 +20,11 @@ from omegaconf import OmegaConf
 
 from vmr_zoo.config.compose import config_dir
 from vmr_zoo.data.annotations.records import PUBLISHED, SELECTION
-from vmr_zoo.report.leaderboard import REFERENCE_SPLITS, features_title
+from vmr_zoo.report.leaderboard import features_title
 from vmr_zoo.report.paper_tables import OurCell, OurColumn, PaperRow, PaperTable, printed_numbers
-from vmr_zoo.report.runs import Run
+from vmr_zoo.report.runs import REFERENCE_SPLITS, Run
 from vmr_zoo.runs.config_sections import config_section
-from vmr_zoo.runs.directory import MANIFEST, read_json
+from vmr_zoo.runs.directory import CONFIG, MANIFEST, parse_config, read_json
 
 _ALIASES = {
     "c": "clip",
@@ -126,7 +126,8 @@ def _candidate(run: Run) -> _Candidate:
     if not {"experiment", "ablation"} <= set(header) and run.path is not None:
         # Headers of older runs lack these keys; config.yaml has them.
         text = config_section(run.path, "choices")
-        header |= dict(OmegaConf.to_container(OmegaConf.create(text)).get("choices", {})) if text else {}  # type: ignore[union-attr]
+        choices: Any = OmegaConf.to_container(parse_config(text, run.path / CONFIG)) if text else {}
+        header |= choices["choices"] if isinstance(choices.get("choices"), dict) else {}
     manifest = read_json(run.path / MANIFEST) if run.path and (run.path / MANIFEST).is_file() else {}
     return _Candidate(
         run,

@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.progress import track
 
 from vmr_zoo.data.annotations.records import Query, Split
-from vmr_zoo.engine.scoring import PredictionRow, locate_rows, read_rows, score_queries
+from vmr_zoo.engine.scoring import score_queries
+from vmr_zoo.engine.submission import PredictionRow, locate_rows, read_rows
 from vmr_zoo.metrics.per_query import Floats, pad_lists, query_scores
 from vmr_zoo.metrics.settings import MetricSettings
 from vmr_zoo.report.leaderboard import Leaderboard

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import ListConfig
 
 from vmr_zoo.errors import VmrError, unknown
+from vmr_zoo.runs.config_sections import config_section
 from vmr_zoo.runs.directory import HEADER, METRICS, PREDICTIONS, STATUS, read_json
 
 REQUIRED_KEYS = (
@@ -21,6 +25,9 @@ REQUIRED_KEYS = (
 """Keys that a header must have to be reported."""
 
 UNREADABLE = "unreadable"
+
+REFERENCE_SPLITS = ("iid", "trivial")
+"""The in-distribution test split, if a protocol has one; the other test splits are out of distribution."""
 
 _SKIPPED_FOLDERS = ("wandb", "checkpoints")
 
@@ -93,11 +100,12 @@ def scan_runs(root: Path, evals: bool = False) -> tuple[list[Run], list[Unfinish
         try:
             status = read_json(folder / STATUS) if STATUS in names else {"state": "finished"}
             if status["state"] != "finished":
-                unfinished.append(UnfinishedRun(folder, status["state"], status.get("message") or ""))
+                message = str(status.get("message") or "")
+                unfinished.append(UnfinishedRun(folder, str(status["state"]), message))
                 continue
             run = _read_run(folder) if METRICS in names else None
             added = _read_evals(folder) if evals and "eval" in names else []
-        except (VmrError, KeyError, TypeError) as error:
+        except (VmrError, OSError, AttributeError, KeyError, TypeError) as error:
             unfinished.append(UnfinishedRun(folder, UNREADABLE, str(error)))
             continue
         if run is not None and run.metrics:
@@ -129,19 +137,32 @@ def no_finished_run(root: Path, unfinished: Sequence[UnfinishedRun]) -> VmrError
     )
 
 
-def _run_directories(folder: Path) -> Iterator[tuple[Path, set[str]]]:
-    """Yields each run directory and the names of its entries; does not descend into run directories."""
+def _run_directories(
+    folder: Path, seen: set[tuple[int, int]] | None = None
+) -> Iterator[tuple[Path, set[str]]]:
+    """Yields each run directory and the names of its entries; does not descend into run directories.
+
+    Args:
+        folder: where to look.
+        seen: device and number of the folders that were entered: links may lead in a circle, or to one run
+            twice.
+    """
+    seen = set() if seen is None else seen
     try:
+        found = folder.stat()
         with os.scandir(folder) as listing:
-            entries = {entry.name: entry.is_dir(follow_symlinks=False) for entry in listing}
+            entries = {entry.name: entry.is_dir() for entry in listing}
     except OSError:
         return
+    if (found.st_dev, found.st_ino) in seen:
+        return
+    seen.add((found.st_dev, found.st_ino))
     if METRICS in entries or STATUS in entries:
         yield folder, set(entries)
         return
     for name in sorted(name for name, is_folder in entries.items() if is_folder):
         if name not in _SKIPPED_FOLDERS and not name.startswith("."):
-            yield from _run_directories(folder / name)
+            yield from _run_directories(folder / name, seen)
 
 
 def _read_run(folder: Path) -> Run:
@@ -150,7 +171,32 @@ def _read_run(folder: Path) -> Run:
     missing = [key for key in REQUIRED_KEYS if key not in header]
     if missing:
         raise VmrError(f"{folder / METRICS} has no {', '.join(missing)} in its header.")
-    return Run(folder, header, {split: values for split, values in content.items() if split != HEADER})
+    metrics = {split: values for split, values in content.items() if split != HEADER}
+    if wrong := [
+        *_wrong_types(header),
+        *(split for split, values in metrics.items() if not _numbers(values)),
+    ]:
+        raise VmrError(f"{folder / METRICS} has values of another type than expected: {', '.join(wrong)}.")
+    return Run(folder, header, metrics)
+
+
+def _wrong_types(header: Mapping[str, Any]) -> list[str]:
+    """Returns the keys of a header whose values reports cannot use."""
+    wrong = [
+        key
+        for key in REQUIRED_KEYS
+        if not isinstance(header[key], int if key in ("seed", "parameters") else str)
+    ]
+    costs = {key: header.get(key) for key in ("train_seconds", "step_ms", "inference_ms", "peak_memory_mb")}
+    wrong += [key for key, value in costs.items() if not (value is None or isinstance(value, int | float))]
+    overrides = header.get("overrides") or {}
+    if not isinstance(overrides, dict) or not all(isinstance(text, str) for text in overrides.values()):
+        wrong.append("overrides")
+    return wrong
+
+
+def _numbers(values: Any) -> bool:
+    return isinstance(values, dict) and all(x is None or isinstance(x, int | float) for x in values.values())
 
 
 def _read_evals(folder: Path) -> list[Run]:
@@ -172,31 +218,89 @@ def _read_evals(folder: Path) -> list[Run]:
     ]
 
 
+def setting(run: Run, key: str, missing: Any = None) -> Any:
+    """Returns a setting of a run.
+
+    Args:
+        run: the run.
+        key: a key of its header, one of its overrides, or a dotted key of its config.yaml.
+        missing: what to return if it has none.
+    """
+    overrides = run.header.get("overrides") or {}
+    if key in run.header or key in overrides:
+        return run.header[key] if key in run.header else yaml_value(overrides[key])
+    node: Any = {} if run.path is None else _section(run.path, key.split(".")[0])
+    for part in key.split("."):
+        if not isinstance(node, Mapping) or part not in node:
+            return missing
+        node = node[part]
+    return node
+
+
+def _equal(found: Any, value: Any) -> bool:
+    """Compares values as YAML reads them: 0 equals 0.0, 1e-3 equals 0.001, names are compared as text."""
+    found, value = yaml_value(found), yaml_value(value)
+    if isinstance(found, int | float) and isinstance(value, int | float):
+        return float(found) == float(value) and isinstance(found, bool) == isinstance(value, bool)
+    return (found is None) == (value is None) and str(found) == str(value)
+
+
+def yaml_value(value: Any) -> Any:
+    """Returns the number, truth value or null that a text stands for, else the text itself.
+
+    >>> [yaml_value(text) for text in ("1e-3", "64", "true", "null", "a: b", [1])]
+    [0.001, 64, True, None, 'a: b', [1]]
+    """
+    if not isinstance(value, str):
+        return value
+    if value in ("true", "false", "null"):
+        return {"true": True, "false": False, "null": None}[value]
+    for number in (int, float):
+        with contextlib.suppress(ValueError):
+            return number(value)
+    return value
+
+
+@lru_cache(maxsize=4096)
+def _section(run: Path, name: str) -> Mapping[str, Any]:
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        content = yaml.load(config_section(run, name), Loader=loader)
+    except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        raise VmrError(f"{run} has a broken config.yaml: {error}.") from error
+    return content if isinstance(content, Mapping) else {}
+
+
 def filter_runs(runs: Sequence[Run], where: Mapping[str, Any]) -> list[Run]:
-    """Keeps the runs whose headers match.
+    """Keeps the runs whose headers, overrides or configurations match.
 
     Args:
         runs: the runs.
-        where: allowed value or values by header key, such as {"method": ["tea", "mesm"]}.
+        where: allowed value or values by key, such as {"method": ["tea", "mesm"]}; the keys of `setting`.
 
     Raises:
-        VmrError: if no header has one of the keys, or no run matches.
+        VmrError: if no run has one of the keys, or no run matches.
     """
-    known = {key for run in runs for key in run.header}
+    absent = object()
     for key in where:
-        if key not in known:
+        if all(setting(run, str(key), absent) is absent for run in runs):
+            known = {key for run in runs for key in (*run.header, *(run.header.get("overrides") or {}))}
             raise unknown("key of where", str(key), known)
-    allowed = {
-        key: {str(one) for one in (value if isinstance(value, list | ListConfig) else [value])}
-        for key, value in where.items()
-    }
-    kept = [run for run in runs if all(str(run.header.get(key)) in values for key, values in allowed.items())]
+    kept = [
+        run for run in runs if all(matches(setting(run, str(key)), value) for key, value in where.items())
+    ]
     if not kept:
         available = "; ".join(
-            f"{key}: {', '.join(sorted({str(run.header.get(key)) for run in runs}))}" for key in where
+            f"{key}: {', '.join(sorted({str(setting(run, str(key))) for run in runs}))}" for key in where
         )
         raise VmrError(f"No run matches where={dict(where)}. Available: {available}.")
     return kept
+
+
+def matches(found: Any, allowed: Any) -> bool:
+    """Returns whether a setting equals an allowed value, or one of them."""
+    values = allowed if isinstance(allowed, list | ListConfig) else [allowed]
+    return any(_equal(found, value) for value in values)
 
 
 def summarize_unfinished(unfinished: Sequence[UnfinishedRun], shown: int = 3) -> str:

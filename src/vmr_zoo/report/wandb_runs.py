@@ -9,13 +9,13 @@ from __future__ import annotations
 import logging
 import os
 import re
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from vmr_zoo.engine.loggers import FINAL, SPLITS, wandb_offline
 from vmr_zoo.errors import VmrError
+from vmr_zoo.report.data_tables import rows_of_means
 from vmr_zoo.report.leaderboard import TABLE_KEYS, Leaderboard
 from vmr_zoo.report.runs import REQUIRED_KEYS, Run
 from vmr_zoo.runs.directory import HEADER
@@ -174,18 +174,7 @@ def _table_names(boards: Sequence[Leaderboard]) -> list[str]:
     return names
 
 
-def _columns_and_rows(board: Leaderboard) -> tuple[list[str], list[list[str | float | None]]]:
-    """Returns the columns and rows of a table, and its values once more as numbers to sort by."""
-    frame = board.frame()
-    keys = [(column, metric) for column in board.columns for metric in board.metrics]
-    columns = list(frame.columns)
-    costs = columns.index(" ".join(keys[-1])) + 1  # counts and seconds start here
-    columns += [f"{column} {metric} ({what})" for column, metric in keys for what in ("mean", "std")]
-    rows: list[list[str | float | None]] = []
-    for cells, row in zip(frame.values.tolist(), board.rows, strict=True):
-        numbers = [float(cell.replace(",", "")) if cell else None for cell in cells[costs:]]
-        for values in (row.values.get(key, []) for key in keys):
-            numbers.append(statistics.fmean(values) if values else None)
-            numbers.append(statistics.stdev(values) if len(values) > 1 else None)
-        rows.append([*cells[:costs], *numbers])
-    return columns, rows
+def _columns_and_rows(board: Leaderboard) -> tuple[list[str], list[list[Any]]]:
+    """Returns the columns and rows of a table as data; None where there is no number."""
+    frame = rows_of_means([board]).drop(columns="table")
+    return list(frame.columns), frame.where(frame.notna(), None).to_numpy().tolist()

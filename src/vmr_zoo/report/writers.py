@@ -1,4 +1,4 @@
-"""Writes leaderboards and the papers' tables: to the terminal, or as Markdown, CSV or LaTeX."""
+"""Writes leaderboards and the papers' tables as Markdown, CSV or LaTeX, and prints the papers' tables."""
 
 from __future__ import annotations
 
@@ -8,42 +8,13 @@ import pandas as pd
 from rich.table import Table
 from rich.text import Text
 
-from vmr_zoo.report.leaderboard import BEST, DROP, WORSE, Leaderboard
+from vmr_zoo.report import escape
+from vmr_zoo.report.caveats import legend, signs
+from vmr_zoo.report.data_tables import rows_of_means, rows_of_runs
+from vmr_zoo.report.leaderboard import BEST, WORSE, Leaderboard
 from vmr_zoo.report.paper_tables import PaperTable
-from vmr_zoo.report.runs import Run
-from vmr_zoo.runs.directory import ENVIRONMENT, read_json
+from vmr_zoo.report.terminal import TEST
 from vmr_zoo.utils.console import wide_console
-
-
-def print_leaderboards(boards: Sequence[Leaderboard], compared: bool) -> None:
-    """Prints tables to the terminal, with one block of rows per metric to keep them narrow.
-
-    Args:
-        boards: the tables.
-        compared: whether significance was tested; explains the marks.
-    """
-    console = wide_console()
-    for board in boards:
-        table = Table()
-        table.add_column("metric")
-        table.add_column("run", overflow="fold")
-        titles, costs = board.cost()
-        for column in (*board.columns, *titles):
-            table.add_column(column, justify="right")
-        for metric in board.metrics:
-            for row, cost in zip(board.rows, costs, strict=True):
-                cells = [row.cell((column, metric)) for column in board.columns]
-                table.add_row(metric, Text(row.name), *cells, *cost)
-            table.add_section()
-        console.print(Text(board.title), soft_wrap=True)
-        console.print(table)
-        notes = ["per cent; mean ± sample standard deviation over seeds"]
-        if DROP in board.columns:
-            notes.append(f"{DROP}: first split minus the mean of the other test splits, in points")
-        if compared:
-            test = "paired bootstrap over queries, 95 %"
-            notes.append(f"{BEST} best; {WORSE} significantly worse than the best ({test})")
-        console.print("\n".join(notes) + "\n", style="dim")
 
 
 def print_paper_tables(tables: Sequence[PaperTable]) -> None:
@@ -63,38 +34,62 @@ def print_paper_tables(tables: Sequence[PaperTable]) -> None:
         console.print(Text("\n".join(one.notes), "dim"), "\n", soft_wrap=True, sep="")
 
 
-def _leaderboards_markdown(boards: Sequence[Leaderboard]) -> str:
-    return "\n".join(_markdown(board.title, board.frame()) for board in boards)
+def leaderboard_frame(board: Leaderboard, costs: bool = False) -> pd.DataFrame:
+    """Returns a table as text: a row per label and a column per split and metric.
+
+    Args:
+        board: the table.
+        costs: whether to add parameters, times and memory.
+    """
+    keys = [(column, metric) for column in board.columns for metric in board.metrics]
+    titles, cost = board.cost() if costs else ([], [[] for _ in board.rows])
+    cells = [
+        [f"{row.label}{signs(row)}", *map(row.cell, keys), *own]
+        for row, own in zip(board.rows, cost, strict=True)
+    ]
+    return pd.DataFrame(cells, columns=["run", *(" ".join(key) for key in keys), *titles])
+
+
+def _notes(board: Leaderboard) -> list[str]:
+    """Explains the marks of a table, one line each."""
+    shared = [f"All rows: {board.shared}."] if board.shared else []
+    marked = {mark for row in board.rows for mark in row.marks.values()}
+    test = [f"{BEST} best; {WORSE} significantly worse ({TEST})."] if marked else []
+    caveats = [f"{legend(board)}."] if legend(board) else []
+    spread = "Per cent; mean ± sample standard deviation over seeds"
+    return [f"{spread} ({board.seeds}).", *shared, *test, *caveats]
+
+
+def _leaderboards_markdown(boards: Sequence[Leaderboard], costs: bool) -> str:
+    return "\n".join(
+        _markdown(board.title, leaderboard_frame(board, costs), "run")
+        + "\n"
+        + "".join(f"- {escape.markdown(note)}\n" for note in _notes(board))
+        for board in boards
+    )
 
 
 def _paper_tables_markdown(tables: Sequence[PaperTable]) -> str:
     return "\n".join(
-        _markdown(one.title, one.frame()) + "\n" + "".join(f"- {note}\n" for note in one.notes)
+        _markdown(one.title, one.frame(), *one.labels)
+        + "\n"
+        + "".join(f"- {escape.markdown(note)}\n" for note in one.notes)
         for one in tables
     )
 
 
-def _markdown(title: str, frame: pd.DataFrame) -> str:
-    return f"### {title}\n\n{frame.to_markdown(index=False, disable_numparse=True)}\n"
+def _markdown(title: str, frame: pd.DataFrame, *texts: str) -> str:
+    """Writes a table; columns other than `texts` hold numbers that were formatted here."""
+    for column in texts:
+        frame[column] = frame[column].map(escape.markdown)
+    frame = frame.rename(columns=escape.markdown)
+    return f"### {escape.markdown(title)}\n\n{frame.to_markdown(index=False, disable_numparse=True)}\n"
 
 
-def _leaderboards_csv(boards: Sequence[Leaderboard]) -> str:
-    frames = []
-    for board in boards:
-        frame = board.frame()
-        frame.insert(0, "table", board.title)
-        frame["revision"] = [" ".join(sorted({_revision(run) for run in row.runs})) for row in board.rows]
-        frames.append(frame)
-    return pd.concat(frames).to_csv(index=False, lineterminator="\n")
-
-
-def _revision(run: Run) -> str:
-    """Returns the git revision that produced a run, marked if the checkout had changes; "?" if unknown."""
-    file = None if run.path is None else run.path / ENVIRONMENT
-    git = read_json(file).get("git") if file is not None and file.is_file() else None
-    if not git or not git.get("revision"):
-        return "?"
-    return f"{git['revision'][:10]}{'+changes' if git.get('dirty') else ''}"
+def csv_text(frame: pd.DataFrame) -> str:
+    """Writes a table as CSV in which no spreadsheet finds a formula."""
+    frame = frame.map(escape.csv_cell).rename(columns=lambda name: str(escape.csv_cell(name)))
+    return str(frame.to_csv(index=False, lineterminator="\n"))
 
 
 def _paper_tables_csv(tables: Sequence[PaperTable]) -> str:
@@ -102,39 +97,38 @@ def _paper_tables_csv(tables: Sequence[PaperTable]) -> str:
     for one in tables:
         frame = one.frame(full_names=True)
         frame.insert(0, "table", one.title)
-        frames.append(frame.to_csv(index=False, lineterminator="\n"))
+        frames.append(csv_text(frame))
     return "".join(frames)
 
 
-def _latex(tables: Sequence[Leaderboard] | Sequence[PaperTable]) -> str:
-    return "\n".join(_latex_table(table.frame(), table.title) for table in tables)
+def _leaderboards_latex(boards: Sequence[Leaderboard], costs: bool) -> str:
+    return "\n".join(
+        _latex_table(leaderboard_frame(board, costs), " ".join([f"{board.title}.", *_notes(board)]))
+        for board in boards
+    )
 
 
-def _latex_table(frame: pd.DataFrame, title: str) -> str:
-    frame = frame.apply(lambda column: column.str.replace(WORSE, "@down@"))
-    style = frame.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis=1)
-    text = style.to_latex(caption=_escape_latex(title), hrules=True, position="t")
-    return text.replace("@down@", r"$\downarrow$").replace("±", r"$\pm$")
+def _latex_table(frame: pd.DataFrame, caption: str) -> str:
+    frame = frame.map(escape.latex).rename(columns=escape.latex)
+    return str(
+        frame.style.hide(axis="index").to_latex(caption=escape.latex(caption), hrules=True, position="t")
+    )
 
 
-def _escape_latex(text: str) -> str:
-    for sign in "_%&#":
-        text = text.replace(sign, "\\" + sign)
-    return text
-
-
-LEADERBOARD_WRITERS: dict[str, Callable[[Sequence[Leaderboard]], str]] = {
+LEADERBOARD_WRITERS: dict[str, Callable[[Sequence[Leaderboard], bool], str]] = {
     "table": _leaderboards_markdown,
     "markdown": _leaderboards_markdown,
-    "csv": _leaderboards_csv,
-    "latex": _latex,
+    "csv": lambda boards, _: csv_text(rows_of_means(boards)),
+    "long": lambda boards, _: csv_text(rows_of_runs(boards)),
+    "latex": _leaderboards_latex,
 }
-"""Text of leaderboards by format; "table" applies to files, where there is no terminal."""
+"""Text of leaderboards by format, given whether costs are wanted; "table" applies to files, where there is no
+terminal. CSV always has them."""
 
 PAPER_TABLE_WRITERS: dict[str, Callable[[Sequence[PaperTable]], str]] = {
     "table": _paper_tables_markdown,
     "markdown": _paper_tables_markdown,
     "csv": _paper_tables_csv,
-    "latex": _latex,
+    "latex": lambda tables: "\n".join(_latex_table(one.frame(), one.title) for one in tables),
 }
 """Text of the papers' tables by format."""

@@ -1,0 +1,78 @@
+"""What a leaderboard shows, in a few sentences: the first thing on the page."""
+
+from __future__ import annotations
+
+import statistics
+
+from vmr_zoo.report.caveats import CAVEATS
+from vmr_zoo.report.leaderboard import DROP, WORSE, Leaderboard, format_mean_std
+
+Sentence = list[tuple[str, bool]]
+"""Pieces of text, and whether each is emphasised."""
+
+
+def conclusion(board: Leaderboard, compared: bool) -> list[Sentence]:
+    """Says which row is best, in and out of distribution, how sure that is, and what to be careful about.
+
+    Args:
+        board: the table, with its marks.
+        compared: whether significance was tested.
+    """
+    metric, split = board.metrics[0], board.columns[0]
+    best = board.best((split, metric))
+    if best is None:
+        row = board.rows[0]
+        values = row.values.get((split, metric))
+        score = f": {format_mean_std(values)} per cent {metric} on {split}" if values else ""
+        return [[(row.label, True), (f"{score}. There is no other row to compare it with.", False)]]
+    sentences = [_best(board, split, metric, compared)]
+    others = [name for name in board.splits[1:] if name != "selection"]
+    if DROP in board.columns and others:
+        sentences.append(_out_of_distribution(board, metric))
+    for caveat in CAVEATS:
+        marked = [row.label for row in board.rows if row.caveats.get(caveat.key)]
+        if marked:
+            text = f"{caveat.text[:1].upper()}{caveat.text[1:]}: {', '.join(marked)}."
+            sentences.append([(text, False)])
+    return sentences
+
+
+def _best(board: Leaderboard, split: str, metric: str, compared: bool) -> Sentence:
+    key = split, metric
+    rows = [row for row in board.rows if row.values.get(key)]
+    ranked = sorted(rows, key=lambda row: -statistics.fmean(row.values[key]))
+    first, second = ranked[:2]
+    sentence = [
+        (first.label, True),
+        (f" is best on {split}: ", False),
+        (f"{format_mean_std(first.values[key])} per cent {metric}", True),
+        (f", before {second.label} with {format_mean_std(second.values[key])}. ", False),
+    ]
+    if not compared:
+        return [*sentence, ("Whether they differ significantly was not tested (significance=true).", False)]
+    equal = [row.label for row in ranked[1:] if row.marks.get(key) != WORSE]
+    if not equal:
+        return [*sentence, ("All other rows are significantly worse.", False)]
+    return [*sentence, (f"Not significantly worse: {', '.join(equal)}.", False)]
+
+
+def _out_of_distribution(board: Leaderboard, metric: str) -> Sentence:
+    """Names the row with the best mean over the other test splits, and its drop."""
+    others = [name for name in board.splits[1:] if name != "selection"]
+    means = {
+        row.label: statistics.fmean(row.mean((name, metric)) or 0.0 for name in others)
+        for row in board.rows
+        if all(row.values.get((name, metric)) for name in others)
+    }
+    if not means:
+        return [("No row has results on all other test splits.", False)]
+    best = max(means, key=lambda name: means[name])
+    drop = next(row.values.get((DROP, metric)) for row in board.rows if row.label == best)
+    change = f", a drop of {format_mean_std(drop)} points" if drop else ""
+    return [
+        ("Out of distribution, on average over the other test splits, ", False),
+        (best, True),
+        (" is best: ", False),
+        (f"{means[best]:.2f} per cent", True),
+        (f"{change}.", False),
+    ]

@@ -1,0 +1,69 @@
+"""Text from runs in Markdown, LaTeX and CSV: it appears as it is, and nothing in it is executed."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+_LATEX = {
+    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+    **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
+    **{"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}"},
+    # After the end of a row LaTeX reads * and [ as arguments.
+    **{"*": "{*}", "[": "{[}", "]": "{]}", "`": r"\textasciigrave{}", "'": r"\textquotesingle{}"},
+    **{"±": r"$\pm$", "↓": r"$\downarrow$", "…": r"\dots{}"},
+    **{"†": r"\dag{}", "‡": r"\ddag{}", "§": r"\S{}", "¶": r"\P{}"},
+}
+
+_FORMULA = "=+-@＝＋－＠"
+"""A spreadsheet evaluates a cell that starts with one of these."""
+
+
+def one_line(text: str) -> str:
+    r"""Replaces line breaks and other control characters by spaces.
+
+    >>> one_line("a\r\nb\x1b[31m")
+    'a b [31m'
+    """
+    kept = "".join(" " if unicodedata.category(sign) in ("Cc", "Zl", "Zp", "Cf") else sign for sign in text)
+    return re.sub(r" {2,}", " ", kept)
+
+
+def markdown(text: str) -> str:
+    r"""Escapes text for a cell of a Markdown table, or a line of Markdown.
+
+    >>> markdown("a|b *c* <img> bm_detr $x$")
+    'a\\|b \\*c\\* &lt;img&gt; bm_detr \\$x\\$'
+    """
+    text = one_line(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    text = re.sub(r"([\\|*`~\[\]$])", r"\\\1", text)
+    text = re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", text)  # inside a word it has no meaning
+    return re.sub(r"^(\s*)([#+-])(?=\s|#)", r"\1\\\2", text)
+
+
+def latex(text: str) -> str:
+    r"""Escapes text for a cell or a caption.
+
+    >>> latex(r"\input{x} 50_a^2")
+    '\\textbackslash{}input\\{x\\} 50\\_a\\textasciicircum{}2'
+    """
+    return "".join(_LATEX.get(sign, sign) for sign in one_line(text))
+
+
+def csv_cell(value: object) -> object:
+    """Keeps a spreadsheet from evaluating text; numbers, also as text, stay numbers.
+
+    >>> [csv_cell(cell) for cell in ("=1+1", "-2.5", "a", 3.0, "-", " @x")]
+    ["'=1+1", '-2.5', 'a', 3.0, '-', "' @x"]
+    """
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    risky = text[:1] and (text[0] in _FORMULA or value[0] in "\t\r\n")
+    if not risky or len(text) == 1:
+        return value
+    try:
+        float(text)
+    except ValueError:
+        return f"'{value}"
+    return value
