@@ -60,6 +60,8 @@ def make_batch(needs: Collection[str] = (), seed: int = 0, moments: Collection[i
     if "negative_query" in needs:
         batch["negative_query_mask"] = mask_of((5, 0, 3, 4))
         batch["negative_query"] = _padded(batch["negative_query_mask"], QUERY_DIM)
+    if "sentence" in needs:
+        batch["sentence"] = torch.randn(rows, VIDEO_DIM - 3)
     if "sibling_queries" in needs:
         batch["sibling_mask"] = mask_of((1, 0, 1, 2))
         batch["sibling_query"] = _padded(batch["sibling_mask"], QUERY_DIM)
@@ -125,7 +127,7 @@ def stretch(batch: Batch, extra: int, seed: int = 1) -> Batch:
     generator = torch.Generator().manual_seed(seed)
     longer: Batch = dict(batch)  # type: ignore[assignment]
     for key, value in batch.items():
-        if not isinstance(value, Tensor) or value.dim() < 2:
+        if not isinstance(value, Tensor) or value.dim() < 2 or key == "sentence":
             continue
         if key == "shift_order":
             more = torch.arange(value.shape[1], value.shape[1] + extra).expand(len(value), -1)
@@ -151,7 +153,7 @@ def row(batch: Batch, index: int) -> Batch:
             alone[key] = value[index : index + 1]
             continue
         one = value[index : index + 1]
-        if value.dim() >= 2:
+        if value.dim() >= 2 and key != "sentence":
             key_of_mask = "video_mask" if key in ("shift_order", "saliency_mask") else AXIS_1.get(key, key)
             one = one[:, : max(1, int(batch[key_of_mask][index].sum()))]
         alone[key] = one

@@ -33,6 +33,7 @@ from vmr_zoo.config.compose import compose
 from vmr_zoo.methods.base import Method
 from vmr_zoo.types import DETAILS, NEEDS, Batch, Prediction
 
+pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log")  # without a trainer
 CONF = Path(__file__).parents[1] / "conf"
 TWO_STREAMS = "lmr with words for narrations"
 METHODS = [*sorted(path.stem for path in (CONF / "method").glob("*.yaml")), TWO_STREAMS]
@@ -71,6 +72,8 @@ def method(request: pytest.FixtureRequest) -> Method:
     if not learns(built):  # it collects statistics during an epoch instead
         built.training_step(make_batch(built.needs), 0)
         built.on_validation_epoch_start()
+        built.validation_step(make_batch(built.needs), 0)
+        built.on_validation_epoch_end()
     for norm in norms(built):  # their running statistics have seen no data yet
         norm.momentum = 1.0
     if norms(built):

@@ -41,6 +41,8 @@ class Batch(TypedDict, total=False):
             `query`, by the encoder of the narrations.
         "negative_query": negative_query (B, Ln', Dq), negative_query_mask (B, Ln'); a row whose mask is all
             False has no negative. Only in training.
+        "sentence": sentence (B, Ds), one vector for the whole sentence in the space of the first Ds numbers
+            of `video`, from features that declare a joint space of images and text.
         "sibling_queries": sibling_query (B, S, Dq), one sentence vector per other query on the same video
             (mean of its token features), sibling_mask (B, S).
         "shift": shift_order (B, Lv) int64, a permutation of the valid clips that moves the moment (the
@@ -83,6 +85,7 @@ class Batch(TypedDict, total=False):
     narration_query_mask: Tensor
     negative_query: Tensor
     negative_query_mask: Tensor
+    sentence: Tensor
     sibling_query: Tensor
     sibling_mask: Tensor
     shift_order: Tensor
@@ -125,6 +128,7 @@ NEEDS = frozenset(
         "narration",
         "narration_query",
         "negative_query",
+        "sentence",
         "sibling_queries",
         "shift",
         "patches",

@@ -54,11 +54,15 @@ class Patches(Videos):
 
 class Words(QuerySource):
     dim = 5
+    sentence_dim = 3
     has_token_ids = True
     has_noun_masks = True
 
     def load(self, query):
         return noise(query.query_id, shape=(2 + len(query.text) % 4, self.dim))
+
+    def sentence(self, query):
+        return noise(query.query_id, "s", shape=(self.sentence_dim,))
 
     def token_ids(self, query):
         return np.arange(1, 3 + len(query.text) % 4)
@@ -108,6 +112,7 @@ def features(**changes) -> FeatureSet:
         "narration_dim": 3,
         "narration_query": OtherTokens(),
         "narration_query_dim": 2,
+        "joint_space": "tiny",
         "patch_dim": 2,
     }
     return FeatureSet(**(options | changes))

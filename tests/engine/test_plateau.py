@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-STILL = "method.training.optimizer.lr=0"  # nothing improves after the first epoch
+STILL = "method.training.optimizer.lr=1.0e-30"  # nothing improves after the first epoch
 STOPS = ["callbacks.plateau.stops=true", "callbacks.plateau.patience=2"]
 
 

@@ -66,14 +66,16 @@ def plateau_header(trainer: lightning.Trainer) -> dict[str, Any]:
 
     Returns:
         "steps" of the optimizer; with a `Plateau` callback also "train_cpu_seconds", "patience" in
-        validations and "plateau", whether the selection metric stopped improving. A method that takes no
-        step has nothing to improve: its "plateau" is true.
+        validations and "plateau", whether the selection metric stopped improving. A method without
+        parameters takes no step, although Lightning counts some, and has nothing to improve: its "plateau" is
+        true.
     """
-    header: dict[str, Any] = {"steps": trainer.global_step}
+    steps = trainer.global_step if any(True for _ in trainer.lightning_module.parameters()) else 0
+    header: dict[str, Any] = {"steps": steps}
     hooks = trainer.callbacks  # type: ignore[attr-defined]
     hook = next((hook for hook in hooks if isinstance(hook, Plateau)), None)
     if hook is not None:
         header["train_cpu_seconds"] = round(hook.cpu_seconds, 1)
         header["patience"] = hook.patience
-        header["plateau"] = hook.reached or trainer.global_step == 0
+        header["plateau"] = hook.reached or steps == 0
     return header

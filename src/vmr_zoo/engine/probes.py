@@ -288,6 +288,7 @@ class _ReplacedQueries(QuerySource):
         self.source, self.chosen = source, chosen
         self.dim = source.dim
         self.has_token_ids, self.has_noun_masks = source.has_token_ids, source.has_noun_masks
+        self.sentence_dim = source.sentence_dim
 
     def _of(self, query: Query) -> Query:
         return self.chosen.get(query, query)
@@ -300,6 +301,9 @@ class _ReplacedQueries(QuerySource):
 
     def token_ids(self, query: Query) -> Array:
         return self.source.token_ids(self._of(query))
+
+    def sentence(self, query: Query) -> Array:
+        return self.source.sentence(self._of(query))
 
     def manifest(self) -> dict[str, Any]:
         return self.source.manifest()

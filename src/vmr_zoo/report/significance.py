@@ -118,6 +118,14 @@ def paired_bootstrap(differences: Floats, resamples: int = RESAMPLES, seed: int 
         resamples: number of resamples.
         seed: seed of the draws.
     """
+    means = resampled_means(differences, resamples, seed)
+    tail = 50 * (1 - LEVEL)
+    low, high = np.percentile(means, [tail, 100 - tail], axis=1)
+    return [Difference(*map(float, three)) for three in zip(differences.mean(1), low, high, strict=True)]
+
+
+def resampled_means(differences: Floats, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
+    """Returns (R, resamples) means of the (R, N) differences of R comparisons over resampled queries."""
     rows, queries = differences.shape
     rng = np.random.default_rng(seed)
     means = np.empty((rows, resamples))
@@ -128,6 +136,4 @@ def paired_bootstrap(differences: Floats, resamples: int = RESAMPLES, seed: int 
         draws += np.arange(size)[:, None] * queries
         counts = np.bincount(draws.ravel(), minlength=size * queries).reshape(size, queries)
         means[:, start : start + size] = differences @ counts.T.astype(np.float64) / queries
-    tail = 50 * (1 - LEVEL)
-    low, high = np.percentile(means, [tail, 100 - tail], axis=1)
-    return [Difference(*map(float, three)) for three in zip(differences.mean(1), low, high, strict=True)]
+    return means

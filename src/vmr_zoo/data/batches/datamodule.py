@@ -51,6 +51,7 @@ SERVED_BY = {
     "narration_query": "a feature set with words for the narrations (features/narration_query=as_narration)",
     "patches": "a feature set with patch features (features.patches)",
     "query_tokens": "a query source with token ids (features/query=minilm or =glove)",
+    "sentence": "features of an image-text model (features.joint_space), such as features=shapes_clip",
     "noun_mask": "a query source with noun chunks (features/query=minilm)",
 }
 

@@ -141,6 +141,10 @@ class SplitDataset(Dataset[Batch]):
             self.weights = Ragged(self._word_weights(split.queries, content_words), torch.float32)
         if "noun_mask" in needs:
             self.nouns = Ragged((features.query.noun_mask(query) for query in split.queries), torch.bool)
+        if "sentence" in needs:
+            self.sentences = torch.stack(
+                [torch.from_numpy(features.query.sentence(query)) for query in split.queries]
+            )
         if "sibling_queries" in needs:
             self._find_siblings()
         if "saliency" in needs:
@@ -272,7 +276,7 @@ class SplitDataset(Dataset[Batch]):
         left, right = same_video_pairs(self.video_index.numpy())
         edges = np.searchsorted(left, np.arange(1, len(self)))
         self.siblings = Ragged(np.split(right, edges), torch.int64)
-        self.sentence = torch.stack([item.float().mean(0) for item in self.query.items])
+        self.mean_query = torch.stack([item.float().mean(0) for item in self.query.items])
 
     def _load_ratings(
         self, queries: Sequence[Query], rated_clip_seconds: float, past_end: bool
@@ -308,6 +312,7 @@ class SplitDataset(Dataset[Batch]):
             "query_words": lambda rows: Batch(query_words=self.words.pad(rows.order)[0]),
             "word_weights": lambda rows: Batch(word_weights=self.weights.pad(rows.order)[0]),
             "noun_mask": lambda rows: Batch(noun_mask=self.nouns.pad(rows.order)[0]),
+            "sentence": lambda rows: Batch(sentence=self.sentences[rows.order]),
             "sibling_queries": self._sibling_fields,
             "saliency": self._saliency_fields,
             "moment_clips": self._moment_clip_fields,
@@ -350,7 +355,7 @@ class SplitDataset(Dataset[Batch]):
 
     def _sibling_fields(self, rows: _Rows) -> Batch:
         siblings, mask = self.siblings.pad(rows.order)
-        return Batch(sibling_query=self.sentence[siblings] * mask[..., None], sibling_mask=mask)
+        return Batch(sibling_query=self.mean_query[siblings] * mask[..., None], sibling_mask=mask)
 
     def _saliency_fields(self, rows: _Rows) -> Batch:
         if self.ratings is None:

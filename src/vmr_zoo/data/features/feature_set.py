@@ -56,6 +56,9 @@ class FeatureSet:
         patch_count: patches in a clip; None without patches.
         keep_clip_seconds: a clip of a video that is averaged to fewer clips (`overlong: mean_pool`) still
             counts as `clip_seconds` long, as in MESM's released code: moments are marked on wrong clips.
+        joint_space: the name of a space of images and text, such as "open_clip ViT-B-32 openai", that holds
+            the vector of a whole sentence and the first numbers of a clip vector, as many as a sentence has
+            (other backbones may follow them); None: they are in no common space.
         packed: the folder with the packed `video` features; None: the original files are read.
     """
 
@@ -74,6 +77,7 @@ class FeatureSet:
     narration_query: QuerySource | None = None
     narration_query_dim: int | None = None
     keep_clip_seconds: bool = False
+    joint_space: str | None = None
     packed: InitVar[str | Path | None] = None
 
     def __post_init__(self, packed: str | Path | None) -> None:
@@ -92,6 +96,12 @@ class FeatureSet:
                 raise VmrError(
                     f"features={self.name} declares {key}={declared}, but its source yields {found}."
                 )
+        if self.joint_space is not None and not (0 < (self.query.sentence_dim or 0) <= self.video_dim):
+            raise VmrError(
+                f"features={self.name} declares joint_space={self.joint_space}, but a clip vector has "
+                f"{self.video_dim} numbers and a sentence vector {self.query.sentence_dim or 'none'}. Take "
+                "both from one image-text model, or set features.joint_space=null."
+            )
         if isinstance(self.video, VideoFiles) and self.video.max_clips is not None:
             pooled = self.video.overlong == "mean_pool"
             if pooled and self.clip_seconds is not None and not self.keep_clip_seconds:
@@ -117,6 +127,7 @@ class FeatureSet:
             "patches": self.patches is not None,
             "query_tokens": self.query.has_token_ids,
             "noun_mask": self.query.has_noun_masks,
+            "sentence": self.joint_space is not None,
         }
         return frozenset(need for need, available in served.items() if available)
 
@@ -291,6 +302,7 @@ class FeatureSet:
             "video_dim": self.video_dim,
             "query_dim": self.query_dim,
             "clip_seconds": self.clip_seconds,
+            "joint_space": self.joint_space,
             "video": self.video.manifest(),
             "query": self.query.manifest(),
             "narration": None if self.narration is None else self.narration.manifest(),

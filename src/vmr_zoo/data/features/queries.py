@@ -197,6 +197,7 @@ class EncodedQueries(QuerySource):
         self.nouns = nouns
         self.has_noun_masks = nouns is not None
         self.dim = encoder.token_dim
+        self.sentence_dim = encoder.dim
         self.max_tokens = max_tokens
         self.normalise = normalise
 
@@ -212,6 +213,10 @@ class EncodedQueries(QuerySource):
         """Returns (L, dim) float32."""
         tokens = self.encoder.tokens([query.text])[0][: self.max_tokens]
         return l2_normalise(tokens) if self.normalise else tokens
+
+    def sentence(self, query: Query) -> Array:
+        """Returns (sentence_dim,) float32 of the whole sentence, not normalised."""
+        return self.encoder.pooled([query.text])[0]
 
     def token_ids(self, query: Query) -> Array:
         """Returns (L,) int64 tokenizer ids, one per row of `load`."""

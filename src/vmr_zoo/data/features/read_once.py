@@ -132,6 +132,7 @@ class _QueriesReadOnce(QuerySource):
         self.dim = source.dim
         self.has_token_ids, self.has_noun_masks = source.has_token_ids, source.has_noun_masks
         self.end_ids = source.end_ids
+        self.sentence_dim = source.sentence_dim
         self._kept = kept
 
     def prepare(self, protocol: Protocol) -> None:
@@ -147,6 +148,9 @@ class _QueriesReadOnce(QuerySource):
 
     def token_ids(self, query: Query) -> Array:
         return self.source.token_ids(query)
+
+    def sentence(self, query: Query) -> Array:
+        return self.source.sentence(query)
 
     def token_text(self, query: Query) -> list[str]:
         return self.source.token_text(query)

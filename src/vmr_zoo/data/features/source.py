@@ -88,6 +88,13 @@ class QuerySource(FeatureSource):
         """Returns (L,) int64 tokenizer ids, one per row of `load`."""
         raise VmrError(f"{type(self).__name__} has no token ids. Choose features/query=minilm or =glove.")
 
+    sentence_dim: int | None = None
+    """Size of `sentence`; None if there is none."""
+
+    def sentence(self, query: Query) -> Array:
+        """Returns (sentence_dim,) float32, one vector for the whole sentence, not normalised."""
+        raise VmrError(f"{type(self).__name__} has no sentence vectors. Choose features/query=clip.")
+
     end_ids: tuple[int, ...] = ()
     """Ids of the start and the end token, if `load` has rows for them."""
 

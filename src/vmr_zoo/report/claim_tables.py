@@ -1,0 +1,184 @@
+"""Writes answered claims: to the terminal, or as Markdown, CSV, JSON, or for the page."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pandas as pd
+from rich.table import Table
+from rich.text import Text
+
+from vmr_zoo.report.escape import csv_cell, markdown
+from vmr_zoo.report.significance import LEVEL
+from vmr_zoo.report.verdicts import FAILS, HOLDS, OPEN, Answer
+from vmr_zoo.utils.console import wide_console
+
+_STYLES = {HOLDS: "green", FAILS: "red", OPEN: "dim"}
+
+NOTE = (
+    f"Effect in points: row a minus row b. {LEVEL:.0%} intervals, over queries (paired bootstrap) and over "
+    "seeds (Student's t). p: Holm's correction for the number of claims with an effect. A claim holds if its "
+    f"effect is in the claimed direction at p < {1 - LEVEL:.2f}; it does not hold if its effect is below the "
+    "claim's margin at that level."
+)
+
+
+def print_answers(answers: Sequence[Answer]) -> None:
+    """Prints the verdicts to the terminal; the table fits into 80 columns."""
+    console = wide_console()
+    table = Table(show_lines=True, width=80)
+    table.add_column("claim", ratio=1, overflow="fold")
+    table.add_column("effect, points", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    for answer in answers:
+        claim = answer.claim
+        title = Text.assemble((f"{claim.paper} ", "bold"), claim.text, (f" [{claim.name}]", "dim"))
+        table.add_row(title, Text(_effect_lines(answer)), Text(answer.verdict, _STYLES[answer.verdict]))
+    console.print(table)
+    console.print(Text(f"{summary(answers)}."), soft_wrap=True)
+    for answer in answers:
+        if answer.reason:
+            console.print(Text(f"not settled, {answer.claim.name}: {answer.reason}"), soft_wrap=True)
+    console.print(Text(NOTE, "dim"), soft_wrap=True)
+    console.print("Next: add html=true to see them on the page, or format=json for data.")
+
+
+def summary(answers: Sequence[Answer]) -> str:
+    """Counts the verdicts in one line."""
+    counts = Counter(answer.verdict for answer in answers)
+    return (
+        f"Of {len(answers)} claims, {counts[HOLDS]} hold, {counts[FAILS]} do not hold, and {counts[OPEN]} "
+        f"are {OPEN}"
+    )
+
+
+def _effect_lines(answer: Answer) -> str:
+    effect = answer.effect
+    if effect is None or answer.p is None:
+        return "no effect yet"
+    lines = [f"{_signed(effect.mean)}, p {_p(answer)}", f"queries {_interval(effect.low, effect.high)}"]
+    seeds = effect.seed_interval
+    lines.append(f"{len(effect.by_seed)} seeds {_interval(*seeds)}" if seeds else "1 seed")
+    return "\n".join(lines)
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.1f}"
+
+
+def _interval(low: float, high: float) -> str:
+    return f"{_signed(low)} to {_signed(high)}"
+
+
+def _p(answer: Answer) -> str:
+    """Formats the p that decides the verdict: of the claim, or of its refutation."""
+    assert answer.p is not None
+    assert answer.p_fails is not None
+    p = answer.p_fails if answer.verdict == FAILS else answer.p
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def answers_frame(answers: Sequence[Answer]) -> pd.DataFrame:
+    """Returns the verdicts as text: one row per claim."""
+    rows = []
+    for answer in answers:
+        claim, effect = answer.claim, answer.effect
+        seeds = None if effect is None else effect.seed_interval
+        rows.append(
+            {
+                "paper": claim.paper,
+                "claim": claim.text,
+                "in the paper": claim.section,
+                "split": claim.setting,
+                "metric": claim.metric,
+                "effect": "" if effect is None else _signed(effect.mean),
+                "over queries": "" if effect is None else _interval(effect.low, effect.high),
+                "over seeds": "" if seeds is None else _interval(*seeds),
+                "seeds": "" if effect is None else str(len(effect.by_seed)),
+                "p": "" if answer.p is None else _p(answer),
+                "verdict": answer.verdict,
+                "why not settled": answer.reason,
+                "file": claim.name,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _markdown(answers: Sequence[Answer]) -> str:
+    frame = answers_frame(answers)
+    open_ones = frame[frame["why not settled"] != ""]
+    table = frame.drop(columns=["why not settled", "file", "seeds"]).map(markdown)
+    lines = [
+        "### Claims",
+        "",
+        table.to_markdown(index=False, disable_numparse=True),
+        "",
+        f"{summary(answers)}. {NOTE}",
+    ]
+    if len(open_ones):
+        reasons = open_ones.map(markdown)
+        pairs = zip(reasons["file"], reasons["why not settled"], strict=True)
+        lines += ["", "Not settled:", "", *(f"- {name}: {reason}" for name, reason in pairs)]
+    return "\n".join(lines) + "\n"
+
+
+def _csv(answers: Sequence[Answer]) -> str:
+    frame = pd.DataFrame(_records(answers)).map(csv_cell)
+    return str(frame.to_csv(index=False, lineterminator="\n"))
+
+
+def _json(answers: Sequence[Answer]) -> str:
+    return json.dumps(_records(answers), indent=1, ensure_ascii=False) + "\n"
+
+
+def _records(answers: Sequence[Answer]) -> list[dict[str, Any]]:
+    """Returns the verdicts as data: numbers unrounded, None where there is none."""
+    records = []
+    for answer in answers:
+        claim, effect = answer.claim, answer.effect
+        seeds = None if effect is None else effect.seed_interval
+        records.append(
+            {
+                "claim": claim.name,
+                "paper": claim.paper,
+                "section": claim.section,
+                "text": claim.text,
+                "kind": claim.kind,
+                "split": claim.setting,
+                "metric": claim.metric,
+                "claimed": "higher" if claim.sign > 0 else "lower",
+                "margin": claim.margin,
+                "effect": None if effect is None else effect.mean,
+                "low_queries": None if effect is None else effect.low,
+                "high_queries": None if effect is None else effect.high,
+                "low_seeds": None if seeds is None else seeds[0],
+                "high_seeds": None if seeds is None else seeds[1],
+                "seeds": 0 if effect is None else len(effect.by_seed),
+                "queries": 0 if effect is None else sum(effect.queries.values()),
+                "p_holds": answer.p,
+                "p_does_not_hold": answer.p_fails,
+                "verdict": answer.verdict,
+                "reason": answer.reason,
+            }
+        )
+    return records
+
+
+def page_section(answers: Sequence[Answer]) -> dict[str, Any]:
+    """Returns what the page shows: titles, rows of cells, summary and note; the template escapes them."""
+    frame = answers_frame(answers)
+    titles = ["paper", "claim", "split", "effect", "over queries", "over seeds", "p", "verdict"]
+    rows = list(zip(frame[titles].to_numpy().tolist(), frame["why not settled"], strict=True))
+    return {"titles": titles, "rows": rows, "summary": summary(answers), "note": NOTE}
+
+
+CLAIM_WRITERS: dict[str, Callable[[Sequence[Answer]], str]] = {
+    "table": _markdown,
+    "markdown": _markdown,
+    "csv": _csv,
+    "json": _json,
+}
+"""Text of answered claims by format; "table" applies to files, where there is no terminal."""

@@ -1,0 +1,83 @@
+"""Whether a row reads its sentences: its score with sentences about other videos (`probe=other_query`)."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from vmr_zoo.report.runs import REFERENCE_SPLITS, Run
+from vmr_zoo.runs.directory import HEADER, METRICS, read_json
+
+PROBE = "other_query"
+METRIC = "R1@0.5"
+LEAST_LOSS = 20.0
+"""A row that loses fewer points does not read its sentences well enough to compare with others."""
+
+
+@dataclass(frozen=True)
+class SentenceProbe:
+    """Scores of one row, averaged over the seeds that have both.
+
+    Attributes:
+        split: the split of both scores.
+        own: per cent with the sentence of each query.
+        other: per cent with a sentence about another video.
+    """
+
+    split: str
+    own: float
+    other: float
+
+    @property
+    def loss(self) -> float:
+        """Points lost without the right sentence."""
+        return self.own - self.other
+
+    @property
+    def reads_sentence(self) -> bool:
+        """Whether the row loses at least `LEAST_LOSS` points."""
+        return self.loss >= LEAST_LOSS
+
+
+def probe_row(runs: Sequence[Run], metric: str = METRIC) -> SentenceProbe | None:
+    """Compares the scores of a row with those that `vmr eval run=RUN probe=other_query` wrote.
+
+    Args:
+        runs: the runs of one row, one for each seed.
+        metric: the metric of both scores.
+
+    Returns:
+        The scores on the in-distribution split if it was probed, else on the first probed split; None if no
+        run was probed, or the row itself consists of evaluations under changed conditions.
+    """
+    pairs: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for run in runs:
+        for split, other in _probed(run, metric).items():
+            own = run.metrics.get(split, {}).get(metric)
+            if own is not None:
+                pairs[split].append((own, other))
+    if not pairs:
+        return None
+    split = next((one for one in REFERENCE_SPLITS if one in pairs), next(iter(pairs)))
+    own, other = (statistics.fmean(values) for values in zip(*pairs[split], strict=True))
+    return SentenceProbe(split, own, other)
+
+
+def _probed(run: Run, metric: str) -> Mapping[str, float]:
+    """Returns the score with other sentences by split, averaged over the probe's own seeds."""
+    if run.path is None or run.evals or not (run.path / "eval").is_dir():
+        return {}
+    found: dict[str, dict[str, float]] = defaultdict(dict)
+    for file in sorted(run.path.glob(f"eval/*-{PROBE}*/{METRICS}")):
+        content = read_json(file)
+        probe = str(content[HEADER].get("probe", ""))
+        if probe != PROBE and not probe.startswith(f"{PROBE}_"):
+            continue
+        if content[HEADER].get("change"):
+            continue
+        for split, values in content.items():
+            if split != HEADER and values.get(metric) is not None:
+                found[split][probe] = values[metric]  # the latest of equal probes counts
+    return {split: statistics.fmean(by_probe.values()) for split, by_probe in found.items()}

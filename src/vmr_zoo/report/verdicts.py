@@ -1,0 +1,285 @@
+"""Answers claims with finished runs: an effect, its intervals over queries and over seeds, and a verdict.
+
+The error of an effect has two sources, the sample of queries and the seeds of training. A bootstrap over
+queries measures the first (scores averaged over seeds), the spread of the effect over seeds the second. Their
+variances add up, with Welch-Satterthwaite degrees of freedom. A claim *holds* if its effect has the claimed
+sign, and *does not hold* if its effect is below `margin`; both after Holm's correction for the number of
+claims, together wrong in at most 5 % of all sets of claims. Anything else is *not settled*, and so is a claim
+with rows that are missing, were still rising, or do not read their sentences.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from vmr_zoo.errors import VmrError, abbreviate
+from vmr_zoo.metrics.per_query import Floats
+from vmr_zoo.report.caveats import CAVEATS, find_caveats
+from vmr_zoo.report.claims import Cell, Claim, describe, select_runs
+from vmr_zoo.report.leaderboard import TABLE_KEYS
+from vmr_zoo.report.query_scores import QueryScores, read_predictions, run_query_scores
+from vmr_zoo.report.runs import Run
+from vmr_zoo.report.significance import LEVEL, RESAMPLES, resampled_means
+
+HOLDS, FAILS, OPEN = "holds", "does not hold", "not settled"
+
+Rows = Mapping[int, Run]
+"""The run of a row by seed."""
+
+Scores = Callable[[Run], QueryScores]
+"""Reads the scores of single queries of a run."""
+
+
+@dataclass(frozen=True)
+class Effect:
+    """The estimated effect of a claim, in points.
+
+    Attributes:
+        mean: over seeds and queries.
+        low: lower end of the interval over queries that contains `LEVEL` of the resampled means.
+        high: its upper end.
+        by_seed: the effect of each seed.
+        queries: number of queries of each split.
+        error: standard deviation over resamples of queries.
+    """
+
+    mean: float
+    low: float
+    high: float
+    by_seed: Mapping[int, float]
+    queries: Mapping[str, int]
+    error: float
+
+    @property
+    def seed_interval(self) -> tuple[float, float] | None:
+        """The interval of the mean over seeds, by Student's t; None with one seed."""
+        values = list(self.by_seed.values())
+        if len(values) < 2:
+            return None
+        half = float(stats.t.ppf(0.5 + LEVEL / 2, len(values) - 1)) * self._seed_error
+        return self.mean - half, self.mean + half
+
+    @property
+    def _seed_error(self) -> float:
+        values = list(self.by_seed.values())
+        return float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+
+    def p_above(self, bound: float) -> float:
+        """Returns the two-sided p of an effect of `bound`, 1 if the effect is not above it."""
+        distance = self.mean - bound
+        if distance <= 0:
+            return 1.0
+        seeds = self._seed_error**2
+        error = math.sqrt(self.error**2 + seeds)
+        if error == 0:
+            return 0.0
+        freedom = (len(self.by_seed) - 1) * (error**2 / seeds) ** 2 if seeds else math.inf
+        return min(1.0, 2 * float(stats.t.sf(distance / error, freedom)))
+
+    def flipped(self) -> Effect:
+        """Returns the effect with the other sign."""
+        by_seed = {seed: -value for seed, value in self.by_seed.items()}
+        return replace(self, mean=-self.mean, low=-self.high, high=-self.low, by_seed=by_seed)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A claim and what the runs say about it.
+
+    Attributes:
+        claim: the claim.
+        effect: None if a row is missing.
+        p: p of the effect having the claimed sign, corrected; None without an effect.
+        p_fails: p of the effect being below the claim's margin, corrected; None without an effect.
+        reasons: what keeps the claim open, whatever its effect is.
+    """
+
+    claim: Claim
+    effect: Effect | None = None
+    p: float | None = None
+    p_fails: float | None = None
+    reasons: tuple[str, ...] = field(default=())
+
+    @property
+    def verdict(self) -> str:
+        """`HOLDS`, `FAILS` or `OPEN`."""
+        if self.reasons or self.p is None or self.p_fails is None:
+            return OPEN
+        if self.p < 1 - LEVEL:
+            return HOLDS
+        return FAILS if self.p_fails < 1 - LEVEL else OPEN
+
+    @property
+    def reason(self) -> str:
+        """Why the claim is open; "" otherwise."""
+        if self.verdict != OPEN:
+            return ""
+        return "; ".join(self.reasons) or "the effect is too uncertain: more seeds or queries are needed"
+
+
+def answer_claims(claims: Sequence[Claim], runs: Sequence[Run]) -> list[Answer]:
+    """Answers claims, corrected for their number.
+
+    Claims without an effect are not counted: they have not been tested.
+
+    Args:
+        claims: from `read_claims`.
+        runs: finished runs with directories.
+    """
+    cache: dict[Path, QueryScores] = {}
+    splits = sorted({cell.split for claim in claims for cell in claim.cells})
+    metrics = sorted({claim.metric for claim in claims})
+
+    def scores(run: Run) -> QueryScores:
+        if run.directory not in cache:
+            rows = read_predictions(run.predictions)
+            present = [split for split in splits if split in rows]
+            cache[run.directory] = run_query_scores(rows, run.directory, present, metrics)
+        return cache[run.directory]
+
+    answers = [_estimate(claim, runs, scores) for claim in claims]
+    tested = [place for place, answer in enumerate(answers) if answer.effect is not None]
+    claimed = [_claimed(answers[place]) for place in tested]
+    above = holm([effect.p_above(0.0) for effect, _ in claimed])
+    below = holm([effect.flipped().p_above(-margin) for effect, margin in claimed])
+    for place, p, p_fails in zip(tested, above, below, strict=True):
+        answers[place] = replace(answers[place], p=p, p_fails=p_fails)
+    return answers
+
+
+def _claimed(answer: Answer) -> tuple[Effect, float]:
+    """Returns the effect in the claimed direction, and the claim's margin."""
+    assert answer.effect is not None
+    effect = answer.effect if answer.claim.sign > 0 else answer.effect.flipped()
+    return effect, answer.claim.margin
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Adjusts p-values for their number (Holm 1979), whatever their dependence.
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    order = np.argsort(p, kind="stable")
+    factors = np.arange(len(p), 0, -1)
+    adjusted = np.empty(len(p))
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(np.asarray(p, float)[order] * factors))
+    return [float(value) for value in adjusted]
+
+
+def _estimate(claim: Claim, runs: Sequence[Run], scores: Scores) -> Answer:
+    """Estimates the effect of one claim, or says what is missing."""
+    rows: list[tuple[Cell, Rows]] = []
+    missing: dict[str, list[str]] = {}
+    shared = _shared(claim)
+    for cell in claim.cells:
+        found, problem = _row(cell, runs, claim.metric)
+        rows.append((cell, found))
+        if problem:
+            missing.setdefault(f"{problem}: {describe(cell.where, shared)}", []).append(cell.split)
+    if missing:
+        reasons = [f"{what} on {' and '.join(dict.fromkeys(splits))}" for what, splits in missing.items()]
+        return Answer(claim, reasons=tuple(reasons))
+    common = sorted(set.intersection(*(set(found) for _, found in rows)))
+    if not common:
+        return Answer(claim, reasons=("the rows share no seed",))
+    try:
+        effect = _effect(claim, rows, common, scores)
+    except VmrError as error:  # the predictions of one run; other claims do not need it
+        return Answer(claim, reasons=(str(error),))
+    if effect is None:
+        return Answer(claim, reasons=("the rows share no query",))
+    reasons = [] if len(common) >= claim.seeds else [f"{len(common)} of at least {claim.seeds} seeds"]
+    for name, found in {_name(found[common[0]]): found for _, found in rows}.items():
+        reasons += [f"{name}: {problem}" for problem in _shortcomings([found[seed] for seed in common])]
+    return Answer(claim, effect, reasons=tuple(reasons))
+
+
+def _shared(claim: Claim) -> Mapping[str, object]:
+    """Returns the settings that all rows of a claim have in common, except for the method."""
+    first, *others = (cell.where for cell in claim.cells)
+    return {
+        key: value
+        for key, value in first.items()
+        if key != "method" and all(one.get(key) == value for one in others)
+    }
+
+
+def _row(cell: Cell, runs: Sequence[Run], metric: str) -> tuple[Rows, str]:
+    """Returns the runs of a cell by seed, and what is wrong with them, "" if nothing is."""
+    found = [run for run in select_runs(runs, cell.where) if metric in run.metrics.get(cell.split, {})]
+    by_seed = {int(run.header["seed"]): run for run in found}
+    if not found:
+        return {}, f"no run with {metric}"
+    # Equal names alone are not enough: runs on other data or features do not share a row.
+    settings = {tuple(str(run.header[key]) for key in ("name", *TABLE_KEYS)) for run in found}
+    if len(settings) > 1:
+        listed = abbreviate(sorted({f"{name} on {protocol}" for name, protocol, *_ in settings}), 3)
+        return {}, f"several settings ({listed}), between which the claim must choose"
+    if any(run.metrics != by_seed[int(run.header["seed"])].metrics for run in found):
+        return {}, "a seed twice, with different results (choose one study by runs=DIR)"
+    return by_seed, ""
+
+
+def _name(run: Run) -> str:
+    return str(run.header["name"])
+
+
+def _shortcomings(row: Sequence[Run]) -> list[str]:
+    """Returns why a row cannot decide a claim: the caveats that mark it on leaderboards."""
+    found = find_caveats(row)
+    return [caveat.text for caveat in CAVEATS if found.get(caveat.key)]
+
+
+def _effect(
+    claim: Claim,
+    rows: Sequence[tuple[Cell, Rows]],
+    seeds: Sequence[int],
+    scores: Scores,
+) -> Effect | None:
+    """Sums the cells, split by split, over the queries that all of them have."""
+    resampled = np.zeros(RESAMPLES)
+    by_seed = np.zeros(len(seeds))
+    queries = {}
+    for number, split in enumerate(dict.fromkeys(cell.split for cell, _ in rows)):
+        cells = [(cell.sign, found) for cell, found in rows if cell.split == split]
+        difference = _differences(cells, split, claim.metric, seeds, scores)
+        if not difference.shape[1]:
+            return None
+        queries[split] = difference.shape[1]
+        by_seed += difference.mean(1)
+        # Splits hold different queries, which are resampled independently.
+        resampled += resampled_means(difference.mean(0, keepdims=True), seed=number)[0]
+    tail = 50 * (1 - LEVEL)
+    low, high = np.percentile(resampled, [tail, 100 - tail])
+    return Effect(
+        float(by_seed.mean()),
+        float(low),
+        float(high),
+        dict(zip(seeds, map(float, by_seed), strict=True)),
+        queries,
+        float(resampled.std()),
+    )
+
+
+def _differences(
+    cells: Sequence[tuple[int, Rows]],
+    split: str,
+    metric: str,
+    seeds: Sequence[int],
+    scores: Scores,
+) -> Floats:
+    """Returns (seeds, queries) signed sums of the cells of one split, in points."""
+    columns: list[pd.Series] = []
+    for seed in seeds:
+        parts = [sign * scores(found[seed])[split][metric].astype(np.float64) for sign, found in cells]
+        columns.append(sum(parts[1:], parts[0]))  # aligned by query id; NaN where a row lacks one
+    table = pd.concat(columns, axis=1).dropna()
+    return 100.0 * table.to_numpy(np.float64).T

@@ -1,0 +1,283 @@
+"""Claims on small predictions files with known effects: every verdict, and what keeps a claim open."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from scipy import stats
+
+from vmr_zoo.config.compose import compose, config_dir
+from vmr_zoo.data.worlds.shapes.generate import SPLITS
+from vmr_zoo.errors import VmrError
+from vmr_zoo.report.claims import ANY, read_claims, select_runs
+from vmr_zoo.report.runs import Run, scan_runs
+from vmr_zoo.report.sentence_probe import probe_row
+from vmr_zoo.report.verdicts import FAILS, HOLDS, OPEN, Answer, Effect, answer_claims, holm
+
+CONF = config_dir()
+SHIPPED = Path(__file__).parents[1] / "experiments" / "claims"
+QUERIES = 200
+
+
+def write_run(
+    root: Path, method: str, scores: dict[str, float], seed: int = 0, *, blind: str | None = None, **header
+) -> Path:
+    """A run whose first `share` of the queries of each split is answered right, the others wrong."""
+    name = f"{method}-paper" + (f"+blind-{blind}" if blind else "") + header.pop("suffix", "")
+    run = root / name / f"seed{seed}"
+    run.mkdir(parents=True)
+    metrics = {split: {"R1@0.5": 100 * share} for split, share in scores.items()}
+    identity = {
+        **dict.fromkeys(("protocol", "features", "origin", "selection", "rounding"), "toy"),
+        **{"name": name, "method": method, "variant": "paper", "seed": seed, "parameters": 7, **header},
+    }
+    (run / "metrics.json").write_text(json.dumps({"header": identity, **metrics}))
+    config = {
+        "metrics": {"r1_thresholds": [0.5], "r5_thresholds": [0.5], "windows": 10, "rounding": None},
+        "features": {"video": {"blind": blind, "noise": 0.0}},
+    }
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    rows = []
+    for split, share in scores.items():
+        for number in range(QUERIES):
+            # Seeds differ in which queries they answer right, by a few.
+            right = (number + seed) % QUERIES < round(share * QUERIES)
+            rows.append(
+                {
+                    "query_id": f"{split}{number}",
+                    "video_id": f"v{number}",
+                    "query": "what",
+                    "split": split,
+                    "duration": 10.0,
+                    "moments": [[2.0, 6.0]],
+                    "pred_relevant_windows": [[2.0, 6.0, 1.0] if right else [7.0, 9.0, 1.0]],
+                }
+            )
+    (run / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return run
+
+
+def answer(tmp_path: Path, **content: object) -> Answer:
+    """Answers one claim about the runs in `tmp_path/runs`."""
+    claims = tmp_path / "claims"
+    claims.mkdir(exist_ok=True)
+    whole = {
+        "paper": "X",
+        "section": "1",
+        "claim": "a beats b.",
+        "a": {"method": "good"},
+        "b": {"method": "bad"},
+    }
+    whole |= {"kind": "rows", "split": "iid"} if "kind" not in content else {}
+    (claims / "one.yaml").write_text(yaml.safe_dump(whole | content))
+    return answer_claims(read_claims(claims), scan_runs(tmp_path / "runs")[0])[0]
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    for seed in (0, 1, 2):
+        write_run(tmp_path / "runs", "good", {"iid": 0.8, "ood": 0.7}, seed)
+        write_run(tmp_path / "runs", "bad", {"iid": 0.6, "ood": 0.3}, seed)
+    return tmp_path
+
+
+def test_each_kind_of_claim_has_the_effect_of_its_cells(runs):
+    rows = answer(runs)
+    assert rows.verdict == HOLDS
+    assert rows.effect.mean == pytest.approx(20)
+    assert rows.effect.low < 20 < rows.effect.high
+    assert rows.effect.queries == {"iid": QUERIES}
+    drop = answer(runs, kind="drop", **{"from": "iid", "to": "ood"})
+    assert (drop.effect.mean, drop.verdict) == (pytest.approx(20), HOLDS)  # good loses 10, bad 30
+    for seed in (0, 1, 2):
+        write_run(runs / "runs", "good", {"iid": 0.8}, seed, blind="colour")
+        write_run(runs / "runs", "bad", {"iid": 0.3}, seed, blind="colour")
+    settings = {"from": {"features.video.blind": None}, "to": {"features.video.blind": "colour"}}
+    interaction = answer(runs, kind="interaction", split="iid", **settings)
+    assert (interaction.effect.mean, interaction.verdict) == (pytest.approx(30), HOLDS)  # 50 - 20
+    # Without `where`, a row has two settings, and none is chosen silently.
+    assert answer(runs).verdict == OPEN
+    assert "several settings" in answer(runs).reason
+    unblinded = {"where": {"features.video.blind": None}}
+    assert answer(runs, **unblinded).verdict == HOLDS
+    write_run(runs / "runs/again", "good", {"iid": 0.8, "ood": 0.7})  # an equal run of another study
+    assert answer(runs, **unblinded).verdict == HOLDS
+    other = write_run(runs / "runs/other", "good", {"iid": 0.7}, seed=3, protocol="other data")
+    assert "good-paper on other data, good-paper on toy" in answer(runs, **unblinded).reason
+    shutil.rmtree(other)
+    write_run(runs / "runs/other", "good", {"iid": 0.7, "ood": 0.7})
+    assert "a seed twice, with different results" in answer(runs, **unblinded).reason
+
+
+def test_a_claim_is_refuted_by_the_opposite_or_by_an_effect_below_its_margin(runs):
+    assert answer(runs, direction="lower").verdict == FAILS
+    assert answer(runs, a={"method": "bad"}, b={"method": "good"}).verdict == FAILS
+    for seed in (0, 1, 2):
+        write_run(runs / "runs", "same", {"iid": 0.8}, seed)
+    equal = {"b": {"method": "same"}}
+    assert answer(runs, **equal).verdict == OPEN  # no difference, and no margin that would make it a result
+    assert answer(runs, margin=2.0, **equal).verdict == FAILS
+
+
+def test_an_effect_within_the_noise_of_seeds_is_open(tmp_path):
+    for seed, (good, bad) in enumerate(((0.9, 0.5), (0.5, 0.7), (0.8, 0.6))):
+        write_run(tmp_path / "runs", "good", {"iid": good}, seed)
+        write_run(tmp_path / "runs", "bad", {"iid": bad}, seed)
+    found = answer(tmp_path)
+    assert found.effect.low > 0  # over queries alone it would be significant
+    assert found.effect.seed_interval[0] < 0
+    assert (found.verdict, found.effect.by_seed[1]) == (OPEN, pytest.approx(-20))
+    assert "too uncertain" in found.reason
+
+
+def test_rows_that_cannot_decide_keep_a_claim_open(runs):
+    assert "no run with R1@0.5: method=absent on iid" in answer(runs, b={"method": "absent"}).reason
+    assert "no run with mAP" in answer(runs, metric="mAP").reason
+    assert answer(runs, seeds=4).reason == "3 of at least 4 seeds"
+    root = runs / "runs"
+    write_run(root, "rising", {"iid": 0.2}, 0, plateau=False)
+    write_run(root, "rising", {"iid": 0.2}, 1, plateau=True)
+    found = answer(runs, b={"method": "rising"})
+    assert (found.verdict, found.effect.mean) == (OPEN, pytest.approx(60))
+    assert found.reason == "rising-paper: still improving when training ended"
+    write_run(root, "debugging", {"iid": 0.2}, 0, debug="fast_dev_run")
+    assert "debugging-paper: debugging run" in answer(runs, b={"method": "debugging"}, seeds=1).reason
+    (root / "bad-paper/seed1/predictions.jsonl").unlink()
+    assert "predictions" in answer(runs).reason
+
+
+def write_probe(run: Path, split: str, score: float, probe: str = "other_query", number: int = 1) -> None:
+    folder = run / "eval" / f"{split}-{probe}-{number:03d}"
+    folder.mkdir(parents=True)
+    header = json.loads((run / "metrics.json").read_text())["header"] | {"probe": probe}
+    (folder / "metrics.json").write_text(json.dumps({"header": header, split: {"R1@0.5": score}}))
+
+
+def test_a_row_that_loses_little_with_other_sentences_is_marked(runs):
+    root = runs / "runs"
+    for seed, score in ((0, 65.0), (1, 67.0)):
+        write_probe(root / f"good-paper/seed{seed}", "ood", 10.0)
+        write_probe(root / f"good-paper/seed{seed}", "iid", 5.0)
+        write_probe(root / f"good-paper/seed{seed}", "iid", score, number=2)  # a later one counts
+    write_probe(root / "bad-paper/seed0", "iid", 30.0)
+    write_probe(root / "bad-paper/seed0", "iid", 34.0, probe="other_query_1")  # another draw
+    write_probe(root / "bad-paper/seed0", "iid", 1.0, probe="blank_query")
+    rows: dict[str, list[Run]] = {}
+    for run in scan_runs(root)[0]:
+        rows.setdefault(run.header["method"], []).append(run)
+    good, bad = probe_row(rows["good"]), probe_row(rows["bad"])
+    assert (good.split, good.own, good.other, good.loss) == ("iid", 80.0, 66.0, pytest.approx(14))
+    assert not good.reads_sentence
+    assert (bad.other, bad.reads_sentence) == (32.0, True)
+    assert probe_row(scan_runs(root / "none")[0]) is None
+    found = answer(runs)
+    assert found.verdict == OPEN
+    assert found.reason == "good-paper: loses less than 20 points of R1@0.5 with sentences about other videos"
+
+
+def test_the_error_adds_queries_and_seeds_and_p_is_corrected_for_the_number_of_claims(runs):
+    effect = Effect(3.0, 1.0, 5.0, {0: 2.0, 1: 3.0, 2: 4.0}, {"iid": 9}, error=1.0)
+    half = stats.t.ppf(0.975, 2) / np.sqrt(3)
+    assert effect.seed_interval == pytest.approx((3 - half, 3 + half))
+    total = np.sqrt(1 + 1 / 3)
+    assert effect.p_above(0) == pytest.approx(2 * stats.t.sf(3 / total, 2 * (4 / 3) ** 2 / (1 / 3) ** 2))
+    assert effect.p_above(4) == 1
+    assert effect.flipped().p_above(-4) == pytest.approx(2 * stats.t.sf(1 / total, 32))
+    assert holm([0.02, 0.001, 0.04]) == pytest.approx([0.04, 0.003, 0.04])
+    # Seven points over 200 queries convince alone, not among twenty.
+    for seed in (0, 1, 2):
+        write_run(runs / "runs", "near", {"iid": 0.77}, seed)
+    claims, found = runs / "many", scan_runs(runs / "runs")[0]
+    claims.mkdir()
+    shared = {"paper": "X", "section": "1", "claim": "c.", "kind": "rows", "split": "iid"}
+    rows = {"a": {"method": "good"}, "b": {"method": "near"}}
+    (claims / "near.yaml").write_text(yaml.safe_dump(shared | rows))
+    assert answer_claims(read_claims(claims), found)[0].verdict == HOLDS
+    for number in range(19):  # the first has no effect and does not count
+        method = "near" if number else "absent"
+        more = {"a": {"method": method}, "b": {"method": method}}
+        (claims / f"other{number}.yaml").write_text(yaml.safe_dump(shared | more))
+    answers = {one.claim.name: one for one in answer_claims(read_claims(claims), found)}
+    assert answers["near"].verdict == OPEN
+    assert answers["other0"].p is None
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"kind": "row"}, "Unknown kind in .* Did you mean rows"),
+        ({"splt": "iid"}, "Unknown key in .*'splt'"),
+        ({"split": None}, "split: a text, found None"),
+        ({"split": 3}, "split: a text, found 3"),
+        ({"a": "tea"}, "a: settings by key"),
+        ({"margin": -1.0}, "margin >= 0"),
+        ({"margin": True}, "margin: a number"),
+        ({"seeds": 0}, "seeds >= 1"),
+        ({"direction": "better"}, "Unknown direction"),
+        ({"from": "iid"}, "Unknown key"),
+    ],
+)
+def test_mistakes_in_a_claim_are_errors(tmp_path, content, message):
+    whole = {"paper": "X", "section": "1", "claim": "c.", "kind": "rows", "split": "iid", "a": {}, "b": {}}
+    (tmp_path / "one.yaml").write_text(yaml.safe_dump(whole | content))
+    with pytest.raises(VmrError, match=message):
+        read_claims(tmp_path)
+
+
+def test_broken_or_absent_claims_are_errors(tmp_path):
+    with pytest.raises(VmrError, match="no claim"):
+        read_claims(tmp_path)
+    for text in ("- a\n", "a: [\n", "\x00"):
+        (tmp_path / "one.yaml").write_text(text)
+        with pytest.raises(VmrError, match=r"one\.yaml"):
+            read_claims(tmp_path)
+
+
+def test_the_shipped_claims_name_settings_splits_and_methods_that_exist():
+    claims = read_claims(SHIPPED)
+    assert len(claims) >= 12
+    assert {claim.paper for claim in claims} == {"TEA", "MESM", "VDI", "BM-DETR", "LMR"}
+    header = {"protocol", "variant", "ablation", "method", "features"}
+    cells = [cell for claim in claims for cell in claim.cells]
+    assert {cell.split for cell in cells} <= SPLITS.keys()
+    choices = {(cell.where["method"], cell.where["ablation"]) for cell in cells}
+    for method in {method for method, _ in choices}:
+        assert (CONF / "method" / f"{method}.yaml").is_file()
+    for ablation in {ablation for _, ablation in choices if ablation}:
+        assert (CONF / "ablation" / f"{ablation}.yaml").is_file()
+    cfg = compose("train", ["method=tea", "data=shapes"])
+    for key in {key for cell in cells for key in cell.where.keys() - header}:
+        node = cfg
+        for part in key.split("."):
+            assert part in node, (key, part)
+            node = node[part]
+
+
+def test_the_command_prints_and_writes_verdicts(runs, vmr, capsys):
+    answer(runs, claim="a | b *beats* `c` <script>.")
+    args = ["report", f"runs={runs / 'runs'}", f"claims={runs / 'claims'}"]
+    assert vmr(*args) == 0
+    shown = capsys.readouterr().out
+    assert "holds" in shown
+    assert "Of 1 claims, 1 hold, 0 do not hold" in shown
+    table = [line for line in shown.splitlines() if line[:1] in "┏┃┡│├└"]
+    assert max(map(len, table)) <= 80
+    assert vmr(*args, "format=json") == 0
+    [record] = json.loads(capsys.readouterr().out)
+    assert (record["verdict"], record["effect"], record["seeds"]) == ("holds", pytest.approx(20), 3)
+    assert vmr(*args, "format=markdown") == 0
+    assert r"a \| b \*beats\* \`c\` &lt;script&gt;." in capsys.readouterr().out
+    assert vmr(*args, "html=true", "columns=[R1@0.5]", f"out={runs / 'page.html'}") == 0
+    page = (runs / "page.html").read_text()
+    assert "What the papers claim" in page
+    assert "&lt;script&gt;." in page
+    capsys.readouterr()
+    assert vmr(*args, "format=latex") == 2
+    assert vmr(*args, "significance=true") == 2
+    assert "claims=" in capsys.readouterr().err
+    assert select_runs(scan_runs(runs / "runs")[0], {"method": ANY, "features.video.noise": 0})
