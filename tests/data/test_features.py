@@ -74,7 +74,15 @@ TESTED_BELOW = {
     "clip_slowfast_1s",
     "mesm_1s",
 }  # the last two differ in clip length
-ELSEWHERE = {"synthetic", "action_labels", "shapes", "default", "extracted"}
+ELSEWHERE = {
+    "synthetic",
+    "action_labels",
+    "shapes",
+    "shapes_clip",
+    "shapes_clip_grid",
+    "default",
+    "extracted",
+}
 
 
 def write(root: Path, layout: str, shape: tuple[int, ...], dtype=np.float32, seed=0) -> np.ndarray:

@@ -8,6 +8,7 @@ version contains the token. Masked tokens keep their position, and no token atte
 from __future__ import annotations
 
 import importlib.resources
+import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from vmr_zoo.errors import VmrError
 from vmr_zoo.types import Batch
+from vmr_zoo.utils.packaged import open_clip_folder
 from vmr_zoo.utils.switches import check_switches
 
 Pooling = Literal["mean", "end"]
@@ -247,6 +249,78 @@ def clip_text(folder: str | Path, trained_layers: int | None = None) -> Transfor
     return TransformerQueryEncoder(
         model=model, start=49406, end=49407, pooling="end", causal=True, trained_layers=trained_layers
     )
+
+
+def open_clip_text(
+    model: str, trained_layers: int | None = None, layers: int | None = None
+) -> TransformerQueryEncoder:
+    """Builds the text tower of an open_clip model, with its projection; token ids: text_encoder=shapes_clip.
+
+    Args:
+        model: "shapes_clip" (part of this package), or "local-dir:FOLDER" with open_clip_config.json,
+            open_clip_model.safetensors and tokenizer.json.
+        trained_layers: number of last layers that are trained; None: all, and the embeddings.
+        layers: number of first layers that are kept; None: all.
+
+    Raises:
+        VmrError: if the folder cannot be read.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+    from tokenizers import Tokenizer
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+    folder = open_clip_folder(model)
+    if folder is None:
+        raise VmrError(f"Expected method.text.model=shapes_clip or local-dir:FOLDER, found '{model}'.")
+    try:
+        config = json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8"))["model_cfg"]
+        text = config["text_cfg"]
+        state = load_file(folder / "open_clip_model.safetensors")
+        kept = text["layers"] if layers is None else min(layers, text["layers"])
+        start, *_, end = Tokenizer.from_file(str(folder / "tokenizer.json")).encode("").ids
+        settings = CLIPTextConfig(
+            vocab_size=text["vocab_size"],
+            hidden_size=text["width"],
+            intermediate_size=4 * text["width"],
+            num_hidden_layers=kept,
+            num_attention_heads=text["heads"],
+            max_position_embeddings=text["context_length"],
+            projection_dim=config["embed_dim"],
+            hidden_act="quick_gelu" if config.get("quick_gelu") else "gelu",
+            bos_token_id=start,
+            eos_token_id=end,
+        )
+        tower = CLIPTextModelWithProjection(settings)
+        tower.load_state_dict(_transformers_names(state, kept))
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise VmrError(f"Expected a text tower of open_clip in {folder}, found: {error}") from error
+    return TransformerQueryEncoder(
+        model=tower, start=start, end=end, pooling="end", causal=True, trained_layers=trained_layers
+    )
+
+
+def _transformers_names(state: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
+    """Renames the weights of open_clip's text tower to those of the transformers library."""
+    state = {name: value.float() for name, value in state.items()}
+    renamed = {
+        "embeddings.token_embedding.weight": state["token_embedding.weight"],
+        "embeddings.position_embedding.weight": state["positional_embedding"],
+        **{f"final_layer_norm.{part}": state[f"ln_final.{part}"] for part in ("weight", "bias")},
+    }
+    for number in range(layers):
+        old, new = f"transformer.resblocks.{number}", f"encoder.layers.{number}"
+        for part in ("weight", "bias"):
+            joined = state[f"{old}.attn.in_proj_{part}"].chunk(3)
+            for name, value in zip("qkv", joined, strict=True):
+                renamed[f"{new}.self_attn.{name}_proj.{part}"] = value
+            renamed[f"{new}.self_attn.out_proj.{part}"] = state[f"{old}.attn.out_proj.{part}"]
+            renamed[f"{new}.layer_norm1.{part}"] = state[f"{old}.ln_1.{part}"]
+            renamed[f"{new}.layer_norm2.{part}"] = state[f"{old}.ln_2.{part}"]
+            renamed[f"{new}.mlp.fc1.{part}"] = state[f"{old}.mlp.c_fc.{part}"]
+            renamed[f"{new}.mlp.fc2.{part}"] = state[f"{old}.mlp.c_proj.{part}"]
+    named = {f"text_model.{name}": value for name, value in renamed.items()}
+    return {**named, "text_projection.weight": state["text_projection"].T}
 
 
 def _load(kind: Any, folder: str | Path, example: str, **options: Any) -> nn.Module:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from vmr_zoo.data.annotations.records import Protocol, Query, Split
 from vmr_zoo.data.worlds.shapes.encoder import GridEncoder
-from vmr_zoo.data.worlds.shapes.generate import SPLITS, generate_world
+from vmr_zoo.data.worlds.shapes.generate import SPLITS, generate_world, verify
 from vmr_zoo.data.worlds.shapes.narrator import SceneNarrator
 from vmr_zoo.data.worlds.shapes.weak import WeakAlignment
 from vmr_zoo.data.worlds.shapes.world import WorldSettings
@@ -40,7 +40,9 @@ def protocol(
         complex.
     """
     folder = generate_world(world, cache, processes)
-    splits = {name: _read(name, folder / "annotations" / f"{name}.jsonl") for name in SPLITS}
+    files = {name: folder / "annotations" / f"{name}.jsonl" for name in SPLITS}
+    verify(folder, files.values())
+    splits = {name: _read(name, file) for name, file in files.items()}
     train, selection = splits.pop("train"), splits.pop("selection")
     if weak is not None:
         train = weak.weaken(train, world)

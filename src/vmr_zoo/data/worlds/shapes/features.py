@@ -2,30 +2,42 @@
 
 from __future__ import annotations
 
-import zipfile
+import contextlib
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from vmr_zoo.data.annotations.records import Protocol
 from vmr_zoo.data.features.problems import FeatureError, Problem
 from vmr_zoo.data.features.source import VideoSource
+from vmr_zoo.data.features.store import FileStore
 from vmr_zoo.data.narrations import Narration, NarrationFile, manifest_path, read_narrations, write_narrations
 from vmr_zoo.data.text.encoder import TextEncoder
 from vmr_zoo.data.worlds.shapes.encoder import GridEncoder
-from vmr_zoo.data.worlds.shapes.generate import digest, generate_world, scenes, video_path, world_folder
+from vmr_zoo.data.worlds.shapes.generate import (
+    digest,
+    generate_world,
+    scenes,
+    verify,
+    video_path,
+    world_folder,
+)
 from vmr_zoo.data.worlds.shapes.narrator import SceneNarrator
 from vmr_zoo.data.worlds.shapes.world import WorldSettings
 from vmr_zoo.errors import VmrError, unknown
 from vmr_zoo.utils.arrays import Array
+from vmr_zoo.utils.checksums import verify_checksums, write_checksums
 from vmr_zoo.utils.files import lock_folder
 from vmr_zoo.video.encoder import VideoEncoder, encode_video
 from vmr_zoo.video.extraction import extract
 from vmr_zoo.video.manifest import feature_settings
+
+if TYPE_CHECKING:
+    from vmr_zoo.video.open_clip import OpenClip
 
 
 def features_folder(
@@ -44,7 +56,7 @@ class RenderedVideos(VideoSource):
         self,
         world: WorldSettings,
         cache: str | Path,
-        encoder: GridEncoder,
+        encoder: GridEncoder | OpenClip,
         part: Literal["video", "patches"] = "video",
         processes: int | None = None,
     ) -> None:
@@ -55,16 +67,22 @@ class RenderedVideos(VideoSource):
             cache: `paths.cache`.
             encoder: encodes the videos.
             part: "video" for clip features, "patches" for those of the grid cells.
-            processes: number of encoding processes; None: one per available core.
+            processes: number of rendering processes, and of encoding ones if the encoder has no network;
+                None: one per available core.
+
+        Raises:
+            VmrError: if there is no such part.
         """
         if part not in ("video", "patches"):
-            raise unknown("part of the grid features", part, ("video", "patches"))
+            raise unknown("part of the rendered features", part, ("video", "patches"))
+        if part == "patches" and encoder.patch_dim is None:
+            raise VmrError("The encoder has no patches. Set features.video.encoder.patch_tokens=projected.")
         self.world = world
         self.cache = cache
         self.encoder = encoder
         self.part = part
         self.processes = processes
-        self.dim = encoder.dim if part == "video" else encoder.patch_dim
+        self.dim = encoder.dim if part == "video" else int(encoder.patch_dim or 0)
 
     @cached_property
     def _files(self) -> dict[str, Path]:
@@ -72,15 +90,27 @@ class RenderedVideos(VideoSource):
         folder = generate_world(self.world, self.cache, self.processes)
         videos = {scene.video_id: video_path(folder, scene.video_id) for _, scene in scenes(self.world)}
         out = features_folder(self.world, self.cache, self.encoder)
-        node = {"_target_": "vmr_zoo.data.worlds.shapes.GridEncoder", **asdict(self.encoder)}
-        with lock_folder(out):
-            failed = extract(videos, self.encoder, node, out, processes=self.processes)
+        if isinstance(self.encoder, GridEncoder):
+            node = {"_target_": "vmr_zoo.data.worlds.shapes.GridEncoder", **asdict(self.encoder)}
+        else:
+            node = self.encoder.node()
+        verify(folder, [path for name, path in videos.items() if not (out / f"{name}.npz").exists()])
+        processes = self.processes if self.encoder.one_process_per_core else None
+        complete = all((out / f"{name}.npz").exists() for name in videos)
+        # A complete cache may be read-only.
+        with contextlib.nullcontext() if complete else lock_folder(out):
+            failed = extract(videos, self.encoder, node, out, processes=processes)
         if failed:
             raise VmrError(
                 f"{len(failed)} rendered videos cannot be encoded. The first: {failed[0].message} "
                 f"Delete {folder} to render them again."
             )
         return {video_id: out / f"{video_id}.npz" for video_id in videos}
+
+    @cached_property
+    def _store(self) -> FileStore:
+        folder = next(iter(self._files.values())).parent
+        return FileStore(folder, ".npz", key="features" if self.part == "video" else "patches")
 
     def prepare(self, protocol: Protocol) -> None:
         """Renders and encodes what the cache lacks."""
@@ -100,16 +130,13 @@ class RenderedVideos(VideoSource):
             )
         path = self._files[video_id]
         try:
-            with np.load(path, allow_pickle=False) as arrays:
-                stored = arrays["features" if self.part == "video" else "patches"]
-        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-            raise FeatureError(
-                "unreadable", f"{path} cannot be read ({error}). Delete it to extract it again."
-            ) from error
+            stored, _ = self._store.read(video_id)
+        except FeatureError as error:
+            raise FeatureError(error.kind, f"{error} Delete {path} to extract it again.") from error
         return stored.astype(np.float32)
 
     def encode(self, path: Path) -> Array:
-        """Computes (T, dim) float32 for any video file, although the hues are chosen for shapes."""
+        """Computes (T, dim) float32 for any video file, although the encoders were made for shapes."""
         return encode_video(self.encoder, path)
 
     def missing(self, video_ids: Sequence[str]) -> list[Problem]:
@@ -121,6 +148,53 @@ class RenderedVideos(VideoSource):
     def manifest(self) -> dict[str, Any]:
         """Returns the encoder's settings."""
         return self.encoder.manifest()
+
+
+class JoinedVideos(VideoSource):
+    """Features of several encoders, concatenated clip by clip in the listed order, cut to the shortest."""
+
+    encodes = True
+
+    def __init__(self, sources: Sequence[RenderedVideos]) -> None:
+        """Stores the sources, of equal clip length.
+
+        Raises:
+            VmrError: if clips differ in length.
+        """
+        lengths = [source.encoder.clip_seconds for source in sources]
+        if len(set(lengths)) > 1:
+            raise VmrError(
+                f"Expected clips of one length, found {lengths} s. Change features.video.sources[i].encoder."
+            )
+        self.sources = list(sources)
+        self.dim = sum(source.dim for source in sources)
+
+    def prepare(self, protocol: Protocol) -> None:
+        """Renders and encodes what the cache lacks."""
+        for source in self.sources:
+            source.prepare(protocol)
+
+    def load(self, video_id: str) -> Array:
+        """Returns (T, dim) float32."""
+        return _concatenate([source.load(video_id) for source in self.sources])
+
+    def encode(self, path: Path) -> Array:
+        """Computes (T, dim) float32 for any video file."""
+        return _concatenate([source.encode(path) for source in self.sources])
+
+    def missing(self, video_ids: Sequence[str]) -> list[Problem]:
+        """Finds videos that the world does not have."""
+        return self.sources[0].missing(video_ids)
+
+    def manifest(self) -> dict[str, Any]:
+        """Returns the settings of each encoder, in order."""
+        return {"encoders": [source.manifest() for source in self.sources]}
+
+
+def _concatenate(arrays: Sequence[Array]) -> Array:
+    """Joins (T, D) arrays along D, cut to the shortest T."""
+    clips = min(map(len, arrays))
+    return np.concatenate([array[:clips] for array in arrays], axis=1)
 
 
 def narrate_world(world: WorldSettings, cache: str | Path, narrator: SceneNarrator) -> Path:
@@ -135,14 +209,18 @@ def narrate_world(world: WorldSettings, cache: str | Path, narrator: SceneNarrat
         The file of narrations.
     """
     file = narrations_path(world, cache, narrator)
-    # The manifest is written last: narrations without one are incomplete.
-    if not manifest_path(file).exists():
+    checksums = file.with_suffix(".checksums.json")  # written last: narrations without it are incomplete
+    if not checksums.exists():
         said = (
             Narration(scene.video_id, *sentence)
             for _, scene in scenes(world)
             for sentence in narrator.narrate(scene)
         )
         write_narrations(file, said, narrator.manifest())
+        write_checksums(checksums, [file, manifest_path(file)])
+    verify_checksums(
+        checksums, [file, manifest_path(file)], f"Delete {checksums} to write the narrations again."
+    )
     return file
 
 
