@@ -30,6 +30,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _at_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("VMR_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("VMR_TRUST", "toy")  # its runs name its own classes
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
 
 

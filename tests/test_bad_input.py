@@ -34,7 +34,7 @@ from vmr_zoo.data.features.problems import FeatureError
 from vmr_zoo.data.features.queries import WordVectorQueries
 from vmr_zoo.data.features.store import FileStore, Hdf5Store
 from vmr_zoo.data.narrations import MANIFEST_KEYS, manifest_path, read_narrations
-from vmr_zoo.engine import scoring
+from vmr_zoo.engine import scoring, submission
 from vmr_zoo.engine.query_file import read_query_file
 from vmr_zoo.errors import VmrError
 from vmr_zoo.metrics.settings import MetricSettings
@@ -485,7 +485,7 @@ def test_odd_sentences_and_lengths_pass_from_the_file_to_a_prediction(tmp_path: 
     ]
     path = tmp_path / "predictions.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in answers), encoding="utf-8")
-    scored = scoring.score_queries(scoring.read_rows(path), split, MetricSettings())
+    scored = scoring.score_queries(submission.read_rows(path), split, MetricSettings())
     assert set(scored.metrics) >= {"R1@0.5", "mIoU"}
 
 

@@ -9,6 +9,8 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from vmr_zoo.config.allowed import check_names
+from vmr_zoo.config.arguments import with_present_keys
 from vmr_zoo.config.compose import compose, config_dir
 from vmr_zoo.config.resolvers import by_variant, register_resolvers, sweep_jobs
 from vmr_zoo.config.run_names import run_name
@@ -77,6 +79,7 @@ def downloads(tmp_path_factory) -> Path:
 def test_every_experiment_composes_and_builds(experiment, downloads):
     cfg = compose("train", [f"experiment={experiment}", f"paths.features={downloads}"])
     OmegaConf.resolve(cfg)
+    check_names(OmegaConf.to_container(cfg), experiment)  # its run can be evaluated
     assert isinstance(build(cfg.method), Method)
     # Only a constructor call reveals a misspelt key of the trainer.
     instantiate(cfg.trainer, logger=False, enable_progress_bar=False, accelerator="cpu")
@@ -97,6 +100,7 @@ def test_every_ablation_builds_and_changes_something(ablation):
         ["data=charades_cd", "features=action_labels", f"method={method}", f"ablation={ablation}"],
     )
     changed = OmegaConf.to_container(cfg, resolve=True)
+    check_names(changed, ablation)
     assert isinstance(build(cfg.method), Method)
     ignored = {"choices", "name", "run", "callbacks", "logger"}
     assert any(plain.get(key) != changed[key] for key in changed.keys() - ignored)
@@ -179,3 +183,21 @@ def test_optimizers_are_partial(monkeypatch):
     cfg = compose("train", ["data=charades_cd", "features=action_labels", "method=moment_detr"])
     method = instantiate(cfg.method)
     assert isinstance(method.configure_optimizers(), torch.optim.Optimizer)
+
+
+def test_two_keys_that_end_alike_give_two_names():
+    keys = ["method.network.layers", "method.text.layers", "trainer.max_epochs", "method.layers"]
+    names = {run_name("m", "paper", [f"{key}=2"], keys) for key in keys}
+    assert names == {
+        f"m-paper+{end}-2" for end in ("network.layers", "text.layers", "max_epochs", "method.layers")
+    }
+    assert run_name("m", "paper", ["train=a.jsonl", "test=b.jsonl"], keys) == "m-paper"
+
+
+def test_keys_of_the_earlier_version_are_replaced_and_named():
+    args = ["-m", "method.dim=32,64", "+method.optimizer.lr=1", "method.dimension=3", "method=mmn"]
+    present, notes = with_present_keys(args)
+    moved = ["method.network.dim=32,64", "+method.training.optimizer.lr=1"]
+    assert present == ["-m", *moved, "method.dimension=3", "method=mmn"]
+    assert notes[0] == "method.dim is now method.network.dim."
+    assert len(notes) == 2

@@ -143,7 +143,7 @@ def test_ids_and_sentences_of_a_csv(tmp_path: Path) -> None:
     [
         ([], "data=NAME"),
         (["data=charades_cd", "features=i3d"], "there is nothing to compute"),
-        (["queries=q.txt"], "need text_encoder=NAME"),
+        (["queries=README.md"], "need text_encoder=NAME"),
         (["data=charades_cd", "out=x"], "out=FOLDER"),
     ],
 )

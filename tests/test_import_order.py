@@ -38,6 +38,7 @@ INSIDE_DATA = {
     "narrations": {"text", "annotations", "features", "narrations"},
     "batches": {"text", "annotations", "features", "batches"},
     "worlds": {"text", "annotations", "features", "narrations", "worlds"},
+    "readers": {"annotations"},
 }
 GRAPH = structure.graph()
 

@@ -15,7 +15,7 @@ from vmr_zoo.data.narrations import Narration, manifest_path, read_narrations
 from vmr_zoo.engine.narration import narrate
 from vmr_zoo.errors import VmrError
 from vmr_zoo.narrators import Narrated, Narrator
-from vmr_zoo.video.decode import VideoError
+from vmr_zoo.video.decode import Note, Timeline, VideoError
 
 VIDEOS = {f"v{number}": Path(f"v{number}.mp4") for number in range(5)}
 TINY = [
@@ -32,6 +32,8 @@ TINY = [
 class Scripted(Narrator):
     """Returns scripted narrations and records the requested videos."""
 
+    timeline: Timeline | None = None
+
     def __init__(self, prompt: str = "what?", broken: Iterable[str] = (), mute: Iterable[str] = ()) -> None:
         self.prompt = prompt
         self.broken = set(broken)
@@ -47,7 +49,10 @@ class Scripted(Narrator):
                 yield Narrated(video, empty=2)
             else:
                 yield Narrated(
-                    video, (Narration(video, 0.0, 1.0, f"{self.prompt} {video} Ä\u2028"),), empty=1
+                    video,
+                    (Narration(video, 0.0, 1.0, f"{self.prompt} {video} Ä\u2028"),),
+                    empty=1,
+                    timeline=self.timeline,
                 )
 
     def manifest(self) -> dict[str, Any]:
@@ -110,6 +115,18 @@ def test_another_narrator_in_the_same_place_is_refused(tmp_path: Path) -> None:
         narrate(Scripted(), VIDEOS, tmp_path / "n.json")
 
 
+def test_what_is_odd_about_a_video_is_kept_beside_the_narrations(tmp_path: Path) -> None:
+    narrator = Scripted(broken=["v1"], mute=["v3"])
+    narrator.timeline = Timeline(4.0, 32, "stream 1", (Note("clock reset", "at 2 s"),))
+    for _ in range(2):  # read again by the next command
+        summary = narrate(narrator, VIDEOS, tmp_path / "n.jsonl")
+        assert summary.notes == {video: {"clock reset": "at 2 s"} for video in ("v0", "v2", "v4")}
+    rows = map(json.loads, (tmp_path / "n.videos.jsonl").read_text().splitlines())
+    assert [(row["video_id"], row["seconds"], row["stream"]) for row in rows] == [
+        (video, 4.0, "stream 1") for video in ("v0", "v2", "v4")
+    ]
+
+
 def test_broken_and_silent_videos_are_listed_and_the_broken_ones_tried_again(tmp_path: Path) -> None:
     out = tmp_path / "n.jsonl"
     summary = narrate(Scripted(broken=["v1"], mute=["v3"]), VIDEOS, out)
@@ -162,8 +179,8 @@ def test_a_data_set_limits_the_videos_and_missing_ones_are_an_error(
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        (["videos=nowhere", "narrator=shapes"], "add data=shapes"),
-        (["videos=nowhere"], "add out="),
+        (["videos=.", "narrator=shapes"], "add data=shapes"),
+        (["videos=."], "add out="),
         (["out=n.jsonl"], "add videos="),
         (["videos=nowhere", "out=n.jsonl"], "Found no video"),
         (["narrator=lava"], "Did you mean llava"),

@@ -25,9 +25,11 @@ pytestmark = (
     pytest.mark.no_cover
 )  # other tests run the same lines; composing takes twice as long when measured
 EXPERIMENTS = config_dir().parent / "experiments"
-# Those of cost/ are for vmr bench: tests/test_bench.py.
+NO_SWEEPS = ("cost", "claims")  # for vmr bench and vmr report: tests/test_bench.py, tests/test_claims.py
 TABLE = EXPERIMENTS / "fidelity/switches.yaml"
-SWEEPS = sorted(path for path in EXPERIMENTS.glob("*/*.yaml") if path.parent.name != "cost" and path != TABLE)
+SWEEPS = sorted(
+    path for path in EXPERIMENTS.glob("*/*.yaml") if path.parent.name not in NO_SWEEPS and path != TABLE
+)
 FIDELITY = [path for path in SWEEPS if path.parent == TABLE.parent]
 NOT_TRAINED = {"choices", "name", "run", "callbacks", "logger"}
 

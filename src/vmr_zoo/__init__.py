@@ -1,4 +1,4 @@
-"""vmr_zoo: nine published methods for video moment retrieval, and two baselines, in one framework.
+"""vmr_zoo: nine published methods for video moment retrieval, and baselines, in one framework.
 
 `vmr_zoo.Retriever` finds moments in a video file. It is imported on first use, so `import vmr_zoo` does not
 import torch.
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vmr_zoo.engine.retriever import Retriever
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["Retriever", "__version__"]
 
 

@@ -81,9 +81,13 @@ class Sentence(QuerySource):
     dim = DIM
     has_token_ids = True
     has_noun_masks = True
+    sentence_dim = DIM
 
     def manifest(self) -> dict[str, object]:
         return {"encoder": "toy"}
+
+    def sentence(self, query: Query) -> np.ndarray:
+        return np.ones(DIM, np.float32) * (1 + float(query.text.split()[-1]))
 
     def load(self, query: Query) -> np.ndarray:
         tokens = np.zeros((2, DIM), dtype=np.float32)
@@ -117,8 +121,9 @@ def features(
     scale: float,
     patch_dim: int | None = None,
     patch_count: int | None = None,
+    joint_space: str | None = None,
 ) -> FeatureSet:
-    """`+features.patch_dim=D +features.patch_count=P` add patches."""
+    """`+features.patch_dim=D +features.patch_count=P` add patches; `+features.joint_space=NAME`."""
     return FeatureSet(
         name,
         "simulated",
@@ -130,6 +135,7 @@ def features(
         patches=None if patch_dim is None or patch_count is None else Patches(patch_dim, patch_count),
         patch_dim=patch_dim,
         patch_count=patch_count,
+        joint_space=joint_space,
     )
 
 
