@@ -26,8 +26,8 @@ _FURTHER = {
     "torch.optim": "Adagrad Adam Adamax AdamW NAdam RAdam RMSprop SGD",
     "torch.optim.lr_scheduler": "ConstantLR CosineAnnealingLR CosineAnnealingWarmRestarts ExponentialLR "
     "LinearLR MultiStepLR OneCycleLR PolynomialLR ReduceLROnPlateau StepLR",
-    "lightning.pytorch.callbacks": "EarlyStopping ModelCheckpoint ModelSummary RichModelSummary RichProgressBar Timer "
-    "StochasticWeightAveraging TQDMProgressBar",
+    "lightning.pytorch.callbacks": "EarlyStopping ModelCheckpoint ModelSummary RichModelSummary "
+    "RichProgressBar StochasticWeightAveraging TQDMProgressBar Timer",
     "lightning.pytorch.loggers": "CSVLogger TensorBoardLogger WandbLogger",
 }
 """What `conf/` does not name but a command line reasonably does. It only computes, or logs a training."""
