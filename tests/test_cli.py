@@ -36,7 +36,10 @@ ROOT = Path(__file__).parents[1]
         (["train", "data=charades_cd", "metod=bm_detr"], ["key 'metod'", "method"]),
         (["train", "data=charades_cd", "max_epochs=3"], ["key 'max_epochs'", "trainer.max_epochs"]),
         (["train", "method.trainng.optimizer.lr=1"], ["Did you mean method.training.optimizer.lr"]),
-        (["train", "method.loss_weights.span_l1=1"], ["Did you mean method.training.loss_weights.span_l1"]),
+        (
+            ["train", "method.trainng.loss_weights.span_l1=1"],
+            ["Did you mean method.training.loss_weights.span_l1"],
+        ),
         (["train", "data=charades_cd", "sed=1", "metod=x"], ["key 'sed'", "seed"]),
         (["train", "data=charades_cd", "variant=papre"], ["variant 'papre'", "paper"]),
         (
@@ -70,7 +73,10 @@ ROOT = Path(__file__).parents[1]
         (["train", "-m", "seed=0,1", "--cfg", "job"], ["leave out -m"]),
         (["train", "--cgf", "job"], ["option '--cgf'", "--cfg"]),
         (["train", "method.training.optimizer.lr=abc"], ["a number, more than 0; found abc"]),
-        (["train", "method.network.dim=wide"], ['method.network.dim to be a whole number; found "wide"']),
+        (
+            ["train", "method.network.dim=wide"],
+            ["method.network.dim to be a whole number, at least 1 (or null); found wide"],
+        ),
         (["train", "method.training.loss_weights.span_l1=x"], ["span_l1 to be a number or null"]),
         (["train", "seed=4294967296"], ["at most 4294967295"]),
         (["train", "threads=0"], ["threads to be a whole number, at least 1"]),
