@@ -16,10 +16,10 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from vmr_zoo.report.sentence_probe import LEAST_LOSS
+
 METRICS = ("R1@0.5", "R1@0.7", "mIoU")
 TRAINED = ("steps", "epochs", "best_epoch", "plateau", "train_cpu_seconds", "train_seconds", "parameters")
-UNREAD = 20
-"""Points of R1@0.5 on iid that a method which reads loses at least with another video's sentence."""
 
 
 def read_run(folder: Path) -> dict[str, str]:
@@ -66,8 +66,8 @@ def _key(row: dict[str, str]) -> tuple[str, ...]:
 def table(rows: list[dict[str, str]]) -> list[str]:
     """Returns Markdown: R1@0.5 of each split, mean and standard deviation over seeds.
 
-    `^` marks rows with a run that was still rising, `!` rows that lose less than `UNREAD` points on iid when
-    asked another video's sentence.
+    `^` marks rows with a run that was still rising, `!` rows that lose less than `LEAST_LOSS` points on iid
+    when asked another video's sentence.
     """
     columns = dict.fromkeys(column for row in rows for column in row)
     named = [column.removesuffix(" R1@0.5") for column in columns if column.endswith(" R1@0.5")]
@@ -83,7 +83,7 @@ def table(rows: list[dict[str, str]]) -> list[str]:
         other = [float(row[probe]) for row in seeds if row.get(probe)]
         read = _mean(seeds, first) - mean(other) if other else None
         marks = "^" * any(row["plateau"] == "False" for row in seeds)
-        marks += "!" * (read is not None and read < UNREAD)
+        marks += "!" * (read is not None and read < LEAST_LOSS)
         cells = [_cell([float(row[f"{split} R1@0.5"]) for row in seeds]) for split in splits]
         best = f"{_mean(seeds, 'best_epoch'):.0f}" if _mean(seeds, "steps") else ""
         label = f"`{name}` {marks}".strip()

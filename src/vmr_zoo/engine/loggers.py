@@ -104,7 +104,7 @@ def wandb_offline() -> bool:
     return not any(keys.authenticators(host) for host in hosts)
 
 
-def continue_curve(loggers: Iterable[Logger], run: Path, checkpoint: str | None) -> None:
+def continue_curve(loggers: Iterable[Logger], run: Path, steps: int | None) -> None:
     """Makes metrics.csv one curve over all sessions of a run.
 
     The logger starts an empty file; it is given the earlier rows, without those of steps that the resumed
@@ -113,16 +113,13 @@ def continue_curve(loggers: Iterable[Logger], run: Path, checkpoint: str | None)
     Args:
         loggers: the trainer's loggers, before training; only those of metrics.csv are used.
         run: the run directory.
-        checkpoint: the checkpoint that training continues from; None: training starts.
+        steps: optimizer steps of the checkpoint that training continues from; None: training starts.
     """
     from lightning.pytorch.loggers import CSVLogger
 
     earlier = [*sorted(run.glob("metrics-*.csv")), run / "metrics.csv"]
     rows: list[dict[str, Any]] = []
-    if checkpoint is not None:
-        import torch
-
-        steps = torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"]
+    if steps is not None:
         for file in (file for file in earlier if file.is_file()):
             with file.open(newline="", encoding="utf-8") as lines:
                 kept = [row for row in csv.DictReader(lines) if _is_whole(row) and int(row["step"]) < steps]

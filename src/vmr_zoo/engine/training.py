@@ -116,12 +116,11 @@ def _fit(cfg: DictConfig, run: Path, config: dict[str, Any] | None) -> None:
         session.write("running")
         with quiet_lightning():
             last = run / directory.LAST
-            checkpoint = str(last) if resumed and last.is_file() else None
-            if checkpoint is not None:
-                check_checkpoint(last)
+            steps = check_checkpoint(last) if resumed and last.is_file() else None
             if config is not None:
                 log_config(trainer.loggers, config)
-                continue_curve(trainer.loggers, run, checkpoint)
+                continue_curve(trainer.loggers, run, steps)
+            checkpoint = None if steps is None else str(last)
             trainer.fit(method, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         seconds = session.seconds
         if torch.distributed.is_initialized():

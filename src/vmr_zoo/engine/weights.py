@@ -25,8 +25,11 @@ def export_weights(method: Method, path: Path) -> None:
         save_model(method, str(temporary))
 
 
-def check_checkpoint(path: Path) -> None:
+def check_checkpoint(path: Path) -> int:
     """Refuses a last.ckpt that training cannot continue from.
+
+    Returns:
+        The number of optimizer steps after which it was written.
 
     Raises:
         VmrError: if it is cut short, something else, or lacks a part.
@@ -46,6 +49,7 @@ def check_checkpoint(path: Path) -> None:
             f"Cannot continue from {path}: {reason}. Copy the run again, or train it in another directory "
             "(run=DIR)."
         )
+    return int(found["global_step"])
 
 
 def load_weights(method: Method, path: Path, changes: Sequence[str] = ()) -> None:
