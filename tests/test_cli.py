@@ -13,8 +13,9 @@ import pytest
 
 import toy
 from vmr_zoo.cli import main
+from vmr_zoo.cli.explain import explain
 from vmr_zoo.config.compose import config_dir
-from vmr_zoo.errors import VmrError
+from vmr_zoo.errors import VmrError, causes
 
 ROOT = Path(__file__).parents[1]
 
@@ -112,6 +113,13 @@ def test_internal_errors_keep_their_traceback(monkeypatch):
     monkeypatch.setitem(main.VERBS, "report", ("broken_verb", ""))
     with pytest.raises(ZeroDivisionError):
         main.main(["report"])
+
+
+def test_errors_that_are_each_others_cause_are_explained_once():
+    first, second = ValueError("first"), VmrError("second")
+    first.__context__, second.__context__ = second, first
+    assert explain(first, "train", []) == "second"
+    assert list(causes(second)) == [second, first]
 
 
 def test_the_exit_code_of_a_verb_is_the_exit_code(monkeypatch):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class VmrError(Exception):
@@ -14,6 +14,19 @@ class VmrError(Exception):
     """
 
     exit_code = 2
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """Yields the error and the errors that it was raised from, outermost first.
+
+    OmegaConf raises the same object again inside of its own handler, so the errors can form a circle.
+    """
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        yield current
+        current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
 
 
 def nearest(name: str, valid: Iterable[str], count: int = 3) -> list[str]:

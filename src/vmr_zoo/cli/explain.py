@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from difflib import SequenceMatcher
 from typing import Any
 
 from vmr_zoo.config.arguments import overrides_of
 from vmr_zoo.config.groups import members, unknown_member
 from vmr_zoo.config.values import takes_argument
-from vmr_zoo.errors import VmrError, nearest, unknown
+from vmr_zoo.errors import VmrError, causes, nearest, unknown
 
 _LIBRARIES = {
     "wandb.": "Weights & Biases (logger=csv trains without it)",
@@ -49,10 +49,10 @@ def explain(error: BaseException, verb: str, overrides: Sequence[str]) -> str | 
     Returns:
         The message; None for an internal error: keep the traceback.
     """
-    for cause in _causes(error):
+    for cause in causes(error):
         if isinstance(cause, VmrError):
             return str(cause)
-    for cause in _causes(error):
+    for cause in causes(error):
         for module, prefix in _LIBRARIES.items():
             if type(cause).__module__.startswith(module) and type(cause).__name__ in _LIBRARY_ERRORS:
                 return f"{prefix}: {str(cause).strip().splitlines()[0]}"
@@ -94,18 +94,10 @@ def exit_code(error: BaseException) -> int:
     """Returns the exit code of an explained error: 3 if a file cannot be written, else 2."""
     from vmr_zoo.utils.files import WriteError, unwritable_cause
 
-    found = next((cause for cause in _causes(error) if isinstance(cause, VmrError)), None)
+    found = next((cause for cause in causes(error) if isinstance(cause, VmrError)), None)
     if found is not None:
         return found.exit_code
     return VmrError.exit_code if unwritable_cause(error) is None else WriteError.exit_code
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yields the error and the errors that it was raised from, outermost first."""
-    current: BaseException | None = error
-    while current is not None:
-        yield current
-        current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
 
 
 def _unknown_member(file: str, options: Sequence[str], overrides: Sequence[str]) -> str:
@@ -204,8 +196,8 @@ def _valid_keys(verb: str, overrides: Sequence[str]) -> tuple[list[str], Any, li
 
 def _failed_construction(error: BaseException) -> str:
     """Explains why a constructor refused its arguments, which come from the configuration."""
-    causes = list(_causes(error))
-    for cause in causes:
+    chain = list(causes(error))
+    for cause in chain:
         found = re.search(
             r"(\S+)\.?__init__\(\) (got an unexpected keyword argument .*|missing .*)", str(cause)
         )
@@ -215,7 +207,7 @@ def _failed_construction(error: BaseException) -> str:
                 "disagree: check the overlay files (experiment, ablation) and + overrides for a misspelt key."
             )
     node = re.search(r"full_key: (\S+)", str(error))
-    reason = (str(causes[-1]).strip() or type(causes[-1]).__name__).splitlines()[0]
+    reason = (str(chain[-1]).strip() or type(chain[-1]).__name__).splitlines()[0]
     return (
         f"Cannot build {node.group(1) if node else 'an object'} from the configuration: {reason} "
         "(HYDRA_FULL_ERROR=1 shows the traceback)"

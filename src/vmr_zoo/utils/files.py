@@ -20,7 +20,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from vmr_zoo.errors import VmrError
+from vmr_zoo.errors import VmrError, causes
 from vmr_zoo.utils.trees import map_leaves
 
 _HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
@@ -58,13 +58,11 @@ class WriteError(VmrError, OSError):
 
 def unwritable_cause(error: BaseException) -> OSError | None:
     """Finds the full disk or read-only folder behind an error, however wrapped; None: another error."""
-    cause: BaseException | None = error
-    while cause is not None:
+    for cause in causes(error):
         if isinstance(cause, WriteError):
             return OSError(cause.errno, cause.strerror, cause.args[0])
         if isinstance(cause, OSError) and cause.errno in _UNWRITABLE:
             return cause
-        cause = cause.__cause__ or cause.__context__
     for number in _UNWRITABLE:  # writers in C++ and Rust give the text only
         if os.strerror(number) in str(error):
             return OSError(number, os.strerror(number))
