@@ -182,7 +182,9 @@ def shrink(node: DictConfig) -> None:
     network, and stays.
     """
     for key in map(str, node):
-        if OmegaConf.is_interpolation(node, key) or node[key] is None or key.startswith("max_"):
+        if OmegaConf.is_interpolation(node, key) or key.startswith("max_"):
+            continue
+        if node[key] is None and key != "layers":  # all layers of a text encoder are too many here
             continue
         if OmegaConf.is_dict(node[key]):
             shrink(node[key])

@@ -114,7 +114,8 @@ def test_settings_are_measured_in_turns_and_compared_with_the_first(vmr, tmp_pat
     monkeypatch.setattr(Subject, "turn", lambda self: (turns.append(self.cfg), turn(self)))
     names = ["plain", "compiled", "method.training.optimizer.lr=0.5 seed=1"]
     settings = f"settings=[plain,compiled,'{names[2]}']"
-    assert vmr("bench", "method=moment_detr", f"out={tmp_path}", *SMALL, "rounds=2", settings) == 0
+    small = [*SMALL, "method.network.encoder_layers=1", "method.network.decoder_layers=1"]
+    assert vmr("bench", "method=moment_detr", f"out={tmp_path}", *small, "rounds=2", settings) == 0
     printed = capsys.readouterr().out
     assert [cfg.compile for cfg in turns] == [False, True, False, False, True, False]
     assert [cfg.method.training.optimizer.lr == 0.5 for cfg in turns].count(True) == 2

@@ -73,10 +73,44 @@ def test_bash_completes_and_keeps_its_settings(tmp_path: Path) -> None:
     assert shown.stdout.splitlines() == ["charades_cd charades_cg", "complete -F _vmr vmr"]
 
 
-@pytest.mark.parametrize("shell", ["zsh", "fish"])
-def test_another_shell_reads_its_own_script(shell: str) -> None:
-    assert "vmr _complete" in SCRIPTS[shell]
+def asked_for_files(tmp_path: Path, shell: str, script: str) -> str:
+    """Runs a script in a shell beside the files `a b.mp4` and `abc.mp4`, with `vmr` in its path."""
     program = shutil.which(shell)
     if program is None:
         pytest.skip(f"no {shell}")
-    subprocess.run([program, "-n"], input=SCRIPTS[shell], text=True, check=True)
+    (tmp_path / "vmr").write_text(f'#!/bin/sh\nexec {sys.executable} -m vmr_zoo.cli.main "$@"\n')
+    (tmp_path / "vmr").chmod(0o755)
+    for name in ("a b.mp4", "abc.mp4"):
+        (tmp_path / name).touch()
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "HOME": str(tmp_path)}
+    return subprocess.run(
+        [program, "-c", script],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=True,
+        timeout=120,
+    ).stdout
+
+
+def test_fish_completes_and_quotes_a_space_once(tmp_path: Path) -> None:
+    ask = 'vmr completion fish | source; complete --escape -C "vmr predict video=a"'
+    assert sorted(asked_for_files(tmp_path, "fish", ask).splitlines()) == [
+        "video=a\\ b.mp4",
+        "video=abc.mp4",
+    ]
+
+
+def test_zsh_completes_and_quotes_a_space_once(tmp_path: Path) -> None:
+    """Outside of its line editor: the words that the function would add."""
+    ask = """
+    compdef() { }
+    compadd() { print -rl -- "$@" }
+    eval "$(vmr completion zsh)"
+    LBUFFER='vmr predict video=a'
+    _vmr
+    """
+    assert asked_for_files(tmp_path, "zsh", ask).splitlines() == [
+        "-Q", "-S", "", "--", "video=a\\ b.mp4", "video=abc.mp4",
+    ]  # fmt: skip

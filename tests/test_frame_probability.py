@@ -68,6 +68,7 @@ def test_means_equal_the_loops():
 def test_eval_measures_with_the_negatives_of_the_split_and_leaves_the_predictions(tmp_path):
     run = tmp_path / "run"
     small = ["method.network.dim=16", "method.network.heads=2", "method.network.feedforward_dim=16"]
+    small += ["data.protocol.train_videos=40", "data.protocol.test_videos=20"]
     train = ["train", "data=synthetic", "method=bm_detr", f"run={run}", "trainer.max_epochs=1", *small]
     assert main([*train, "data.negatives.similarity_below=null", "data.negatives.when_none=other_video"]) == 0
     name = json.loads((run / "predictions.jsonl").read_text().splitlines()[0])["split"]

@@ -69,7 +69,7 @@ def test_losses_and_gradients_are_finite(name: str, bfloat16: bool) -> None:
             pytest.skip("has no parameters")
         optimizer = configured(method)
         moments = (3, 4, 1, 5) if edge == "several windows" else (1, 2, 1, 3)
-        for step in range(2):
+        for step in range(1 if bfloat16 else 2):  # few CPUs compute in bfloat16; others are slow at it
             batch = change(make_batch(method.needs, seed=step, moments=moments))
             with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
                 losses = method.losses(batch)

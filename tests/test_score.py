@@ -339,14 +339,12 @@ def test_a_zipped_submission_is_scored_and_never_extracted(tmp_path, monkeypatch
         ({"a.jsonl": ""}, "'a.jsonl'' is empty"),
         ({"a.jsonl": LINES + "{"}, "a.jsonl', line 3: expected one JSON object"),
         ({"a.jsonl": "0" * 3_000_000}, "a line of more than 1 MiB"),
-        ({"a.jsonl": (LINES + " " * 200_000 + "\n") * 30}, "more than 0 GiB in all"),
+        ({"a.jsonl": (" " * 999 + "\n") * (5 << 10)}, "more than 0 GiB in all"),
     ],
 )
 def test_another_zip_is_refused(tmp_path, monkeypatch, files, message):
     monkeypatch.setattr(submission, "MAX_LINE", 1 << 20)
     monkeypatch.setattr(submission, "MAX_UNPACKED", 4 << 20)
-    if len(files) == 1 and message.startswith("more"):
-        files = {"a.jsonl": "\n" * (5 << 20)}
     with pytest.raises(VmrError, match=message):
         scoring.score_file(configuration(zipped(tmp_path / "s.zip", files)))
 

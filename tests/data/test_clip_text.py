@@ -38,7 +38,7 @@ def test_a_method_that_embeds_tokens_needs_no_text_files():
     cfg = compose("train", ["experiment=vdi/charades_sta"])
     source = instantiate(cfg.features.query)
     assert source.missing([query("a dog runs")]) == []
-    whole = features(query=source, query_dim=0)
+    whole = features(query=source, query_dim=0, joint_space=None)
     needs = {"query_tokens", "noun_mask"}
     data = VMRDataModule("tiny", protocol(), whole, needs=needs, batch_size=4)
     data.setup("fit")

@@ -34,7 +34,10 @@ _vmr() {
 compdef _vmr vmr
 """
 _FISH = """\
-complete -c vmr -f -a '(command vmr _complete (commandline -cp | string collect) "" 2>/dev/null)'
+function _vmr
+  command vmr _complete (commandline -cp | string collect) "" 2>/dev/null | string unescape
+end
+complete -c vmr -f -a '(_vmr)'
 """
 SCRIPTS = {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}
 _CURSOR = "\0"

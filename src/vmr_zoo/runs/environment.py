@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import subprocess
@@ -23,7 +24,6 @@ def describe_environment(seed: int) -> dict[str, Any]:
     """
     import torch
 
-    packages = {dist.metadata["Name"]: dist.version for dist in metadata.distributions()}
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "seed": seed,
@@ -36,8 +36,17 @@ def describe_environment(seed: int) -> dict[str, Any]:
         "cuda": torch.version.cuda if gpus else None,
         "torch_threads": torch.get_num_threads(),
         "git": _git_state(),
-        "packages": dict(sorted(packages.items(), key=lambda item: item[0].lower())),
+        "packages": dict(_packages()),
     }
+
+
+@functools.cache
+def _packages() -> tuple[tuple[str, str], ...]:
+    """Returns names and versions of the installed packages; reading them takes most of a second."""
+    found = (dist.metadata for dist in metadata.distributions())
+    return tuple(
+        sorted({one["Name"]: one["Version"] for one in found}.items(), key=lambda item: item[0].lower())
+    )
 
 
 def _git_state() -> dict[str, Any] | None:
