@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import statistics
 from collections.abc import Callable, Sequence
 
@@ -93,9 +94,10 @@ def _print_metric(console: Console, board: Leaderboard, metric: str) -> None:
         used = sum(max(_LEAST_TITLE, _cell_width(board, metric, c, lines)) + _GAP for c in columns) - _GAP
         spare = (console.width - _first_width(metric, names) - used) // len(columns)
         titles = _titles(board, metric, columns, lines, None if full else max(0, spare))
-        explained |= {short: column for column, short in titles.items() if short != column}
+        whole = {short.replace("\n", ""): column for column, short in titles.items()}
+        explained |= {short: column for short, column in whole.items() if short != column}
         for column in columns:
-            table.add_column(Text(titles[column]), justify="right", no_wrap=True)
+            table.add_column(Text(titles[column]), justify="right", no_wrap=True, vertical="bottom")
         for row in board.rows:
             cells = [_cell(board, row, (column, metric), lines) for column in columns]
             table.add_row(Text(names[row.name]), *cells)
@@ -194,19 +196,19 @@ def _titles(
 
 
 def _short_title(name: str, width: int) -> str:
-    """Shortens each word of a name equally.
+    r"""Breaks a name after its underscores, and cuts words that are longer than a line.
 
-    >>> _short_title("novel_composition", 7), _short_title("iid", 7), _short_title("selection", 7)
-    ('nov_com', 'iid', 'select.')
+    >>> _short_title("novel_composition", 7), _short_title("ood_time", 6), _short_title("selection", 7)
+    ('novel_\ncompos.', 'ood_\ntime', 'select.')
     """
-    name = one_line(name)
-    if len(name) <= width:
-        return name
-    words = name.split("_")
-    if len(words) == 1 or width < 2 * len(words):
-        return f"{name[: width - 1]}."
-    each = (width - len(words) + 1) // len(words)
-    return "_".join(word[:each] for word in words)
+    lines = [""]
+    for word in re.findall("[^_]*_|[^_]+", one_line(name)):
+        part = word if len(word) <= width else f"{word[: width - 1]}."
+        if lines[-1] and len(lines[-1]) + len(part) > width:
+            lines.append(part)
+        else:
+            lines[-1] += part
+    return "\n".join(lines)
 
 
 def _print_costs(console: Console, board: Leaderboard) -> None:
