@@ -48,7 +48,7 @@ demo: $(INSTALLED)
 	$(BIN)/vmr embed data=shapes
 	$(BIN)/vmr train -m method=tea,emb data=shapes trainer.max_epochs=8 paths.runs=$(DEMO_RUNS)
 	$(BIN)/vmr train -m method=bias_kde,bias_query data=shapes paths.runs=$(DEMO_RUNS)
-	$(BIN)/vmr report runs=$(DEMO_RUNS) significance=true html=true
+	$(BIN)/vmr report runs=$(DEMO_RUNS) significance=true html=true study=experiments/ood_shapes/results.csv
 
 test: $(INSTALLED)
 	$(FAST_TESTS)

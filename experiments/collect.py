@@ -11,12 +11,10 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections import defaultdict
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
-from vmr_zoo.report.sentence_probe import LEAST_LOSS
+from vmr_zoo.report.study import study_table
 
 METRICS = ("R1@0.5", "R1@0.7", "mIoU")
 TRAINED = ("steps", "epochs", "best_epoch", "plateau", "train_cpu_seconds", "train_seconds", "parameters")
@@ -63,47 +61,10 @@ def _key(row: dict[str, str]) -> tuple[str, ...]:
     return row["protocol"], row["features"], row["name"], row["seed"]
 
 
-def table(rows: list[dict[str, str]]) -> list[str]:
-    """Returns Markdown: R1@0.5 of each split, mean and standard deviation over seeds.
-
-    `^` marks rows with a run that was still rising, `!` rows that lose less than `LEAST_LOSS` points on iid
-    when asked another video's sentence.
-    """
-    columns = dict.fromkeys(column for row in rows for column in row)
-    named = [column.removesuffix(" R1@0.5") for column in columns if column.endswith(" R1@0.5")]
-    splits = [name for name in named if name != "selection" and not name.startswith("other ")]
-    probe = next((f"{name} R1@0.5" for name in named if name.startswith("other ")), "")
-    groups = defaultdict(list)
-    for row in rows:
-        groups[row["name"]].append(row)
-    titles = ("run", "seeds", *splits, "other sentence", "best epoch")
-    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
-    first = f"{splits[0]} R1@0.5"
-    for name, seeds in sorted(groups.items(), key=lambda item: -_mean(item[1], first)):
-        other = [float(row[probe]) for row in seeds if row.get(probe)]
-        read = _mean(seeds, first) - mean(other) if other else None
-        marks = "^" * any(row["plateau"] == "False" for row in seeds)
-        marks += "!" * (read is not None and read < LEAST_LOSS)
-        cells = [_cell([float(row[f"{split} R1@0.5"]) for row in seeds]) for split in splits]
-        best = f"{_mean(seeds, 'best_epoch'):.0f}" if _mean(seeds, "steps") else ""
-        label = f"`{name}` {marks}".strip()
-        lines.append(f"| {label} | {len(seeds)} | {' | '.join(cells)} | {_cell(other)} | {best} |")
-    return lines
-
-
-def _mean(rows: list[dict[str, str]], column: str) -> float:
-    return mean(float(row[column]) for row in rows)
-
-
-def _cell(values: list[float]) -> str:
-    if not values:
-        return ""
-    return f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
-
-
 def main(study: str, runs: Path) -> None:
     """Updates results.csv of a study and prints its table."""
-    print("\n".join(table(merge(Path(__file__).parent / study / "results.csv", runs))))
+    table = study_table(merge(Path(__file__).parent / study / "results.csv", runs))
+    print("\n\n".join((table.markdown(), *table.notes)))
 
 
 if __name__ == "__main__":

@@ -5,15 +5,21 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import asdict
 
 import av
 import numpy as np
 import pytest
+import yaml
+from markupsafe import escape
 from safetensors.numpy import save_file
 
 from test_report import write
 from vmr_zoo.cli import main
 from vmr_zoo.data.narrations import MANIFEST_KEYS, Narration, write_narrations
+from vmr_zoo.data.worlds.shapes.generate import world_folder
+from vmr_zoo.data.worlds.shapes.world import WorldSettings
+from vmr_zoo.runs.config_sections import rendered_videos
 
 CHROMIUM = next((path for name in ("chromium", "chromium-browser") if (path := shutil.which(name))), None)
 EVIL = "</script><script>document.title='broken'</script><img src=x onerror=document.title='broken'>"
@@ -139,3 +145,35 @@ def test_sorting_filtering_and_browsing_in_a_browser(page):
         assert view.locator(".view").inner_text() == ""
         assert (errors, view.title()) == ([], "vmr_zoo report")
         browser.close()
+
+
+def test_rendered_videos_play_unasked_and_stored_results_stand_below(tmp_path, monkeypatch, capsys):
+    write(tmp_path, "good", {"iid": 150, "ood": 75})
+    settings = WorldSettings(train_videos=2, test_videos=1)
+    video = world_folder(settings, tmp_path / "cache") / "videos" / "v.mp4"
+    video.parent.mkdir(parents=True)
+    video.touch()
+    world = {"_target_": "vmr_zoo.data.worlds.shapes.WorldSettings", **asdict(settings)}
+    config = {"data": {"protocol": {"world": world}}, "paths": {"cache": str(tmp_path / "cache")}}
+    run = tmp_path / "good" / "seed0"
+    with (run / "config.yaml").open("a") as file:
+        yaml.safe_dump(config, file)
+    results = tmp_path / "results.csv"
+    results.write_text(
+        "name,seed,steps,best_epoch,plateau,revision,iid R1@0.5,other iid R1@0.5\n"
+        f'"{EVIL}",0,9,4,False,abc,70.0,60.0\n"{EVIL}",1,9,6,True,abc,72.0,60.0\nemb-paper,0,9,3,True,abc,80.0,30\n'
+    )
+    arguments = ["report", f"runs={tmp_path}", "columns=[R1@0.5]", "html=true", f"study={results}"]
+    assert main.main(arguments) == 0
+    page = (tmp_path / "report.html").read_text()
+    assert video.as_uri() in page
+    assert "<td>71.0 ± 1.4</td>" in page
+    assert f"<td>{escape(EVIL)}†‡</td>" in page
+    assert page.index("<td>emb</td>") < page.index("<td>71.0 ± 1.4</td>")
+    assert "Stored results" in capsys.readouterr().out
+
+    monkeypatch.setenv("VMR_CACHE", str(tmp_path / "elsewhere"))
+    assert rendered_videos(run) is None
+    results.write_text("name,seed\nemb,0\n")
+    assert main.main(arguments) == 2
+    assert "is not the results.csv of a study" in capsys.readouterr().err

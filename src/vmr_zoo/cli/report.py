@@ -21,6 +21,7 @@ from vmr_zoo.report.paper_tables import is_requested
 from vmr_zoo.report.query_scores import leaderboard_scores
 from vmr_zoo.report.runs import UNREADABLE, Run, UnfinishedRun, filter_runs
 from vmr_zoo.report.significance import mark_significance
+from vmr_zoo.report.study import StudyTable, read_study
 from vmr_zoo.report.terminal import print_leaderboards
 from vmr_zoo.report.verdicts import Answer, answer_claims
 from vmr_zoo.report.writers import LEADERBOARD_WRITERS, PAPER_TABLE_WRITERS, print_paper_tables
@@ -49,6 +50,7 @@ def main(cfg: DictConfig) -> int:
     claims = read_claims(Path(cfg.claims)) if cfg.claims else []
     runs, unfinished = _find_runs(cfg)
     answers = answer_claims(claims, runs) if claims else []
+    study = read_study(Path(cfg.study)) if cfg.study else None
     if answers and not cfg.html:
         text = CLAIM_WRITERS[cfg.format](answers)
         _deliver(cfg, lambda: print_answers(answers), text, 1)
@@ -60,7 +62,7 @@ def main(cfg: DictConfig) -> int:
         boards = leaderboards(runs, list(cfg.columns), cfg.sort) if runs else []
         mark_caveats(boards)
         if cfg.html:
-            _write_page(cfg, boards, runs, unfinished, answers)
+            _write_page(cfg, boards, runs, unfinished, answers, study)
         else:
             if cfg.significance:
                 for board in boards:
@@ -106,6 +108,7 @@ def _write_page(
     runs: list[Run],
     unfinished: list[UnfinishedRun],
     answers: list[Answer],
+    study: StudyTable | None,
 ) -> None:
     """Writes the page, with the papers' tables that concern the runs, and prints the leaderboards."""
     page = Path(cfg.out or Path(cfg.runs) / "report.html")
@@ -115,8 +118,10 @@ def _write_page(
         if (is_requested(table, cfg.printed) if cfg.printed else table.relevant)
     ]
     beside = browsing(cfg.browse, cfg.videos, cfg.narrations)
-    write_page(boards, page, tables, unfinished, beside, cfg.significance, answers)
+    write_page(boards, page, tables, unfinished, beside, cfg.significance, answers, study)
     print_leaderboards(boards, cfg.significance, cfg.costs)
+    if study:
+        study.print()
     print(f"Wrote {page}. Next: open it in a browser.")
 
 
@@ -150,6 +155,10 @@ def _check_combinations(cfg: DictConfig) -> None:
         "videos=… without html=true": (
             cfg.videos and not cfg.html,
             "Only the page plays them; add html=true.",
+        ),
+        "study=… without html=true": (
+            cfg.study and not cfg.html,
+            "It stands below the tables of a page; add html=true.",
         ),
         "narrations=… without html=true": (
             cfg.narrations and not cfg.html,

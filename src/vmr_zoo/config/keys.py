@@ -150,6 +150,7 @@ VERB_KINDS: dict[str, dict[str, Kind]] = {
         "html": FLAG,
         "videos": Text(exists="folder"),
         "narrations": Text(exists="file"),
+        "study": Text(exists="file"),
         "browse": Number(low=0),
     },
     "score": {

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +27,10 @@ from vmr_zoo.report.query_curves import Curves, stored_curves
 from vmr_zoo.report.query_scores import RowsBySplit, leaderboard_scores
 from vmr_zoo.report.runs import Run, UnfinishedRun, summarize_unfinished
 from vmr_zoo.report.significance import mark_significance
+from vmr_zoo.report.study import StudyTable
 from vmr_zoo.report.terminal import TEST
 from vmr_zoo.report.verdicts import Answer
+from vmr_zoo.runs.config_sections import rendered_videos
 from vmr_zoo.utils.files import atomic_write
 
 if TYPE_CHECKING:
@@ -50,7 +52,7 @@ class Browsing:
 
     Attributes:
         queries: queries of each split, evenly spaced; 0: no browser.
-        videos: addresses of the videos by id.
+        videos: addresses of the videos by id; empty: the videos that this machine rendered for the runs.
         narrations: (start, end, sentence) in seconds by video id.
     """
 
@@ -87,6 +89,7 @@ def write_page(
     shown_beside: Browsing | None = None,
     significance: bool = False,
     claims: Sequence[Answer] = (),
+    study: StudyTable | None = None,
 ) -> None:
     """Writes the page. Holds the predictions of one run at a time.
 
@@ -98,6 +101,7 @@ def write_page(
         shown_beside: how many queries the browser has, with which videos and narrations; None: the defaults.
         significance: whether to mark the best rows and those that are significantly worse.
         claims: answered claims, shown first.
+        study: stored results of a study, shown after our own tables.
 
     Raises:
         VmrError: if a run has no predictions, or its stored details are broken.
@@ -105,7 +109,7 @@ def write_page(
     sections = []
     for board in boards:
         shown = _best_rows(board)
-        browser = _PredictionBrowser(board, shown, shown_beside or Browsing())
+        browser = _PredictionBrowser(board, shown, _with_videos(board, shown_beside or Browsing()))
         scores = leaderboard_scores(board, browser.add)
         if significance:
             mark_significance(board, scores)
@@ -130,9 +134,16 @@ def write_page(
         claims=page_section(claims) if claims else None,
         boards=sections,
         paper_tables=paper_tables,
+        study=study,
         unfinished=summarize_unfinished(unfinished, 10) if unfinished else "",
     )
     atomic_write(out, text)
+
+
+def _with_videos(board: Leaderboard, beside: Browsing) -> Browsing:
+    """Adds the videos that were rendered for the runs of a board, which share their data."""
+    folder = None if beside.videos or not beside.queries else rendered_videos(board.rows[0].runs[0].directory)
+    return beside if folder is None else replace(beside, videos=_video_uris(folder))
 
 
 def _best_rows(board: Leaderboard) -> list[int]:

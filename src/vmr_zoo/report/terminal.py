@@ -188,17 +188,17 @@ def _titles(
         return {column: column for column in columns}
     titles: dict[str, str] = {}
     for column in columns:
-        short = _short_title(column, max(_LEAST_TITLE, _cell_width(board, metric, column, lines)) + spare)
+        short = short_title(column, max(_LEAST_TITLE, _cell_width(board, metric, column, lines)) + spare)
         if short in titles.values():
             short = f"{short[:-1]}{len(titles) + 1}"
         titles[column] = short
     return titles
 
 
-def _short_title(name: str, width: int) -> str:
+def short_title(name: str, width: int) -> str:
     r"""Breaks a name after its underscores, and cuts words that are longer than a line.
 
-    >>> _short_title("novel_composition", 7), _short_title("ood_time", 6), _short_title("selection", 7)
+    >>> short_title("novel_composition", 7), short_title("ood_time", 6), short_title("selection", 7)
     ('novel_\ncompos.', 'ood_\ntime', 'select.')
     """
     lines = [""]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from vmr_zoo.errors import VmrError
 from vmr_zoo.metrics.settings import MAP_THRESHOLDS, MetricSettings, Rounding
 from vmr_zoo.runs.directory import CONFIG, load_config, parse_config, read_config
 
+_WORLD = "vmr_zoo.data.worlds.shapes.WorldSettings"
 _ROUNDING = f"{Rounding.__module__}.{Rounding.__qualname__}"
 
 
@@ -36,6 +38,32 @@ def metric_settings(run: Path) -> MetricSettings:
     if not (run / CONFIG).is_file():
         load_config(run, build=False)  # raises the error that names the missing file
     return _parse_metrics(config_section(run, "metrics"), run / CONFIG)
+
+
+def rendered_videos(run: Path) -> Path | None:
+    """Finds the videos that this machine rendered for a run on the world of shapes.
+
+    Returns:
+        The folder with VIDEO_ID.mp4; None for other data, and where the videos are not on this machine.
+
+    Raises:
+        VmrError: if config.yaml is broken.
+    """
+    from vmr_zoo.data.worlds.shapes.generate import world_folder
+    from vmr_zoo.data.worlds.shapes.world import WorldSettings
+
+    world: Any = OmegaConf.select(
+        parse_config(config_section(run, "data"), run / CONFIG), "data.protocol.world"
+    )
+    if world is None or world.get("_target_") != _WORLD:
+        return None
+    paths = parse_config(config_section(run, "paths"), run / CONFIG)["paths"]
+    try:
+        settings = WorldSettings(**{str(key): world[key] for key in world if key != "_target_"})
+    except TypeError:  # of a version with other settings
+        return None
+    videos = world_folder(settings, os.environ.get("VMR_CACHE") or str(paths.cache)) / "videos"
+    return videos if videos.is_dir() else None
 
 
 @functools.lru_cache(maxsize=64)

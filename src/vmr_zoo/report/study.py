@@ -1,0 +1,134 @@
+"""The table of a study from its results.csv, which holds one row per run (`experiments/collect.py`)."""
+
+from __future__ import annotations
+
+import csv
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from vmr_zoo.errors import VmrError
+from vmr_zoo.report.caveats import BLIND, RISING
+from vmr_zoo.report.escape import one_line
+from vmr_zoo.report.sentence_probe import LEAST_LOSS, METRIC
+from vmr_zoo.report.terminal import short_title
+
+_TITLE = 7
+"""Characters of a title in the terminal, as wide as "100.0" and a gap."""
+
+_REQUIRED = ("name", "seed", "steps", "best_epoch", "plateau", "revision")
+
+
+@dataclass(frozen=True)
+class StudyTable:
+    """Mean and sample standard deviation over seeds, as text.
+
+    Attributes:
+        title: where the rows come from.
+        columns: titles; the first one belongs to the names.
+        rows: cells, best first.
+        notes: what the numbers and marks mean.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    notes: tuple[str, ...]
+
+    def print(self) -> None:
+        """Prints the table to the terminal."""
+        console = Console(highlight=False)
+        console.print(Text(one_line(self.title), "bold"))
+        table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+        for place, title in enumerate(self.columns):
+            table.add_column(
+                Text(short_title(title, _TITLE)),
+                justify="right" if place else "left",
+                vertical="bottom",
+                no_wrap=True,
+            )
+        for row in self.rows:
+            table.add_row(*(Text(one_line(cell).replace(" ± ", "\n± ")) for cell in row))
+        console.print(table)
+        for note in self.notes:
+            console.print(Text(note, "dim"))
+        console.print()
+
+    def markdown(self) -> str:
+        """Returns the table as Markdown."""
+        lines = [self.columns, ("---",) * len(self.columns), *self.rows]
+        return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def read_study(file: Path) -> StudyTable:
+    """Reads the stored results of a study.
+
+    Raises:
+        VmrError: if the file is missing, empty or of another kind.
+    """
+    if not file.is_file():
+        raise VmrError(f"Expected the results.csv of a study in study=FILE, found no file '{file}'.")
+    with file.open(newline="", encoding="utf-8") as lines:
+        rows = list(csv.DictReader(lines))
+    missing = [key for key in _REQUIRED if not rows or key not in rows[0]]
+    if missing or not any(str(column).endswith(f" {METRIC}") for column in rows[0]):
+        raise VmrError(
+            f"'{file}' is not the results.csv of a study: expected rows with the columns "
+            f"{', '.join(_REQUIRED)} and '<split> {METRIC}', as experiments/collect.py writes them."
+        )
+    return study_table(rows, f"Stored results of {file}, not computed here")
+
+
+def study_table(rows: Sequence[dict[str, str]], title: str = "") -> StudyTable:
+    """Averages the rows of a results.csv over seeds: R1@0.5 of each split.
+
+    Args:
+        rows: one for each run, as text by column.
+        title: where they come from.
+    """
+    columns = dict.fromkeys(column for row in rows for column in row)
+    named = [column.removesuffix(f" {METRIC}") for column in columns if column.endswith(f" {METRIC}")]
+    splits = [name for name in named if name != "selection" and not name.startswith("other ")]
+    probe = next((f"{name} {METRIC}" for name in named if name.startswith("other ")), "")
+    groups = defaultdict(list)
+    for row in rows:
+        groups[row["name"]].append(row)
+    first = f"{splits[0]} {METRIC}"
+    cells = [
+        _cells(name, seeds, [f"{split} {METRIC}" for split in splits], probe)
+        for name, seeds in sorted(groups.items(), key=lambda item: -_mean(item[1], first))
+    ]
+    used = [one for one in (RISING, BLIND) if any(one.sign in row[0] for row in cells)]
+    notes = (
+        f"{METRIC} in per cent; mean ± sample standard deviation over n seeds; best first",
+        f"other: {splits[0]} with sentences about other videos; epoch: the best one",
+        *(f"{one.sign} {one.text}" for one in used),
+    )
+    return StudyTable(title, ("run", "n", *splits, "other", "epoch"), cells, notes)
+
+
+def _cells(name: str, seeds: list[dict[str, str]], columns: list[str], probe: str) -> tuple[str, ...]:
+    other = [float(row[probe]) for row in seeds if row.get(probe)]
+    marks = RISING.sign * any(row["plateau"] == "False" for row in seeds)
+    if other and _mean(seeds, columns[0]) - mean(other) < LEAST_LOSS:
+        marks += BLIND.sign
+    best = f"{_mean(seeds, 'best_epoch'):.0f}" if _mean(seeds, "steps") else ""
+    scores = (_cell([float(row[column]) for row in seeds if row[column]]) for column in columns)
+    return f"{name.removesuffix('-paper')}{marks}", str(len(seeds)), *scores, _cell(other), best
+
+
+def _mean(rows: Sequence[dict[str, str]], column: str) -> float:
+    return mean(float(row[column]) for row in rows)
+
+
+def _cell(values: list[float]) -> str:
+    if not values:
+        return ""
+    return f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
