@@ -16,9 +16,10 @@ from vmr_zoo.types import Batch
 from vmr_zoo.utils.optimizers import TransformersAdamW
 
 _WORDS = "embedding_net.word_emb"
+_CHARACTERS = "embedding_net.char_emb.char_emb.weight"
 _LOSSES = {"loc": "endpoint", "highlight": "highlight", "rank": "ranking"}
 _IGNORED = {
-    "input/char_ids": "the authors' network ignores them as well; not negative, 0 on padding",
+    "input/char_ids": "the authors' network ignores them as well; below the alphabet's size, 0 on padding",
     "input/durations": "the moments are positions among the frames; longer than 0 s",
 }
 
@@ -60,6 +61,7 @@ class EMBTrajectory(ReleasedTrajectory[None]):
     def prepare(self, method: Method, case: Case) -> None:
         """Reads the vectors that words are looked up by; a word without one has zeros."""
         padding, known = case[f"init/{_WORDS}.pad_vec"], case[f"init/{_WORDS}.glove_vec"]
+        self._alphabet = len(case[f"init/{_CHARACTERS}"])
         self._table = torch.cat((padding, torch.zeros_like(padding), known))
 
     def constants(self, method: Method) -> dict[str, Tensor]:
@@ -86,7 +88,8 @@ class EMBTrajectory(ReleasedTrajectory[None]):
             "duration": duration,
             "video_id": [str(row) for row in range(len(duration))],
         }
-        impossible = (characters < 0) | ((characters != 0) & (words == 0).unsqueeze(-1))
+        impossible = (characters < 0) | (characters >= self._alphabet)
+        impossible |= (characters != 0) & (words == 0).unsqueeze(-1)
         violations = {
             "input/char_ids": int(impossible.sum()),
             "input/durations": int((duration <= 0).sum()),
