@@ -94,7 +94,7 @@ def test_no_kind_of_array_is_ignored(method: str, tmp_path: Path) -> None:
     for key in kinds.values():
         altered = content[key].copy()
         last = np.flatnonzero(altered.ravel() == altered.ravel())[-1]  # not NaN
-        # Nobody reads how long a video is where moments are positions among its frames; it is longer than 0 s.
+        # Where moments are positions among frames, nobody reads how long a video is; it is longer than 0 s.
         altered.ravel()[last] += -1000 if key.endswith("durations") else 1000
         assert refused(method, content | {key: altered}, tmp_path), key
 
