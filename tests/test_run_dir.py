@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
 import toy
+from vmr_zoo.config.allowed import FORMER_NAMES
 from vmr_zoo.errors import VmrError
 from vmr_zoo.runs import directory
 from vmr_zoo.runs.environment import describe_environment
@@ -132,3 +134,14 @@ def test_the_report_still_shows_a_run_of_the_earlier_layout(vmr, tmp_path):
     out = tmp_path / "board.csv"
     assert vmr("report", f"runs={tmp_path}/runs", "columns=[mIoU]", "format=csv", f"out={out}") == 0
     assert "41.25" in out.read_text()
+
+
+def test_a_class_that_moved_since_an_earlier_version_is_found(vmr, trained_toy, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(trained_toy, run)
+    text = (run / "config.yaml").read_text()
+    for former, now in FORMER_NAMES.items():
+        text = text.replace(f"_target_: {now}\n", f"_target_: {former}\n")
+        assert former in text
+    (run / "config.yaml").write_text(text)
+    assert vmr("eval", f"run={run}", "split=iid") == 0

@@ -32,6 +32,9 @@ _FURTHER = {
 }
 """What `conf/` does not name but a command line reasonably does. It only computes, or logs a training."""
 
+FORMER_NAMES = {"vmr_zoo.engine.callbacks.progress": "vmr_zoo.engine.progress.progress"}
+"""What runs of vmr_zoo 0.2.0 name, and where it is now."""
+
 _NAMED = re.compile(r"_target_: *([^\n]*)")
 _NAME = re.compile(r"\b(?:vmr_zoo|torch|lightning)(?:\.\w+)+")
 

@@ -33,7 +33,7 @@ import yaml
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
-from vmr_zoo.config.allowed import check_names
+from vmr_zoo.config.allowed import FORMER_NAMES, check_names
 from vmr_zoo.errors import VmrError
 from vmr_zoo.utils.files import WriteError, atomic_write, read_text
 from vmr_zoo.utils.trees import leaf_values, leaves, map_leaves
@@ -252,7 +252,12 @@ def load_config(
         for name, place in ({"cache": os.environ.get("VMR_CACHE")} | given).items():
             if place:
                 cfg.paths[name] = _plain_path(str(place))
-        check_names(OmegaConf.to_container(cfg), str(path / CONFIG))
+        tree = map_leaves(
+            lambda value: FORMER_NAMES.get(value, value) if isinstance(value, str) else value,
+            OmegaConf.to_container(cfg),
+        )
+        check_names(tree, str(path / CONFIG))
+        cfg = OmegaConf.create(tree)
         OmegaConf.resolve(cfg)
     return cfg
 
