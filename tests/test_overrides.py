@@ -11,8 +11,11 @@ from typing import Any
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from batches import make_batch, shrink
+from test_methods_contract import composed
 from vmr_zoo.cli.explain import explain
 from vmr_zoo.cli.main import VERBS
 from vmr_zoo.config.arguments import as_typed, overrides_of, texts_of
@@ -194,6 +197,32 @@ def test_an_override_is_accepted_or_refused_with_one_message(count: int) -> None
     refused = [check_one(*case) for case in cases(count, seed=count)]
     assert len(refused) >= 2000
     assert 0.1 < sum(refused) / len(refused) < 0.9
+
+
+@pytest.mark.parametrize("per_key", [1, pytest.param(6, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", METHODS)
+def test_a_size_trains_or_is_refused_with_one_message(name: str, per_key: int) -> None:
+    """Every whole number in the configuration of a method: a step and a prediction, or a user's error."""
+    rng, trained = random.Random(name), 0
+    shrunk = copy.deepcopy(composed(name, "paper"))
+    shrink(shrunk.method)
+    sizes = [key for key, value in walk(OmegaConf.to_container(shrunk.method)) if type(value) is int]
+    for key in sizes:
+        for size in rng.sample([-1, 0, 1, 2, 3, 5, 7, 13], per_key):
+            cfg = copy.deepcopy(shrunk)
+            OmegaConf.update(cfg.method, key, size)
+            argument = [f"method.{key}={size}"]
+            failure = None
+            try:
+                check_values("train", OmegaConf.create({"method": cfg.method}), argument)
+                method = instantiate(cfg.method).train()
+                method.total_loss(method.losses(make_batch(method.needs))).backward()
+                method.eval().predict(make_batch(method.needs))
+                trained += 1
+            except Exception as error:
+                failure = error
+            assert failure is None or explain(failure, "train", argument), f"{argument}: {failure!r}"
+    assert trained or per_key == 1
 
 
 def test_the_table_names_every_key_of_every_verb() -> None:

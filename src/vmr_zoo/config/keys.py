@@ -245,6 +245,8 @@ KINDS: dict[str, Kind] = {
     "method.*block": COUNT_OR_NULL,
     "method.*dim": COUNT_OR_NULL,
     "method.*max_snippets": COUNT_OR_NULL,
+    "method.*vocabulary": COUNT,
+    "method.*.frames": COUNT_OR_NULL,
     "method.*.decoder_layers": COUNT,
     "method.*.projection_layers": COUNT,
     "method.*layers": Number(low=0, null=True),
