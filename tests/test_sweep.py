@@ -176,7 +176,7 @@ def test_a_killed_and_rerun_sweep_equals_an_uninterrupted_one(vmr, tmp_path):
         with out.open(newline="") as lines:
             rows = list(csv.DictReader(lines))
         assert {row["seeds"] for row in rows} == {"10"}
-        return [{k: v for k, v in row.items() if not k.endswith((" s", " ms", "seconds"))} for row in rows]
+        return [{k: v for k, v in row.items() if not k.endswith(("_ms", "seconds"))} for row in rows]
 
     sweep = [
         "train", "-m", *TOY, "method=toy", "method.training.optimizer.lr=0.01,0.05",
