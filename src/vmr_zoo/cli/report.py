@@ -48,9 +48,9 @@ def main(cfg: DictConfig) -> int:
             raise unknown(key, cfg[key], [one for one in valid if one])
     _check_combinations(cfg)
     claims = read_claims(Path(cfg.claims)) if cfg.claims else []
+    study = read_study(Path(cfg.study)) if cfg.study else None
     runs, unfinished = _find_runs(cfg)
     answers = answer_claims(claims, runs) if claims else []
-    study = read_study(Path(cfg.study)) if cfg.study else None
     if answers and not cfg.html:
         text = CLAIM_WRITERS[cfg.format](answers)
         _deliver(cfg, lambda: print_answers(answers), text, 1)

@@ -10,15 +10,14 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from vmr_zoo.errors import VmrError
 from vmr_zoo.report.caveats import BLIND, RISING
-from vmr_zoo.report.escape import one_line
+from vmr_zoo.report.escape import markdown, one_line
 from vmr_zoo.report.sentence_probe import LEAST_LOSS, METRIC
-from vmr_zoo.report.terminal import short_title
+from vmr_zoo.report.terminal import report_console, short_title
 
 _TITLE = 7
 """Characters of a title in the terminal, as wide as "100.0" and a gap."""
@@ -44,7 +43,7 @@ class StudyTable:
 
     def print(self) -> None:
         """Prints the table to the terminal."""
-        console = Console(highlight=False)
+        console = report_console()
         console.print(Text(one_line(self.title), "bold"))
         table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
         for place, title in enumerate(self.columns):
@@ -63,7 +62,8 @@ class StudyTable:
 
     def markdown(self) -> str:
         """Returns the table as Markdown."""
-        lines = [self.columns, ("---",) * len(self.columns), *self.rows]
+        titles, *rows = (tuple(map(markdown, cells)) for cells in (self.columns, *self.rows))
+        lines = [titles, ("---",) * len(titles), *rows]
         return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
@@ -71,10 +71,8 @@ def read_study(file: Path) -> StudyTable:
     """Reads the stored results of a study.
 
     Raises:
-        VmrError: if the file is missing, empty or of another kind.
+        VmrError: if the file is empty or of another kind.
     """
-    if not file.is_file():
-        raise VmrError(f"Expected the results.csv of a study in study=FILE, found no file '{file}'.")
     with file.open(newline="", encoding="utf-8") as lines:
         rows = list(csv.DictReader(lines))
     missing = [key for key in _REQUIRED if not rows or key not in rows[0]]

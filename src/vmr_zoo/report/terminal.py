@@ -39,7 +39,7 @@ def print_leaderboards(boards: Sequence[Leaderboard], compared: bool, costs: boo
         compared: whether significance was tested; explains the marks.
         costs: whether to add a table of parameters, times and memory.
     """
-    console = _console()
+    console = report_console()
     for board in boards:
         console.print(Text(one_line(board.heading), "bold"))
         console.print(Text(one_line(f"{board.conditions}.{_shared(board)}"), "dim"))
@@ -52,7 +52,7 @@ def print_leaderboards(boards: Sequence[Leaderboard], compared: bool, costs: boo
         console.print()
 
 
-def _console() -> Console:
+def report_console() -> Console:
     """Returns a console as wide as the terminal, or as COLUMNS says; a pipe or a file has any width."""
     console = Console(highlight=False)
     known = console.is_terminal or os.environ.get("COLUMNS", "").isdigit()

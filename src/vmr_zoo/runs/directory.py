@@ -252,10 +252,7 @@ def load_config(
         for name, place in ({"cache": os.environ.get("VMR_CACHE")} | given).items():
             if place:
                 cfg.paths[name] = _plain_path(str(place))
-        tree = map_leaves(
-            lambda value: FORMER_NAMES.get(value, value) if isinstance(value, str) else value,
-            OmegaConf.to_container(cfg),
-        )
+        tree = map_leaves(lambda value: FORMER_NAMES.get(value, value), OmegaConf.to_container(cfg))
         check_names(tree, str(path / CONFIG))
         cfg = OmegaConf.create(tree)
         OmegaConf.resolve(cfg)
