@@ -174,6 +174,9 @@ def test_rendered_videos_play_unasked_and_stored_results_stand_below(tmp_path, m
 
     monkeypatch.setenv("VMR_CACHE", str(tmp_path / "elsewhere"))
     assert rendered_videos(run) is None
+    results.write_text(results.read_text().replace("72.0", "72;0"))
+    assert main.main(arguments) == 2
+    assert "line 3" in capsys.readouterr().err
     results.write_text("name,seed\nemb,0\n")
     assert main.main(arguments) == 2
     assert "is not the results.csv of a study" in capsys.readouterr().err

@@ -49,10 +49,11 @@ def explain(error: BaseException, verb: str, overrides: Sequence[str]) -> str | 
     Returns:
         The message; None for an internal error: keep the traceback.
     """
-    for cause in causes(error):
+    chain = list(causes(error))
+    for cause in chain:
         if isinstance(cause, VmrError):
             return str(cause)
-    for cause in causes(error):
+    for cause in chain:
         for module, prefix in _LIBRARIES.items():
             if type(cause).__module__.startswith(module) and type(cause).__name__ in _LIBRARY_ERRORS:
                 return f"{prefix}: {str(cause).strip().splitlines()[0]}"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-import unicodedata
+
+from vmr_zoo.utils.text import one_line
 
 _LATEX = {
     **{sign: f"\\{sign}" for sign in "&%$#_{}"},
@@ -17,16 +18,6 @@ _LATEX = {
 
 _FORMULA = "=+-@＝＋－＠"
 """A spreadsheet evaluates a cell that starts with one of these."""
-
-
-def one_line(text: str) -> str:
-    r"""Replaces line breaks and other control characters by spaces.
-
-    >>> one_line("a\r\nb\x1b[31m")
-    'a b [31m'
-    """
-    kept = "".join(" " if unicodedata.category(sign) in ("Cc", "Zl", "Zp", "Cf") else sign for sign in text)
-    return re.sub(r" {2,}", " ", kept)
 
 
 def markdown(text: str) -> str:

@@ -6,6 +6,7 @@ import csv
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -71,17 +72,40 @@ def read_study(file: Path) -> StudyTable:
     """Reads the stored results of a study.
 
     Raises:
-        VmrError: if the file is empty or of another kind.
+        VmrError: if the file is empty, of another kind, or has a cell that is no number where one belongs.
     """
     with file.open(newline="", encoding="utf-8") as lines:
-        rows = list(csv.DictReader(lines))
+        rows = list(csv.DictReader(lines, restval=""))
     missing = [key for key in _REQUIRED if not rows or key not in rows[0]]
     if missing or not any(str(column).endswith(f" {METRIC}") for column in rows[0]):
         raise VmrError(
             f"'{file}' is not the results.csv of a study: expected rows with the columns "
             f"{', '.join(_REQUIRED)} and '<split> {METRIC}', as experiments/collect.py writes them."
         )
+    _check_numbers(rows, file)
     return study_table(rows, f"Stored results of {file}, not computed here")
+
+
+def _check_numbers(rows: Sequence[dict[str, str]], file: Path) -> None:
+    scores = [name for name in rows[0] if str(name).endswith(f" {METRIC}")]
+    filled = ("steps", scores[0])  # a score of another split may be missing
+    for line, row in enumerate(rows, 2):
+        wrong = [
+            name for name in (*filled, *scores, "best_epoch") if not _is_number(row[name], name in filled)
+        ]
+        if None in row or wrong:
+            found = f"'{row[wrong[0]]}' as {wrong[0]}" if wrong else "more cells than columns"
+            raise VmrError(
+                f"Expected a number per column in line {line} of '{file}', found {found}. "
+                "`python experiments/collect.py STUDY` writes the file again."
+            )
+
+
+def _is_number(cell: str, filled: bool) -> bool:
+    try:
+        return isfinite(float(cell)) if cell else not filled
+    except ValueError:
+        return False
 
 
 def study_table(rows: Sequence[dict[str, str]], title: str = "") -> StudyTable:
