@@ -28,10 +28,15 @@ class EncoderLayer(nn.Module):
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.dropout = Dropout(dropout)
 
-    def forward(self, x: Tensor, mask: Tensor, position: Tensor) -> Tensor:
-        """Encodes (B, L, D); `mask` (B, L) True = valid, `position` (B, L, D)."""
+    def forward(self, x: Tensor, mask: Tensor, position: Tensor, keep: int | None = None) -> Tensor:
+        """Encodes (B, L, D) to (B, keep, D); arguments as in `Encoder`."""
         located = x + position
-        x = self.norm1(x + self.dropout(self.attention(located, located, x, mask)))
+        if keep is None or keep == x.shape[1]:
+            attended = self.attention(located, located, x, mask)
+        else:
+            attended = self.attention(located[:, :keep], located, x, mask)
+            x = x[:, :keep]
+        x = self.norm1(x + self.dropout(attended))
         return self.norm2(x + self.dropout(self.ffn(x)))
 
 
@@ -67,18 +72,19 @@ class Encoder(nn.Module):
         self.position_scale = MLP(dim, dim, dim, 2) if scale_positions else None
         xavier_matrices(self)
 
-    def forward(self, x: Tensor, mask: Tensor, position: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor, position: Tensor, keep: int | None = None) -> Tensor:
         """Encodes a padded sequence.
 
         Args:
             x: (B, L, D).
             mask: (B, L), True = valid.
             position: (B, L, D), added to queries and keys.
+            keep: how many leading elements the caller reads; the last layer computes only these. None: all.
 
         Returns:
-            (B, L, D); meaningless on padding.
+            (B, keep, D); meaningless on padding.
         """
-        for layer in self.layers:
+        for i, layer in enumerate(self.layers, 1):
             scaled = position if self.position_scale is None else position * self.position_scale(x)
-            x = layer(x, mask, scaled)
-        return x
+            x = layer(x, mask, scaled, keep if i == len(self.layers) else None)
+        return x if len(self.layers) else x[:, :keep]

@@ -98,7 +98,7 @@ class MESM(QDDETR):
             training=training,
         )
         self.frame_word, self.segment_sentence = frame_word, segment_sentence
-        self.moment_clips = moment_clips
+        self.moment_clips, self.input_dropout = moment_clips, network.input_dropout
         self.needs |= {"rated": {"saliency"}, "inclusive": {"moment_clips"}}.get(moment_clips, set())
         self._build_frame_word(query_dim, network, aligner)
         self._build_segment_sentence(network, aligner)
@@ -137,7 +137,7 @@ class MESM(QDDETR):
         if self.segment_sentence is None:
             return inputs
         keys, mask = inputs.video, inputs.video_mask
-        if self.training:
+        if self.training and self.input_dropout > 0:
             keys = self.project_clips(batch["video"], mask)  # with dropout of its own (released)
         if self.segment_sentence.context == "attended":
             keys = torch.cat((keys, self.project_query(batch["sibling_query"])), 1)

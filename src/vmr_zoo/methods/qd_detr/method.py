@@ -32,6 +32,7 @@ from vmr_zoo.blocks.detr_network import DETRNetwork
 from vmr_zoo.blocks.per_video import per_video
 from vmr_zoo.blocks.position import append_tef, sine_position
 from vmr_zoo.blocks.ranking import like_ranked, rank
+from vmr_zoo.blocks.rows import join_rows, split_rows
 from vmr_zoo.blocks.span_unit import SpanUnit
 from vmr_zoo.losses.margin import PairChoices, Pairs, margin_loss, pair_choices
 from vmr_zoo.losses.set_criterion import SetCriterion
@@ -132,7 +133,7 @@ class EncodedPair(NamedTuple):
 
     Attributes:
         fused: the encoder's input.
-        scored: the encoder's output.
+        scored: the encoder's output for the elements that represent the video.
     """
 
     fused: FusedSequence
@@ -142,7 +143,7 @@ class EncodedPair(NamedTuple):
     def saliency(self) -> Tensor:
         """Scores of the elements that represent the video, (B, clips)."""
         assert self.scored.saliency is not None
-        return self.scored.saliency[:, : self.fused.clips]
+        return self.scored.saliency
 
     @property
     def mask(self) -> Tensor:
@@ -249,7 +250,18 @@ class QDDETR(Method):
     def encode(self, inputs: ProjectedInputs) -> EncodedPair:
         """Fuses videos with their queries, and encodes and scores the result (section 3.3)."""
         fused = self.fuse(inputs)
-        return EncodedPair(fused, self.encoder(fused.sequence, fused.mask, fused.position))
+        return EncodedPair(fused, self.encoder(fused.sequence, fused.mask, fused.position, fused.clips))
+
+    def encode_both(
+        self, inputs: ProjectedInputs, negatives: Tensor | None
+    ) -> tuple[EncodedPair, EncodedPair | None]:
+        """Encodes the positive and, with `negatives` (as in `forward`), the negative pairs."""
+        if negatives is None:
+            return self.encode(inputs), None
+        other = inputs.with_queries_of(negatives)
+        if self.aligner.padding_mask == "head_order":  # depends on the number of rows
+            return self.encode(inputs), self.encode(other)
+        return split_rows(self.encode(join_rows(inputs, other)))
 
     def decoder_content(self, inputs: ProjectedInputs) -> Tensor | None:
         """Returns what the decoder's slots start from, (B, M, D); None is zeros."""
@@ -262,7 +274,7 @@ class QDDETR(Method):
         fused = encoded.fused
         first = slice(0, fused.clips)
         return self.decoder(
-            encoded.scored.memory[:, first],
+            encoded.scored.memory,
             fused.mask[:, first],
             fused.position[:, first],
             self.decoder_content(inputs),
@@ -280,8 +292,7 @@ class QDDETR(Method):
 
     def run(self, inputs: ProjectedInputs, negatives: Tensor | None) -> QDDETROutput:
         """Runs the network on projected inputs; `negatives` as in `forward`."""
-        positive = self.encode(inputs)
-        negative = None if negatives is None else self.encode(inputs.with_queries_of(negatives))
+        positive, negative = self.encode_both(inputs, negatives)
         states, references = self.decode(inputs, positive)
         logits, spans = self.heads(states, references)
         return QDDETROutput(logits, spans, states, references, inputs, positive, negative)

@@ -70,9 +70,9 @@ class ScoredSequence(NamedTuple):
     """An encoded sequence.
 
     Attributes:
-        memory: (B, L, D); meaningless on padding.
+        memory: (B, K, D) the first K elements; meaningless on padding.
         token: (B, D) the encoded saliency token; None without one.
-        saliency: (B, L) one score per element; None without scores. Meaningless on padding.
+        saliency: (B, K) one score per element; None without scores. Meaningless on padding.
     """
 
     memory: Tensor
@@ -101,16 +101,17 @@ class SaliencyEncoder(nn.Module):
             self.token_position = nn.Parameter(torch.randn(dim))
             self.score_frames, self.score_token = nn.Linear(dim, dim), nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, mask: Tensor, position: Tensor) -> ScoredSequence:
+    def forward(self, x: Tensor, mask: Tensor, position: Tensor, keep: int) -> ScoredSequence:
         """Encodes a padded sequence.
 
         Args:
             x: (B, L, D).
             mask: (B, L), True = valid.
             position: (B, L, D), added to queries and keys.
+            keep: K, how many leading elements are returned; the last layer computes only these.
         """
         if self.token is None:
-            memory = self.encoder(x, mask, position)
+            memory = self.encoder(x, mask, position, keep)
             # s of MESM Eq. 6, before its sigmoid.
             saliency = None if self.score_mlp is None else self.score_mlp(memory).squeeze(-1)
             return ScoredSequence(memory, None, saliency)
@@ -120,6 +121,7 @@ class SaliencyEncoder(nn.Module):
             torch.cat((self.token.expand(rows, 1, -1), x), 1),
             torch.cat((first, mask), 1),
             torch.cat((self.token_position.expand(rows, 1, -1), position), 1),
+            1 + keep,
         )
         token, memory = encoded[:, 0], encoded[:, 1:]
         saliency = (self.score_frames(memory) @ self.score_token(token).unsqueeze(-1)).squeeze(-1)
