@@ -46,12 +46,15 @@ class Scripted(Narrator):
             if video in self.broken:
                 yield Narrated(video, error=VideoError("corrupt", f"{video} is broken"))
             elif video in self.mute:
-                yield Narrated(video, empty=2)
+                yield Narrated(video, answers=2, empty=2)
             else:
                 yield Narrated(
                     video,
                     (Narration(video, 0.0, 1.0, f"{self.prompt} {video} Ä\u2028"),),
+                    answers=3,
                     empty=1,
+                    unread=(f"nonsense about {video}",),
+                    left_out=2,
                     timeline=self.timeline,
                 )
 
@@ -76,6 +79,8 @@ def test_shards_add_up_to_the_whole_whoever_comes_last(tmp_path: Path) -> None:
     narrations, manifest = read_narrations(shared)
     assert list(narrations) == list(VIDEOS)
     assert manifest.items() >= Scripted().manifest().items()
+    assert manifest["answers"] == {"total": 15, "empty": 5, "unread": 5, "left_out": 10}
+    assert (summary.unread, summary.example) == (5, "v0, nonsense about v0")
 
 
 def test_a_stopped_run_goes_on_with_what_is_missing(tmp_path: Path) -> None:
@@ -101,6 +106,25 @@ def test_a_stopped_run_goes_on_with_what_is_missing(tmp_path: Path) -> None:
     assert again.requested == ["v1"]
     assert files(out) == before
     assert not list(tmp_path.rglob(".*"))
+
+
+def test_finished_videos_are_skipped_without_reading_them(tmp_path: Path) -> None:
+    """Of 100,000 videos, only the names of their parts are read until the last one is finished."""
+    out = tmp_path / "n.jsonl"
+    narrate(Scripted(broken=["v2"]), VIDEOS, out, "1/2")
+    for part in (parts := tmp_path / "n.jsonl.parts").glob("*.part"):
+        part.write_text("not read")
+    again = Scripted(broken=["v2"])
+    summary = narrate(again, VIDEOS, out, "1/2")
+    assert again.requested == ["v2"]
+    assert (summary.unfinished, summary.failed) == (2, {"v2": "v2 is broken"})
+    assert sorted(path.name for path in parts.iterdir() if path.suffix != ".json") == [
+        "v0.part",
+        "v2.failed",
+        "v4.part",
+    ]
+    with pytest.raises(VmrError, match=r"v0\.part cannot be read"):
+        narrate(Scripted(), VIDEOS, out)
 
 
 def test_another_narrator_in_the_same_place_is_refused(tmp_path: Path) -> None:
@@ -131,7 +155,7 @@ def test_broken_and_silent_videos_are_listed_and_the_broken_ones_tried_again(tmp
     out = tmp_path / "n.jsonl"
     summary = narrate(Scripted(broken=["v1"], mute=["v3"]), VIDEOS, out)
     assert summary.failed == {"v1": "v1 is broken"}
-    assert summary.silent == ("v3",)
+    assert summary.silent == ["v3"]
     assert (summary.merged, summary.sentences, summary.empty) == (True, 3, 5)
     fixed = Scripted(mute=["v3"])
     assert not narrate(fixed, VIDEOS, out).failed
@@ -184,6 +208,7 @@ def test_a_data_set_limits_the_videos_and_missing_ones_are_an_error(
         (["out=n.jsonl"], "add videos="),
         (["videos=nowhere", "out=n.jsonl"], "Found no video"),
         (["narrator=lava"], "Did you mean llava"),
+        (["narrator=server", "videos=.", "out=n.jsonl"], "narrator.model"),
         (["narrator.second=2"], "Did you mean narrator.seconds"),
     ],
 )
@@ -194,8 +219,22 @@ def test_mistakes_are_named(
     assert expected in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["llava", "blip2", "video_llm"])
-def test_configured_narrators_build_without_loading_a_model(name: str) -> None:
-    narrator = instantiate(compose("narrate", [f"narrator={name}", "seed=7"]).narrator)
-    assert narrator.seed == 7
-    assert len(narrator.prompts) == {"llava": 1, "blip2": 0, "video_llm": 10}[name]
+@pytest.mark.parametrize(
+    ("name", "prompts", "seconds", "frames"),
+    [
+        ("llava", 1, 1, None),
+        ("blip2", 0, 1, None),
+        ("video_llm", 10, 2, 8),
+        ("llava16_lmr", 10, 2, None),
+        ("qwen3_vl", 1, 60, 60),
+        ("server", 1, 1, None),
+        ("server narrator/prompt=lmr_frame", 10, 2, None),
+    ],
+)
+def test_configured_narrators_build_without_loading_a_model(
+    name: str, prompts: int, seconds: float, frames: int | None
+) -> None:
+    overrides = [*f"narrator={name}".split(), "narrator.model=some/model", "seed=7"]
+    narrator = instantiate(compose("narrate", overrides).narrator)
+    assert (narrator.seed, len(narrator.prompts)) == (7, prompts)
+    assert (narrator.seconds, narrator.frames, narrator.timed) == (seconds, frames, name == "qwen3_vl")

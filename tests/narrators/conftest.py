@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import transformers as tf
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 WORDS = [
     "USER",
@@ -155,6 +155,60 @@ def llava_next_video(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     folder = tmp_path_factory.mktemp("llava_next_video")
     return save(tf.LlavaNextVideoForConditionalGeneration(config), processor, folder)
+
+
+@pytest.fixture(scope="session")
+def qwen3_vl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Writes the times of the frames into the prompt."""
+    marks = ["image_pad", "video_pad", "vision_start", "vision_end"]
+    special = ["<pad>", *(f"<|{mark}|>" for mark in marks)]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    characters = Tokenizer(models.BPE({sign: i for i, sign in enumerate(special + alphabet)}, []))
+    characters.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    characters.decoder = decoders.ByteLevel()
+    names = ["image_token", "video_token", "vision_start_token", "vision_end_token"]
+    words = tf.PreTrainedTokenizerFast(
+        tokenizer_object=characters,
+        pad_token="<pad>",
+        eos_token="<pad>",
+        extra_special_tokens=dict(zip(names, special[1:], strict=True)),
+    )
+    turns = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1], "mrope_interleaved": True}
+    sizes = {
+        "vocab_size": len(special + alphabet),
+        "head_dim": 8,
+        "rope_parameters": turns,
+        "eos_token_id": 0,
+    }
+    vision = {
+        "depth": 2,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_heads": 2,
+        "patch_size": 14,
+        "out_hidden_size": 16,
+        "num_position_embeddings": 16,
+        "deepstack_visual_indexes": [0],
+    }
+    config = tf.Qwen3VLConfig(
+        text_config=TEXT | sizes | {"bos_token_id": None, "eos_token_id": 0},
+        vision_config=vision,
+        **{f"{name}_id": number for number, name in enumerate(names, 1)},
+    )
+    pictures: dict[str, Any] = {
+        "size": {"shortest_edge": 28 * 28, "longest_edge": 28 * 28 * 64},
+        "patch_size": 14,
+        "cap_pixels_per_frame": False,
+    }
+    processor = tf.Qwen3VLProcessor(
+        tf.Qwen2VLImageProcessor(size=pictures["size"], patch_size=14),
+        words,
+        tf.Qwen3VLVideoProcessor(**pictures),
+        chat_template="""{% for part in messages[0].content %}\
+{{ "<|vision_start|><|video_pad|><|vision_end|>" if part.type == "video" else part.text }}{% endfor %}""",
+    )
+    folder = tmp_path_factory.mktemp("qwen3_vl")
+    return save(tf.Qwen3VLForConditionalGeneration(config), processor, folder)
 
 
 @pytest.fixture

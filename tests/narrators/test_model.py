@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 from vmr_zoo.config.compose import compose
 from vmr_zoo.data.narrations import read_narrations
 from vmr_zoo.errors import VmrError
-from vmr_zoo.narrators import VisionLanguageNarrator, vision_language
+from vmr_zoo.narrators import VisionLanguageNarrator, segments
 from vmr_zoo.video.decode import VideoError, sample
 
 CAPTION = {"prompt": "caption this frame", "template": "USER : <image> {prompt} ASSISTANT :"}
@@ -121,6 +122,61 @@ def test_an_empty_answer_is_counted_and_leaves_no_sentence(
     assert [narration.start for narration in narrated.narrations] == [0.5, 2.5, 3.5, 4.5, 5.5]
 
 
+def test_the_times_in_the_prompt_are_those_of_the_frames(
+    qwen3_vl: Path, film: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Qwen3-VL states the mean time of two frames each; without their times it would assume 24 per second."""
+    one = narrator(
+        qwen3_vl, "llava_next_video", seconds=3, frames=4, timed=True, template=None, max_pixels=15 * 15
+    )
+    prompts, sizes = [], []
+
+    def prepare(self: Any, **given: Any) -> Any:
+        prepared = process(self, **given)
+        prompts.extend(self.tokenizer.decode(row, skip_special_tokens=True) for row in prepared["input_ids"])
+        sizes.extend(video.shape for video in given["videos"])
+        return prepared
+
+    processor = type(one._loaded[0])
+    process = processor.__call__
+    monkeypatch.setattr(processor, "__call__", prepare)
+    (narrated,) = one.stream([("v", film("v", EVEN))])
+    # 3 s and the rest of 1 s, whose second frame is not made up: 0.375, 1.125, 1.875, 2.625; 0.375.
+    assert [re.findall(r"<[\d.]+ seconds>", prompt) for prompt in prompts] == [
+        ["<0.8 seconds>", "<2.2 seconds>"],
+        ["<0.4 seconds>"],
+    ]
+    assert sizes == [(4, 15, 15, 3), (2, 15, 15, 3)]
+    # A random model states no times.
+    assert (narrated.narrations, narrated.answers, len(narrated.unread)) == ((), 2, 2)
+    assert narrated.unread[1].startswith("3-3.75 s: ")
+
+
+def test_the_next_frames_are_decoded_while_the_model_answers(
+    llava: Path, film: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded, seen = [], []
+
+    def count(path: Path, seconds: float) -> Iterator[Any]:
+        for frame in sample(path, seconds):
+            decoded.append(frame)
+            yield frame
+
+    def generate(segments: list[Any]) -> list[str]:
+        deadline = time.monotonic() + 5
+        while len(decoded) < 3 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        seen.append(len(decoded))
+        return ["yes"]
+
+    monkeypatch.setattr(segments, "sample", count)
+    one = narrator(llava, "llava", batch_size=1, seconds=0.1)
+    monkeypatch.setattr(one, "generate", generate)
+    next(iter(one.stream([("v", film("v", EVEN))])))
+    assert seen[0] >= 3, "frames are decoded ahead"
+    assert seen[0] <= 5, "but not all: memory is bounded"
+
+
 def test_a_video_that_breaks_off_costs_only_itself(
     llava: Path, film: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,7 +188,7 @@ def test_a_video_that_breaks_off_costs_only_itself(
                 raise VideoError("corrupt", "b breaks off")
             yield frame
 
-    monkeypatch.setattr(vision_language, "sample", breaking)
+    monkeypatch.setattr(segments, "sample", breaking)
     one = narrator(llava, "llava", batch_size=4)
     narrated = {narrated.video_id: narrated for narrated in one.stream(paths.items())}
     assert list(narrated) == ["a", "b", "c"]
@@ -235,7 +291,7 @@ def test_files_that_do_not_go_together_are_one_message(
     [
         ("llava", "llava"),
         ("blip2", "blip2"),
-        ("llava_next", "llava_next"),
+        ("llava16_lmr", "llava_next"),
         ("video_llm", "llava_next_video"),
     ],
 )
@@ -262,7 +318,7 @@ def test_the_command_as_documented(
     narrations, manifest = read_narrations(out)
     spans = {(narration.start, narration.end) for narration in narrations["a"]}
     middles = {(second + 0.5, second + 0.5) for second in range(6)}
-    expected = {"video_llm": {(0, 2), (2, 4), (4, 6)}, "llava_next": {(1, 1), (3, 3), (5, 5)}}
+    expected = {"video_llm": {(0, 2), (2, 4), (4, 6)}, "llava16_lmr": {(1, 1), (3, 3), (5, 5)}}
     assert set() < spans <= expected.get(name, middles)
     assert manifest["prompt"] == compose("narrate", [f"narrator={name}"]).narrator.prompt
     (folder / "c.mp4").write_bytes(b"no video")

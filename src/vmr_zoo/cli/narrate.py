@@ -27,7 +27,7 @@ def main(cfg: DictConfig) -> int:
         cfg: composed from `conf/narrate.yaml`.
 
     Returns:
-        1 if a video is missing, cannot be decoded or got no narration, else 0.
+        1 if a video is missing, failed or got no narration, else 0.
 
     Raises:
         VmrError: if the configuration, the videos and the existing files at `out` do not match.
@@ -72,7 +72,8 @@ def _find_videos(cfg: DictConfig) -> tuple[dict[str, Path], list[str]]:
 def _print_summary(summary: Summary, missing: list[str], out: str, console: Console) -> None:
     """Prints what was done, then what failed."""
     done = summary.videos - summary.unfinished - len(summary.failed)
-    console.print(f"{done} of {summary.videos} videos narrated, {summary.sentences} sentences.")
+    sentences = "" if summary.unfinished else f", {summary.sentences} sentences"
+    console.print(f"{done} of {summary.videos} videos narrated{sentences}.")
     if summary.merged:
         console.print(f"Written: {out}")
         console.print(
@@ -86,6 +87,16 @@ def _print_summary(summary: Summary, missing: list[str], out: str, console: Cons
         console.print(f"The narrator produced no sentence, so {out} was not written.")
     if summary.empty:
         console.print(f"{summary.empty} answers of the narrator were empty; they leave no narration.")
+    if summary.unread:
+        console.print(
+            f"{summary.unread} of {summary.answers} answers ({summary.unread / summary.answers:.1%}) had no "
+            "times that could be read; they leave no narration. One of them:"
+        )
+        console.print(printable(f"  {summary.example}"), markup=False)
+    if summary.left_out:
+        console.print(
+            f"{summary.left_out} moments had no text, or times outside of their segment; they were left out."
+        )
     if summary.silent:
         console.print(f"No narration at all for {len(summary.silent)}: {abbreviate(summary.silent)}")
     if missing:
@@ -93,6 +104,6 @@ def _print_summary(summary: Summary, missing: list[str], out: str, console: Cons
     for line in list_notes(summary.notes):
         console.print(f"Note: {line}", markup=False)
     if summary.failed:
-        console.print(f"{len(summary.failed)} videos could not be decoded; the next run retries them:")
+        console.print(f"{len(summary.failed)} videos failed; the next run tries them again:")
         for video, error in summary.failed.items():
             console.print(printable(f"  {video}: {error}"), markup=False)

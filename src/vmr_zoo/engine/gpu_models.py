@@ -92,7 +92,7 @@ def narration(cfg: DictConfig, size: str) -> dict[str, Any]:
     Raises:
         Skipped: if the weights do not fit into the memory of the GPU.
     """
-    from vmr_zoo.narrators.vision_language import Segment
+    from vmr_zoo.narrators.segments import Segment
 
     if size not in _LLAVA:
         raise unknown("size of LLaVA", size, _LLAVA)

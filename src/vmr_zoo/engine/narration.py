@@ -1,18 +1,21 @@
 """Narrates many videos into one JSON Lines file, resumably and in shards (docs/narrate.md).
 
     OUT.jsonl.parts/manifest.json    the narrator's settings; another narrator is refused
-    OUT.jsonl.parts/VIDEO.part       one finished video: its narrations, or why it could not be decoded
+    OUT.jsonl.parts/VIDEO.part       one finished video: its narrations
+    OUT.jsonl.parts/VIDEO.failed     why a video could not be decoded or narrated; it is tried again
     OUT.jsonl, OUT.manifest.json     all parts merged, written by the process that finishes the last one
     OUT.videos.jsonl                 per video its length, its stream, and what is odd about it
 
-Files are written atomically: every existing part is complete.
+Files are written atomically: every existing part is complete. A list of the files shows what is finished, and
+the parts are merged one after the other.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,7 @@ from rich.console import Console
 from rich.progress import track
 
 from vmr_zoo.data.narrations import Narration, write_narrations
-from vmr_zoo.errors import VmrError
+from vmr_zoo.errors import VmrError, printable
 from vmr_zoo.narrators import Narrated, Narrator
 from vmr_zoo.utils.files import atomic_write, write_rows
 from vmr_zoo.video.files import shard
@@ -29,44 +32,73 @@ from vmr_zoo.video.files import shard
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Stored result of one video.
+    """Stored result of a finished video.
 
     Attributes:
         narrations: in order of time.
-        empty: number of empty answers of the narrator.
-        error: why the video could not be decoded; None: it could.
+        answers: number of answers of the model.
+        empty: number of empty answers.
+        unread: beginnings of answers in which no times were found.
+        left_out: number of moments without a text or with times outside of the video.
         video: length, stream and notes of the file, as `Timeline.as_json`; None: it was not opened.
     """
 
     narrations: tuple[Narration, ...]
+    answers: int
     empty: int
-    error: str | None
-    video: dict[str, Any] | None = None
+    unread: tuple[str, ...]
+    left_out: int
+    video: dict[str, Any] | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Summary:
-    """Result of a run. Counts and ids are those of all shards.
+    """Result of a run, of all shards.
 
     Attributes:
         videos: number of requested videos.
-        unfinished: number of videos left to other shards.
+        unfinished: number of videos left to other shards. The rest is counted once there are none.
+        failed: reason by id of each video that could not be decoded or narrated.
         sentences: number of narrations.
-        empty: number of empty answers of the narrator.
-        failed: reason by id of each video that could not be decoded.
-        silent: decoded videos without a narration.
+        answers: number of answers of the model.
+        empty: number of empty answers.
+        unread: number of answers in which no times were found.
+        example: the beginning of one of these.
+        left_out: number of moments without a text or with times outside of the video.
+        silent: finished videos without a narration.
         notes: what is odd about the videos: by id, the text by kind.
-        merged: whether the file was written.
     """
 
     videos: int
     unfinished: int
-    sentences: int
-    empty: int
     failed: dict[str, str]
-    silent: tuple[str, ...]
-    notes: dict[str, dict[str, str]]
-    merged: bool
+    sentences: int = 0
+    answers: int = 0
+    empty: int = 0
+    unread: int = 0
+    example: str | None = None
+    left_out: int = 0
+    silent: list[str] = field(default_factory=list)
+    notes: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    @property
+    def merged(self) -> bool:
+        """Whether the file was written."""
+        return not self.unfinished and self.sentences > 0
+
+    def add(self, video: str, part: Part) -> None:
+        """Adds a finished video."""
+        self.sentences += len(part.narrations)
+        self.answers += part.answers
+        self.empty += part.empty
+        self.unread += len(part.unread)
+        self.left_out += part.left_out
+        if part.unread and self.example is None:
+            self.example = f"{video}, {part.unread[0]}"
+        if not part.narrations:
+            self.silent.append(video)
+        if part.video is not None and part.video["notes"]:
+            self.notes[video] = part.video["notes"]
 
 
 def narrate(
@@ -87,39 +119,42 @@ def narrate(
     parts = out.with_name(f"{out.name}.parts")
     mine = shard(list(videos), share or "1/1")
     manifest = _claim(out, parts, narrator.manifest())
-    # Failed videos are retried: their files may have been fixed.
-    todo = [video for video in mine if (part := _read(parts, video)) is None or part.error is not None]
+    # Failed videos are tried again: their files may have been fixed.
+    finished = _names(parts, ".part")
+    todo = [video for video in mine if video not in finished]
     results = narrator.stream((video, videos[video]) for video in todo)
     for narrated in track(results, "Narrating", len(todo), console=Console(stderr=True), transient=True):
         _write(parts, narrated)
 
-    failed: dict[str, str] = {}
-    opened: dict[str, dict[str, Any]] = {}
-    silent = []
-    unfinished = sentences = empty = 0
-    for video in videos:
-        part = _read(parts, video)
-        if part is None:
-            unfinished += 1
-        elif part.error is not None:
-            failed[video] = part.error
-        else:
-            sentences += len(part.narrations)
-            empty += part.empty
-            if not part.narrations:
-                silent.append(video)
-            if part.video is not None:
-                opened[video] = part.video
-    merged = not unfinished and sentences > 0
-    if merged:
+    finished, failed = _names(parts, ".part"), _names(parts, ".failed")
+    missing = [video for video in videos if video not in finished]
+    reasons = {video: _reason(parts, video) for video in missing if video in failed}
+    summary = Summary(len(videos), len(missing) - len(reasons), reasons)
+    if not summary.unfinished:
         # Another process may have started with other settings at the same time.
         _claim(out, parts, narrator.manifest())
-        write_narrations(out, _all(parts, videos), manifest)
-        if opened:
-            rows = ({"video_id": video, **row} for video, row in opened.items())
-            write_rows(out.with_suffix(".videos.jsonl"), rows)
-    notes = {video: row["notes"] for video, row in opened.items()}
-    return Summary(len(videos), unfinished, sentences, empty, failed, tuple(silent), notes, merged)
+        _merge(out, parts, [video for video in videos if video in finished], manifest, summary)
+    return summary
+
+
+def _merge(out: Path, parts: Path, videos: Sequence[str], manifest: dict[str, Any], summary: Summary) -> None:
+    """Counts the parts and writes their narrations, one part after the other."""
+    rows = []
+    for video in videos:
+        part = _read(parts, video)
+        summary.add(video, part)
+        if part.video is not None:
+            rows.append({"video_id": video, **part.video})
+    if not summary.merged:
+        return
+    counts = {}
+    if summary.answers:
+        of_them = {key: getattr(summary, key) for key in ("empty", "unread", "left_out")}
+        counts = {"answers": {"total": summary.answers, **of_them}}
+    narrations = (narration for video in videos for narration in _read(parts, video).narrations)
+    write_narrations(out, narrations, manifest | counts)
+    if rows:
+        write_rows(out.with_suffix(".videos.jsonl"), rows)
 
 
 def _claim(out: Path, parts: Path, manifest: dict[str, Any]) -> dict[str, Any]:
@@ -160,32 +195,42 @@ def _claim(out: Path, parts: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     return stored
 
 
-def _part(parts: Path, video_id: str) -> Path:
-    """Returns the path of a part; a video id is the stem of a file and contains no separator."""
-    return parts / f"{video_id}.part"
+def _names(parts: Path, suffix: str) -> set[str]:
+    """Returns the videos that have a file with this suffix; a listing is faster than a look at every file."""
+    with os.scandir(parts) as entries:
+        return {entry.name.removesuffix(suffix) for entry in entries if entry.name.endswith(suffix)}
 
 
 def _write(parts: Path, narrated: Narrated) -> None:
-    error = None if narrated.error is None else str(narrated.error)
-    video = None if narrated.timeline is None else narrated.timeline.as_json()
-    part = Part(narrated.narrations, narrated.empty, error, video)
-    atomic_write(_part(parts, narrated.video_id), json.dumps(asdict(part), ensure_ascii=False) + "\n")
+    # A video id is the stem of a file and contains no separator.
+    part, failed = (parts / f"{narrated.video_id}{suffix}" for suffix in (".part", ".failed"))
+    if narrated.error is not None:
+        atomic_write(failed, json.dumps(printable(narrated.error), ensure_ascii=False) + "\n")
+        return
+    row = Part(
+        narrated.narrations,
+        narrated.answers,
+        narrated.empty,
+        narrated.unread,
+        narrated.left_out,
+        None if narrated.timeline is None else narrated.timeline.as_json(),
+    )
+    atomic_write(part, json.dumps(asdict(row), ensure_ascii=False) + "\n")
+    failed.unlink(missing_ok=True)
 
 
-def _read(parts: Path, video_id: str) -> Part | None:
-    """Reads the part of a video; None: it has none."""
-    path = _part(parts, video_id)
+def _read(parts: Path, video_id: str) -> Part:
+    path = parts / f"{video_id}.part"
     try:
-        part = json.loads(path.read_text(encoding="utf-8"))
-        narrations = tuple(Narration(**row) for row in part["narrations"])
-        return Part(narrations, part["empty"], part["error"], part.get("video"))
-    except FileNotFoundError:
-        return None
+        row = json.loads(path.read_text(encoding="utf-8"))
+        return Part(**row | {"narrations": tuple(Narration(**narration) for narration in row["narrations"])})
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise VmrError(f"{path} cannot be read ({error}). Delete it to narrate the video again.") from error
 
 
-def _all(parts: Path, videos: Iterable[str]) -> Iterator[Narration]:
-    for video in videos:
-        part = _read(parts, video)
-        yield from part.narrations if part is not None else ()
+def _reason(parts: Path, video_id: str) -> str:
+    """Returns why a video failed; another process may be narrating it again."""
+    try:
+        return str(json.loads((parts / f"{video_id}.failed").read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        return str(error)

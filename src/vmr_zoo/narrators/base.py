@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from vmr_zoo.data.narrations import Narration
-from vmr_zoo.video.decode import Timeline, VideoError
+from vmr_zoo.errors import VmrError
+from vmr_zoo.video.decode import Timeline
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,15 +20,21 @@ class Narrated:
     Attributes:
         video_id: the video.
         narrations: in order of time.
+        answers: number of answers of the model.
         empty: number of empty answers, which leave no narration.
-        error: why the video could not be decoded; there are no narrations then.
+        unread: beginnings of the answers in which no times were found; they leave no narration.
+        left_out: number of moments, of the other answers, without a text or with times outside of the video.
+        error: why the video could not be decoded or narrated; there are no narrations then.
         timeline: what decoding found; None: the file was not opened.
     """
 
     video_id: str
     narrations: tuple[Narration, ...] = ()
+    answers: int = 0
     empty: int = 0
-    error: VideoError | None = None
+    unread: tuple[str, ...] = ()
+    left_out: int = 0
+    error: VmrError | None = None
     timeline: Timeline | None = None
 
 
@@ -46,7 +53,7 @@ class Narrator(ABC):
             videos: video id and file of each.
 
         Yields:
-            One result per video, in the same order; with an error if the file cannot be decoded.
+            One result per video, in the same order; with an error if it cannot be decoded or narrated.
         """
 
     @abstractmethod
@@ -64,7 +71,7 @@ class Narrator(ABC):
             Narrations in order of time, possibly none.
 
         Raises:
-            VideoError: if the file cannot be decoded.
+            VmrError: if the file cannot be decoded or narrated.
         """
         (narrated,) = self.stream([(video_id, path)])
         if narrated.error is not None:

@@ -1,8 +1,7 @@
 """Narration by an image or video language model from `transformers`.
 
 TEA prompts an image model with one frame per second (section 3.2, Eq. 1 and 2), LMR a video model with each
-clip (section III-B). Both cut a video into segments of equal length, show one or several frames of each to
-the model, and keep the answer with its times. Model code always comes from `transformers`
+clip (section III-B); `segments` cuts the video. Model code always comes from `transformers`
 (`trust_remote_code` is off) and weights from safetensors: a model is data and never runs code.
 """
 
@@ -10,21 +9,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vmr_zoo.data.narrations import Narration
 from vmr_zoo.errors import VmrError, unknown
-from vmr_zoo.narrators.base import Narrated, Narrator
+from vmr_zoo.narrators.segments import Segment, SegmentNarrator, draw, first_line
 from vmr_zoo.utils.arrays import Array
-from vmr_zoo.video.decode import Timeline, VideoError, remembered, sample
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -33,71 +30,21 @@ _FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 """Files of a model: settings, weights, tokenizer, chat template. No pickled weights, no code."""
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """One segment of a video, as shown to the model.
-
-    Attributes:
-        video_id: the video.
-        number: index of the segment in the video, from 0.
-        start: start of the narration in seconds.
-        end: end of the narration in seconds.
-        frames: (H, W, 3) uint8 each, RGB.
-    """
-
-    video_id: str
-    number: int
-    start: float
-    end: float
-    frames: list[Array]
-
-
-@dataclass(slots=True)
-class _PendingVideo:
-    """A video in progress: its segments so far, and the answers to them."""
-
-    video_id: str
-    segments: int = 0
-    narrations: list[Narration] = field(default_factory=list)
-    empty: int = 0
-    error: VideoError | None = None
-    decoded: bool = False
-    timeline: Timeline | None = None
-
-    @property
-    def finished(self) -> bool:
-        answered = len(self.narrations) + self.empty == self.segments
-        return self.decoded and (self.error is not None or answered)
-
-    def result(self) -> Narrated:
-        if self.error is not None:
-            return Narrated(self.video_id, error=self.error)
-        return Narrated(self.video_id, tuple(self.narrations), self.empty, timeline=self.timeline)
-
-
 @dataclass(eq=False)
-class VisionLanguageNarrator(Narrator):
+class VisionLanguageNarrator(SegmentNarrator):
     """Prompts a model with every segment of a video; the model is loaded for the first answer.
 
     Decoding is greedy unless `temperature` is set, and batches are padded on the left: in exact arithmetic an
     answer does not depend on its batch. In float16 or bfloat16 a near tie between two words may resolve
-    differently in another batch.
+    differently in another batch. With a temperature, segments are processed one at a time, which makes an
+    answer independent of its neighbours.
 
     Attributes:
         model: a name on the Hugging Face hub, or a folder with such a model.
-        seconds: length of a segment.
-        frames: number of frames per segment that a video model sees, evenly spaced; None: an image model sees
-            the middle frame, and the narration starts and ends at its time.
-        prompt: the prompt; of several, one per segment is drawn by seed, video id and index of the segment;
-            None for a captioner, which takes no prompt.
         template: the text around the prompt, with the model's placeholder for the image, as in
             `conf/narrator/llava.yaml`; None: the model's own chat template.
-        max_new_tokens: maximum length of an answer.
         revision: branch, tag or commit on the hub; None: the newest. The manifest records the commit.
         num_beams: beams of the search; 1: greedy.
-        temperature: None: no sampling. Otherwise words are sampled with a seed per segment, and segments are
-            processed one at a time, which makes an answer independent of its neighbours.
-        seed: seed of the choice of prompts and, with a temperature, of words.
         dtype: type of weights and activations: "float32", "float16" or "bfloat16".
         device: "cuda", "cpu" and the like; None: a GPU if available.
         batch_size: segments per forward pass.
@@ -107,28 +54,17 @@ class VisionLanguageNarrator(Narrator):
     """
 
     model: str
-    seconds: float
-    frames: int | None
-    prompt: str | Sequence[str] | None
-    template: str | None
-    max_new_tokens: int
+    template: str | None = field(kw_only=True)
     revision: str | None = None
     num_beams: int = 1
-    temperature: float | None = None
-    seed: int = 0
     dtype: str = "float16"
     device: str | None = None
     batch_size: int = 8
 
     def __post_init__(self) -> None:
-        self.seconds = float(self.seconds)
-        self.prompts = [self.prompt] if isinstance(self.prompt, str) else list(self.prompt or ())
-        smallest_count = min(self.batch_size, self.max_new_tokens, 1 if self.frames is None else self.frames)
-        if self.seconds <= 0 or smallest_count < 1:
-            raise VmrError(
-                "Expected narrator.seconds above 0 and narrator.frames, batch_size and max_new_tokens of at "
-                f"least 1; found {self.seconds}, {self.frames}, {self.batch_size}, {self.max_new_tokens}."
-            )
+        super().__post_init__()
+        if self.batch_size < 1:
+            raise VmrError(f"Expected narrator.batch_size of at least 1, found {self.batch_size}.")
         if self.dtype not in DTYPES:
             raise unknown("narrator.dtype", self.dtype, DTYPES)
         if self.template is not None and (_PROMPT not in self.template or not self.prompts):
@@ -136,88 +72,19 @@ class VisionLanguageNarrator(Narrator):
                 f"Expected narrator.template to contain {_PROMPT} and narrator.prompt to replace it; found "
                 f"template {self.template!r}, prompt {self.prompt!r}. For a captioner, set both to null."
             )
-        if self.temperature is not None:
-            if self.temperature <= 0:
-                raise VmrError(
-                    f"Expected narrator.temperature above 0, found {self.temperature}. Null: greedy decoding."
-                )
-            self.batch_size = 1
 
     # --- narrating
 
-    def stream(self, videos: Iterable[tuple[str, Path]]) -> Iterator[Narrated]:
-        """Narrates videos in batches of segments, possibly of several videos."""
-        pending: deque[_PendingVideo] = deque()
-        batch: list[tuple[_PendingVideo, Segment]] = []
-        for video_id, path in videos:
-            video = _PendingVideo(video_id)
-            pending.append(video)
-            try:
-                for segment in self.segments(video_id, path):
-                    video.segments += 1
-                    batch.append((video, segment))
-                    if len(batch) == self.batch_size:
-                        self._narrate_batch(batch)
-                        batch = []
-            except VideoError as error:
-                video.error = error
-                batch = [entry for entry in batch if entry[0] is not video]
-            video.decoded, video.timeline = True, remembered(path)
-            while pending and pending[0].finished:
-                yield pending.popleft().result()
-        self._narrate_batch(batch)
-        for video in pending:
-            yield video.result()
+    @property
+    def at_once(self) -> int:
+        """The batch size; 1 with a temperature."""
+        return self.batch_size if self.temperature is None else 1
 
-    def segments(self, video_id: str, path: Path) -> Iterator[Segment]:
-        """Decodes a video segment by segment.
-
-        Frames are evenly spaced in presentation time. A partial last segment repeats its last frame, and its
-        narration ends where its frames end.
-
-        Args:
-            video_id: the video.
-            path: its file.
-
-        Yields:
-            Segments in order of time.
-
-        Raises:
-            VideoError: if the file holds no usable video, at the start or later.
-        """
-        count = self.frames or 1
-        step = self.seconds / count
-        number, frames = 0, list[Array]()
-        for frame in sample(path, step):
-            frames.append(frame.to_ndarray(format="rgb24"))
-            if len(frames) == count:
-                yield self._segment(video_id, number, frames, count)
-                number, frames = number + 1, []
-        if frames:
-            yield self._segment(video_id, number, frames, count)
-
-    def _segment(self, video_id: str, number: int, frames: list[Array], count: int) -> Segment:
-        if self.frames is None:
-            time = (number + 0.5) * self.seconds
-            return Segment(video_id, number, time, time, frames)
-        start = number * self.seconds
-        end = start + len(frames) / count * self.seconds
-        return Segment(video_id, number, start, end, frames + frames[-1:] * (count - len(frames)))
-
-    def _narrate_batch(self, batch: Sequence[tuple[_PendingVideo, Segment]]) -> None:
-        """Generates the answers to a batch and adds each to its video."""
-        texts = self.generate([segment for _, segment in batch]) if batch else []
-        for (video, segment), text in zip(batch, texts, strict=True):
-            if text:
-                video.narrations.append(Narration(segment.video_id, segment.start, segment.end, text))
-            else:
-                video.empty += 1
-
-    def prompt_for(self, video_id: str, number: int) -> str | None:
-        """Returns the prompt of a segment, drawn by seed, video id and index; None for a captioner."""
-        if not self.prompts:
-            return None
-        return self.prompts[_draw("prompt", self.seed, video_id, number) % len(self.prompts)]
+    def answers(self, segments: Iterator[Segment]) -> Generator[tuple[Segment, str | VmrError]]:
+        """Generates in batches of segments with equal numbers of frames, possibly of several videos."""
+        for _, equal in groupby(segments, key=lambda segment: len(segment.frames)):
+            while batch := list(islice(equal, self.at_once)):
+                yield from zip(batch, self.generate(batch), strict=True)
 
     def generate(self, segments: Sequence[Segment]) -> list[str]:
         """Generates the model's answers.
@@ -226,7 +93,7 @@ class VisionLanguageNarrator(Narrator):
             segments: N >= 1 segments with equal numbers of frames.
 
         Returns:
-            N answers on one line each, without the prompt; "" for an empty one.
+            N answers without the prompt; "" for an empty one.
 
         Raises:
             VmrError: if the model cannot be loaded or the device runs out of memory.
@@ -239,7 +106,8 @@ class VisionLanguageNarrator(Narrator):
             given["images"] = [_image(segment.frames[0]) for segment in segments]
         else:
             # The frames are sampled already; some processors would sample them again.
-            given |= {"videos": [np.stack(segment.frames) for segment in segments], "do_sample_frames": False}
+            videos, metadata = zip(*map(self._clip, segments), strict=True)
+            given |= {"videos": list(videos), "video_metadata": list(metadata), "do_sample_frames": False}
         if self.prompts:
             texts = [self._text(self.prompt_for(s.video_id, s.number) or "") for s in segments]
             start = processor.tokenizer.bos_token
@@ -251,7 +119,7 @@ class VisionLanguageNarrator(Narrator):
         drawing: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         if self.temperature is not None:
             drawing = {"do_sample": True, "temperature": self.temperature, "top_p": None, "top_k": None}
-            torch.manual_seed(_draw("words", self.seed, segments[0].video_id, segments[0].number))
+            torch.manual_seed(draw("words", self.seed, segments[0].video_id, segments[0].number))
         with self._answering("generate an answer"), torch.inference_mode():
             out = model.generate(
                 **inputs, max_new_tokens=self.max_new_tokens, num_beams=self.num_beams, **drawing
@@ -260,8 +128,27 @@ class VisionLanguageNarrator(Narrator):
         ids = inputs.get("input_ids")
         if ids is not None and out.shape[1] >= ids.shape[1] and torch.equal(out[:, : ids.shape[1]], ids):
             out = out[:, ids.shape[1] :]
-        answers = processor.tokenizer.batch_decode(out, skip_special_tokens=True)
-        return [" ".join(answer.split()) for answer in answers]
+        answers: list[str] = processor.tokenizer.batch_decode(out, skip_special_tokens=True)
+        return answers
+
+    def _clip(self, segment: Segment) -> tuple[Array, dict[str, Any]]:
+        """Returns (T, H, W, 3) frames, and when they are shown; several models write this into the prompt.
+
+        A frame is shown in the middle of its interval: it is an odd frame of a video of twice as many frames.
+        A single frame is given twice, since video models expect two.
+        """
+        frames, step = segment.frames, self.seconds / (self.frames or 1)
+        numbers = list(range(1, 2 * len(frames), 2))
+        if len(frames) == 1:
+            frames, numbers = frames * 2, numbers * 2
+        length = segment.end - segment.start
+        metadata = {
+            "total_num_frames": round(2 * length / step),
+            "fps": 2 / step,
+            "frames_indices": numbers,
+            "duration": length,
+        }
+        return np.stack(frames), metadata
 
     @contextmanager
     def _answering(self, what: str) -> Iterator[None]:
@@ -280,7 +167,7 @@ class VisionLanguageNarrator(Narrator):
             raise
         except Exception as error:  # processors and models of transformers raise any
             raise VmrError(
-                f"{self.model} cannot {what}: {_first_line(error)}\nIts files do not go together, or "
+                f"{self.model} cannot {what}: {first_line(error)}\nIts files do not go together, or "
                 "narrator.template lacks the model's placeholder for the image. Compare config.json, "
                 "processor_config.json, preprocessor_config.json and tokenizer_config.json with the model's "
                 "newest revision. HYDRA_FULL_ERROR=1 shows the traceback."
@@ -335,7 +222,7 @@ class VisionLanguageNarrator(Narrator):
         except (OSError, HFValidationError, ValueError) as error:
             raise VmrError(
                 f"narrator.model={self.model} is neither a folder nor a model that could be fetched from the "
-                f"Hugging Face hub ({_first_line(error)}). Without a network, copy the folder of the model "
+                f"Hugging Face hub ({first_line(error)}). Without a network, copy the folder of the model "
                 "and set its path."
             ) from error
 
@@ -367,7 +254,7 @@ class VisionLanguageNarrator(Narrator):
         except Exception as error:  # of damaged or mismatched files: any
             raise VmrError(
                 f"Expected an image or video language model of transformers, with weights as safetensors, in "
-                f"{self._folder}; loading it failed: {_first_line(error)}"
+                f"{self._folder}; loading it failed: {first_line(error)}"
             ) from error
         _check_processor(processor, model, self._folder)
         if self.frames is not None and getattr(processor, "video_processor", None) is None:
@@ -383,7 +270,7 @@ class VisionLanguageNarrator(Narrator):
             return processor, model.to(device).eval()
         except (RuntimeError, AssertionError) as error:
             raise VmrError(
-                f"{self.model} cannot be moved to narrator.device={device}: {_first_line(error)} Choose "
+                f"{self.model} cannot be moved to narrator.device={device}: {first_line(error)} Choose "
                 "another device, a smaller model or a smaller narrator.dtype."
             ) from error
 
@@ -396,14 +283,9 @@ class VisionLanguageNarrator(Narrator):
         return {
             "model": self._folder.resolve().name if self._is_local else self.model,
             "revision": self.exact_revision,
-            "prompt": self.prompts[0] if len(self.prompts) == 1 else self.prompts or None,
+            **super().manifest(),
             "template": self.template,
-            "sampling_rate": 1 / self.seconds,
-            "frames": self.frames,
-            "seed": self.seed,
-            "max_new_tokens": self.max_new_tokens,
             "num_beams": self.num_beams,
-            "temperature": self.temperature,
             "dtype": self.dtype,
         }
 
@@ -442,18 +324,8 @@ def _check_processor(processor: Any, model: Any, folder: Path) -> None:
         )
 
 
-def _draw(purpose: str, seed: int, video_id: str, number: int) -> int:
-    """Returns 63 bits determined by the arguments alone, independent of order and shards."""
-    hashed = hashlib.sha256(json.dumps([purpose, seed, video_id, number]).encode())
-    return int.from_bytes(hashed.digest()[:8], "big") >> 1
-
-
 def _image(frame: Array) -> Any:
     """Returns a frame as a Pillow image; its axes are unambiguous to processors."""
     from PIL import Image
 
     return Image.fromarray(frame)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

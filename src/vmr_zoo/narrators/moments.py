@@ -1,0 +1,179 @@
+"""Reads timed captions: answers of a model that state several moments, each with a start, an end and a text.
+
+Models print them in different forms, all of which are read:
+
+    [{"start_time": "00:00.00", "end_time": "00:03.20", "description": "A man sits."}, …]   Qwen-VL
+    0.0 - 3.2 seconds, A man sits.  3.2 - 8.0 seconds, He stands up.              TimeChat, VTG-LLM
+    <0.0 - 3.2> A man sits.                                                       Marlin
+    <0.0><3.2> A man sits.
+    [00:00 - 00:03] A man sits.
+
+A number without a unit, brackets or a colon is no time: VTimeLLM's "From 00 to 09" counts hundredths of the
+video. An answer whose times cannot be matched with its texts beyond doubt has no moments.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from vmr_zoo.utils.text import one_line
+
+_START = ("start", "start_time", "start_timestamp", "begin", "from")
+_END = ("end", "end_time", "end_timestamp", "stop", "to")
+_SPAN = ("timestamp", "timestamps", "time", "time_range", "interval", "span", "segment")
+_TEXT = ("description", "caption", "text", "event", "sentence", "narration", "content", "label")
+
+_CLOCK = r"\d{1,3}:\d{1,2}(?::\d{1,2})?(?:[.,]\d{1,3})?"
+_TIME = rf"(?:{_CLOCK}|\d{{1,6}}(?:\.\d{{1,6}})?)"
+_UNIT = r"(?:\s?s(?:ec(?:ond)?s?)?\b)"
+_DASH = r"(?:-->|->|[-–—~]|to\b)"
+_INTERVAL = re.compile(
+    rf"(?:(?P<open>[\[(<])\s?)?(?<![\d.,:])(?P<start>{_TIME}){_UNIT}?\s?"
+    rf"(?P<between>>\s?{_DASH}?\s?<|{_DASH}|,)\s?"
+    rf"(?P<end>{_TIME})(?P<unit>{_UNIT}?)\s?(?P<close>[\])>]?)",
+    re.IGNORECASE,
+)
+_LABEL = re.compile(
+    r"(?:^|\n|(?<=[.!?;:])[ \t]+)"
+    r"(?:[ \t]*\d{1,4}[ \t]*\n)?"  # the number of a subtitle
+    r"[\s>*#|•\-–_\"]{0,9}(?:\d{1,3}[.):][ \t]*)?[*_]{0,3}"
+    r"(?:(?:event|scene|moment|segment|clip|step|shot)[ \t]*\d{0,3}[ \t:*\-–]{0,4})?"
+    r"(?:from|between|time|timestamp)?[ \t:*|]{0,4}$",
+    re.IGNORECASE,
+)
+"""What may precede a time: the start of a line or the end of a sentence, then a bullet or a number."""
+_EMPTY_LINE = re.compile(r"\n\s*\n")
+_PAIRS = {"[": "]", "(": ")", "<": ">"}
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """A description of a part of a segment.
+
+    Attributes:
+        start: seconds after the start of the segment.
+        end: seconds after the start of the segment.
+        text: one line.
+    """
+
+    start: float
+    end: float
+    text: str
+
+
+def read_moments(answer: str, length: float, slack: float) -> tuple[list[Moment], int]:
+    """Reads the moments of an answer.
+
+    Args:
+        answer: what the model printed.
+        length: length of the segment that the model saw, in seconds.
+        slack: by how many seconds an end may lie after the segment, because the model rounds; it is moved to
+            the end of the segment.
+
+    Returns:
+        The moments within the segment, in order of time, and the number of those left out, because they have
+        no text, end before they start, or lie outside of the segment. No moments at all: the answer could not
+        be read.
+    """
+    found = _read_json(answer) or _read_lines(answer)
+    moments = [
+        Moment(moment.start, min(moment.end, length), moment.text)
+        for moment in found
+        if moment is not None
+        and 0 <= moment.start <= moment.end <= length + slack
+        and moment.start < length
+        and moment.text
+    ]
+    return sorted(moments, key=lambda moment: (moment.start, moment.end)), len(found) - len(moments)
+
+
+def _read_json(answer: str) -> list[Moment | None]:
+    """Reads a JSON list of moments, also within other text; None for an entry that is no moment."""
+    begin = re.search(r"[\[{]\s*[\[{\"]", answer)
+    if begin is None:
+        return []
+    try:
+        value, _ = json.JSONDecoder().raw_decode(answer, begin.start())
+    except (ValueError, RecursionError):
+        return []
+    if isinstance(value, dict) and len(value) == 1 and isinstance(inner := next(iter(value.values())), list):
+        value = inner  # {"events": [...]}
+    entries = value if isinstance(value, list) else [value]
+    moments = [_from_entry(entry) for entry in entries]
+    return moments if any(moments) else []
+
+
+def _from_entry(entry: Any) -> Moment | None:
+    """Reads an object with times and text, or a list [start, end, text]."""
+    if isinstance(entry, list) and len(entry) == 3:
+        start, end, text = entry
+    elif isinstance(entry, dict):
+        lower = {str(key).lower().replace(" ", "_"): value for key, value in entry.items()}
+        start, end, text, span = (
+            next((lower[key] for key in keys if key in lower), None) for keys in (_START, _END, _TEXT, _SPAN)
+        )
+        if start is None and isinstance(span, list) and len(span) == 2:
+            start, end = span
+        elif start is None and isinstance(span, str) and (match := _INTERVAL.fullmatch(f"[{span.strip()}]")):
+            start, end = match["start"], match["end"]
+    else:
+        return None
+    first, last = _seconds(start), _seconds(end)
+    if first is None or last is None or not isinstance(text, str):
+        return None
+    return Moment(first, last, _clean(text))
+
+
+def _read_lines(answer: str) -> list[Moment | None]:
+    """Reads times in text, each before its description."""
+    times = [match for match in _INTERVAL.finditer(answer) if _is_interval(match)]
+    spans, texts, before = [], [], 0
+    for match in times:
+        gap = answer[before : match.start()]
+        label = _LABEL.search(gap)
+        if label is None:  # within a sentence: its text may stand before or after it
+            return []
+        texts.append(gap[: label.start()])
+        spans.append((_seconds(match["start"]), _seconds(match["end"])))
+        before = match.end()
+    # What stands before the first time introduces the list; an empty line ends a description.
+    described = [text.lstrip(" \t\r\n:,.*|_-–—") for text in [*texts[1:], answer[before:]]]
+    texts = [_clean(_EMPTY_LINE.split(text)[0]) for text in described]
+    if not times or not all(texts):
+        return []
+    return [
+        Moment(start, end, text) if start is not None and end is not None else None
+        for (start, end), text in zip(spans, texts, strict=True)
+    ]
+
+
+def _is_interval(match: re.Match[str]) -> bool:
+    """Returns whether two numbers are times: in brackets, with a unit, or written as clock times."""
+    bracketed = bool(match["open"]) and _PAIRS[match["open"]] == match["close"]
+    if "<" in match["between"]:
+        return bracketed and match["open"] == "<"
+    if match["between"] == ",":
+        return bracketed
+    return bracketed or bool(match["unit"]) or (":" in match["start"] and ":" in match["end"])
+
+
+def _seconds(value: Any) -> float | None:
+    """Returns a time in seconds: a number, "3.2", "3.2 s", "01:23.4" or "1:02:03"; None: it is no time."""
+    if isinstance(value, str):
+        text = re.sub(rf"{_UNIT}$", "", value.strip(), flags=re.IGNORECASE)
+        if not re.fullmatch(_TIME, text):
+            return None
+        seconds = 0.0
+        for field in text.replace(",", ".").split(":"):
+            seconds = 60 * seconds + float(field)
+        return seconds
+    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9:
+        return float(value)
+    return None
+
+
+def _clean(text: str) -> str:
+    return one_line(text).strip(" \"'*|_")
