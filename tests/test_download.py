@@ -139,7 +139,7 @@ def doctor(small: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[
             },
             "sources": {"small": small | changes},
             "network": {
-                "_target_": "vmr_zoo.data.annotations.download.DownloadSettings",
+                "_target_": "vmr_zoo.utils.download.DownloadSettings",
                 "timeout": 5,
                 "retries": 2,
                 "backoff": 0,

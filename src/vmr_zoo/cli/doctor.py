@@ -49,7 +49,7 @@ def main(cfg: DictConfig) -> int:
     """
     report = diagnose(cfg)
     console = Console()
-    _show(report, console)
+    show(report, console)
     if cfg.get("out"):
         try:
             atomic_write(cfg.out, json.dumps(report, indent=2, allow_nan=False) + "\n")
@@ -68,7 +68,7 @@ def _next(report: dict[str, Any]) -> str:
     return next_command("train", "method=NAME")
 
 
-def _show(report: dict[str, Any], console: Console) -> None:
+def show(report: dict[str, Any], console: Console) -> None:
     """Prints the report of `diagnose` as tables."""
     splits = report["splits"]
     console.print(_sizes(report["protocol"], report["selection_origin"], splits))

@@ -7,41 +7,26 @@ that a broken connection left behind is resumed.
 
 from __future__ import annotations
 
-import hashlib
-import re
 import shutil
-import time
 import zipfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-import requests
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.text import Text
 
 from vmr_zoo.errors import VmrError
+from vmr_zoo.utils.download import (
+    DownloadError,
+    DownloadSettings,
+    PublishedFile,
+    fetch,
+    part_of,
+    progress_bars,
+    sha256_of,
+)
 from vmr_zoo.utils.files import atomic_path
-
-_TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
-"""HTTP status codes that a retry may change."""
-
-_HTML = re.compile(rb"\s*<(!doctype html|html)", re.IGNORECASE)
-_CHUNK = 1 << 16
-
-
-@dataclass(frozen=True, slots=True)
-class PublishedFile:
-    """Size and checksum of a file as published.
-
-    Attributes:
-        size: bytes.
-        sha256: hexadecimal digest.
-    """
-
-    size: int
-    sha256: str
 
 
 class AnnotationSource:
@@ -87,21 +72,6 @@ class AnnotationSource:
 
 
 @dataclass(frozen=True, slots=True)
-class DownloadSettings:
-    """Timeout and retries of a download.
-
-    Attributes:
-        timeout: seconds to wait for a connection and for each further byte.
-        retries: attempts after the first.
-        backoff: seconds before the first retry, doubled for each further one.
-    """
-
-    timeout: float = 30.0
-    retries: int = 4
-    backoff: float = 1.0
-
-
-@dataclass(frozen=True, slots=True)
 class DownloadResult:
     """Result of a download, as paths below the annotations directory.
 
@@ -114,14 +84,6 @@ class DownloadResult:
     kept: list[str] = field(default_factory=list)
     fetched: list[str] = field(default_factory=list)
     different: list[str] = field(default_factory=list)
-
-
-class _TransientError(Exception):
-    """A failure that a retry may not repeat."""
-
-
-class _PermanentError(Exception):
-    """A failure that a retry would repeat."""
 
 
 def download(
@@ -202,14 +164,13 @@ def _fetch_source(
     """Fetches the given files of one source."""
     by_hand = f"Or fetch it by hand ({source.page}) and put "
     mirror = f"sources.{name}.url=… sets a mirror"
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     try:
-        with Progress(*columns, console=console, transient=True) as progress:
+        with progress_bars(console) as progress:
             if source.archive is not None:
                 place = root / paths[0]
-                part = place.with_name(f"{source.url.rsplit('/', 1)[-1]}.{source.archive.sha256[:8]}.part")
+                part = part_of(place.with_name(source.url.rsplit("/", 1)[-1]), source.archive.sha256)
                 by_hand += f"its {', '.join(PurePosixPath(path).name for path in paths)} into {place.parent}"
-                _fetch(source.url, part, source.archive, network, progress)
+                fetch(source.url, part, source.archive, network, progress)
                 for path in paths:
                     _extract_member(part, path, source.files[path], root / path, source.url)
                 part.unlink()
@@ -218,10 +179,10 @@ def _fetch_source(
                 published, place = source.files[path], root / path
                 url = f"{source.url}/{place.name}"
                 by_hand = f"Or fetch it by hand ({source.page}) and put it at {place}"
-                part = place.with_name(f"{place.name}.{published.sha256[:8]}.part")
-                _fetch(url, part, published, network, progress)
+                part = part_of(place, published.sha256)
+                fetch(url, part, published, network, progress)
                 part.replace(place)
-    except (_TransientError, _PermanentError) as error:
+    except DownloadError as error:
         raise VmrError(f"{error} {by_hand}; {mirror}.") from error
     except OSError as error:
         raise VmrError(
@@ -230,175 +191,32 @@ def _fetch_source(
         ) from error
 
 
-def _fetch(
-    url: str, part: Path, published: PublishedFile, network: DownloadSettings, progress: Progress
-) -> None:
-    """Downloads a URL into `part` and verifies it."""
-    part.parent.mkdir(parents=True, exist_ok=True)
-    task = progress.add_task(url.rsplit("/", 1)[-1], total=published.size)
-    for _ in range(2):
-        resumed = _download_part(
-            url, part, published, network, lambda size: progress.update(task, completed=size)
-        )
-        found = _sha256(part)
-        if found == published.sha256:
-            return
-        part.unlink()
-        if not resumed:
-            break
-        # The pieces may stem from different versions of the file: start again.
-    raise _PermanentError(
-        f"{url}: the checksum does not match; nothing was installed. Expected SHA-256 {published.sha256}, "
-        f"found {found}. The file was changed on the server or in transit."
-    )
-
-
-def _download_part(
-    url: str, part: Path, published: PublishedFile, network: DownloadSettings, report: Callable[[int], object]
-) -> bool:
-    """Retries until `part` has its full size; returns whether it consists of several pieces."""
-    resumed = False
-    for attempt in range(network.retries + 1):
-        if attempt:
-            time.sleep(network.backoff * 2 ** (attempt - 1))
-        try:
-            try:
-                return _attempt(url, part, published, network.timeout, report) or resumed
-            except (
-                requests.ConnectionError,
-                requests.Timeout,
-                requests.exceptions.ChunkedEncodingError,
-            ) as error:
-                raise _TransientError(_reason(error)) from error
-            except requests.RequestException as error:
-                raise _PermanentError(f"{url}: {error}.") from error
-        except _TransientError as error:
-            resumed = resumed or part.exists()
-            last = error
-    have = part.stat().st_size if part.exists() else 0
-    kept = f" {have:,} of {published.size:,} bytes are kept in {part}; the next call resumes." * bool(have)
-    raise _TransientError(
-        f"{url}: {last} (attempts: {network.retries + 1}).{kept} Check the network (and "
-        "HTTPS_PROXY) or try later."
-    )
-
-
-def _attempt(
-    url: str, part: Path, published: PublishedFile, timeout: float, report: Callable[[int], object]
-) -> bool:
-    """Requests the missing bytes of `part` once, and appends them.
-
-    Returns:
-        Whether `part` held bytes that were kept.
-    """
-    have = part.stat().st_size if part.exists() else 0
-    if have == published.size:
-        return True
-    if have > published.size:
-        part.unlink()
-        have = 0
-    # Lengths and offsets count bytes of the file, so transfer compression must be off.
-    headers = {"Accept-Encoding": "identity"}
-    if have:
-        headers["Range"] = f"bytes={have}-"
-    with requests.get(url, headers=headers, stream=True, timeout=timeout) as answer:
-        if answer.status_code == 416 or (answer.status_code == 206 and _start(answer) != have):
-            part.unlink(missing_ok=True)
-            raise _TransientError(f"the server did not resume at byte {have:,}")
-        status = f"the server answered {answer.status_code} {answer.reason}"
-        if answer.status_code in _TRANSIENT:
-            raise _TransientError(status)
-        if answer.status_code not in (200, 206):
-            raise _PermanentError(f"{url}: {status}, expected the file.")
-        if "html" in answer.headers.get("Content-Type", ""):
-            raise _PermanentError(_web_page(url))
-        if answer.status_code == 200:  # also from a server without range requests
-            have = 0
-        resumed = have > 0
-        length = answer.headers.get("Content-Length", "")
-        if length.isdigit() and have + int(length) != published.size:
-            raise _PermanentError(
-                f"{url}: wrong length, expected {published.size:,} bytes, found {have + int(length):,}. The "
-                "file was changed on the server."
-            )
-        with part.open("ab" if have else "wb") as file:
-            for chunk in answer.iter_content(_CHUNK):
-                if not have and _HTML.match(chunk):
-                    part.unlink()
-                    raise _PermanentError(_web_page(url))
-                have += len(chunk)
-                if have > published.size:
-                    part.unlink()
-                    raise _PermanentError(
-                        f"{url}: wrong length, expected {published.size:,} bytes, found more. The file was "
-                        "changed on the server."
-                    )
-                file.write(chunk)
-                report(have)
-    if have < published.size:
-        raise _TransientError(f"the connection broke off after {have:,} of {published.size:,} bytes")
-    return resumed
-
-
-def _start(answer: requests.Response) -> int | None:
-    """Returns the first byte of a partial response."""
-    found = re.match(r"bytes (\d+)-", answer.headers.get("Content-Range", ""))
-    return int(found.group(1)) if found else None
-
-
-def _web_page(url: str) -> str:
-    return f"{url}: expected the file, found a web page (of a log-in, a filter, or a file that has moved)."
-
-
-def _reason(error: requests.RequestException) -> str:
-    """Describes an exception of `requests`, whose own text shows objects of three libraries."""
-    if isinstance(error, requests.exceptions.SSLError):
-        return "the server's certificate was not accepted"
-    if isinstance(error, requests.exceptions.ProxyError):
-        return "the proxy did not connect"
-    text = str(error)
-    for pattern, reason in (
-        ("refused", "the connection was refused"),
-        ("resolve", "the server name could not be resolved"),
-        ("timed out", "the server did not respond in time"),
-        ("unreachable", "the network is unreachable"),
-    ):
-        if pattern in text:
-            return reason
-    return "the connection broke off"
-
-
 def _extract_member(archive: Path, path: str, published: PublishedFile, place: Path, url: str) -> None:
     """Extracts one member of a zip archive to its place; paths inside the archive are ignored."""
     name = PurePosixPath(path).name
     with zipfile.ZipFile(archive) as opened:
         members = [info for info in opened.infolist() if PurePosixPath(info.filename).name == name]
         if len(members) != 1:
-            raise _PermanentError(f"{url}: expected one {name} in the archive, found {len(members)}.")
+            raise DownloadError(f"{url}: expected one {name} in the archive, found {len(members)}.")
         with atomic_path(place) as temporary:
             with opened.open(members[0]) as packed, temporary.open("wb") as file:
                 shutil.copyfileobj(packed, file)
-            found = _sha256(temporary)
+            found = sha256_of(temporary)
             if found != published.sha256:
-                raise _PermanentError(
+                raise DownloadError(
                     f"{url}: the checksum of {name} in it does not match; it was not installed. Expected "
                     f"SHA-256 {published.sha256}, found {found}."
                 )
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _matches(path: Path, published: PublishedFile) -> bool:
     if not path.is_file() or path.stat().st_size != published.size:
         return False
-    return _sha256(path) == published.sha256
+    return sha256_of(path) == published.sha256
 
 
 def _warning(path: Path, published: PublishedFile) -> Text:
-    found = f"SHA-256 {_sha256(path)} ({path.stat().st_size:,} bytes)" if path.is_file() else "no file"
+    found = f"SHA-256 {sha256_of(path)} ({path.stat().st_size:,} bytes)" if path.is_file() else "no file"
     return Text.assemble(
         ("warning: ", "yellow"),
         f"{path} differs from the published file and was not changed: found {found}, expected "
