@@ -42,7 +42,7 @@ def our(table, metric="R1@0.5"):
 
 def test_a_run_is_matched_with_the_rows_of_its_backbones(tmp_path):
     both = {"features": "slowfast_clip_1s", "experiment": "bm_detr/charades_sta", "ablation": None}
-    put(tmp_path, "bm_detr-paper", 50.0, ("slowfast", "clip_vit_b32"), **both)
+    put(tmp_path, "bm_detr-paper", 50.0, ("slowfast_r50", "clip_vit_b32"), **both)
     put(tmp_path, "bm_detr-paper", 52.0, ("clip", "slowfast"), seed=1, **both)
     put(tmp_path, "bm_detr-sim", 90.0, ("labels",), origin="simulated", features="action_labels")
     table = find(compare_with_papers(finished_runs(tmp_path)), "bm_detr", "Table 2")

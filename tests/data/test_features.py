@@ -14,7 +14,7 @@ from vmr_zoo.config.compose import compose, config_dir
 from vmr_zoo.data.annotations.records import Protocol, Query, Split
 from vmr_zoo.data.features.feature_set import FeatureSet
 from vmr_zoo.data.features.files import FileFeatures, QueryFiles, VideoFiles
-from vmr_zoo.data.features.manifest import compare_manifests
+from vmr_zoo.data.features.manifest import compare_manifests, same_sources
 from vmr_zoo.data.features.problems import FeatureError
 from vmr_zoo.data.features.queries import WordVectorQueries
 from vmr_zoo.data.features.store import FileStore, Hdf5Store
@@ -54,6 +54,32 @@ LAYOUTS = {
         [("qvhighlight_6b/{v}.pt", (T, 768))],
         ("qvhighlight_llama_text_feature/qid{q}.pt", (L, 4096)),
     ),
+    "internvideo2_charades": (
+        [("charade_sta_internvideo2_videoclip_6b_w1s/{v}.pt", (T, 768))],
+        ("charade_sta_internvideo2_llama_text_feature/qid{q}.pt", (L, 4096)),
+    ),
+    "internvideo2_1b_charades": (
+        [("charade_sta_internvideo2_videoclip_1b_w1s/{v}.pt", (T, 768))],
+        ("charade_sta_internvideo2_llama_text_feature/qid{q}.pt", (L, 4096)),
+    ),
+    "causalvtg": (
+        [("internvideo2_videoclip_6b_w2s/{v}.pt", (T, 768))],
+        ("internvideo2_llama_text_feature/qid{q}.pt", (L, 4096)),
+    ),
+    "causalvtg_charades": (
+        [("internvideo2_videoclip_6b_w1s/{v}.pt", (T, 768))],
+        ("internvideo2_llama_text_feature/qid{q}.pt", (L, 4096)),
+    ),
+    "causalvtg_activitynet": (
+        [("internvideo2_w2s_activitynet/{v}.pt", (T, 768))],
+        ("internvideo2_llama_text_feature_activitynet/qid{q}.pt", (L, 4096)),
+    ),
+    "nlvl_activitynet_c3d": ([("anet_c3d_v0.hdf5:{v}", (T, 500))], None),
+    "nlvl_activitynet_i3d": ([("anet_i3d_v1.hdf5:{v}", (T, 1024))], None),
+    "nlvl_charades_vgg": ([("charades_vgg_v0.hdf5:{v}", (T, 4096))], None),
+    "nlvl_charades_i3d": ([("charades_i3d_v0.hdf5:{v}", (T, 1024))], None),
+    "nlvl_tacos_c3d": ([("tacos_c3d_v0.hdf5:{v}", (T, 4096))], None),
+    "nlvl_tacos_i3d": ([("tacos_i3d_v0.hdf5:{v}", (T, 1024))], None),
     "univtg": (
         [("vid_slowfast/{v}.npz:features", (T, 2304)), ("vid_clip/{v}.npz:features", (T, 512))],
         ("txt_clip/{q}.npz:last_hidden_state", (L, 512)),
@@ -330,6 +356,49 @@ def test_manifests(tmp_path: Path) -> None:
         compare_manifests({**stored, "clip_seconds": 2.0}, manifest(("slowfast", "clip")))
     with pytest.raises(VmrError, match="narration"):
         compare_manifests({**stored, "narration": {"narrator": "x"}}, manifest(("slowfast", "clip")))
+
+
+def test_networks_that_differ_have_different_names(tmp_path: Path) -> None:
+    """Whatever two layouts have in common, they cannot be exchanged unless the network is the same."""
+    moment_detr, univtg, ours, other = (
+        configured(name, tmp_path).manifest()
+        for name in ("slowfast_clip_1s", "univtg", "internvideo2", "internvideo2_1b_charades")
+    )
+    for one, two in ((moment_detr, univtg), (ours, other)):
+        two["clip_seconds"] = one["clip_seconds"]
+        two["video"] |= {key: one["video"][key] for key in ("max_clips", "overlong")}
+        with pytest.raises(VmrError, match=r"- video.order: .* now"):
+            compare_manifests(json.loads(json.dumps(one)), two)
+
+
+def test_former_names_of_backbones_are_accepted(tmp_path: Path) -> None:
+    def renamed(manifest: dict) -> dict:
+        text = json.dumps(manifest)
+        for new, old in (
+            ("clip_vit_b32_text", "clip_text"),
+            ("clip_univtg_text", "clip_text"),
+            ("clip_vit_b32", "clip"),
+            ("clip_univtg", "clip"),
+            ("slowfast_r50", "slowfast"),
+            ("i3d_vslnet", "i3d"),
+        ):
+            text = text.replace(f'"{new}"', f'"{old}"')
+        return json.loads(text)
+
+    names = ("slowfast_clip", "clip_slowfast", "univtg", "emb")
+    now = {name: configured(name, tmp_path).manifest() for name in names}
+    former = {name: renamed(manifest) for name, manifest in now.items()}
+    for name in names:
+        assert former[name]["video"]["order"] != now[name]["video"]["order"]
+        compare_manifests(former[name], now[name])
+        compare_manifests({**former[name], "name": f"{name} in float16"}, now[name])
+        assert same_sources(former[name]["video"], json.loads(json.dumps(now[name]["video"])))
+    assert not same_sources(former["emb"]["video"], json.loads(json.dumps(now["univtg"]["video"])))
+    # The old names were the same; the configuration tells which network it was.
+    with pytest.raises(VmrError, match="clip_vit_b32"):
+        compare_manifests(former["univtg"], now["slowfast_clip"])
+    with pytest.raises(VmrError, match=r"another order: concatenate them as slowfast_r50 \| clip_vit_b32"):
+        compare_manifests(former["slowfast_clip"], now["clip_slowfast"])
 
 
 def test_declared_dimensions_must_be_true(tmp_path: Path) -> None:

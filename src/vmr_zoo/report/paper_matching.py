@@ -30,6 +30,11 @@ _ALIASES = {
     "c": "clip",
     "sf": "slowfast",
     "clip_vit_b32": "clip",
+    "slowfast_r50": "slowfast",
+    "slowfast_r50 slowfast_8x8_r50.pkl": "slowfast",  # extracted here
+    "i3d_bm_detr": "i3d",
+    "i3d_mesm": "i3d",
+    "i3d_vslnet": "i3d",
     "image-text": "clip",  # VDI's tables 1 and 2 print the kind of pre-training
     "image-text joint": "clip",
     "open_clip vit-b-32-quickgelu openai": "clip",  # extracted here

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from vmr_zoo.data.features.contained import read_npy
+from vmr_zoo.data.features.manifest import same_sources
 from vmr_zoo.data.features.problems import FeatureError, Problem
 from vmr_zoo.data.features.source import VideoSource
 from vmr_zoo.errors import VmrError, unknown
@@ -68,7 +69,8 @@ def pack(source: VideoSource, video_ids: Iterable[str], folder: str | Path, dtyp
     with lock_folder(folder):
         if (folder / INDEX).is_file():
             index = _read_index(folder)
-            if {key: index[key] for key in start} != start or not set(wanted) <= index["videos"].keys():
+            same = same_sources({key: index[key] for key in start}, start)
+            if not same or not set(wanted) <= index["videos"].keys():
                 raise VmrError(f"{folder} holds other packed features. Choose another folder with out=DIR.")
             return float(index["difference"])
         rows, worst = _journal(folder, start)
@@ -170,7 +172,7 @@ class PackedVideos(VideoSource):
         index = _read_index(self.folder)
         now = json.loads(json.dumps(self.source.manifest()))
         before = index["source"]
-        if before != now:
+        if not same_sources(before, now):
             differing = [key for key in dict.fromkeys((*before, *now)) if before.get(key) != now.get(key)]
             listed = "; ".join(
                 f"{key}: packed {before.get(key)!r}, now {now.get(key)!r}" for key in differing

@@ -12,7 +12,7 @@ import numpy as np
 from vmr_zoo.data.annotations.records import Protocol, Query
 from vmr_zoo.data.features.problems import FeatureError, Problem
 from vmr_zoo.data.features.source import QuerySource
-from vmr_zoo.data.text.clip import clip_tokens
+from vmr_zoo.data.text.clip_tokenizer import clip_tokens
 from vmr_zoo.data.text.encoder import TextEncoder
 from vmr_zoo.data.text.lost_words import LostWords, count_lost
 from vmr_zoo.data.text.noun_chunks import NounChunks

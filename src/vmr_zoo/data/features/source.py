@@ -48,6 +48,10 @@ class VideoSource(FeatureSource):
         """Computes for any video file the (T, dim) float32 that `load` would return for it."""
         raise VmrError(f"{type(self).__name__} reads features that were made elsewhere; it cannot make any.")
 
+    def encoding(self) -> dict[str, Any]:
+        """Returns a JSON-able description of everything that determines `encode`."""
+        return self.manifest()
+
     @abstractmethod
     def load(self, video_id: str) -> Array:
         """Returns (T, dim) float32, or (T, P, dim) for patch features."""
