@@ -23,6 +23,7 @@ from vmr_zoo.data.features.extracted import ExtractedVideos
 from vmr_zoo.errors import VmrError
 from vmr_zoo.runs.directory import relocatable
 from vmr_zoo.utils.arrays import l2_normalise
+from vmr_zoo.video.ahead import THREAD
 from vmr_zoo.video.decode import VideoError
 from vmr_zoo.video.encoder import VideoEncoder
 from vmr_zoo.video.extraction import extract
@@ -84,13 +85,14 @@ def run(lengths, out, **arguments):
     return encoder, extract(paths, encoder, {"_target_": "vmr_zoo.X"}, out, **arguments)
 
 
-def test_videos_share_batches_and_a_broken_one_spoils_no_other(tmp_path):
+@pytest.mark.parametrize("threads", [1, 3])
+def test_videos_share_batches_and_a_broken_one_spoils_no_other(tmp_path, threads):
     lengths = {"a": 3, "bad": 4, "c": 1, "none": 0, "eeeee": 700}
-    encoder, failures = run(lengths, tmp_path, batch_size=4)
-    assert {(failure.video_id, failure.kind) for failure in failures} == {
+    encoder, failures = run(lengths, tmp_path, batch_size=4, threads=threads)
+    assert [(failure.video_id, failure.kind) for failure in failures] == [
         ("bad", "corrupt"),
         ("none", "empty"),
-    }
+    ]
     assert {path.stem for path in tmp_path.glob("*.npz")} == {"a", "c", "eeeee"}
     for name in ("a", "c", "eeeee"):
         with np.load(tmp_path / f"{name}.npz") as arrays:
@@ -98,7 +100,8 @@ def test_videos_share_batches_and_a_broken_one_spoils_no_other(tmp_path):
             assert np.array_equal(arrays["features"], expected)
             assert np.array_equal(arrays["patches"], np.stack([expected[:, :1]] * 3, 1))
             assert (arrays["features"].dtype, arrays["patches"].dtype) == (np.float32, np.float16)
-    assert ["a", "a", "a", "bad"] in encoder.batches
+    # One after the other, or as many videos as there are threads, in turn.
+    assert encoder.batches[0] == (["a", "a", "a", "bad"] if threads == 1 else ["a", "bad", "c", "a"])
     assert max(map(len, encoder.batches)) == 4
     assert encoder.most_ahead <= 4 + 4 + 1  # queue, batch, and the one in hand, of a video of 700
 
@@ -132,7 +135,7 @@ def test_an_interruption_keeps_what_is_finished(tmp_path, monkeypatch):
         patch.setattr(Counting, "encode", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run(lengths, tmp_path, batch_size=2)
-    assert "decode" not in {thread.name for thread in threading.enumerate()}
+    assert THREAD not in {thread.name for thread in threading.enumerate()}
     assert "a.npz" in {path.name for path in tmp_path.iterdir()}
     encoder, _ = run(lengths, tmp_path, batch_size=2)
     assert all("a" not in batch for batch in encoder.batches)
@@ -161,6 +164,8 @@ def test_the_command_extracts_reports_resumes_and_shards(videos, tmp_path, capsy
     assert instantiate(read_manifest(out)["encoder"]).dim == 360
     assert main([*arguments, "encoder.hues=8"]) == 2
     assert "hues: there 16, now 8" in capsys.readouterr().err
+    assert main([*arguments, "threads=2"]) == 2
+    assert "set threads=null" in capsys.readouterr().err
 
 
 def test_what_is_odd_is_printed_and_kept_beside_the_features(tmp_path, capsys):

@@ -38,8 +38,6 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
         "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 12, "heads": 2, "layers": 2},
     }
     (folder / f"{TINY}.json").write_text(json.dumps(config))
-    config["text_cfg"] = {"hf_model_name": "roberta-base", "width": 12}
-    (folder / "tiny-other.json").write_text(json.dumps(config))
     open_clip.add_model_config(folder)
     torch.manual_seed(0)
     model = open_clip.create_model(TINY).eval()
@@ -108,8 +106,6 @@ def test_clip_queries_with_noun_masks_and_special_tokens(clip: tuple[Any, Path],
 def test_clip_weights_that_cannot_be_used(clip: tuple[Any, Path], tmp_path: Path) -> None:
     with pytest.raises(VmrError, match="Did you mean tiny-clip"):
         ClipTextEncoder(tmp_path, "tiny-clop", "x")
-    with pytest.raises(VmrError, match="hf_model_name"):
-        ClipTextEncoder(tmp_path, "tiny-other", "x")
     with pytest.raises(VmrError, match="to be a file or a tag"):
         ClipTextEncoder(tmp_path, TINY, str(tmp_path / "no.safetensors")).tokens(TEXTS)
     with pytest.raises(VmrError, match="model=ViT-B-32-quickgelu"):

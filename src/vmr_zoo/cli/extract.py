@@ -58,7 +58,7 @@ def main(cfg: DictConfig) -> int:
     else:
         raise VmrError("Expected out=FOLDER for the features.")
     before = sum((out / f"{video_id}.npz").exists() for video_id in videos)
-    failures += extract(videos, encoder, node, out, cfg.storage, cfg.batch_size, cfg.processes)
+    failures += extract(videos, encoder, node, out, cfg.storage, cfg.batch_size, cfg.processes, cfg.threads)
     extracted = sum((out / f"{video_id}.npz").exists() for video_id in videos) - before
     _print_summary(out, len(videos), extracted, before)
     for line in list_notes(read_notes(out, videos)):

@@ -6,6 +6,7 @@ declares about its length is compared with that, never used. Pictures are turned
 
 from __future__ import annotations
 
+import threading
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,12 +21,25 @@ from vmr_zoo.utils.arrays import Array
 from vmr_zoo.video.clock import Clock, Note, PacketLog
 from vmr_zoo.video.container import Opened, VideoError, describe, open_video
 
-__all__ = ["Note", "Timeline", "VideoError", "duration", "list_notes", "remembered", "sample", "timeline"]
+__all__ = [
+    "Note",
+    "Timeline",
+    "VideoError",
+    "decoded",
+    "duration",
+    "list_notes",
+    "remember",
+    "remembered",
+    "sample",
+    "timeline",
+    "upright",
+]
 
 _REMEMBERED = 256
 """Timelines kept in memory, of the files that were decoded last."""
 
 _timelines: dict[tuple[str, int, int], Timeline] = {}
+_remembering = threading.Lock()  # several threads decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,15 +89,15 @@ def sample(path: str | Path, seconds: float) -> Iterator[av.VideoFrame]:
     with open_video(path) as opened:
         current: av.VideoFrame | None = None
         until = 0.0
-        for start, end, frame in _decoded(path, opened):
+        for start, end, frame in decoded(path, opened):
             if current is not None and (count + 0.5) * seconds < start:
-                current = _upright(current)
+                current = upright(current)
                 while (count + 0.5) * seconds < start:
                     yield current
                     count += 1
             current, until = frame, end
         if current is not None and (count + 0.5) * seconds < until:
-            current = _upright(current)
+            current = upright(current)
             while (count + 0.5) * seconds < until:
                 yield current
                 count += 1
@@ -102,7 +116,7 @@ def timeline(path: str | Path) -> Timeline:
     """
     if (key := _key(path)) not in _timelines:
         with open_video(path) as opened:
-            for _ in _decoded(path, opened):
+            for _ in decoded(path, opened):
                 pass
     return _timelines[key]
 
@@ -110,6 +124,18 @@ def timeline(path: str | Path) -> Timeline:
 def remembered(path: str | Path) -> Timeline | None:
     """Returns the timeline of a file that this process decoded; None: it did not."""
     return _timelines.get(_key(path))
+
+
+def remember(path: str | Path, found: Timeline) -> None:
+    """Keeps the timeline of a file that an earlier process decoded."""
+    _remember(_key(path), found)
+
+
+def _remember(key: tuple[str, int, int], found: Timeline) -> None:
+    with _remembering:
+        _timelines[key] = found
+        while len(_timelines) > _REMEMBERED:
+            del _timelines[next(iter(_timelines))]
 
 
 def list_notes(videos: Mapping[str, Mapping[str, str]]) -> list[str]:
@@ -150,7 +176,7 @@ def _key(path: str | Path) -> tuple[str, int, int]:
     return str(Path(path).absolute()), found.st_size, found.st_mtime_ns
 
 
-def _decoded(path: str | Path, opened: Opened) -> Iterator[tuple[float, float, av.VideoFrame]]:
+def decoded(path: str | Path, opened: Opened) -> Iterator[tuple[float, float, av.VideoFrame]]:
     """Yields (start, end, frame) in seconds after the first frame, in increasing order of starts.
 
     At the end of the file, compares it with what the file declares and remembers the timeline.
@@ -177,12 +203,10 @@ def _decoded(path: str | Path, opened: Opened) -> Iterator[tuple[float, float, a
     clock.close(packets)
     if opened.others:
         clock.note("several video streams", f"{describe(stream)} is read, not {opened.others}")
-    _timelines[key] = Timeline(clock.end, clock.pictures, describe(stream), tuple(clock.notes.values()))
-    while len(_timelines) > _REMEMBERED:
-        del _timelines[next(iter(_timelines))]
+    _remember(key, Timeline(clock.end, clock.pictures, describe(stream), tuple(clock.notes.values())))
 
 
-def _upright(frame: av.VideoFrame) -> av.VideoFrame:
+def upright(frame: av.VideoFrame) -> av.VideoFrame:
     """Turns and mirrors a frame as its display matrix says; one that is not turned by right angles stays."""
     data: Any = frame.side_data.get("DISPLAYMATRIX")
     if data is None:

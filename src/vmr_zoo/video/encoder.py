@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
 from vmr_zoo.utils.arrays import Array
+from vmr_zoo.video.ahead import ahead
 from vmr_zoo.video.decode import VideoError
 
 T = TypeVar("T")
+
+_listener: ContextVar[Callable[[float], None] | None] = ContextVar("listener", default=None)
 
 
 class VideoEncoder(ABC):
@@ -83,8 +88,23 @@ def in_clips(samples: Iterable[T], size: int) -> Iterator[list[T]]:
         yield clip
 
 
+@contextmanager
+def reporting(listener: Callable[[float], None]) -> Iterator[None]:
+    """Calls a function during `encode_video`, however many layers above call that.
+
+    Args:
+        listener: gets the seconds of video that are encoded, after each batch; what it raises ends the
+            encoding.
+    """
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
+
+
 def encode_video(encoder: VideoEncoder, path: Path, batch_size: int = 32) -> Array:
-    """Encodes one file with at most one batch of clips in memory.
+    """Encodes one file, while a thread decodes the next batch of clips.
 
     Args:
         encoder: encodes the clips.
@@ -97,9 +117,13 @@ def encode_video(encoder: VideoEncoder, path: Path, batch_size: int = 32) -> Arr
     Raises:
         VideoError: if the file holds no usable video or is shorter than one clip.
     """
-    clips = encoder.clips(path)
-    batches = iter(lambda: list(itertools.islice(clips, batch_size)), [])
-    features = [encoder.encode(batch)[0] for batch in batches]
+    with closing(ahead(encoder.clips(path), batch_size)) as clips:
+        batches = iter(lambda: list(itertools.islice(clips, batch_size)), [])
+        features = []
+        for batch in batches:
+            features.append(encoder.encode(batch)[0])
+            if (listener := _listener.get()) is not None:
+                listener(sum(map(len, features)) * encoder.clip_seconds)
     if not features:
         raise VideoError("empty", f"{path} is too short for one clip of {encoder.clip_seconds:g} s.")
     return np.concatenate(features)

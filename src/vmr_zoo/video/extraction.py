@@ -8,33 +8,36 @@ Files are written atomically: every existing file is complete. An interrupted ru
 processes may fill one folder with a shard each.
 
 Memory does not grow with the number of videos. Only the features of the videos in progress grow with their
-length; decoded clips wait in a bounded queue.
+length; decoded clips wait in bounded queues.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
-import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from queue import Full, Queue
 from typing import Any, NamedTuple
 
 import av
 import numpy as np
+from joblib import cpu_count
 
 from vmr_zoo.errors import VmrError, unknown
 from vmr_zoo.utils.arrays import Array
 from vmr_zoo.utils.files import append_row, atomic_path
 from vmr_zoo.utils.parallel import in_parallel, progress_bar
+from vmr_zoo.video.ahead import ahead_of_all
 from vmr_zoo.video.decode import Timeline, VideoError, remembered
 from vmr_zoo.video.encoder import VideoEncoder
 from vmr_zoo.video.manifest import feature_settings, write_or_compare_manifest
 
 STORAGE = ("float32", "float16")
 VIDEOS = "videos.jsonl"
+MOST_THREADS = 8
+"""Videos that are decoded at the same time, unless more are requested."""
 
 
 class Failure(NamedTuple):
@@ -59,6 +62,7 @@ def extract(
     storage: str = "float32",
     batch_size: int = 32,
     processes: int | None = None,
+    threads: int | None = None,
 ) -> list[Failure]:
     """Extracts the features of videos without a file.
 
@@ -70,9 +74,11 @@ def extract(
         storage: type of the clip vectors, "float32" or "float16". Patches are float16.
         batch_size: clips per forward pass, of one or several videos.
         processes: number of parallel processes, for encoders with `one_process_per_core`; None: one per core.
+        threads: number of videos that are decoded at the same time, ahead of other encoders; None: one per
+            core, at most `MOST_THREADS`. Features do not depend on it, up to rounding.
 
     Returns:
-        The videos that failed; each other video has a file.
+        The videos that failed, in the given order; each other video has a file.
 
     Raises:
         VmrError: if the folder was filled with other settings.
@@ -86,6 +92,10 @@ def extract(
             f"{type(encoder).__name__} encodes in one process, which uses all cores or the GPU: set "
             "processes=null. To use several GPUs or machines, run one shard=i/n on each."
         )
+    if threads is not None and encoder.one_process_per_core:
+        raise VmrError(f"{type(encoder).__name__} decodes and encodes in processes: set threads=null.")
+    if threads is not None and threads < 1:
+        raise VmrError(f"Expected threads of at least 1, found {threads}.")
     out = Path(out).expanduser()
     write_or_compare_manifest(out, feature_settings(encoder, storage), node)
     jobs = [
@@ -97,13 +107,13 @@ def extract(
         work = [(job, encoder, storage, batch_size) for job in jobs]
         done = in_parallel(_extract_one, work, "Extracting features", processes)
         return [failure for failure in done if failure is not None]
-    failures = []
+    failed = {}
     with progress_bar(len(jobs)) as progress:
-        results = _batched(jobs, encoder, storage, batch_size)
+        results = _batched(jobs, encoder, storage, batch_size, threads or min(cpu_count(), MOST_THREADS))
         for failure in progress.track(results, total=len(jobs), description="Extracting features"):
             if failure is not None:
-                failures.append(failure)
-    return failures
+                failed[failure.video_id] = failure
+    return [failed[job.video_id] for job in jobs if job.video_id in failed]
 
 
 class _Job(NamedTuple):
@@ -190,44 +200,12 @@ def _encoded(
 
 
 def _batched(
-    jobs: Sequence[_Job], encoder: VideoEncoder, storage: str, batch_size: int
+    jobs: Sequence[_Job], encoder: VideoEncoder, storage: str, batch_size: int, threads: int
 ) -> Iterator[Failure | None]:
-    """Extracts videos in shared batches, while a thread decodes ahead."""
-    queue: Queue[tuple[_Job, Any] | Exception | None] = Queue(batch_size)
-    stop = threading.Event()
-
-    def put(item: tuple[_Job, Any] | Exception | None) -> bool:
-        while not stop.is_set():
-            try:
-                queue.put(item, timeout=0.1)
-                return True
-            except Full:
-                pass
-        return False
-
-    def decode() -> None:
-        try:
-            for job in jobs:
-                for clip in _clips(job, encoder):
-                    if not put((job, clip)):
-                        return
-            put(None)
-        except Exception as error:  # an internal error: raised in the main thread
-            put(error)
-
-    def stream() -> Iterator[tuple[_Job, Any]]:
-        while (item := queue.get()) is not None:
-            if isinstance(item, Exception):
-                raise item
-            yield item
-
-    thread = threading.Thread(target=decode, name="decode", daemon=True)
-    thread.start()
-    try:
-        yield from _encoded(stream(), encoder, storage, batch_size)
-    finally:
-        stop.set()
-        thread.join()
+    """Extracts videos in shared batches, while threads decode ahead."""
+    sources = [zip(itertools.repeat(job), _clips(job, encoder)) for job in jobs]
+    with closing(ahead_of_all(sources, batch_size, threads)) as stream:
+        yield from _encoded(stream, encoder, storage, batch_size)
 
 
 def read_notes(out: Path, video_ids: Iterable[str]) -> dict[str, dict[str, str]]:

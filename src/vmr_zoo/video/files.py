@@ -42,29 +42,47 @@ def find_videos(videos: str | Path | Sequence[str | Path]) -> dict[str, Path]:
     Raises:
         VmrError: if nothing is found, two files have the same id, or a folder or text file cannot be read.
     """
-    several = [videos] if isinstance(videos, str | Path) else list(videos)
     found: dict[str, Path] = {}
+    for path in list_videos(videos):
+        other = found.setdefault(path.stem, path)
+        if other != path and other.resolve() != path.resolve():
+            raise VmrError(
+                f"Two files have the video id '{printable(path.stem)}': {printable(other)} and "
+                f"{printable(path)}. The id of a video is its file name without suffix: rename one, or "
+                "select fewer files."
+            )
+    return dict(sorted(found.items()))
+
+
+def list_videos(videos: str | Path | Sequence[str | Path], key: str = "videos") -> list[Path]:
+    """Finds video files, which may have equal names in several folders.
+
+    Args:
+        videos: as for `find_videos`.
+        key: of the configuration, for messages.
+
+    Returns:
+        Paths, each once, in the order of `videos` and sorted within each.
+
+    Raises:
+        VmrError: if nothing is found, or a folder or text file cannot be read.
+    """
+    several = [videos] if isinstance(videos, str | Path) else list(videos)
+    found: list[Path] = []
     for one in several:
-        paths = list(expand(one))
-        for path in paths:
-            other = found.setdefault(path.stem, path)
-            if other != path and other.resolve() != path.resolve():
-                raise VmrError(
-                    f"Two files have the video id '{printable(path.stem)}': {printable(other)} and "
-                    f"{printable(path)}. The id of a video is its file name without suffix: rename one, or "
-                    "select fewer files."
-                )
+        paths = sorted(expand(one))
+        found += paths
         if not paths:
             other_kind = (
                 ", which is a pipe or device" if os.path.lexists(one) and not Path(one).is_dir() else ""
             )
             raise VmrError(
-                f"Found no video for videos={printable(one)}{other_kind}. Expected a folder with video files "
+                f"Found no video for {key}={printable(one)}{other_kind}. Expected a folder with video files "
                 f"({' '.join(SUFFIXES)}), a glob, a video file, or a .txt with one path per line."
             )
     if not found:
-        raise VmrError("No video was requested: set videos=FOLDER, a glob, a file, or a list of these.")
-    return dict(sorted(found.items()))
+        raise VmrError(f"No video was requested: set {key}=FOLDER, a glob, a file, or a list of these.")
+    return list(dict.fromkeys(found))
 
 
 def shard(items: Sequence[T], text: str) -> list[T]:

@@ -1,30 +1,26 @@
 """CLIP features of frames from any model of the open_clip library.
 
 The vector of a clip is the mean of `encode_image` over its sampled frames: projected to the joint space with
-text, not normalised. Patch tokens are those of the last layer after the final LayerNorm; of a convolutional
-network from timm, the cells of the last map, whose mean is the vector of the frame.
+text, not normalised. Patch tokens are defined in `vmr_zoo.video.image_towers`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import open_clip
 import torch
-from open_clip.timm_model import TimmModel
 from open_clip.transform import PreprocessCfg, image_transform_v2
-from open_clip.transformer import VisionTransformer
 from torch import Tensor
 
 from vmr_zoo.errors import VmrError, nearest, unknown
 from vmr_zoo.utils.arrays import Array
-from vmr_zoo.utils.packaged import PACKAGED, open_clip_folder, open_clip_name
+from vmr_zoo.utils.packaged import PACKAGED, open_clip_folder, open_clip_name, quiet
 from vmr_zoo.video.decode import sample
 from vmr_zoo.video.encoder import VideoEncoder, in_clips
+from vmr_zoo.video.image_towers import ImageTower
 from vmr_zoo.video.torch_models import (
     check_precision,
     find_device,
@@ -34,6 +30,7 @@ from vmr_zoo.video.torch_models import (
 )
 
 _TOKENS = ("unprojected", "projected")
+_PREPROCESS = ("mean", "std", "interpolation", "resize_mode")
 
 
 class OpenClip(VideoEncoder):
@@ -49,6 +46,7 @@ class OpenClip(VideoEncoder):
         random_weights: bool = False,
         device: str | None = None,
         dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+        preprocess: str | None = None,
     ) -> None:
         """Loads the model; open_clip downloads the weights if necessary.
 
@@ -59,13 +57,16 @@ class OpenClip(VideoEncoder):
             clip_seconds: length of a clip.
             samples: frames per clip, evenly spaced; their features are averaged.
             patch_tokens: also store the patch tokens of the middle frame of each clip: "unprojected" (width
-                of the image tower), or "projected" by the matrix that projects the pooled feature.
+                of the image tower), or "projected" as the pooled feature is.
             random_weights: whether to use random instead of pretrained weights, for tests only.
             device: "cpu", "cuda" or "cuda:N", not part of the manifest; None: a GPU if available.
             dtype: precision of the computation.
+            preprocess: for a file of weights, the tag of published weights whose preprocessing they expect;
+                None: that of all published weights of the model, and open_clip's default if there are none.
 
         Raises:
-            VmrError: for an unknown model, weights that cannot be loaded, or a model without patch tokens.
+            VmrError: for an unknown model, weights that cannot be loaded, a model without such patch tokens,
+                or a file of weights whose preprocessing is unknown.
         """
         if patch_tokens not in (None, *_TOKENS):
             raise unknown("kind of patch tokens", str(patch_tokens), _TOKENS)
@@ -73,11 +74,10 @@ class OpenClip(VideoEncoder):
             raise VmrError(f"Expected samples >= 1 and clip_seconds > 0, found {samples} and {clip_seconds}.")
         check_precision(dtype)
         self.device = find_device(device)
-        self.model = _load(model, pretrained, random_weights).to(self.device).eval()
-        visual = self.model.visual
-        grid, width = _patch_shape(visual) if patch_tokens else (None, None)
-        if patch_tokens and grid is None:
-            raise VmrError(f"open_clip's {model} has no patch tokens. Set encoder.patch_tokens=null.")
+        visual = _load(model, pretrained, preprocess, random_weights).visual.to(self.device).eval()
+        self._tower = ImageTower(model, visual)
+        if patch_tokens:
+            self._tower.check(patch_tokens)
         folder = open_clip_folder(model)
         self.name = model if folder is None else folder.name  # another machine has another path
         self.model_name = model
@@ -87,9 +87,10 @@ class OpenClip(VideoEncoder):
         self.patch_tokens = patch_tokens
         self.random_weights = random_weights
         self.dtype = dtype
-        self.dim = _dim(visual)
-        self.patches = None if grid is None else grid[0] * grid[1]
-        self.patch_dim = {None: None, "projected": self.dim, "unprojected": width}[patch_tokens]
+        self.preprocess = preprocess
+        self.dim = self._tower.dim
+        self.patches = self._tower.patches if patch_tokens else None
+        self.patch_dim = {None: None, "projected": self.dim, "unprojected": self._tower.width}[patch_tokens]
         self._preprocess = image_transform_v2(PreprocessCfg(**visual.preprocess_cfg), is_train=False)
         self._weights = weights_hash(visual)
 
@@ -105,32 +106,12 @@ class OpenClip(VideoEncoder):
         images = torch.cat(list(clips)).to(self.device)
         with inference(self.device, self.dtype):
             if self.patch_tokens is None:
-                features = self.model.encode_image(images)
-                tokens = None
+                features, tokens = self._tower.features(images), None
             else:
                 middles = [end - length + length // 2 for end, length in _ends(lengths)]
-                features, tokens = self._with_patches(images, middles)
+                features, tokens = self._tower.with_patches(images, middles, self.patch_tokens)
             pooled = torch.stack([part.float().mean(0) for part in features.split(lengths)])
         return pooled.cpu().numpy(), None if tokens is None else tokens.float().cpu().numpy()
-
-    def _with_patches(self, images: Tensor, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Returns features (N, dim) of all images, and patch tokens (R, patches, patch_dim) of R rows."""
-        visual = self.model.visual
-        projected = self.patch_tokens == "projected"
-        if isinstance(visual, TimmModel):
-            cells = visual.trunk.forward_features(images)
-            tokens = cells[rows].flatten(2).transpose(1, 2)
-            features = visual.head(visual.trunk.forward_head(cells))
-            return features, visual.head(tokens) if projected else tokens
-        found = self.model.forward_intermediates(
-            image=images,
-            image_indices=1,
-            normalize=False,
-            normalize_intermediates=True,
-            image_output_fmt="NLC",
-        )
-        tokens = found["image_intermediates"][-1][rows]
-        return found["image_features"], tokens @ visual.proj if projected else tokens
 
     def node(self) -> dict[str, Any]:
         """Returns the configuration node that rebuilds the encoder, without its device."""
@@ -143,6 +124,7 @@ class OpenClip(VideoEncoder):
             "patch_tokens": self.patch_tokens,
             "random_weights": self.random_weights,
             "dtype": self.dtype,
+            "preprocess": self.preprocess,
         }
 
     def manifest(self) -> dict[str, Any]:
@@ -152,7 +134,7 @@ class OpenClip(VideoEncoder):
             "pretrained": None if self.pretrained is None else Path(self.pretrained).name,
             "random_weights": self.random_weights,
             "weights": self._weights,
-            "preprocess": self.model.visual.preprocess_cfg,
+            "preprocess": self._tower.visual.preprocess_cfg,
             "clip_seconds": self.clip_seconds,
             "samples": self.samples,
             "patch_tokens": self.patch_tokens,
@@ -160,7 +142,7 @@ class OpenClip(VideoEncoder):
         }
 
 
-def _load(model: str, pretrained: str | None, random_weights: bool) -> Any:
+def _load(model: str, pretrained: str | None, preprocess: str | None, random_weights: bool) -> Any:
     """Builds an open_clip model with the requested weights."""
     asked, model = model, open_clip_name(model)
     with_weights = model.startswith(("local-dir:", "hf-hub:"))
@@ -168,18 +150,20 @@ def _load(model: str, pretrained: str | None, random_weights: bool) -> Any:
         close = " or ".join(nearest(model, (*PACKAGED, *open_clip.list_models())))
         hint = f" Did you mean {close}?" if close else ""
         raise VmrError(f"open_clip has no model '{model}'.{hint} open_clip.list_models() lists all.")
-    if random_weights:
-        with same_random_weights(), _quiet():
-            return open_clip.create_model(model, pretrained=None, load_weights=False)
-    if pretrained is None and not with_weights:
+    if pretrained is None and not with_weights and not random_weights:
         tags = open_clip.list_pretrained_tags_by_model(model)
         raise VmrError(
             f"No weights were requested. Set encoder.pretrained to a file or a tag of {model} "
             f"({', '.join(tags) or 'it has none'}). For tests: encoder.random_weights=true."
         )
+    expected = None if with_weights else _preprocessing(model, pretrained, preprocess, random_weights)
+    if random_weights:
+        return _random(model, expected)
     try:
-        with _quiet():
-            return open_clip.create_model(model, pretrained=pretrained, require_pretrained=True)
+        with quiet():
+            return open_clip.create_model(
+                model, pretrained=pretrained, require_pretrained=True, force_preprocess_cfg=expected
+            )
     except Exception as error:  # any error of the download or of reading
         raise VmrError(
             f"open_clip cannot load {asked} with pretrained={pretrained}: {error}\n"
@@ -187,41 +171,57 @@ def _load(model: str, pretrained: str | None, random_weights: bool) -> Any:
         ) from error
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Hides open_clip's info messages; warnings stay."""
-    before = logging.root.manager.disable
-    logging.disable(logging.INFO)
-    try:
-        yield
-    finally:
-        logging.disable(before)
+def _random(model: str, preprocess: dict[str, Any] | None) -> Any:
+    """Builds a model with random weights; its text tower, perhaps a download, is replaced by a small one."""
+    small = {"width": 8, "heads": 1, "layers": 1, "context_length": 8, "vocab_size": 8}
+    decoder = "multimodal_cfg" in (open_clip.get_model_config(model) or {})
+    with same_random_weights(), quiet():
+        return open_clip.create_model(
+            model,
+            pretrained=None,
+            load_weights=False,
+            force_preprocess_cfg=preprocess,
+            text_cfg=small,
+            **({"multimodal_cfg": small} if decoder else {}),
+        )
 
 
-def _dim(visual: Any) -> int:
-    """Returns the size of a feature; networks from timm state none."""
-    if not isinstance(visual, TimmModel):
-        return int(visual.output_dim)
-    with torch.inference_mode():
-        return int(visual(_black(visual)).shape[1])
+def _preprocessing(
+    model: str, pretrained: str | None, tag: str | None, random_weights: bool
+) -> dict[str, Any] | None:
+    """Returns the preprocessing that the weights in a file expect; open_clip would assume OpenAI's.
 
+    Args:
+        model: a name of `open_clip.list_models()`.
+        pretrained: a tag or a file.
+        tag: the published weights to take it from; None: it is the same for all of the model.
+        random_weights: whether any preprocessing will do.
 
-def _black(visual: TimmModel) -> Tensor:
-    """Returns one image (1, 3, H, W) in the size that the network expects."""
-    return torch.zeros(1, 3, *visual.image_size, device=next(visual.parameters()).device)
+    Returns:
+        Mean, standard deviation and resizing; None: open_clip knows, or there are no published weights.
 
-
-def _patch_shape(visual: Any) -> tuple[tuple[int, int] | None, int | None]:
-    """Returns rows and columns of the patches of an image tower, and their width; None without patches."""
-    if isinstance(visual, VisionTransformer) and visual.proj is not None:
-        return visual.grid_size, int(visual.conv1.out_channels)
-    # The mean of the cells is the vector of the image if nothing but a linear layer follows the mean.
-    if isinstance(visual, TimmModel) and isinstance(getattr(visual.head, "proj", None), torch.nn.Linear):
-        with torch.inference_mode():
-            cells = visual.trunk.forward_features(_black(visual))
-        if cells.ndim == 4 and cells.shape[1] == visual.trunk.num_features:
-            return (cells.shape[2], cells.shape[3]), cells.shape[1]
-    return None, None
+    Raises:
+        VmrError: if published weights of the model differ, or there are none of this tag.
+    """
+    if pretrained is not None and not random_weights and open_clip.get_pretrained_cfg(model, pretrained):
+        return None
+    tags = open_clip.list_pretrained_tags_by_model(model)
+    if tag is not None and tag not in tags:
+        raise unknown(f"published weights of {model} (encoder.preprocess)", tag, tags)
+    found: dict[str, dict[str, Any]] = {}
+    for name in tags if tag is None else [tag]:
+        published = open_clip.get_pretrained_cfg(model, name)
+        found[name] = {key: published[key] for key in _PREPROCESS if published.get(key) is not None}
+    kinds = {str(entry): name for name, entry in found.items()}
+    if len(kinds) > 1:
+        if random_weights:
+            return None
+        listed = "\n".join(f"- encoder.preprocess={name}: {kind}" for kind, name in kinds.items())
+        raise VmrError(
+            f"Published weights of {model} expect images that are prepared differently. Say which of them "
+            f"the file {pretrained} resembles:\n{listed}"
+        )
+    return next(iter(found.values()), None)
 
 
 def _ends(lengths: Sequence[int]) -> Iterator[tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""CLIP's tokenizer, and CLIP's text tower as a text encoder."""
+"""Text towers of open_clip as text encoders."""
 
 from __future__ import annotations
 
@@ -11,81 +11,21 @@ from typing import Any
 import numpy as np
 import torch
 
+from vmr_zoo.data.text.clip_tokenizer import BytePairs, OwnTokens, hub_tokenizer, needs_files, read_tokenizer
 from vmr_zoo.data.text.encoder import TextEncoder, Tokens
 from vmr_zoo.data.text.lost_words import LostWords, count_lost
 from vmr_zoo.errors import VmrError, nearest, unknown
 from vmr_zoo.utils.arrays import Array
 from vmr_zoo.utils.hashing import content_hash, file_hash
-from vmr_zoo.utils.packaged import PACKAGED, open_clip_folder, open_clip_name
-
-
-def clip_tokens(tokenizer: Any, text: str) -> Tokens:
-    """Splits a sentence as CLIP does, without the start and the end token.
-
-    Args:
-        tokenizer: open_clip's `SimpleTokenizer`.
-        text: the sentence.
-
-    Returns:
-        The ids; for each id the characters of its word; and the text that these characters index: cleaned and
-        in lower case.
-    """
-    cleaned = tokenizer.clean_fn(text)
-    ids, offsets = [], []
-    for word in tokenizer.pat.finditer(cleaned):
-        symbols = "".join(tokenizer.byte_encoder[byte] for byte in word.group().encode())
-        for piece in tokenizer.bpe(symbols).split(" "):
-            ids.append(tokenizer.encoder[piece])
-            offsets.append(word.span())
-    return Tokens(np.array(ids, np.int64), np.array(offsets, np.int64).reshape(-1, 2), cleaned)
-
-
-class _BytePairs:
-    """CLIP's own tokenizer: the byte pairs that open_clip ships."""
-
-    def __init__(self) -> None:
-        from open_clip.tokenizer import SimpleTokenizer
-
-        self._tokenizer = SimpleTokenizer()
-        self.ends = (self._tokenizer.sot_token_id, self._tokenizer.eot_token_id)
-        self.unknown: int | None = None
-
-    def split(self, text: str) -> Tokens:
-        """Splits a sentence, without start and end token."""
-        return clip_tokens(self._tokenizer, text)
-
-    def word(self, number: int) -> str:
-        """Returns the text of an id."""
-        return str(self._tokenizer.decoder[number]).removesuffix("</w>")
-
-
-class _OwnTokens:
-    """The tokenizer in the folder of a model, `tokenizer.json` of the tokenizers library."""
-
-    def __init__(self, file: Path) -> None:
-        from tokenizers import Tokenizer
-
-        self._tokenizer = Tokenizer.from_file(str(file))
-        self._tokenizer.no_truncation()
-        self.ends = (ends := self._tokenizer.encode("").ids)[0], ends[-1]
-        self.unknown: int | None = self._tokenizer.token_to_id("[UNK]")
-
-    def split(self, text: str) -> Tokens:
-        """Splits a sentence, without start and end token."""
-        found = self._tokenizer.encode(text, add_special_tokens=False)
-        return Tokens(np.array(found.ids, np.int64), np.array(found.offsets, np.int64).reshape(-1, 2), text)
-
-    def word(self, number: int) -> str:
-        """Returns the text of an id."""
-        return str(self._tokenizer.id_to_token(number))
+from vmr_zoo.utils.packaged import PACKAGED, open_clip_folder, open_clip_name, quiet
 
 
 class ClipTextEncoder(TextEncoder):
-    """The text tower of a CLIP model, by open_clip.
+    """The text tower of a CLIP model, by open_clip: CLIP's own, SigLIP's, CoCa's, BERT's and others.
 
     Token vectors are the states after the final LayerNorm, before the projection: `last_hidden_state` in the
-    files of the Moment-DETR family. The sentence vector is the state of the end token, projected into the
-    joint space with images: `pooler_output` in those files, `encode_text` in open_clip.
+    files of the Moment-DETR family. The sentence vector is the pooled state, CLIP's the one of the end token,
+    projected into the joint space with images: `pooler_output` in those files, `encode_text` in open_clip.
     """
 
     def __init__(
@@ -109,8 +49,8 @@ class ClipTextEncoder(TextEncoder):
             pretrained: a file of weights (safetensors, or a state dict that `torch.load` reads with
                 weights_only), or open_clip's tag of published weights, downloaded once; None if `model`
                 includes weights.
-            special_tokens: whether token vectors include the start and the end token, as in the files of the
-                Moment-DETR family.
+            special_tokens: whether token vectors include the special tokens, such as the start and the end
+                token in the files of the Moment-DETR family.
             longest: only the first byte pairs of a sentence are read, so the end token follows them; None: as
                 many as the model has positions for.
             device: such as "cpu" or "cuda".
@@ -118,34 +58,30 @@ class ClipTextEncoder(TextEncoder):
             workers: batches computed in parallel.
 
         Raises:
-            VmrError: if open_clip knows no such model, or its text tower is not CLIP's own.
+            VmrError: if open_clip knows no such model, or the configuration of its text tower cannot be
+                loaded.
         """
         super().__init__(cache, batch_size, workers)
         self._folder = open_clip_folder(model)
         config = _configuration(model)
         text = config["text_cfg"]
-        foreign = [key for key in _FOREIGN if text.get(key)]
-        if self._own_tokens is not None:
-            foreign = [key for key in foreign if key != "hf_tokenizer_name"]
-        if text.get("pool_type", "argmax") != "argmax":
-            foreign.append("pool_type")
-        if foreign or "multimodal_cfg" in config:
-            raise VmrError(
-                f"Expected a model with CLIP's own text tower and byte pairs (text_encoder.model), found "
-                f"{model} with {', '.join(foreign) or 'multimodal_cfg'}. Choose another, such as ViT-B-32."
-            )
         self.name = model if self._folder is None else self._folder.name
         self.model_name = model
         self.pretrained = pretrained
         self.special_tokens = special_tokens
         self.longest = longest
         self.device = device
-        self.token_dim: int = text["width"]
+        self._transformers = "hf_model_name" in text  # a tower of the transformers library
+        # CLIP's own tower is causal: what follows the end token changes nothing. Others see the padding.
+        self._padded = not self._transformers and (
+            any(text.get(key) for key in ("no_causal_mask", "embed_cls"))
+            or text.get("pool_type", "argmax") != "argmax"
+        )
+        self._context: int = text.get("context_length", 77)
+        self._longest = self._context if longest is None else longest
+        self.token_dim: int = _hidden_size(model, text) if self._transformers else text["width"]
         self.dim: int = config["embed_dim"]
         self._config = config
-        self._room = text.get("context_length", 77) - 2
-        if longest is not None:
-            self._room = min(longest, self._room)
 
     @cached_property
     def _weights(self) -> Path:
@@ -188,7 +124,7 @@ class ClipTextEncoder(TextEncoder):
         """The hash of the architecture, of the weights, and of a limit on the length."""
         limit = [] if self.longest is None else [f"first {self.longest}"]
         config = json.dumps(self._config, sort_keys=True)
-        own = [] if self._own_tokens is None else [self._own_tokens.read_bytes()]
+        own = [content] if (content := self._tokenizer.content) else []
         return content_hash(config, file_hash(self._weights), *own, *limit).hex()
 
     def manifest(self) -> dict[str, Any]:
@@ -202,8 +138,8 @@ class ClipTextEncoder(TextEncoder):
 
     @property
     def end_ids(self) -> tuple[int, ...]:
-        """The ids of the start and the end token, if `tokens` has rows for them."""
-        return self._tokenizer.ends if self.special_tokens else ()
+        """The ids of the special tokens before and after a sentence, if `tokens` has rows for them."""
+        return (*self._tokenizer.before, *self._tokenizer.after) if self.special_tokens else ()
 
     def token_text(self, text: str) -> list[str]:
         """Returns the text of each byte pair, "" for the start and the end token."""
@@ -223,20 +159,20 @@ class ClipTextEncoder(TextEncoder):
             max_tokens,
         )
 
-    @property
-    def _own_tokens(self) -> Path | None:
-        """The tokenizer of the model's own, if it has one."""
-        file = None if self._folder is None else self._folder / "tokenizer.json"
-        return file if file is not None and file.is_file() else None
-
     @cached_property
-    def _tokenizer(self) -> _BytePairs | _OwnTokens:
-        return _BytePairs() if self._own_tokens is None else _OwnTokens(self._own_tokens)
+    def _tokenizer(self) -> BytePairs | OwnTokens:
+        """The tokenizer in the model's folder, the one that its configuration names, or CLIP's own."""
+        file = None if self._folder is None else self._folder / "tokenizer.json"
+        text = self._config["text_cfg"]
+        if file is not None and file.is_file() and not (self._padded or self._transformers):
+            return read_tokenizer(file)
+        return hub_tokenizer(self.model_name, text) if "hf_tokenizer_name" in text else BytePairs()
 
     def _pieces(self, text: str) -> Tokens:
-        """Splits a sentence, with room for the start and the end token."""
+        """Splits a sentence, with room for the special tokens."""
         tokens = self._tokenizer.split(text)
-        room = slice(self._room)
+        specials = len(self._tokenizer.before) + len(self._tokenizer.after)
+        room = slice(min(self._longest, self._context - specials))
         return Tokens(tokens.ids[room], tokens.offsets[room], tokens.text)
 
     def tokenise(self, texts: Sequence[str]) -> list[Tokens]:
@@ -251,11 +187,11 @@ class ClipTextEncoder(TextEncoder):
         split = [self._pieces(text) for text in texts]
         if not self.special_tokens:
             return split
-        nothing = np.zeros((1, 2), np.int64)
+        before, after = (np.zeros((len(ids), 2), np.int64) for ids in self._specials)
         return [
             Tokens(
                 np.array(self._with_ends(tokens), np.int64),
-                np.concatenate([nothing, tokens.offsets, nothing]),
+                np.concatenate([before, tokens.offsets, after]),
                 tokens.text,
             )
             if len(tokens.ids)
@@ -263,9 +199,13 @@ class ClipTextEncoder(TextEncoder):
             for tokens in split
         ]
 
+    @property
+    def _specials(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        return self._tokenizer.before, self._tokenizer.after
+
     def _with_ends(self, tokens: Tokens) -> list[int]:
-        start, end = self._tokenizer.ends
-        return [start, *tokens.ids.tolist(), end]
+        before, after = self._specials
+        return [*before, *tokens.ids.tolist(), *after]
 
     def tokens(self, texts: Sequence[str]) -> list[Array]:
         """Embeds sentences token by token.
@@ -274,17 +214,30 @@ class ClipTextEncoder(TextEncoder):
             texts: N sentences.
 
         Returns:
-            N arrays (L, token_dim) float32, not normalised; with `special_tokens`, including the rows of the
-            start and the end token.
+            N arrays (L, token_dim) float32, not normalised; with `special_tokens`, including their rows.
 
         Raises:
             VmrError: if a sentence has no token.
         """
         states = self.states(texts)
-        return states if self.special_tokens else [rows[1:-1] for rows in states]
+        if self.special_tokens:
+            return states
+        before, after = map(len, self._specials)
+        return [rows[before : len(rows) - after] for rows in states]
 
     def _inputs(self, texts: Sequence[str]) -> list[list[int]]:
-        return [self._with_ends(self._pieces(text)) for text in texts]
+        ids = [self._with_ends(self._pieces(text)) for text in texts]
+        if not self._padded:
+            return ids
+        return [[*row, *[self._tokenizer.padding] * (self._context - len(row))] for row in ids]
+
+    def _length(self, ids: list[int]) -> int:
+        """Returns the length of a padded input without its padding."""
+        after = self._tokenizer.after
+        end = len(ids)
+        while end and ids[end - 1] in (self._tokenizer.padding, *after):
+            end -= 1
+        return end + len(after)
 
     @cached_property
     def _model(self) -> Any:
@@ -294,26 +247,41 @@ class ClipTextEncoder(TextEncoder):
         file = self._weights
         try:
             # Pickle is never executed: torch.load with weights_only, or safetensors.
-            model = open_clip.create_model(
-                open_clip_name(self.model_name),
-                pretrained=None if self._folder is not None else str(file),
-                precision="fp32",
-                weights_only=True,
-            )
+            with quiet():
+                model = open_clip.create_model(
+                    open_clip_name(self.model_name),
+                    pretrained=None if self._folder is not None else str(file),
+                    precision="fp32",
+                    force_custom_text=True,  # the text tower is a module of its own
+                    weights_only=True,
+                )
         except Exception as error:  # RuntimeError, UnpicklingError, SafetensorError, KeyError, …
             raise VmrError(
                 f"{file} does not hold weights of {self.name} that can be read without running code "
                 f"({error!s:.300}). Expected safetensors or a plain state dict; OpenAI's own .pt files are "
                 "programs (TorchScript): use the tag or another copy."
             ) from error
-        tower = getattr(model, "text", model)
-        if hasattr(tower, "visual"):
-            del tower.visual
-        return tower.eval().to(self.device)
+        tower = model.text.eval().to(self.device)
+        tower.output_tokens = True
+        return tower
 
-    def _forward(self, ids: list[list[int]]) -> tuple[Array, Array]:
+    def _forward(self, ids: list[list[int]]) -> tuple[Sequence[Array], Array]:
         tower = self._model
         tokens = torch.tensor(ids, device=self.device)
+        if self._transformers:
+            mask = (tokens != tower.config.pad_token_id).long()
+            found = tower.transformer(input_ids=tokens, attention_mask=mask)
+            pooled = tower.proj(tower.pooler(found, mask))
+            return found.last_hidden_state.half().cpu().numpy(), pooled.half().cpu().numpy()
+        if self._padded:
+            pooled, x = tower(tokens)
+            if tower.cls_emb is not None:  # CoCa normalises the pooled state only
+                x = tower.ln_final(x)
+            rows = x.half().cpu().numpy()
+            lengths = map(self._length, ids)
+            return [row[:length].copy() for row, length in zip(rows, lengths, strict=True)], (
+                pooled.half().cpu().numpy()
+            )
         length = tokens.shape[1]
         # Attention is causal, so the padding to 77 tokens that open_clip adds need not be computed.
         x = tower.token_embedding(tokens) + tower.positional_embedding[:length]
@@ -347,5 +315,18 @@ def _configuration(model: str) -> dict[str, Any]:
     return dict(config)
 
 
-_FOREIGN = ("hf_model_name", "hf_tokenizer_name", "tokenizer_kwargs", "no_causal_mask", "embed_cls")
-"""Keys of a configuration whose text tower is not CLIP's own: BERT, SigLIP, CoCa."""
+def _hidden_size(model: str, text: dict[str, Any]) -> int:
+    """Returns the size of the states of a tower of the transformers library.
+
+    Raises:
+        VmrError: if its configuration cannot be loaded.
+    """
+    from open_clip.hf_configs import arch_dict
+    from transformers import AutoConfig
+
+    name = text["hf_model_name"]
+    try:
+        config = AutoConfig.from_pretrained(name)
+        return int(getattr(config, arch_dict[config.model_type]["config_names"]["width"]))
+    except Exception as error:  # no network, no such model, an architecture that open_clip does not know
+        raise VmrError(needs_files(model, "configuration", name, "config.json", error)) from error

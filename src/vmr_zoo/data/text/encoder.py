@@ -133,11 +133,11 @@ class TextEncoder(ABC):
         """The model behind `_forward`; first accessed when a sentence is not in the cache."""
 
     @abstractmethod
-    def _forward(self, ids: list[list[int]]) -> tuple[Array, Array]:
+    def _forward(self, ids: list[list[int]]) -> tuple[Sequence[Array], Array]:
         """Embeds B sentences of one length.
 
         Returns:
-            The values to cache: (B, L, token_dim) token vectors and (B, dim) sentence vectors.
+            The values to cache: B arrays (L, token_dim) of token vectors, and (B, dim) sentence vectors.
         """
 
     @cached_property
@@ -206,6 +206,30 @@ class TextEncoder(ABC):
         """
         return np.stack([tokens.mean(0) for tokens in self.tokens(texts)])
 
+    def means(self, texts: Sequence[str]) -> Array:
+        """Returns (N, token_dim) float32, the mean of each sentence's token vectors, not normalised.
+
+        Raises:
+            VmrError: if a sentence has no token.
+        """
+        return np.stack([tokens.mean(0) for tokens in self.tokens(texts)])
+
+    def means(self, texts: Sequence[str]) -> Array:
+        """Returns (N, token_dim) float32, the mean of each sentence's token vectors, not normalised.
+
+        Raises:
+            VmrError: if a sentence has no token.
+        """
+        return np.stack([tokens.mean(0) for tokens in self.tokens(texts)])
+
+    def means(self, texts: Sequence[str]) -> Array:
+        """Returns (N, token_dim) float32, the mean of each sentence's token vectors, not normalised.
+
+        Raises:
+            VmrError: if a sentence has no token.
+        """
+        return np.stack([tokens.mean(0) for tokens in self.tokens(texts)])
+
     def embed(self, texts: Iterable[str]) -> list[bytes]:
         """Computes and caches the sentences that are not cached yet.
 
@@ -244,7 +268,7 @@ class TextEncoder(ABC):
         _ = self._model  # load it before the threads start
         order = sorted(texts, key=lambda key: len(ids[key]))
 
-        def forward(batch: list[bytes]) -> tuple[list[bytes], Array, Array]:
+        def forward(batch: list[bytes]) -> tuple[list[bytes], Sequence[Array], Array]:
             with torch.inference_mode():
                 return batch, *self._forward([ids[key] for key in batch])
 
@@ -257,7 +281,7 @@ class TextEncoder(ABC):
             task = progress.add_task(f"Embedding sentences ({self.name})", total=len(order))
             for first in range(0, len(order), _SHARD):
                 parts = list(self._batches(order[first : first + _SHARD], ids))
-                stored: list[tuple[list[bytes], Array, Array]] = []
+                stored: list[tuple[list[bytes], Sequence[Array], Array]] = []
                 for done in pool.map(forward, parts):
                     stored.append(done)
                     progress.advance(task, len(done[0]))
