@@ -29,11 +29,16 @@ _LIBRARY_ERRORS = {
 """Exceptions of libraries by which they refuse what a user chose."""
 
 
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""Characters that a terminal obeys, but for the end of a line and the tabulator."""
+
+
 def complain(message: str) -> None:
-    """Prints a message to standard error, in red on a terminal."""
+    """Prints a message to standard error, in red on a terminal. It may quote a file of somebody else's."""
     from rich.console import Console
     from rich.text import Text
 
+    message = _CONTROL.sub("�", message)
     console = Console(stderr=True, soft_wrap=True)
     console.print(Text.assemble(("vmr: ", "bold red"), message))
 

@@ -15,7 +15,7 @@ from vmr_zoo.cli import completion
 from vmr_zoo.cli.explain import complain, exit_code, explain
 from vmr_zoo.cli.help import page
 from vmr_zoo.cli.jobs import run_verb
-from vmr_zoo.cli.paths import check_paths
+from vmr_zoo.cli.paths import check_paths, local_runs
 from vmr_zoo.config.arguments import (
     as_typed,
     check_options,
@@ -30,13 +30,16 @@ VERBS: dict[str, tuple[str, str]] = {
     "train": ("vmr_zoo.cli.train", "train a method on a data set and predict every test split"),
     "eval": ("vmr_zoo.cli.eval", "score a trained run on splits of its protocol"),
     "score": ("vmr_zoo.cli.score", "score a predictions file against the ground truth, without a model"),
+    "fetch": ("vmr_zoo.cli.fetch", "download published features, and check them"),
     "extract": ("vmr_zoo.cli.extract", "turn videos into features"),
     "pack": ("vmr_zoo.cli.pack", "write video features as one flat array"),
     "narrate": ("vmr_zoo.cli.narrate", "turn videos into narrations"),
     "embed": ("vmr_zoo.cli.embed", "turn sentences and narrations into text features"),
-    "predict": ("vmr_zoo.cli.predict", "find moments in your own video with a trained run"),
+    "predict": ("vmr_zoo.cli.predict", "find moments in your own videos, with a trained run or none"),
+    "demo": ("vmr_zoo.cli.demo", "open a local page that finds moments in videos, also without training"),
     "draw": ("vmr_zoo.cli.draw", "draw what a run computes for one query"),
     "report": ("vmr_zoo.cli.report", "collect runs into tables"),
+    "push": ("vmr_zoo.cli.push", "publish a run on the Hugging Face hub"),
     "bench": ("vmr_zoo.cli.bench", "measure training-step and inference time, memory and FLOPs"),
     "gpu": ("vmr_zoo.cli.gpu", "measure everything that only a GPU can tell, in stages"),
     "doctor": ("vmr_zoo.cli.doctor", "inspect annotations and features, and say what would fail"),
@@ -110,6 +113,7 @@ def _run(args: Sequence[str], full_error: bool) -> int:
                 "--cfg shows the configuration of one job: leave out -m, and give each key one value."
             )
         check_paths(verb, rest)
+        rest = local_runs(verb, rest)
         return run_verb(verb, VERBS[verb][0], as_typed(verb, options_first(rest)), full_error)
     return 0
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import difflib
 import glob
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from vmr_zoo.config.arguments import composes_only, texts_of
+from vmr_zoo.config.arguments import composes_only, listed_texts, overrides_of, texts_of, unquoted
+from vmr_zoo.config.keys import Text, kind_of
 from vmr_zoo.errors import VmrError
+
+_HUB = re.compile(r"hf://[^\s,'\"\]]*")
 
 
 def check_paths(verb: str, args: Sequence[str]) -> None:
@@ -24,7 +28,7 @@ def check_paths(verb: str, args: Sequence[str]) -> None:
     if composes_only(args) or "source=wandb" in args:
         return
     for key, kind, text in texts_of(verb, args):
-        if kind.exists is None or not text or "${" in text:
+        if kind.exists is None or not text or "${" in text or (kind.null and text == "null"):
             continue
         listed = text.startswith("[") and text.endswith("]") and kind.several
         if kind.exists == "videos":
@@ -33,14 +37,46 @@ def check_paths(verb: str, args: Sequence[str]) -> None:
                     f"Found no video for {key}={text}: no such file or folder.{_similar(Path(text))}"
                 )
         elif kind.exists == "run":
-            _check_run(key, Path(text))
+            for run in listed_texts(text) if listed else [text]:
+                _check_run(key, run)
         elif not Path(text).exists():
             raise VmrError(f"No such {kind.exists}: {key}={text}.{_similar(Path(text))}")
         elif kind.exists == "file" and Path(text).is_dir():
             raise VmrError(f"Expected a file for {key}; {text} is a folder.")
 
 
-def _check_run(key: str, run: Path) -> None:
+def local_runs(verb: str, args: Sequence[str]) -> list[str]:
+    """Replaces each run of the hub by the directory that it is downloaded into.
+
+    Args:
+        verb: the verb.
+        args: the arguments after it, as typed.
+
+    Raises:
+        VmrError: as `runs.hub.local_run` raises.
+    """
+    local = list(args)
+    if composes_only(args):
+        return local
+    given = {key: unquoted(value) for _, key, value in overrides_of(args)}
+    cache = given.get("paths.cache")
+    for position, key, value in overrides_of(args):
+        kind = kind_of(verb, key)
+        if isinstance(kind, Text) and kind.exists == "run" and _HUB.search(value):
+            from vmr_zoo.runs.hub import local_run
+
+            found = _HUB.sub(lambda one: str(local_run(one[0], None if cache == "null" else cache)), value)
+            local[position] = args[position].removesuffix(value) + found
+    return local
+
+
+def _check_run(key: str, text: str) -> None:
+    if _HUB.fullmatch(text):
+        from vmr_zoo.runs.hub import parse_address
+
+        parse_address(text)
+        return
+    run = Path(text)
     if (run / "config.yaml").is_file():
         return
     below = sorted(

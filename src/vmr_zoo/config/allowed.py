@@ -19,7 +19,8 @@ from vmr_zoo.config.compose import config_dir
 from vmr_zoo.errors import VmrError
 
 TRUST = "VMR_TRUST"
-"""Environment variable: packages, modules or single classes, separated by commas."""
+"""Environment variable: packages, modules or single classes, separated by commas; for runs of the hub also
+models of the hub, as OWNER/NAME."""
 
 _FURTHER = {
     "torch.nn": "CELU ELU GELU Identity LayerNorm LeakyReLU Mish PReLU ReLU RMSNorm SELU SiLU Softplus Tanh",
@@ -81,10 +82,14 @@ def _names(tree: Any, key: str) -> Iterator[tuple[str, Any]]:
             yield from _names(value, f"{key}[{number}]")
 
 
+def trusted_entries() -> list[str]:
+    """Returns what the user trusts, in the words of the environment variable."""
+    return [entry.strip() for entry in os.environ.get(TRUST, "").split(",") if entry.strip()]
+
+
 def _is_trusted(name: str) -> bool:
     """Returns whether a name stands for a class or function that a trusted package defines."""
-    trusted = [entry.strip() for entry in os.environ.get(TRUST, "").split(",") if entry.strip()]
-    within = [entry for entry in trusted if name == entry or name.startswith(f"{entry}.")]
+    within = [entry for entry in trusted_entries() if name == entry or name.startswith(f"{entry}.")]
     if not within:
         return False
     module, _, leaf = name.rpartition(".")

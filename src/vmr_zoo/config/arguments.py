@@ -153,6 +153,15 @@ def texts_of(verb: str, args: Sequence[str]) -> Iterator[tuple[str, Text, str]]:
                 yield key, kind, unquoted(one)
 
 
+def listed_texts(value: str) -> list[str]:
+    """Returns the texts of a list as typed.
+
+    >>> listed_texts("[runs/a,'runs/b, c']")
+    ['runs/a', 'runs/b, c']
+    """
+    return [unquoted(item.strip()) for item in _split(value[1:-1])]
+
+
 def unquoted(value: str) -> str:
     """Removes the quotes of Hydra's grammar around a value, if it has any."""
     return re.sub(r"\\(['\"])", r"\1", value[1:-1]) if _QUOTED.fullmatch(value) else value

@@ -82,6 +82,18 @@ class Device:
 Kind = Text | Number | Choice | Container | Device
 
 VERB_KINDS: dict[str, dict[str, Kind]] = {
+    "demo": {
+        "run": Text(several=True, null=True, exists="run"),
+        "videos": Text(several=True, null=True, exists="videos"),
+        "narrations": Text(exists="file"),
+        "top_k": COUNT,
+        "window": SECONDS_OR_NULL,
+        "host": Text(),
+        "port": Number(low=0, high=65535),
+        "upload_mb": Number(low=0),
+        "open": FLAG,
+        "dtype": DTYPE,
+    },
     "draw": {
         "run": Text(exists="run"),
         "query": Text(sentence=True),
@@ -101,9 +113,11 @@ VERB_KINDS: dict[str, dict[str, Kind]] = {
         "videos": Text(several=True, exists="videos"),
         "batch_size": COUNT,
         "processes": COUNT_OR_NULL,
+        "threads": COUNT_OR_NULL,
         "dtype": DTYPE,
         "storage": Choice(("float32", "float16")),
     },
+    "fetch": {"source": Text(null=True), "catalogue": Text(null=True, exists="file")},
     "gpu": {
         "stages": LIST,
         "size": Choice(("full", "tiny")),
@@ -126,7 +140,9 @@ VERB_KINDS: dict[str, dict[str, Kind]] = {
     "parity": {"case": Text(exists="file")},
     "predict": {
         "run": Text(exists="run"),
-        "video": Text(exists="file"),
+        "video": Text(several=True, exists="videos"),
+        "cut": Text(),
+        "dtype": DTYPE,
         "query": Text(several=True, sentence=True),
         "csv": Text(exists="file"),
         "narrations": Text(exists="file"),
@@ -135,6 +151,14 @@ VERB_KINDS: dict[str, dict[str, Kind]] = {
         "json": FLAG,
     },
     "bench": {"settings": LIST, "reference": Container(dict, null=True)},
+    "push": {
+        "run": Text(exists="run"),
+        "repo": Text(),
+        "branch": Text(),
+        "licence": Text(null=True),
+        "out": Text(null=True),
+        "private": FLAG,
+    },
     "report": {
         "costs": FLAG,
         "trials": FLAG,
@@ -227,6 +251,10 @@ KINDS: dict[str, Kind] = {
     "encoder.model": Text(),
     "encoder.weights": Text(null=True),
     "encoder.pretrained": Text(null=True),
+    "encoders.*.model": Text(),
+    "encoders.*.weights": Text(null=True),
+    "encoders.*.pretrained": Text(null=True),
+    "encoder.preprocess": Text(null=True),
     "narrator.model": Text(),
     "narrator.revision": Text(null=True),
     "narrator.prompt": Text(several=True, null=True, sentence=True),

@@ -69,6 +69,7 @@ def evaluate(cfg: DictConfig) -> None:
     # Inputs of training or details alone need not be available.
     unread = TRAINING_ONLY - {"negative_query"} if cfg.frame_probability else TRAINING_ONLY
     method, data = rebuild(stored, run, unread | (frozenset() if cfg.details else FOR_DETAILS), changes)
+    header[directory.DIGEST] = directory.weights_digest(run)
     splits = _requested_splits(data, cfg.split)
     data.prepare_data()
     if changed := changed_annotations(run, split_digests(data.protocol.splits), splits):

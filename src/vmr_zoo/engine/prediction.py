@@ -120,13 +120,15 @@ def score_split(
 
 def print_metrics(header: Mapping[str, Any], metrics: Mapping[str, Mapping[str, float]]) -> None:
     """Prints a table of splits by metrics."""
+    from rich.markup import escape
     from rich.table import Table
     from rich.text import Text
 
     shown = [name for name in _SHOWN if any(name in values for values in metrics.values())]
     simulated = f", {header['origin'].upper()} features" if header["origin"] == "simulated" else ""
     subject = f"{header['name']} on {header['protocol']} ({header['features']}{simulated})"
-    table = Table(title=f"{subject}, seed {header['seed']}", caption=f"per cent; {_describe_weights(header)}")
+    title, caption = f"{subject}, seed {header['seed']}", f"per cent; {_describe_weights(header)}"
+    table = Table(title=escape(title), caption=escape(caption))
     table.add_column("split")
     for name in shown:
         table.add_column(name, justify="right")

@@ -5,8 +5,8 @@
     for moment in video.search("a person opens the door"):      # searched as often as you like
         print(moment.start, moment.end, moment.score)
 
-The run's own configuration decides how the video and the sentences are encoded. A run on ready-made feature
-files is refused: their encoder is unknown.
+The run's own configuration decides how the video and the sentences are encoded. For a run on published
+feature files, `engine.encoders` does, if it knows their networks.
 """
 
 from __future__ import annotations
@@ -30,21 +30,26 @@ from vmr_zoo.data.features.feature_set import FeatureSet
 from vmr_zoo.data.features.manifest import compare_manifests
 from vmr_zoo.data.features.source import NarrationSource, QuerySource, VideoSource
 from vmr_zoo.data.narrations import NarrationFile, read_narrations
+from vmr_zoo.engine.encoders import with_encoders
+from vmr_zoo.engine.index import VideoIndex, encode_now
 from vmr_zoo.engine.weights import load_weights
 from vmr_zoo.errors import VmrError
 from vmr_zoo.runs import directory
+from vmr_zoo.runs.hub import local_run
 from vmr_zoo.spans import nms
 from vmr_zoo.utils.arrays import Array
-from vmr_zoo.video.decode import Note, timeline
+from vmr_zoo.video.decode import Note
 from vmr_zoo.video.torch_models import find_device
 
 if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
     from vmr_zoo.methods.base import Method
 
 NMS_IOU = 0.5
 """If two moments from different windows overlap more than this, the lower-scored one is dropped."""
 
-_NARRATOR_MAY_DIFFER = {"date", "seed", "dtype"}
+_NARRATOR_MAY_DIFFER = {"date", "seed", "dtype", "answers"}
 """Manifest keys that may differ between the narrations of training and those of a new video."""
 
 _CLIP_SCORE_DETAILS = ("frame_probability", "highlight")
@@ -94,6 +99,7 @@ class Retriever:
         device: str | torch.device = "cpu",
         window_seconds: float | None = None,
         batch_size: int = 100,
+        index: VideoIndex | None = None,
     ) -> None:
         """Stores the parts; `from_run` builds them.
 
@@ -105,6 +111,7 @@ class Retriever:
             window_seconds: a longer video is searched in windows of this length, each overlapping half of the
                 next; None: never.
             batch_size: windows times queries per forward pass.
+            index: keeps the features of videos; None: each `encode` computes them.
 
         Raises:
             VmrError: for a window that is not longer than 0 s.
@@ -117,6 +124,7 @@ class Retriever:
         self.device = torch.device(device)
         self.window_seconds = window_seconds
         self.batch_size = batch_size
+        self.index = index
         self.needs = method.needs - TRAINING_ONLY - FOR_DETAILS
 
     @classmethod
@@ -128,21 +136,25 @@ class Retriever:
         window_seconds: float | None = None,
         batch_size: int = 100,
         cache: str | Path | None = None,
+        encoders: DictConfig | None = None,
     ) -> Retriever:
         """Rebuilds a method and its encoders from a run directory.
 
         Args:
-            run: the directory.
+            run: the directory, or hf://OWNER/NAME[@REVISION].
             device: device of the method; None: a GPU if there is one.
             window_seconds: length of search windows; None: that of the longest training video.
             batch_size: windows times queries per forward pass. MMN and VDI compute their video map once per
                 batch.
-            cache: folder for sentence embeddings; None: the run's.
+            cache: folder for sentence embeddings and for the index of videos; None: that of the run for
+                embeddings, and no index.
+            encoders: for a run on published files, the encoder of each backbone, as `conf/encoders`; None: as
+                there.
 
         Raises:
             VmrError: if the run is incomplete, or its features cannot be computed for a new video.
         """
-        run = Path(run)
+        run = local_run(run, cache)
         stored = directory.load_config(run, paths={"cache": cache})
         header = directory.read_json(run / directory.METRICS)[directory.HEADER]
         features: FeatureSet = build(stored.features)
@@ -150,16 +162,11 @@ class Retriever:
         used: dict[str, VideoSource | QuerySource] = {"video": features.video, "query": features.query}
         if "narration_query" in method.needs and features.narration_query is not None:
             used["narration_query"] = features.narration_query
-        if not all(source.encodes for source in used.values()):
-            part = "clips" if not features.video.encodes else "sentences"
-            raise VmrError(
-                f"{run} was trained on features={features.name}, whose {part} come from ready-made files: "
-                "their encoder is unknown, so nothing new can be encoded. Train on features made here (`vmr "
-                "extract`, then features=extracted; docs/extract.md), and use that run."
-            )
         trained = directory.read_json(run / directory.MANIFEST)
-        now = {key: source.manifest() for key, source in used.items()}
+        now = {"name": features.name} | {key: source.manifest() for key, source in used.items()}
         compare_manifests({key: trained.get(key) for key in now}, now)
+        if not all(source.encodes for source in used.values()):
+            features = with_encoders(features, run, encoders)
         load_weights(method, run / directory.WEIGHTS)
         if window_seconds is None:
             window_seconds = _longest_training_video(features, header.get("longest_training_video"))
@@ -170,10 +177,11 @@ class Retriever:
             device=find_device(None if device is None else str(device)),
             window_seconds=window_seconds,
             batch_size=batch_size,
+            index=None if cache is None else VideoIndex(cache, features.video),
         )
 
     def encode(self, video: str | Path, narrations: str | Path | None = None) -> EncodedVideo:
-        """Decodes and encodes a video.
+        """Decodes and encodes a video, unless the index knows its content.
 
         Args:
             video: any file that PyAV decodes.
@@ -188,9 +196,9 @@ class Retriever:
         vectors = times = None
         if "narration" in self.needs:
             vectors, times = self._narrations(path, narrations)
-        clips = self.features.video.encode(path)
-        found = timeline(path)  # decoded just now
-        return EncodedVideo(self, path, found.seconds, clips, vectors, times, found.notes)
+        found = encode_now(self.features.video, path) if self.index is None else self.index.encode(path)
+        line = found.timeline
+        return EncodedVideo(self, path, line.seconds, found.clips, vectors, times, line.notes)
 
     def _narrations(self, path: Path, file: str | Path | None) -> tuple[Array, Array]:
         """Embeds the narrations of a video: (Ln, dim), and (Ln, 2) seconds."""

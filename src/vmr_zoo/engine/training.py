@@ -294,6 +294,7 @@ def _write_results(
         **_identity(cfg, data, method),
         **({"selection": selection_origin(trainer, data.selection_origin)} if parameters else {}),
         "parameters": parameters,
+        directory.DIGEST: directory.weights_digest(run),
         "epochs": trainer.current_epoch,
         "best_epoch": best,
         "train_seconds": round(seconds, 1),

@@ -188,7 +188,8 @@ def _write_run(
     resume.start_or_resume(out, directory.relocatable(cfg), resume=False)
     export_weights(method, out / directory.WEIGHTS)
     write_json(out / directory.MANIFEST, data.features.manifest())
-    write_json(out / directory.METRICS, {directory.HEADER: header})
+    digest = {directory.DIGEST: directory.weights_digest(out)}
+    write_json(out / directory.METRICS, {directory.HEADER: {**header, **digest}})
     write_json(out / "released_options.json", {key: _jsonable(value) for key, value in options.items()})
 
 

@@ -13,6 +13,8 @@ Nothing here removes an earlier result.
     environment.json    packages, git revision, hardware, seed, threads
     checkpoints/        best.ckpt and last.ckpt, with the optimizer's state
     metrics.csv         the training curves
+    origin.json         of a run from the hub: repository and commit; it is rebuilt under stricter rules
+    extracted/N/        of a run from the hub: manifest.json of the features that it was trained on
     epochs-N/           the results after N epochs, of a run that was continued to more
     eval/SPLIT-001/     added by `vmr eval`: metrics.json, predictions.jsonl, environment.json, and
                         details.safetensors with details=true
@@ -21,6 +23,7 @@ Nothing here removes an earlier result.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -34,6 +37,7 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from vmr_zoo.config.allowed import FORMER_NAMES, check_names
+from vmr_zoo.config.foreign import restricted
 from vmr_zoo.errors import VmrError
 from vmr_zoo.utils.files import WriteError, atomic_write, read_text
 from vmr_zoo.utils.trees import leaf_values, leaves, map_leaves
@@ -47,9 +51,13 @@ WEIGHTS = "model.safetensors"
 MANIFEST = "manifest.json"
 ANNOTATIONS = "annotations.json"
 ENVIRONMENT = "environment.json"
+ORIGIN = "origin.json"
 LAST = Path("checkpoints") / "last.ckpt"
 EVALUATIONS = "eval"
+EXTRACTED = "extracted"
 HEADER = "header"
+DIGEST = "weights_sha256"
+"""Key of the header: the SHA-256 of the weights that the metrics belong to."""
 LOCK = ".lock"
 
 LAYOUT = 2
@@ -209,6 +217,12 @@ def write_config(path: Path, config: Mapping[str, Any]) -> None:
     atomic_write(path / CONFIG, OmegaConf.to_yaml(OmegaConf.create({_LAYOUT_KEY: LAYOUT, **config})))
 
 
+def weights_digest(path: Path) -> str:
+    """Returns the SHA-256 of the weights of a run, in hexadecimal."""
+    with (path / WEIGHTS).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def read_table(path: Path, schema: int, refusal: str) -> list[dict[str, Any]]:
     """Returns the rows of a JSON file of measurements; none if there is no file.
 
@@ -238,7 +252,8 @@ def load_config(
         build: whether objects will be built from it: resolves `${paths.…}`, and refuses names of classes that
             are not allowed.
         paths: locations that differ from those of the run, by their name in `paths`; None: the run's own. A
-            cache in the environment variable VMR_CACHE also replaces that of the run.
+            cache in the environment variable VMR_CACHE also replaces that of the run. A run of the hub has
+            no locations of its own: this user's apply.
 
     Raises:
         VmrError: if there is none, it has another layout version, or it must not be built.
@@ -248,15 +263,34 @@ def load_config(
     cfg = parse_config(read_config(path), path / CONFIG)
     _check_layout(path, cfg.pop(_LAYOUT_KEY, 1))
     if build:
+        tree = map_leaves(lambda value: FORMER_NAMES.get(value, value), OmegaConf.to_container(cfg))
+        if (path / ORIGIN).is_file():
+            tree = restricted(tree, str(path / CONFIG))
+        check_names(tree, str(path / CONFIG))
+        cfg = OmegaConf.create(tree)
         given = {name: place for name, place in (paths or {}).items() if place}
         for name, place in ({"cache": os.environ.get("VMR_CACHE")} | given).items():
             if place:
                 cfg.paths[name] = _plain_path(str(place))
-        tree = map_leaves(lambda value: FORMER_NAMES.get(value, value), OmegaConf.to_container(cfg))
-        check_names(tree, str(path / CONFIG))
-        cfg = OmegaConf.create(tree)
         OmegaConf.resolve(cfg)
+        if (path / ORIGIN).is_file():
+            _use_shipped_manifests(cfg, path / EXTRACTED)
     return cfg
+
+
+def _use_shipped_manifests(cfg: DictConfig, shipped: Path) -> None:
+    """Reads the manifests that a run of the hub brings where this user has no features of `vmr extract`.
+
+    A new video can be encoded and searched without them; an evaluation says which are missing.
+    """
+    places = (
+        f"{root}.{part}.folders" for root in ("features", "data.features") for part in ("video", "patches")
+    )
+    for folders in filter(None, (OmegaConf.select(cfg, key) for key in places)):
+        for number, folder in enumerate(folders):
+            own = Path(folder).expanduser() / "manifest.json"
+            if (shipped / str(number) / own.name).is_file() and not own.is_file():
+                folders[number] = str(shipped / str(number))
 
 
 def read_config(path: Path) -> str:
