@@ -206,30 +206,6 @@ class TextEncoder(ABC):
         """
         return np.stack([tokens.mean(0) for tokens in self.tokens(texts)])
 
-    def means(self, texts: Sequence[str]) -> Array:
-        """Returns (N, token_dim) float32, the mean of each sentence's token vectors, not normalised.
-
-        Raises:
-            VmrError: if a sentence has no token.
-        """
-        return np.stack([tokens.mean(0) for tokens in self.tokens(texts)])
-
-    def means(self, texts: Sequence[str]) -> Array:
-        """Returns (N, token_dim) float32, the mean of each sentence's token vectors, not normalised.
-
-        Raises:
-            VmrError: if a sentence has no token.
-        """
-        return np.stack([tokens.mean(0) for tokens in self.tokens(texts)])
-
-    def means(self, texts: Sequence[str]) -> Array:
-        """Returns (N, token_dim) float32, the mean of each sentence's token vectors, not normalised.
-
-        Raises:
-            VmrError: if a sentence has no token.
-        """
-        return np.stack([tokens.mean(0) for tokens in self.tokens(texts)])
-
     def embed(self, texts: Iterable[str]) -> list[bytes]:
         """Computes and caches the sentences that are not cached yet.
 
