@@ -29,7 +29,8 @@ ALLOWED = {
     "engine": BELOW_ENGINE | {"engine"},
     "parity": BELOW_ENGINE | {"blocks", "losses", "engine", "parity"},
     "report": BELOW_RUNS | {"runs", "engine", "report"},
-    "cli": BELOW_ENGINE | {"engine", "parity", "report", "cli"},
+    "demo": CONTRACT | {"video", "engine", "demo"},
+    "cli": BELOW_ENGINE | {"engine", "parity", "report", "demo", "cli"},
 }
 INSIDE_DATA = {
     "text": {"text"},

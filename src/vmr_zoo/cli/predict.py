@@ -1,27 +1,26 @@
-"""`vmr predict`: finds moments in your own videos with a trained run."""
+"""`vmr predict`: finds moments in your own videos, with a trained run or without any training."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, redirect_stdout
-from dataclasses import asdict
 from hashlib import file_digest
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from vmr_zoo.errors import VmrError, printable
+from vmr_zoo.cli import predict_output as output
+from vmr_zoo.errors import VmrError
 from vmr_zoo.video.container import check_file
-from vmr_zoo.video.decode import list_notes
+from vmr_zoo.video.files import LISTS, list_videos
 
 if TYPE_CHECKING:
-    from vmr_zoo.engine.retriever import Answer, EncodedVideo, Retriever
+    from vmr_zoo.engine.retriever import Retriever
+    from vmr_zoo.engine.video_search import FoundMoment
 
 _PICTURES = (".png", ".pdf", ".svg")
 
@@ -33,13 +32,15 @@ def main(cfg: DictConfig) -> int:
         cfg: composed from `conf/predict.yaml`.
 
     Returns:
-        0, or 1 if some videos of the CSV file could not be decoded.
+        0, or 1 if some of several videos could not be decoded.
 
     Raises:
         VmrError: for contradicting arguments, and as `Retriever` and its encoders raise.
     """
     _check_arguments(cfg)
-    return _answer_csv(cfg) if cfg.csv is not None else _answer_video(cfg)
+    if cfg.csv is not None:
+        return _answer_csv(cfg)
+    return _answer_video(cfg) if _is_one_file(cfg.video) else _answer_videos(cfg)
 
 
 def _check_arguments(cfg: DictConfig) -> None:
@@ -48,48 +49,155 @@ def _check_arguments(cfg: DictConfig) -> None:
         raise VmrError(
             "Expected either video=FILE with query=SENTENCE, or csv=FILE with the columns video, query."
         )
-    if cfg.narrations is not None and not Path(cfg.narrations).is_file():
-        raise VmrError(f"Expected a narration file at narrations={cfg.narrations}; there is none.")
+    check_source(cfg)
     if cfg.csv is None:
         if not cfg.query:
             raise VmrError('Expected a sentence to search for: query="a person opens the door".')
-        check_file(Path(cfg.video))
-    elif cfg.query or cfg.picture:
-        raise VmrError("csv=FILE holds the sentences and draws no pictures: leave out query and picture.")
+        _check_video(cfg)
+    elif cfg.query or cfg.picture or cfg.cut:
+        raise VmrError(
+            "csv=FILE holds the sentences, draws no pictures, cuts no clips: leave out query, picture, cut."
+        )
     elif cfg.out is None:
         raise VmrError("Expected out=FILE.jsonl for the answers to the rows of the CSV file.")
     elif Path(cfg.out).is_dir():
         raise VmrError(f"Expected out=FILE.jsonl, found the folder {cfg.out}.")
     if cfg.picture and Path(cfg.picture).suffix.lower() not in _PICTURES:
         raise VmrError(f"Cannot write picture={cfg.picture}. Name a .png, .pdf or .svg file.")
+    if cfg.cut and Path(cfg.cut).is_file():
+        raise VmrError(f"Expected cut=FOLDER for the clips, found the file {cfg.cut}.")
+
+
+def check_source(cfg: DictConfig) -> None:
+    """Checks what encodes and searches: a run or an image-text model."""
+    from hydra.core.hydra_config import HydraConfig
+
+    typed = [text.partition("=")[0].lstrip("+~") for text in HydraConfig.get().overrides.task]
+    if cfg.run is not None:
+        named = [key for key in typed if key.split(".")[0] == "zero_shot"]
+        if named:
+            raise VmrError(f"run=DIR has its own encoders and searches with them: leave out {named[0]}.")
+    elif cfg.narrations is not None:
+        raise VmrError(
+            "narrations=FILE is for a trained run that reads narrations: add run=DIR, or leave it out."
+        )
+    if cfg.narrations is not None and not Path(cfg.narrations).is_file():
+        raise VmrError(f"Expected a narration file at narrations={cfg.narrations}; there is none.")
+
+
+def _check_video(cfg: DictConfig) -> None:
+    """Checks what video= names."""
+    if isinstance(cfg.video, str) and Path(cfg.video).exists() and not Path(cfg.video).is_dir():
+        check_file(Path(cfg.video))
+    if not _is_one_file(cfg.video) and cfg.picture:
+        raise VmrError(
+            "picture=FILE draws the moments of one video: name a file, not several, or leave it out."
+        )
+
+
+def _is_one_file(video: Any) -> bool:
+    return isinstance(video, str) and Path(video).is_file() and Path(video).suffix.lower() not in LISTS
+
+
+def load_retriever(cfg: DictConfig, run: str | None) -> Retriever:
+    """Loads what searches: a trained run, or without one the image-text model of the configuration."""
+    if run is None:
+        from vmr_zoo.engine.zero_shot import build_zero_shot
+
+        return build_zero_shot(cfg.zero_shot, cfg.window)
+    from vmr_zoo.engine.retriever import Retriever
+
+    return Retriever.from_run(
+        run,
+        device=cfg.device,
+        window_seconds=cfg.window,
+        cache=cfg.paths.cache,
+        encoders=cfg.encoders,
+    )
+
+
+def _queries(cfg: DictConfig) -> list[str]:
+    return [str(text) for text in (cfg.query if isinstance(cfg.query, ListConfig) else [cfg.query])]
+
+
+def _quiet(cfg: DictConfig) -> Any:
+    """Libraries print when they are imported: nothing but JSON goes to the standard output of --json."""
+    return redirect_stdout(StringIO()) if cfg.json else nullcontext()
 
 
 def _answer_video(cfg: DictConfig) -> int:
+    """Answers sentences about one file."""
     from vmr_zoo.engine.timeline import draw
+    from vmr_zoo.engine.video_search import FoundMoment
 
-    queries = [str(text) for text in (cfg.query if isinstance(cfg.query, ListConfig) else [cfg.query])]
-    # Libraries print when they are imported: nothing but JSON goes to the standard output of --json.
-    with redirect_stdout(StringIO()) if cfg.json else nullcontext():
-        video = _retriever(cfg).encode(cfg.video, cfg.narrations)
+    queries = _queries(cfg)
+    with _quiet(cfg):
+        video = load_retriever(cfg, cfg.run).encode(cfg.video, cfg.narrations)
         answers = video.answer(queries, cfg.top_k)
+        found = [[FoundMoment(video.path, moment) for moment in answer.moments] for answer in answers]
+        clips = _cut(cfg, queries, found)
+        if cfg.picture:
+            draw(video, answers, cfg.picture)
     if cfg.json:
-        print(json.dumps(_as_json(cfg.run, video, answers), ensure_ascii=False, indent=2))
-    else:
-        _print_notes({video.path.name: dict(video.notes)})
-        Console().print(_answer_table(video, answers))
-    if cfg.picture:
-        draw(video, answers, cfg.picture)
-        if not cfg.json:
-            print(f"Written: {cfg.picture}")
-    elif not cfg.json:
-        print("Draw the moments on a timeline with picture=moments.png; print JSON with --json.")
+        print(output.as_json(_source(cfg) | output.video_json(video, answers, clips)))
+        return 0
+    output.print_notes({video.path.name: dict(video.notes)})
+    Console().print(output.video_table(video, answers, cfg.run is None))
+    _print_end(cfg, [cfg.picture] if cfg.picture else [], clips)
     return 0
 
 
-def _retriever(cfg: DictConfig) -> Retriever:
-    from vmr_zoo.engine.retriever import Retriever
+def _answer_videos(cfg: DictConfig) -> int:
+    """Answers sentences about several files, whose moments are ranked together."""
+    from vmr_zoo.engine.video_search import search_videos
 
-    return Retriever.from_run(cfg.run, device=cfg.device, window_seconds=cfg.window, cache=cfg.paths.cache)
+    queries = _queries(cfg)
+    places = OmegaConf.to_container(cfg.video) if isinstance(cfg.video, ListConfig) else str(cfg.video)
+    videos = list_videos(places, "video")  # type: ignore[arg-type]
+    with _quiet(cfg):
+        search = search_videos(load_retriever(cfg, cfg.run), videos, queries, cfg.narrations, cfg.top_k)
+        clips = _cut(cfg, queries, search.moments)
+    if cfg.json:
+        print(output.as_json(_source(cfg) | output.search_json(len(videos), queries, search, clips)))
+    else:
+        output.print_notes({str(path): notes for path, notes in search.notes.items()})
+        Console().print(output.search_table(len(videos), queries, search, cfg.run is None))
+        print(f"{search.indexed} new or changed of {len(videos)} videos indexed, in {cfg.paths.cache}/index.")
+        _print_end(cfg, [], clips)
+    if search.failed:
+        failed = {str(path): reason for path, reason in search.failed.items()}
+        Console(stderr=True).print(output.failure_table(failed))
+    return 1 if search.failed else 0
+
+
+def _source(cfg: DictConfig) -> dict[str, Any]:
+    """Returns what searched, for JSON."""
+    return {"run": str(cfg.run)} if cfg.run is not None else {"run": None, "zero_shot": cfg.zero_shot.name}
+
+
+def _cut(
+    cfg: DictConfig, queries: Sequence[str], found: Sequence[Sequence[FoundMoment]]
+) -> list[list[Path]] | None:
+    """Writes the clips, and a line about each without sound."""
+    if not cfg.cut:
+        return None
+    from vmr_zoo.cli.predict_clips import clip_paths, write_clips
+
+    paths = clip_paths(Path(cfg.cut), queries, found)
+    for line in write_clips(paths, found):
+        Console(stderr=True, soft_wrap=True, highlight=False).print(f"Note: {line}", markup=False)
+    return paths
+
+
+def _print_end(cfg: DictConfig, written: Sequence[str], clips: Sequence[Sequence[Path]] | None) -> None:
+    """Says what was written, or what could be."""
+    for name in written:
+        print(f"Written: {name}")
+    if clips is not None:
+        print(f"Written: {sum(map(len, clips))} clips in {cfg.cut}")
+    if not written and clips is None:
+        drawn = "" if not _is_one_file(cfg.video) else " Draw them on a timeline with picture=moments.png."
+        print(f"Write the moments as clips with cut=FOLDER.{drawn} Print JSON with --json.")
 
 
 def _answer_csv(cfg: DictConfig) -> int:
@@ -97,85 +205,35 @@ def _answer_csv(cfg: DictConfig) -> int:
 
     file = Path(cfg.csv)
     queries = read_query_file(file)
-    retriever = _retriever(cfg)
+    retriever = load_retriever(cfg, cfg.run)
     failed = answer_file(
-        retriever, queries, file.parent, Path(cfg.out), cfg.narrations, cfg.top_k, _settings(cfg)
+        retriever, queries, file.parent, Path(cfg.out), cfg.narrations, cfg.top_k, _settings(cfg, retriever)
     )
     answered = sum(row["video"] not in failed for row in queries)
     print(f"{cfg.out}: {answered} of {len(queries)} sentences answered")
     with Path(cfg.out).open(encoding="utf-8") as lines:
         rows = [json.loads(line) for line in lines]
-    _print_notes({row["video"]: row["notes"] for row in rows if "notes" in row})
+    output.print_notes({row["video"]: row["notes"] for row in rows if "notes" in row})
     if failed:
-        Console(stderr=True).print(_failure_table(failed))
+        Console(stderr=True).print(output.failure_table(failed))
         print(f"The same command tries them again; {cfg.out}.partial keeps the other answers.")
     return 1 if failed else 0
 
 
-def _settings(cfg: DictConfig) -> dict[str, Any]:
+def _settings(cfg: DictConfig, retriever: Retriever) -> dict[str, Any]:
     """Returns what determines the answers beside the videos and sentences."""
     from vmr_zoo.runs import directory
 
-    files = {"run": Path(cfg.run) / directory.WEIGHTS, "narrations": cfg.narrations}
     settings: dict[str, Any] = {"window": cfg.window}
+    files: Mapping[str, Any] = {"narrations": cfg.narrations}
+    if cfg.run is None:
+        chosen = {key: value for key, value in cfg.zero_shot.items() if key != "retriever"}
+        settings["zero_shot"] = {**chosen, "encoders": retriever.features.manifest()}
+    else:
+        settings["encoders"] = retriever.features.video.encoding()  # weights may be given here
+        files = {"run": Path(cfg.run) / directory.WEIGHTS, **files}
     for name, path in files.items():
         if path is not None:
             with Path(path).open("rb") as file:
                 settings[name] = file_digest(file, "sha256").hexdigest()
     return settings
-
-
-def _print_notes(notes: Mapping[str, Mapping[str, str]]) -> None:
-    """Prints what is odd about the videos to standard error."""
-    for line in list_notes(notes):
-        Console(stderr=True, soft_wrap=True, highlight=False).print(f"Note: {line}", markup=False)
-
-
-def _failure_table(failed: Mapping[str, str]) -> Table:
-    table = Table("video", "reason", title="Not decoded", title_justify="left")
-    for name, reason in failed.items():
-        table.add_row(Text(printable(name)), Text(reason))
-    return table
-
-
-def _as_json(run: str, video: EncodedVideo, answers: Sequence[Answer]) -> dict[str, Any]:
-    return {
-        "run": str(run),
-        "video": printable(video.path),
-        "duration": video.duration,
-        "notes": dict(video.notes),
-        "answers": [
-            {
-                "query": answer.query,
-                "moments": [asdict(moment) for moment in answer.moments],
-                "clip_scores": None if answer.clip_scores is None else answer.clip_scores.tolist(),
-            }
-            for answer in answers
-        ],
-    }
-
-
-def _answer_table(video: EncodedVideo, answers: Sequence[Answer]) -> Table:
-    table = Table(
-        title=Text(printable(f"{video.path.name}, {_clock_time(video.duration)}")),
-        caption="Scores rank moments within one run. A high score does not mean that the sentence occurs.",
-        title_justify="left",
-        caption_justify="left",
-    )
-    table.add_column("query", overflow="fold")
-    for name in ("rank", "start", "end", "score"):
-        table.add_column(name, justify="right")
-    for answer in answers:
-        for rank, moment in enumerate(answer.moments, 1):
-            text = Text(answer.query) if rank == 1 else ""
-            times = _clock_time(moment.start), _clock_time(moment.end)
-            table.add_row(text, str(rank), *times, f"{moment.score:.4g}")
-        table.add_section()
-    return table
-
-
-def _clock_time(seconds: float) -> str:
-    """Formats seconds as 1:02:03.4, without hours below one hour."""
-    tenths = round(seconds * 10)
-    hours, minutes, rest = tenths // 36000, tenths // 600 % 60, tenths % 600 / 10
-    return f"{hours}:{minutes:02d}:{rest:04.1f}" if hours else f"{minutes}:{rest:04.1f}"

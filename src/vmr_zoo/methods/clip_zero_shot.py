@@ -11,14 +11,15 @@ Differs from the paper in all three steps, because clip features replace the vid
   https://arxiv.org/abs/2408.16219, times a power of the interval's length;
 - post-processing: NMS.
 
-Two numbers remain, the smoothing and that power. The selection split chooses them by mean IoU; no other
-moment is read. Training videos and sentences are not used.
+Two numbers remain, the smoothing and that power. The selection split chooses them by mean IoU, unless one of
+each is given; no other moment is read. Training videos and sentences are not used.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,7 @@ from vmr_zoo.errors import VmrError
 from vmr_zoo.methods.base import Method, Training
 from vmr_zoo.spans import nms
 from vmr_zoo.types import Batch, Prediction
+from vmr_zoo.utils.switches import check_switches
 
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Levels between the lowest (0) and the highest (1) similarity of a video."""
@@ -35,12 +37,13 @@ LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 _NMS_IOU = 0.7
 
 
+@check_switches
 class ClipZeroShot(Method):
     """Ranks intervals by the similarity of clips and sentence in a joint space; has no parameters.
 
     Attributes:
         chosen: (2,) smoothing in seconds and power of the length, a buffer that is part of checkpoints; NaN
-            until a selection split chose them.
+            until a selection split chose them. With one of each there is no choice.
     """
 
     needs = frozenset({"sentence"})
@@ -53,6 +56,7 @@ class ClipZeroShot(Method):
         smoothings: Sequence[float] = (0.0, 2.0, 4.0, 8.0, 16.0),
         powers: Sequence[float] = (0.0, 0.25, 0.5, 1.0),
         samples: int = 10,
+        scores: Literal["contrast", "similarity"] = "contrast",
     ) -> None:
         """Stores the settings to choose from.
 
@@ -61,6 +65,9 @@ class ClipZeroShot(Method):
             smoothings: widths of the moving average over similarities, in seconds; 0: none.
             powers: exponents of the length, as a fraction of the video, in the score of an interval.
             samples: number of moments per query, at least 5.
+            scores: what a score is; the order of moments is the same. "contrast": what ranks them, comparable
+                within one video. "similarity": for the best moment its mean cosine similarity, which compares
+                videos for one sentence; the others' are less in proportion to their contrast.
 
         Raises:
             VmrError: if `samples` is below 5, or there is nothing to choose from.
@@ -72,9 +79,11 @@ class ClipZeroShot(Method):
             if not values or min(values) < 0:
                 raise VmrError(f"Expected numbers of 0 or more in method.{key}, found {list(values)}.")
         self.samples = samples
+        self.scores = scores
         self.settings = list(itertools.product(map(float, smoothings), map(float, powers)))
         self.trials = nn.ModuleList(training.metrics.clone() for _ in self.settings)
-        self.register_buffer("chosen", torch.full((2,), torch.nan))
+        only = self.settings[0] if len(self.settings) == 1 else (torch.nan, torch.nan)
+        self.register_buffer("chosen", torch.tensor(only))
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Returns no losses."""
@@ -135,6 +144,11 @@ class ClipZeroShot(Method):
         spans = torch.stack((start, end), -1) * (clip_seconds / batch["duration"])[row, None]
         padded = _pad_rows(row, torch.cat((spans.clamp(0, 1), score[:, None]), -1), len(mask), self.samples)
         kept, scores = nms(padded[..., :2], padded[..., 2].clamp(min=0), _NMS_IOU, keep=self.samples)
+        if self.scores == "similarity":
+            best = kept[:, :1] * (batch["duration"] / clip_seconds)[:, None, None]
+            first = scores[:, :1]  # 0 in a video whose clips are all alike
+            share = (scores / first).where(first > 0, torch.eye(1, scores.shape[1], device=mask.device))
+            scores = share * _means(similarity, best, mask).clamp(min=0)
         return {"spans": kept, "scores": scores, "saliency": curve}
 
 
@@ -147,6 +161,15 @@ def _smooth(curve: Tensor, mask: Tensor, width: Tensor) -> Tensor:
     sums = F.pad(curve.double().cumsum(1), (1, 0))
     mean = (sums.gather(1, last) - sums.gather(1, first)) / (last - first).clamp(min=1)
     return mean.to(curve.dtype).masked_fill(~mask, 0)
+
+
+def _means(curve: Tensor, clips: Tensor, mask: Tensor) -> Tensor:
+    """Averages (B, L) values over intervals (B, K, 2) in clips."""
+    first, last = clips.round().long().unbind(-1)
+    last = torch.minimum(last, mask.sum(1, keepdim=True))
+    sums = F.pad(curve.double().cumsum(1), (1, 0))
+    mean = (sums.gather(1, last) - sums.gather(1, first)) / (last - first).clamp(min=1)
+    return mean.to(curve.dtype)
 
 
 def _scale(curve: Tensor, mask: Tensor) -> Tensor:

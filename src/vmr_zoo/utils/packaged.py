@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGED = ("shapes_clip",)
@@ -19,3 +22,14 @@ def open_clip_folder(model: str) -> Path | None:
     """Returns the folder of a packaged model or of "local-dir:FOLDER"; None for any other name."""
     name = open_clip_name(model)
     return Path(name.removeprefix(_LOCAL)).expanduser() if name.startswith(_LOCAL) else None
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Hides open_clip's info messages; warnings stay."""
+    before = logging.root.manager.disable
+    logging.disable(logging.INFO)
+    try:
+        yield
+    finally:
+        logging.disable(before)

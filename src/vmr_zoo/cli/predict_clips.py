@@ -1,0 +1,72 @@
+"""`vmr predict cut=DIR`: writes the moments that were found as clips."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import track
+
+from vmr_zoo.errors import printable
+from vmr_zoo.video.cut import cut
+
+if TYPE_CHECKING:
+    from vmr_zoo.engine.video_search import FoundMoment
+
+_LONGEST = 60
+"""Bytes of a sentence or of a video's name in the name of a clip; a file name has at most 255."""
+
+
+def clip_paths(
+    folder: Path, queries: Sequence[str], found: Sequence[Sequence[FoundMoment]]
+) -> list[list[Path]]:
+    """Returns a path in a folder for each sentence and rank."""
+    return [
+        [folder / clip_name(number, query, rank, one) for rank, one in enumerate(moments, 1)]
+        for number, (query, moments) in enumerate(zip(queries, found, strict=True), 1)
+    ]
+
+
+def write_clips(paths: Sequence[Sequence[Path]], found: Sequence[Sequence[FoundMoment]]) -> list[str]:
+    """Writes a clip per sentence and rank.
+
+    Args:
+        paths: where to, from `clip_paths`.
+        found: the moments of each sentence, best first.
+
+    Returns:
+        A line per clip without the sound of its video.
+
+    Raises:
+        VideoError: if a file has disappeared.
+        WriteError: if a clip cannot be written.
+    """
+    jobs = [
+        job
+        for one_query, moments in zip(paths, found, strict=True)
+        for job in zip(one_query, moments, strict=True)
+    ]
+    silent = []
+    console = Console(stderr=True)
+    for path, one in track(jobs, "Writing clips", transient=True, console=console, disable=len(jobs) < 2):
+        if not cut(one.video, one.moment.start, one.moment.end, path):
+            silent.append(f"{path.name} has no sound: the clock of {printable(one.video)} is not continuous.")
+    return silent
+
+
+def clip_name(number: int, query: str, rank: int, found: FoundMoment) -> str:
+    """Returns the name of a clip: sentence, rank, video and seconds, of letters, digits and hyphens only.
+
+    The numbers tell apart sentences and videos whose names are alike.
+    """
+    start, end = (f"{seconds:.2f}" for seconds in (found.moment.start, found.moment.end))
+    return f"{number:02d}-{_plain(query)}-{rank:02d}-{_plain(found.video.stem)}-{start}-{end}s.mp4"
+
+
+def _plain(text: str) -> str:
+    """Keeps letters and digits of any script, cut to `_LONGEST` bytes; hyphens stand for the rest."""
+    words = re.sub(r"[\W_]+", "-", text).strip("-")
+    return words.encode()[:_LONGEST].decode(errors="ignore").strip("-")
