@@ -11,7 +11,6 @@ import open_clip
 import pytest
 import torch
 import transformers
-from open_clip.factory import _MODEL_CONFIGS
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
@@ -76,7 +75,7 @@ def shrunk(name: str, folder: Path) -> dict[str, Any]:
 def test_every_family_gives_tokens_and_sentences(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(_MODEL_CONFIGS, name, shrunk(name, tmp_path))
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, name, shrunk(name, tmp_path))
     torch.manual_seed(0)
     model = open_clip.create_model(name, pretrained_text=False).eval()
     file = tmp_path / "weights.safetensors"

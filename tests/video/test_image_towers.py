@@ -11,7 +11,6 @@ import open_clip
 import pytest
 import timm
 import torch
-from open_clip.factory import _MODEL_CONFIGS
 from PIL import Image
 
 from vmr_zoo.errors import VmrError
@@ -61,7 +60,7 @@ def shrunk(name: str) -> dict[str, Any]:
 
 
 def built(monkeypatch: Any, name: str, **options: Any) -> OpenClip:
-    monkeypatch.setitem(_MODEL_CONFIGS, name, shrunk(name))
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, name, shrunk(name))
     monkeypatch.setattr(timm, "create_model", partial(CREATE, **FAMILIES[name]))
     return OpenClip(name, None, samples=2, random_weights=True, device="cpu", **options)
 
@@ -118,7 +117,7 @@ def test_weights_in_a_file_get_the_preprocessing_of_the_published_ones(tmp_path,
 
     config = shrunk("ViT-H-14")
     config["text_cfg"].update(width=8, heads=1, layers=1)
-    monkeypatch.setitem(_MODEL_CONFIGS, "ViT-H-14", config)
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "ViT-H-14", config)
     file = tmp_path / "weights.pt"
     torch.save(open_clip.create_model("ViT-H-14").state_dict(), file)
     with pytest.raises(VmrError, match=r"(?s)prepared differently.*encoder\.preprocess=dfn5b"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import tempfile
 from pathlib import Path
@@ -13,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vmr_zoo.errors import VmrError
+from vmr_zoo.utils.hub import hub_api, is_unreachable
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -91,11 +91,9 @@ def _show(folder: Path, staged: Staged) -> None:
 
 def _upload(folder: Path, repository: str, cfg: DictConfig, staged: Staged) -> None:
     """Creates the repository and the branch if necessary, and uploads the folder in one commit."""
-    from huggingface_hub import HfApi
-
     from vmr_zoo.runs.hub import FILES
 
-    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None)
+    api = hub_api()
     branch = str(cfg.branch)
     try:
         api.create_repo(repository, private=True if cfg.private else None, exist_ok=True)
@@ -129,8 +127,7 @@ def _refusal(repository: str, endpoint: str, error: Exception) -> Exception:
     if isinstance(error, LocalTokenNotFoundError) or status == 401:
         return VmrError(
             f"The hub at {endpoint} does not know you. Log in with a token that may write (`hf auth login`, "
-            f"or the "
-            "environment variable HF_TOKEN)."
+            "or the environment variable HF_TOKEN)."
         )
     if status == 403:
         return VmrError(
@@ -138,7 +135,7 @@ def _refusal(repository: str, endpoint: str, error: Exception) -> Exception:
         )
     if isinstance(error, HfHubHTTPError | ValueError):
         return VmrError(f"The hub refused {repository}: {text:.300}")
-    if isinstance(error, OSError) or type(error).__module__.partition(".")[0].startswith("httpx"):
+    if is_unreachable(error):
         return VmrError(
             f"The hub at {endpoint} cannot be reached ({text:.200}). The same command tries again."
         )

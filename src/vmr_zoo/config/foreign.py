@@ -214,8 +214,7 @@ def _check_place(place: Place, source: str) -> None:
         if place.target in _HUB_MODELS or "/" in place.value or ":" in place.value:
             raise VmrError(
                 f"{source} has {place.key}={place.value!s:.200}: it would download this model and run it. If "
-                f"you "
-                f"trust its authors, name the model in the environment variable {TRUST}: "
+                f"you trust its authors, name the model in the environment variable {TRUST}: "
                 f"{TRUST}={place.value.removeprefix('hf-hub:')!s:.200} (docs/security.md)."
             )
 

@@ -33,8 +33,7 @@ def model_card(staged: Staged, repository: str, licence: str | None) -> str:
     parts = [
         f"# {markdown(str(header['name']))} on {markdown(str(header['protocol']))}",
         f"A run of vmr_zoo for video moment retrieval: given a video and a sentence, it returns the moments "
-        f"that the "
-        f"sentence describes. {_training(header)}",
+        f"that the sentence describes. {_training(header)}",
         *_warnings(header),
         "## Results",
         f"Per cent. {_selection(header)}",
@@ -136,8 +135,7 @@ def _reading(staged: Staged) -> str:
         f"The run reads the features `{_code(staged.header['features'])}`: clip vectors of "
         f"{features['video_dim']} "
         f"numbers, sentences of {features['query_dim']} per token. `vmr predict` computes them from a video "
-        f"if their "
-        "encoder is known, and says so if not. `vmr eval` reads annotations and features below "
+        "if their encoder is known, and says so if not. `vmr eval` reads annotations and features below "
         "`paths.annotations` and "
         "`paths.features`, and refuses others than those of the training."
     )

@@ -22,6 +22,7 @@ from typing import Any
 from vmr_zoo.errors import VmrError
 from vmr_zoo.runs import directory
 from vmr_zoo.utils.files import check_regular, read_text, write_json
+from vmr_zoo.utils.hub import hub_api, hub_endpoint, is_unreachable
 
 SCHEME = "hf://"
 
@@ -79,8 +80,7 @@ def parse_address(text: str) -> Address:
     if found is None or ".." in text:
         raise VmrError(
             f"Expected run=hf://OWNER/NAME or run=hf://OWNER/NAME@REVISION, found {text}. REVISION is a "
-            f"branch, "
-            "a tag or a commit of the repository."
+            "branch, a tag or a commit of the repository."
         )
     return Address(found[1], found[2])
 
@@ -119,10 +119,9 @@ def local_run(run: str | Path, cache: str | Path | None = None) -> Path:
 
 def _listing(address: Address) -> tuple[str | None, dict[str, int]]:
     """Asks the hub for the commit and the sizes of the files; None if it cannot be reached."""
-    from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
-    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None)
+    api = hub_api()
     try:
         info = api.model_info(address.name, revision=address.revision, files_metadata=True, timeout=_TIMEOUT)
     except HfHubHTTPError as error:
@@ -131,18 +130,14 @@ def _listing(address: Address) -> tuple[str | None, dict[str, int]]:
             print(f"The hub at {api.endpoint} answers {status}; looking for a copy here.", file=sys.stderr)
             return None, {}
         raise _refusal(address, error) from error
-    except Exception as error:  # the transport's errors have other classes in each version
-        if not _is_transport(error):
+    except Exception as error:
+        if not is_unreachable(error):
             raise
         print(f"The hub at {api.endpoint} cannot be reached; looking for a copy here.", file=sys.stderr)
         return None, {}
     if not _COMMIT.fullmatch(str(info.sha)):
         raise VmrError(f"{address}: the hub at {api.endpoint} names no commit ({info.sha!s:.60}).")
     return str(info.sha), {one.rfilename: one.size or 0 for one in info.siblings or ()}
-
-
-def _is_transport(error: Exception) -> bool:
-    return isinstance(error, OSError) or type(error).__module__.partition(".")[0].startswith("httpx")
 
 
 def _refusal(address: Address, error: Exception) -> VmrError:
@@ -223,25 +218,23 @@ def _snapshot(address: Address, offline: bool) -> Path:
                 address.name,
                 revision=address.revision,
                 allow_patterns=list(FILES),
-                endpoint=os.environ.get("HF_ENDPOINT") or None,
+                endpoint=hub_endpoint(),
                 local_files_only=offline,
             )
         )
     except LocalEntryNotFoundError as error:
         raise VmrError(
             f"{address} is not complete on this machine, and the hub cannot be reached. Check the network "
-            f"(and "
-            "HTTPS_PROXY), or set HF_ENDPOINT to a mirror."
+            "(and HTTPS_PROXY), or set HF_ENDPOINT to a mirror."
         ) from error
     except HfHubHTTPError as error:
         raise _refusal(address, error) from error
     except Exception as error:
-        if not _is_transport(error):
+        if not is_unreachable(error):
             raise
         raise VmrError(
             f"{address}: the download broke off ({' '.join(str(error).split()):.200}). The same command "
-            f"keeps the "
-            "complete files."
+            "keeps the complete files."
         ) from error
 
 
@@ -283,6 +276,5 @@ def check_weights(run: Path, name: str) -> None:
     if recorded != found:
         raise VmrError(
             f"{name}: {directory.WEIGHTS} does not belong to {directory.METRICS}, which records weights with "
-            f"the "
-            f"SHA-256 {recorded!s:.64}; found {found}. One of the two was replaced."
+            f"the SHA-256 {recorded!s:.64}; found {found}. One of the two was replaced."
         )

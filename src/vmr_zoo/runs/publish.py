@@ -123,8 +123,7 @@ def _results(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         reason = f" ({state['message']:.200})" if state.get("message") else ""
         raise VmrError(
             f"{run} is not finished: its state is {state['state']}{reason}. A run is published with its "
-            f"scores. "
-            "Continue it with vmr train … resume=true."
+            "scores. Continue it with vmr train … resume=true."
         )
     content = directory.read_json(run / directory.METRICS)
     header = content.pop(directory.HEADER)
@@ -154,8 +153,7 @@ def _check_by_evaluation(run: Path, metrics: Mapping[str, Any]) -> None:
                 raise VmrError(f"{file} differs from {run / directory.METRICS} on {split}: other weights.")
     raise VmrError(
         f"{run} was trained by an earlier version of vmr_zoo, which did not record the weights that its "
-        f"metrics "
-        f"belong to. Repeat them once: vmr eval run={run} split=selection"
+        f"metrics belong to. Repeat them once: vmr eval run={run} split=selection"
     )
 
 
@@ -240,14 +238,12 @@ def check_secrets(folder: Path) -> None:
         if names:
             raise VmrError(
                 f"Nothing was published: {path.name} would contain a secret ({', '.join(names)}). Remove it "
-                f"from "
-                "the run's files, and withdraw the key if others could read it."
+                "from the run's files, and withdraw the key if others could read it."
             )
         if len(home) > 1 and re.search(rf"{re.escape(home)}(?![\w-])", text):
             raise VmrError(
                 f"Nothing was published: {path.name} would contain a path below {home}. Remove it from the "
-                f"run's "
-                "files."
+                "run's files."
             )
 
 

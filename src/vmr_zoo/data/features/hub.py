@@ -7,7 +7,6 @@ start again after a process was stopped, so the bytes go through `vmr_zoo.utils.
 from __future__ import annotations
 
 import logging
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 from vmr_zoo.data.features.published import Repository
 from vmr_zoo.errors import VmrError
 from vmr_zoo.utils.archives import check_name
+from vmr_zoo.utils.hub import hub_api, hub_endpoint, is_unreachable
 
 _CARDS = ("README.md", "LICENSE", "LICENSE.md", "LICENSE.txt")
 """Files that say under which licence a repository is; kept beside the features."""
@@ -77,14 +77,12 @@ def list_repository(repository: Repository, revision: str | None, timeout: float
     Raises:
         VmrError: if the hub cannot be reached, or refuses.
     """
-    from huggingface_hub import HfApi, RepoFile
+    from huggingface_hub import RepoFile
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     for transport in ("httpx", "httpx2"):  # of several versions; each logs every request
         logging.getLogger(transport).setLevel(logging.WARNING)
-    # Read here, not when huggingface_hub was imported.
-    endpoint = os.environ.get("HF_ENDPOINT") or None
-    api = HfApi(endpoint=endpoint)
+    api = hub_api()
     asked: dict[str, Any] = {"repo_id": repository.name, "repo_type": repository.type}
     try:
         info = api.repo_info(**asked, revision=revision, timeout=timeout)
@@ -96,8 +94,8 @@ def list_repository(repository: Repository, revision: str | None, timeout: float
         ]
     except (HfHubHTTPError, HFValidationError) as error:
         raise VmrError(_refusal(repository, revision, error)) from error
-    except Exception as error:  # the transport's errors have other classes in each version
-        if not (isinstance(error, OSError) or type(error).__module__.startswith("httpx")):
+    except Exception as error:
+        if not is_unreachable(error):
             raise
         raise VmrError(
             f"The hub at {api.endpoint} cannot be reached ({error}). Check the network (and HTTPS_PROXY), or "
@@ -108,15 +106,15 @@ def list_repository(repository: Repository, revision: str | None, timeout: float
     for entry in found:
         check_name(entry.path, repository.name)
         if entry.path in _CARDS and entry.size <= _LARGEST_CARD:
-            listing.cards.append(_remote(repository, commit, entry, endpoint))
+            listing.cards.append(_remote(repository, commit, entry))
         elif repository.selects(entry.path):
-            listing.files.append(_remote(repository, commit, entry, endpoint))
+            listing.files.append(_remote(repository, commit, entry))
         elif not entry.path.startswith("."):
             listing.others.append(entry.path)
     return listing
 
 
-def _remote(repository: Repository, commit: str, entry: Any, endpoint: str | None) -> RemoteFile:
+def _remote(repository: Repository, commit: str, entry: Any) -> RemoteFile:
     from huggingface_hub import hf_hub_url, try_to_load_from_cache
     from huggingface_hub.utils import build_hf_headers
 
@@ -125,7 +123,7 @@ def _remote(repository: Repository, commit: str, entry: Any, endpoint: str | Non
     return RemoteFile(
         key=f"{repository.name}/{entry.path}",
         path=entry.path,
-        url=hf_hub_url(filename=entry.path, endpoint=endpoint, **place),
+        url=hf_hub_url(filename=entry.path, endpoint=hub_endpoint(), **place),
         size=entry.size,
         sha256=entry.lfs.sha256 if entry.lfs else None,
         version=entry.blob_id,
