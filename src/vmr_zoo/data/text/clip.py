@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -265,7 +265,7 @@ class ClipTextEncoder(TextEncoder):
         tower.output_tokens = True
         return tower
 
-    def _forward(self, ids: list[list[int]]) -> tuple[Sequence[Array], Array]:
+    def _forward(self, ids: list[list[int]]) -> tuple[Iterable[Array], Array]:
         tower = self._model
         tokens = torch.tensor(ids, device=self.device)
         if self._transformers:

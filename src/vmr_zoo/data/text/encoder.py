@@ -133,7 +133,7 @@ class TextEncoder(ABC):
         """The model behind `_forward`; first accessed when a sentence is not in the cache."""
 
     @abstractmethod
-    def _forward(self, ids: list[list[int]]) -> tuple[Sequence[Array], Array]:
+    def _forward(self, ids: list[list[int]]) -> tuple[Iterable[Array], Array]:
         """Embeds B sentences of one length.
 
         Returns:
@@ -244,7 +244,7 @@ class TextEncoder(ABC):
         _ = self._model  # load it before the threads start
         order = sorted(texts, key=lambda key: len(ids[key]))
 
-        def forward(batch: list[bytes]) -> tuple[list[bytes], Sequence[Array], Array]:
+        def forward(batch: list[bytes]) -> tuple[list[bytes], Iterable[Array], Array]:
             with torch.inference_mode():
                 return batch, *self._forward([ids[key] for key in batch])
 
@@ -257,7 +257,7 @@ class TextEncoder(ABC):
             task = progress.add_task(f"Embedding sentences ({self.name})", total=len(order))
             for first in range(0, len(order), _SHARD):
                 parts = list(self._batches(order[first : first + _SHARD], ids))
-                stored: list[tuple[list[bytes], Sequence[Array], Array]] = []
+                stored: list[tuple[list[bytes], Iterable[Array], Array]] = []
                 for done in pool.map(forward, parts):
                     stored.append(done)
                     progress.advance(task, len(done[0]))
