@@ -236,6 +236,7 @@ def test_ctrl_c_ends_the_page(vmr, folder, tmp_path, monkeypatch, capsys):
         (tmp_path / name / "config.yaml").touch()
     monkeypatch.setattr(Retriever, "from_run", lambda run, **options: _Narrated())
     given, seen = DemoServer.serve, []
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 
     def serve(server, *args):
         def press():
@@ -248,7 +249,10 @@ def test_ctrl_c_ends_the_page(vmr, folder, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(DemoServer, "serve", serve)
     runs = [f"{tmp_path}/A", f"{tmp_path}/B"]
-    assert vmr("demo", f"run=[{','.join(runs)}]", f"videos={folder}", "port=0") == 0
+    try:
+        assert vmr("demo", f"run=[{','.join(runs)}]", f"videos={folder}", "port=0") == 0
+    finally:
+        signal.signal(signal.SIGINT, before)
     shown = capsys.readouterr()
     assert "left out: link.mp4" in shown.out
     assert "Serving 4 videos at http://127.0.0.1:" in shown.out
