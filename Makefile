@@ -57,7 +57,7 @@ test-all: $(INSTALLED)
 	$(BIN)/python -m pytest
 
 coverage: $(INSTALLED)
-	$(FAST_TESTS) --cov --cov-report=term-missing:skip-covered
+	$(FAST_TESTS) --cov --cov-report=term-missing:skip-covered --cov-fail-under=90
 
 bench: $(INSTALLED)
 	$(BIN)/vmr bench -m method=emb,tea,qd_detr,mesm,mmn,vdi,moment_detr,bm_detr,lmr data=synthetic
