@@ -29,6 +29,11 @@ def causes(error: BaseException) -> Iterator[BaseException]:
         current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
 
 
+def first_line(error: BaseException) -> str:
+    """Returns the first line of an error's text, or the name of its class."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def nearest(name: str, valid: Iterable[str], count: int = 3) -> list[str]:
     """Returns up to `count` of the `valid` names that are most similar to `name`, best first."""
     return difflib.get_close_matches(name, list(valid), n=count, cutoff=0.4)

@@ -12,7 +12,7 @@ from typing import Any
 from vmr_zoo.config.arguments import overrides_of
 from vmr_zoo.config.groups import members, unknown_member
 from vmr_zoo.config.values import takes_argument
-from vmr_zoo.errors import VmrError, causes, nearest, unknown
+from vmr_zoo.errors import VmrError, causes, first_line, nearest, unknown
 
 _LIBRARIES = {
     "wandb.": "Weights & Biases (logger=csv trains without it)",
@@ -61,7 +61,7 @@ def explain(error: BaseException, verb: str, overrides: Sequence[str]) -> str | 
     for cause in chain:
         for module, prefix in _LIBRARIES.items():
             if type(cause).__module__.startswith(module) and type(cause).__name__ in _LIBRARY_ERRORS:
-                return f"{prefix}: {str(cause).strip().splitlines()[0]}"
+                return f"{prefix}: {first_line(cause)}"
     from vmr_zoo.utils.files import WriteError, unwritable_cause
 
     if full := unwritable_cause(error):
@@ -92,7 +92,7 @@ def explain(error: BaseException, verb: str, overrides: Sequence[str]) -> str | 
         key = re.sub(r"^data\.features\b", "features", key)  # data.features refers to features
         return f"vmr {verb} needs a value for '{key}': add {key}=…"
     if isinstance(error, OmegaConfBaseException | HydraException):
-        return str(error).strip().splitlines()[0]
+        return first_line(error)
     return None
 
 
@@ -213,7 +213,7 @@ def _failed_construction(error: BaseException) -> str:
                 "disagree: check the overlay files (experiment, ablation) and + overrides for a misspelt key."
             )
     node = re.search(r"full_key: (\S+)", str(error))
-    reason = (str(chain[-1]).strip() or type(chain[-1]).__name__).splitlines()[0]
+    reason = first_line(chain[-1])
     return (
         f"Cannot build {node.group(1) if node else 'an object'} from the configuration: {reason} "
         "(HYDRA_FULL_ERROR=1 shows the traceback)"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, redirect_stdout
-from hashlib import file_digest
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from rich.console import Console
 
 from vmr_zoo.cli import predict_output as output
 from vmr_zoo.errors import VmrError
+from vmr_zoo.utils.hashing import sha256_of
 from vmr_zoo.video.container import check_file
 from vmr_zoo.video.files import LISTS, list_videos
 
@@ -234,6 +234,5 @@ def _settings(cfg: DictConfig, retriever: Retriever) -> dict[str, Any]:
         files = {"run": Path(cfg.run) / directory.WEIGHTS, **files}
     for name, path in files.items():
         if path is not None:
-            with Path(path).open("rb") as file:
-                settings[name] = file_digest(file, "sha256").hexdigest()
+            settings[name] = sha256_of(Path(path))
     return settings

@@ -63,7 +63,7 @@ def main(cfg: DictConfig) -> int:
     if out is not None:
         print(
             f"Written: {out}. Nothing was uploaded. Read {out / publish.CARD}, then leave out out=… to "
-            f"publish."
+            "publish."
         )
     else:
         print(f"Next: vmr predict run=hf://{address} video=FILE query=…, or vmr eval run=hf://{address}")

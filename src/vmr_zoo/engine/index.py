@@ -18,7 +18,6 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import cached_property
-from hashlib import file_digest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,13 +31,11 @@ from vmr_zoo.data.features.source import VideoSource
 from vmr_zoo.errors import printable
 from vmr_zoo.utils.arrays import Array
 from vmr_zoo.utils.files import append_row, atomic_path
-from vmr_zoo.utils.hashing import content_hash
+from vmr_zoo.utils.hashing import content_hash, sha256_of
+from vmr_zoo.video.ahead import MOST_AT_ONCE
 from vmr_zoo.video.container import check_file
 from vmr_zoo.video.decode import Note, Timeline, VideoError, remember, timeline
 from vmr_zoo.video.encoder import reporting
-
-MOST_AT_ONCE = 8
-"""Videos that are decoded at the same time."""
 
 
 class IndexedVideo(NamedTuple):
@@ -150,8 +147,7 @@ class VideoIndex:
         state, digest = self._known(path)
         if digest is None:
             try:
-                with path.open("rb") as file:
-                    digest = file_digest(file, "sha256").hexdigest()
+                digest = sha256_of(path)
             except OSError as error:
                 raise VideoError(
                     "missing", f"{printable(path)} cannot be read ({error.strerror})."

@@ -18,6 +18,7 @@ from vmr_zoo.engine.progress import PredictionBar, has_terminal
 from vmr_zoo.engine.scoring import score_rows
 from vmr_zoo.engine.trainers import build_trainer, quiet_lightning
 from vmr_zoo.engine.validity import NOT_SELECTED
+from vmr_zoo.metrics.settings import shown_metrics
 from vmr_zoo.types import DETAILS
 from vmr_zoo.utils.console import wide_console
 
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from vmr_zoo.data.batches.datamodule import VMRDataModule
     from vmr_zoo.methods.base import Method
     from vmr_zoo.types import Batch
-
-_SHOWN = ("R1@0.3", "R1@0.5", "R1@0.7", "R5@0.5", "R5@0.7", "mIoU", "mAP", "highlight_mAP", "HIT@1")
 
 
 def prediction_trainer(node: DictConfig, run: Path) -> lightning.Trainer:
@@ -124,7 +123,7 @@ def print_metrics(header: Mapping[str, Any], metrics: Mapping[str, Mapping[str, 
     from rich.table import Table
     from rich.text import Text
 
-    shown = [name for name in _SHOWN if any(name in values for values in metrics.values())]
+    shown = shown_metrics(metrics)
     simulated = f", {header['origin'].upper()} features" if header["origin"] == "simulated" else ""
     subject = f"{header['name']} on {header['protocol']} ({header['features']}{simulated})"
     title, caption = f"{subject}, seed {header['seed']}", f"per cent; {_describe_weights(header)}"

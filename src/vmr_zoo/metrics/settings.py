@@ -5,7 +5,7 @@ This module and `per_query` do not import torch, so `vmr score` starts fast.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,6 +18,13 @@ R5_THRESHOLDS = (0.5, 0.7)
 MAP_THRESHOLDS = (0.5, 0.7, 0.75)
 AP_THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 """Literals, because accumulated steps of 0.05 are inexact and would change hits exactly at a threshold."""
+
+_SHOWN = ("R1@0.3", "R1@0.5", "R1@0.7", "R5@0.5", "R5@0.7", "mIoU", "mAP", "highlight_mAP", "HIT@1")
+
+
+def shown_metrics(metrics: Mapping[str, Mapping[str, float | None]]) -> list[str]:
+    """Returns the columns of a table of splits by metrics: the usual ones that any of the splits has."""
+    return [name for name in _SHOWN if any(name in values for values in metrics.values())]
 
 
 @dataclass(frozen=True, slots=True)

@@ -321,8 +321,3 @@ def draw(purpose: str, seed: int, video_id: str, number: int) -> int:
     """Returns 63 bits determined by the arguments alone, independent of order and shards."""
     hashed = hashlib.sha256(json.dumps([purpose, seed, video_id, number]).encode())
     return int.from_bytes(hashed.digest()[:8], "big") >> 1
-
-
-def first_line(error: BaseException) -> str:
-    """Returns the first line of an error's text, or the name of its class."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -19,9 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from vmr_zoo.errors import VmrError, unknown
-from vmr_zoo.narrators.segments import Segment, SegmentNarrator, draw, first_line
+from vmr_zoo.errors import VmrError, first_line, unknown
+from vmr_zoo.narrators.segments import Segment, SegmentNarrator, draw
 from vmr_zoo.utils.arrays import Array
+from vmr_zoo.utils.hashing import sha256_of
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -233,8 +234,7 @@ class VisionLanguageNarrator(SegmentNarrator):
             return self._folder.name  # …/snapshots/COMMIT
         hashed = hashlib.sha256()
         for path in sorted(path for pattern in _FILES for path in self._folder.glob(pattern)):
-            with path.open("rb") as file:
-                hashed.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+            hashed.update(f"{path.name} {sha256_of(path)}\n".encode())
         return hashed.hexdigest()
 
     @cached_property

@@ -11,12 +11,12 @@ import yaml
 
 from vmr_zoo.config.compose import config_dir
 from vmr_zoo.engine.validity import NOT_SELECTED
+from vmr_zoo.metrics.settings import shown_metrics
 from vmr_zoo.report.escape import markdown
 
 if TYPE_CHECKING:
     from vmr_zoo.runs.publish import Staged
 
-_SHOWN = ("R1@0.3", "R1@0.5", "R1@0.7", "R5@0.5", "R5@0.7", "mIoU", "mAP", "highlight_mAP", "HIT@1")
 _TAG = re.compile(r"[^\w.-]+")
 
 
@@ -68,7 +68,7 @@ def _metadata(staged: Staged, licence: str | None) -> str:
             metric_value=round(value, 2),
         )
         for split, values in staged.metrics.items()
-        for name in _columns(staged.metrics)
+        for name in shown_metrics(staged.metrics)
         if (value := values.get(name)) is not None
     ]
     tags = ["video-moment-retrieval", "temporal-grounding", str(header["method"]), protocol]
@@ -82,12 +82,8 @@ def _metadata(staged: Staged, licence: str | None) -> str:
     return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
 
 
-def _columns(metrics: Mapping[str, Mapping[str, float | None]]) -> list[str]:
-    return [name for name in _SHOWN if any(name in values for values in metrics.values())]
-
-
 def _table(metrics: Mapping[str, Mapping[str, float | None]]) -> str:
-    columns = _columns(metrics)
+    columns = shown_metrics(metrics)
     lines = [
         f"| split | {' | '.join(map(markdown, columns))} |",
         f"|---|{'---:|' * len(columns)}",

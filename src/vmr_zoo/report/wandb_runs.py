@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vmr_zoo.engine.loggers import FINAL, SPLITS, wandb_offline
-from vmr_zoo.errors import VmrError
+from vmr_zoo.errors import VmrError, first_line
 from vmr_zoo.report.data_tables import rows_of_means
 from vmr_zoo.report.leaderboard import TABLE_KEYS, Leaderboard
 from vmr_zoo.report.runs import REQUIRED_KEYS, Run
@@ -115,11 +115,7 @@ def _cannot_read(path: str, error: Exception) -> VmrError:
         hint = "Check entity=… and project=…, and whether the API key may read them."
     else:
         hint = "Check the network, WANDB_API_KEY, entity=… and project=…"
-    return VmrError(f"Cannot read '{path}' from Weights & Biases: {_first_line(error)}. {hint}")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    return VmrError(f"Cannot read '{path}' from Weights & Biases: {first_line(error).rstrip('.')}. {hint}")
 
 
 def log_leaderboards(boards: Sequence[Leaderboard], entity: str | None, project: str, folder: Path) -> str:
@@ -154,8 +150,8 @@ def log_leaderboards(boards: Sequence[Leaderboard], entity: str | None, project:
         run.finish()
     except wandb.errors.Error as error:
         raise VmrError(
-            f"Cannot log to '{project}' on Weights & Biases: {_first_line(error)}. Check the network and "
-            "the API key, or set WANDB_MODE=offline."
+            f"Cannot log to '{project}' on Weights & Biases: {first_line(error).rstrip('.')}. Check the "
+            "network and the API key, or set WANDB_MODE=offline."
         ) from error
     if run.offline:
         return f"Logged to Weights & Biases, offline; upload with `wandb sync {Path(run.dir).parent}`."

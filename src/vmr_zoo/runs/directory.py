@@ -23,7 +23,6 @@ Nothing here removes an earlier result.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -40,6 +39,7 @@ from vmr_zoo.config.allowed import FORMER_NAMES, check_names
 from vmr_zoo.config.foreign import restricted
 from vmr_zoo.errors import VmrError
 from vmr_zoo.utils.files import WriteError, atomic_write, read_text
+from vmr_zoo.utils.hashing import sha256_of
 from vmr_zoo.utils.trees import leaf_values, leaves, map_leaves
 
 CONFIG = "config.yaml"
@@ -219,8 +219,7 @@ def write_config(path: Path, config: Mapping[str, Any]) -> None:
 
 def weights_digest(path: Path) -> str:
     """Returns the SHA-256 of the weights of a run, in hexadecimal."""
-    with (path / WEIGHTS).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_of(path / WEIGHTS)
 
 
 def read_table(path: Path, schema: int, refusal: str) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vmr_zoo.errors import VmrError
+from vmr_zoo.errors import VmrError, first_line
 from vmr_zoo.runs import directory
 from vmr_zoo.utils.files import check_regular, read_text, write_json
 from vmr_zoo.utils.hub import hub_api, hub_endpoint, is_unreachable
@@ -152,7 +152,7 @@ def _refusal(address: Address, error: Exception) -> VmrError:
     elif isinstance(error, RevisionNotFoundError):
         text = f"the repository has no branch, tag or commit {address.revision}."
     else:
-        text = f"the hub refused ({str(error).splitlines()[0]:.200})."
+        text = f"the hub refused ({first_line(error):.200})."
     return VmrError(f"{address}: {text}")
 
 

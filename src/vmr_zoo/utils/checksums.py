@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
 
 from vmr_zoo.errors import VmrError
 from vmr_zoo.utils.files import write_json
+from vmr_zoo.utils.hashing import sha256_of
 
 
 def write_checksums(index: Path, files: Iterable[Path]) -> None:
@@ -18,7 +18,7 @@ def write_checksums(index: Path, files: Iterable[Path]) -> None:
         index: a JSON file.
         files: below the folder of the index.
     """
-    write_json(index, {str(path.relative_to(index.parent)): _digest(path) for path in files})
+    write_json(index, {str(path.relative_to(index.parent)): sha256_of(path) for path in files})
 
 
 def verify_checksums(index: Path, files: Iterable[Path], remedy: str) -> None:
@@ -38,13 +38,8 @@ def verify_checksums(index: Path, files: Iterable[Path], remedy: str) -> None:
         raise VmrError(f"{index} cannot be read ({error}). {remedy}") from error
     for path in files:
         try:
-            found = _digest(path)
+            found = sha256_of(path)
         except OSError as error:
             raise VmrError(f"{path} cannot be read ({error.strerror}). {remedy}") from error
         if known.get(str(path.relative_to(index.parent))) != found:
             raise VmrError(f"{path} has changed since it was written (other checksum). {remedy}")
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -6,7 +6,6 @@ by the next call.
 
 from __future__ import annotations
 
-import hashlib
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -16,6 +15,8 @@ from pathlib import Path
 import requests
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+from vmr_zoo.utils.hashing import sha256_of
 
 _TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
 """HTTP status codes that a retry may change."""
@@ -247,12 +248,6 @@ def _reason(error: requests.RequestException) -> str:
         if pattern in text:
             return reason
     return "the connection broke off"
-
-
-def sha256_of(path: Path) -> str:
-    """Returns the hexadecimal SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def remote_size(url: str, timeout: float) -> int:

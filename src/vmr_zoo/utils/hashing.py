@@ -20,8 +20,13 @@ def content_hash(*parts: str | bytes) -> bytes:
     return digest.digest()
 
 
-@lru_cache
-def file_hash(path: Path) -> str:
-    """Returns the SHA-256 of a file in hexadecimal; reads the file once per process."""
+def sha256_of(path: Path) -> str:
+    """Returns the SHA-256 of a file in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@lru_cache
+def file_hash(path: Path) -> str:
+    """Returns `sha256_of` a file that does not change; reads it once per process."""
+    return sha256_of(path)

@@ -17,6 +17,9 @@ T = TypeVar("T")
 THREAD = "ahead"
 """Name of the threads."""
 
+MOST_AT_ONCE = 8
+"""Videos that are decoded at the same time, unless more are requested."""
+
 
 class _End:
     """Follows the last item; `error` is what ended the items early."""

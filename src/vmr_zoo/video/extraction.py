@@ -29,15 +29,13 @@ from vmr_zoo.errors import VmrError, unknown
 from vmr_zoo.utils.arrays import Array
 from vmr_zoo.utils.files import append_row, atomic_path
 from vmr_zoo.utils.parallel import in_parallel, progress_bar
-from vmr_zoo.video.ahead import ahead_of_all
+from vmr_zoo.video.ahead import MOST_AT_ONCE, ahead_of_all
 from vmr_zoo.video.decode import Timeline, VideoError, remembered
 from vmr_zoo.video.encoder import VideoEncoder
 from vmr_zoo.video.manifest import feature_settings, write_or_compare_manifest
 
 STORAGE = ("float32", "float16")
 VIDEOS = "videos.jsonl"
-MOST_THREADS = 8
-"""Videos that are decoded at the same time, unless more are requested."""
 
 
 class Failure(NamedTuple):
@@ -75,7 +73,7 @@ def extract(
         batch_size: clips per forward pass, of one or several videos.
         processes: number of parallel processes, for encoders with `one_process_per_core`; None: one per core.
         threads: number of videos that are decoded at the same time, ahead of other encoders; None: one per
-            core, at most `MOST_THREADS`. Features do not depend on it, up to rounding.
+            core, at most `MOST_AT_ONCE`. Features do not depend on it, up to rounding.
 
     Returns:
         The videos that failed, in the given order; each other video has a file.
@@ -109,7 +107,7 @@ def extract(
         return [failure for failure in done if failure is not None]
     failed = {}
     with progress_bar(len(jobs)) as progress:
-        results = _batched(jobs, encoder, storage, batch_size, threads or min(cpu_count(), MOST_THREADS))
+        results = _batched(jobs, encoder, storage, batch_size, threads or min(cpu_count(), MOST_AT_ONCE))
         for failure in progress.track(results, total=len(jobs), description="Extracting features"):
             if failure is not None:
                 failed[failure.video_id] = failure

@@ -24,9 +24,9 @@ from vmr_zoo.utils.download import (
     fetch,
     part_of,
     progress_bars,
-    sha256_of,
 )
 from vmr_zoo.utils.files import atomic_path
+from vmr_zoo.utils.hashing import sha256_of
 
 
 class AnnotationSource:

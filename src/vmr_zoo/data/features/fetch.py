@@ -30,9 +30,9 @@ from vmr_zoo.utils.download import (
     part_of,
     progress_bars,
     remote_size,
-    sha256_of,
 )
 from vmr_zoo.utils.files import atomic_write, lock_folder, writing
+from vmr_zoo.utils.hashing import sha256_of
 
 DOWNLOADS = "downloads"
 """Folder for what is being downloaded, and for what a browser downloaded."""

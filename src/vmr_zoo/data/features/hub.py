@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vmr_zoo.data.features.published import Repository
-from vmr_zoo.errors import VmrError
+from vmr_zoo.errors import VmrError, first_line
 from vmr_zoo.utils.archives import check_name
 from vmr_zoo.utils.hub import hub_api, hub_endpoint, is_unreachable
 
@@ -152,4 +152,4 @@ def _refusal(repository: Repository, revision: str | None, error: Exception) -> 
             f"{name} no longer has the commit {revision}, from which these features were taken before. Its "
             "history was rewritten: the files may have changed. To fetch what is there now, use another out=."
         )
-    return f"{name}: the hub refused ({str(error).splitlines()[0]})."
+    return f"{name}: the hub refused ({first_line(error)})."

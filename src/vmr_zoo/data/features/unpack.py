@@ -94,7 +94,7 @@ def _unpack(
                 )
             if target in placed:
                 raise VmrError(
-                    f"{inside}, and another file that also goes to {target}. the entry's `place` must "
+                    f"{inside}, and another file that also goes to {target}. The entry's `place` must "
                     "keep them apart (conf/published)."
                 )
             with member.open() as content:
