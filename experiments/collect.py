@@ -1,4 +1,4 @@
-"""Collects the runs of a study in its results.csv, one row per run, and prints a table over seeds.
+"""Collects the runs of a study in its results.csv, one row per run, and prints a table over seeds per protocol.
 
 python experiments/collect.py STUDY [RUNS]      # RUNS: default runs/STUDY
 
@@ -62,9 +62,13 @@ def _key(row: dict[str, str]) -> tuple[str, ...]:
 
 
 def main(study: str, runs: Path) -> None:
-    """Updates results.csv of a study and prints its table."""
-    table = study_table(merge(Path(__file__).parent / study / "results.csv", runs))
-    print("\n\n".join((table.markdown(), *table.notes)))
+    """Updates results.csv of a study and prints its tables: protocols never share one."""
+    by_protocol: dict[str, list[dict[str, str]]] = {}
+    for row in merge(Path(__file__).parent / study / "results.csv", runs):
+        by_protocol.setdefault(row["protocol"], []).append(row)
+    for protocol, rows in by_protocol.items():
+        table = study_table(rows)
+        print("\n\n".join((f"### {protocol}", table.markdown(), *table.notes)), end="\n\n")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
@@ -115,7 +115,7 @@ def study_table(rows: Sequence[dict[str, str]], title: str = "") -> StudyTable:
         rows: one for each run, as text by column.
         title: where they come from.
     """
-    columns = dict.fromkeys(column for row in rows for column in row)
+    columns = dict.fromkeys(column for row in rows for column, cell in row.items() if cell)
     named = [column.removesuffix(f" {METRIC}") for column in columns if column.endswith(f" {METRIC}")]
     splits = [name for name in named if name != "selection" and not name.startswith("other ")]
     probe = next((f"{name} {METRIC}" for name in named if name.startswith("other ")), "")
@@ -123,8 +123,9 @@ def study_table(rows: Sequence[dict[str, str]], title: str = "") -> StudyTable:
     for row in rows:
         groups[row["name"]].append(row)
     first = f"{splits[0]} {METRIC}"
+    labels = _labels(list(groups))
     cells = [
-        _cells(name, seeds, [f"{split} {METRIC}" for split in splits], probe)
+        _cells(labels[name], seeds, [f"{split} {METRIC}" for split in splits], probe)
         for name, seeds in sorted(groups.items(), key=lambda item: -_mean(item[1], first))
     ]
     used = [one for one in (RISING, BLIND) if any(one.sign in row[0] for row in cells)]
@@ -136,6 +137,13 @@ def study_table(rows: Sequence[dict[str, str]], title: str = "") -> StudyTable:
     return StudyTable(title, ("run", "n", *splits, "other", "epoch"), cells, notes)
 
 
+def _labels(names: Sequence[str]) -> dict[str, str]:
+    """Returns short names: without the overrides where the method alone is unambiguous."""
+    short = {name: name.partition("+")[0].removesuffix("-paper") for name in names}
+    taken = Counter(short.values())
+    return {name: one if taken[one] == 1 else name.removesuffix("-paper") for name, one in short.items()}
+
+
 def _cells(name: str, seeds: list[dict[str, str]], columns: list[str], probe: str) -> tuple[str, ...]:
     other = [float(row[probe]) for row in seeds if row.get(probe)]
     marks = RISING.sign * any(row["plateau"] == "False" for row in seeds)
@@ -143,7 +151,7 @@ def _cells(name: str, seeds: list[dict[str, str]], columns: list[str], probe: st
         marks += BLIND.sign
     best = f"{_mean(seeds, 'best_epoch'):.0f}" if _mean(seeds, "steps") else ""
     scores = (_cell([float(row[column]) for row in seeds if row[column]]) for column in columns)
-    return f"{name.removesuffix('-paper')}{marks}", str(len(seeds)), *scores, _cell(other), best
+    return f"{name}{marks}", str(len(seeds)), *scores, _cell(other), best
 
 
 def _mean(rows: Sequence[dict[str, str]], column: str) -> float:
