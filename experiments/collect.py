@@ -1,4 +1,4 @@
-"""Collects the runs of a study in its results.csv, one row per run, and prints a table over seeds per protocol.
+"""Collects the runs of a study in its results.csv, a row per run, and prints a table over seeds per protocol.
 
 python experiments/collect.py STUDY [RUNS]      # RUNS: default runs/STUDY
 

@@ -31,14 +31,14 @@ def train(run: Path, *args: str) -> dict:
     ]
     options = ["trainer.accelerator=cpu", "trainer.max_epochs=2", f"run={run}", *args]
     environment = {**os.environ, "PYTHONPATH": f"{tests}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
-    done = subprocess.run([*command, *options], env=environment, capture_output=True, text=True, timeout=100)
+    done = subprocess.run([*command, *options], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return json.loads((run / "metrics.json").read_text())
 
 
 @pytest.mark.slow
 def test_two_processes_get_the_metrics_of_one_and_leave_one_run(tmp_path):
-    ddp = ["trainer.devices=2", "+trainer.strategy=ddp"]
+    ddp = ["trainer=ddp", "trainer.devices=2"]
     still = ["method.training.optimizer.lr=1e-30", "data.eval_batch_size=2"]  # the weights never change
     one, two = train(tmp_path / "one", *still), train(tmp_path / "two", *still, *ddp)
     for metrics in (one, two):
@@ -60,7 +60,7 @@ def test_two_processes_get_the_metrics_of_one_and_leave_one_run(tmp_path):
 def test_two_processes_learn_like_one_with_two_batches_per_step(tmp_path):
     same = ["data.batch_size=4", "data.eval_batch_size=2", "method.dropout=0"]
     one = train(tmp_path / "one", *same, "+trainer.accumulate_grad_batches=2")
-    two = train(tmp_path / "two", *same, "trainer.devices=2", "+trainer.strategy=ddp")
+    two = train(tmp_path / "two", *same, "trainer=ddp", "trainer.devices=2")
     weights = [load_file(tmp_path / name / "model.safetensors") for name in ("one", "two")]
     for name, values in weights[0].items():
         torch.testing.assert_close(weights[1][name], values)

@@ -104,7 +104,10 @@ def test_sound_features_pass_and_leaks_are_named(small: Path, capsys: pytest.Cap
     assert report["warnings"] == [
         "A checkpoint of charades_cg is refused under charades_cd: trained on test videos (ood 1 of 1)."
     ]
-    assert report["protocols_not_compared"] == {"charades_sta": "its files do not exist"}
+    assert report["protocols_not_compared"] == {
+        "charades_sta": "its files do not exist",
+        "timelens_charades": "its files do not exist",
+    }
     assert "Features tiny (origin: real): no problem found." in capsys.readouterr().out
 
 

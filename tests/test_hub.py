@@ -292,7 +292,7 @@ def test_the_card_says_how_a_run_was_scored(vmr, server, trained_toy, tmp_path) 
             {"state": "interrupted", "train_seconds": 1, "message": "SIGTERM"},
             "is not finished",
         ),
-        ("status.json", {"state": "debug", "train_seconds": 1, "message": ""}, "is not finished"),
+        ("status.json", {"state": "debug", "train_seconds": 1, "message": ""}, "is a debugging run"),
         ("metrics.json", {"header": {"name": "x"}}, "without scores"),
         (
             "metrics.json",

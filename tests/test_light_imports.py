@@ -27,3 +27,11 @@ def test_training_loads_neither_pandas_nor_the_report(tmp_path):
     modules = shown.stdout.rsplit("loaded: ", 1)[1].split()
     assert {"lightning", "vmr_zoo.engine.training", "toy"} <= set(modules)
     assert not [name for name in modules if name.startswith(("pandas", "vmr_zoo.report", "vmr_zoo.parity"))]
+    assert not {"wandb", "tensorboard", "mlflow"} & set(modules)  # none was chosen
+
+
+def test_reports_load_neither_torch_nor_a_logger():
+    code = "import sys, vmr_zoo.cli.report; print(*sys.modules)"
+    modules = set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split())
+    assert "vmr_zoo.report.wandb_runs" in modules
+    assert not {"torch", "lightning", "wandb"} & modules

@@ -103,8 +103,9 @@ def learns(method: Method) -> bool:
     return any(p.requires_grad for p in method.parameters())
 
 
-def test_needs_are_known_names(method: Method) -> None:
+def test_needs_are_known_names_and_a_family_is_declared(method: Method) -> None:
     assert method.needs <= NEEDS
+    assert method.family
 
 
 def test_prediction_keeps_the_contract(method: Method) -> None:
@@ -155,6 +156,16 @@ def test_a_row_alone_is_predicted_as_in_a_batch(method: Method) -> None:
         alone = method.predict(row(batch, index))
         torch.testing.assert_close(alone["spans"][0], together["spans"][index], atol=1e-5, rtol=0)
         torch.testing.assert_close(alone["scores"][0], together["scores"][index], atol=1e-5, rtol=0)
+
+
+def test_every_method_scores_whether_there_is_an_answer(method: Method) -> None:
+    batch = make_batch(method.needs)
+    longer = stretch(batch, extra=5)
+    score = method.answer_score(method.predict(batch), batch)
+    assert score.shape == (4,)
+    assert score.isfinite().all()
+    torch.testing.assert_close(method.answer_score(method.predict(longer), longer), score, atol=1e-5, rtol=0)
+    assert method.answer_evidence
 
 
 def test_details_are_an_addition_and_know_no_padding(method: Method) -> None:

@@ -15,10 +15,15 @@ from markupsafe import escape
 from safetensors.numpy import save_file
 
 from test_report import write
+from test_report_formats import page_rows
 from vmr_zoo.cli import main
 from vmr_zoo.data.narrations import MANIFEST_KEYS, Narration, write_narrations
 from vmr_zoo.data.worlds.shapes.generate import world_folder
 from vmr_zoo.data.worlds.shapes.world import WorldSettings
+from vmr_zoo.report.leaderboard import leaderboards
+from vmr_zoo.report.page import write_page
+from vmr_zoo.report.prediction_browser import Browsing
+from vmr_zoo.report.runs import finished_runs
 from vmr_zoo.runs.config_sections import rendered_videos
 
 CHROMIUM = next((path for name in ("chromium", "chromium-browser") if (path := shutil.which(name))), None)
@@ -83,8 +88,12 @@ def test_the_page_is_complete_and_escapes_text_from_data(page):
     assert "<img src=x" not in text
     assert "document.title='broken'</script>" not in text
     assert not re.search(r"""(src|href)=["']https?://""", text)  # opens without a network
-    assert text.count("<svg") == 4  # in and out, recall, and moments of two splits; there are no curves
-    assert ">54.28</td>" in text
+    assert text.count('<svg role="img"') == 5  # no learning curves, which need metrics by epoch
+    assert ">54.28</td>" in text  # a printed number beside ours
+    rows = page_rows(text)
+    assert [row["label"] for row in rows["rows"]] == ["good", "bad", f"_$x{EVIL}"]
+    assert rows["rows"][0]["means"] == [[75.0, 37.5, 37.5]]  # R1@0.5 on iid and ood, and the drop
+    assert rows["best"] == [[0, 0, None]]
     assert "Excluded, no results (1 failed): " in text
     (data,) = re.findall(r'<script type="application/json" class="data">(.*?)</script>', text, re.DOTALL)
     found = json.loads(data)
@@ -97,54 +106,149 @@ def test_the_page_is_complete_and_escapes_text_from_data(page):
     assert len(queries) == 400
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium to drive (Debian package chromium)")
-def test_sorting_filtering_and_browsing_in_a_browser(page):
+@pytest.fixture(scope="module")
+def chromium():
+    """A Chromium, if there is one."""
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium to drive (Debian package chromium)")
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        view = browser.new_page()
-        errors = []
-        view.on("pageerror", lambda error: errors.append(str(error)))
-        view.goto(page.as_uri())
-        assert view.title() == "vmr_zoo report"
-
-        names = view.locator("table.leaderboard tbody tr td:first-child")
-        evil = f"_$x{EVIL}"
-        assert names.all_inner_texts()[:3] == ["good", "bad", evil]
-        assert view.locator(".conclusion li").first.inner_text().startswith("good is best on iid: 75.00")
-        head = view.locator("th", has_text="iid").first
-        head.locator("button").focus()
-        view.keyboard.press("Enter")
-        assert head.get_attribute("aria-sort") == "descending"
-        view.keyboard.press("Enter")
-        assert head.get_attribute("aria-sort") == "ascending"
-        assert names.all_inner_texts()[:3] == [evil, "bad", "good"]
-        view.locator("input.filter").fill("Goo")
-        assert view.locator("table.leaderboard tbody tr:visible").count() == 1
-
-        assert view.locator(".count").inner_text() == "200 sentences"
-        view.locator("select.right").select_option(label="good")
-        view.locator("select.wrong").select_option(label="bad")
-        assert view.locator(".count").inner_text() == "100 sentences"  # 150 right against 50
-        assert view.locator(".view p").first.inner_text() == EVIL
-        assert view.locator(".view .truth").count() == 1
-        assert view.locator(".view .first").count() == 3
-        assert view.locator(".view svg.scores").count() == 3
-        assert view.locator(".view .said").count() == 2
-        assert view.locator(".narrations li").last.inner_text() == "25.0 to 30.0 snothing"
-        assert view.locator(".view output").all_inner_texts() == ["1.00", "0.00", "0.00"]
-
-        # A click on a moment seeks: the wrong answers start at 20 s.
-        view.wait_for_function("document.querySelector('video').readyState > 0")
-        view.locator(".view .first").last.click()
-        view.wait_for_function("document.querySelector('video').currentTime >= 20")
-        view.wait_for_function("parseFloat(document.querySelector('.cursor').style.left) >= 66")
-
-        view.locator("input.words").fill("no such sentence")
-        assert view.locator(".count").inner_text() == "0 sentences"
-        assert view.locator(".view").inner_text() == ""
-        assert (errors, view.title()) == ([], "vmr_zoo report")
+        yield browser
         browser.close()
+
+
+def test_sorting_filtering_and_browsing_in_a_browser(page, chromium):
+    view = chromium.new_page()
+    errors = []
+    view.on("pageerror", lambda error: errors.append(str(error)))
+    view.goto(page.as_uri())
+    assert view.title() == "vmr_zoo report"
+
+    names = view.locator("table.leaderboard tbody th[scope=row]")
+    evil = f"_$x{EVIL}"
+    assert names.all_inner_texts() == ["1 good", "2 bad", f"3 {evil}"]
+    assert view.locator(".conclusion li").first.inner_text().startswith("good is best on iid: 75.00")
+    head = view.locator("th", has_text="iid").first
+    assert head.get_attribute("aria-sort") == "descending"
+    head.locator("button").focus()
+    view.keyboard.press("Enter")
+    assert head.get_attribute("aria-sort") == "ascending"
+    assert names.all_inner_texts() == [evil, "bad", "good"]
+    view.keyboard.press("Escape")
+    view.keyboard.press("/")
+    view.keyboard.type("Goo")
+    assert names.all_inner_texts() == ["good"]
+
+    view.locator(".browser").scroll_into_view_if_needed()
+    view.wait_for_function("document.querySelector('.count').textContent === '200 sentences'")
+    view.locator("select.right").select_option(label="good")
+    view.locator("select.wrong").select_option(label="bad")
+    assert view.locator(".count").inner_text() == "100 sentences"  # 150 right against 50
+    assert view.locator(".view p").first.inner_text() == EVIL
+    assert view.locator(".view .truth").count() == 1
+    assert view.locator(".view .first").count() == 3
+    assert view.locator(".view svg.scores").count() == 3
+    assert view.locator(".view .said").count() == 2
+    assert view.locator(".narrations li").last.inner_text() == "25.0 to 30.0 snothing"
+    assert view.locator(".view output").all_inner_texts() == ["1.00", "0.00", "0.00"]
+
+    # A click on a moment seeks: the wrong answers start at 20 s.
+    view.wait_for_function("document.querySelector('video').readyState > 0")
+    view.locator(".view .first").last.click()
+    view.wait_for_function("document.querySelector('video').currentTime >= 20")
+    view.wait_for_function("parseFloat(document.querySelector('.cursor').style.left) >= 66")
+
+    view.locator("input.words").fill("no such sentence")
+    assert view.locator(".count").inner_text() == "0 sentences"
+    assert view.locator(".view").inner_text() == ""
+    assert (errors, view.title()) == ([], "vmr_zoo report")
+    view.close()
+
+
+def several(root):
+    """Writes runs of three families with two metrics: rows of the best group, worse ones, and a baseline."""
+    families = {"first": "DETR", "close": "Span prediction", "worse": "DETR", "guess": "Baselines"}
+    for name, hits in {"first": 160, "close": 159, "worse": 60, "guess": 20}.items():
+        for seed in (0, 1):
+            splits = {
+                "iid": hits + 2 * seed,
+                "a_split_with_a_very_long_name": hits,
+                "another_long_name": hits,
+            }
+            write(root, name, splits, seed, family=families[name], step_ms=1000.0 / hits)
+            file = root / name / f"seed{seed}" / "metrics.json"
+            content = json.loads(file.read_text())
+            for own in splits:
+                content[own]["mIoU"] = 100 - content[own]["R1@0.5"]  # the other way round
+            file.write_text(json.dumps(content))
+
+
+def test_one_table_with_a_switch_shows_families_and_the_best_group(tmp_path, chromium):
+    several(tmp_path)
+    arguments = ["report", f"runs={tmp_path}", "columns=[R1@0.5,mIoU]", "html=true", "significance=true"]
+    assert main.main([*arguments, "browse=0"]) == 0
+    view = chromium.new_page(viewport={"width": 390, "height": 844}, color_scheme="dark")
+    view.goto((tmp_path / "report.html").as_uri())
+    body = "table.leaderboard tbody"
+    rows, cells = view.locator(f"{body} th[scope=row]"), view.locator(f"{body} tr:has(td) td:nth-child(2)")
+    assert view.locator("table").count() == 1
+    assert view.locator(f"{body} th[scope=rowgroup]").all_inner_texts() == [
+        "DETR",
+        "Span prediction",
+        "Baselines",
+    ]
+    assert rows.all_inner_texts() == ["first", "worse", "close", "guess"]  # a phone has no room for ranks
+    numbers = " ".join(text.strip() for text in cells.all_inner_texts())
+    assert numbers == "80.50 ± 0.71 30.50 ± 0.71 80.00 ± 0.71≈ 10.50 ± 0.71"
+    assert view.locator(f"{body} td:nth-child(2) b").all_inner_texts() == ["80.50"]
+    assert cells.evaluate_all("cells => cells.map(cell => cell.classList.contains('group'))") == [
+        *(True, False),
+        *(True, False),
+    ]
+    assert view.locator("p.key").inner_text().count("≈: not significantly worse than the best") == 1
+
+    # The page does not scroll sideways; its table does, and the names stay.
+    assert view.evaluate("document.documentElement.scrollWidth") == 390
+    box = view.locator(".box").first
+    assert box.evaluate("box => box.scrollWidth > box.clientWidth")
+    box.evaluate("box => { box.scrollLeft = 200; }")
+    assert rows.first.bounding_box()["x"] == box.bounding_box()["x"]
+
+    # With the keyboard: the skip link comes first, arrows switch the metric, costs are a view of the table.
+    view.keyboard.press("Tab")
+    assert view.evaluate("document.activeElement.className") == "skip"
+    view.locator(".switch input").first.focus()
+    view.keyboard.press("ArrowRight")
+    assert view.locator(".switch label:has(:checked)").inner_text() == "mIoU"
+    assert rows.all_inner_texts() == ["worse", "first", "close", "guess"]
+    view.locator(".grouped").press("Space")
+    assert rows.all_inner_texts() == ["guess", "worse", "close", "first"]
+    view.locator(".switch input").last.check(force=True)
+    assert view.locator("thead th").all_inner_texts() == ["run", "seeds", "parameters", "train s", "step ms"]
+
+    background = "getComputedStyle(document.body).backgroundColor"
+    dark = view.evaluate(background)
+    view.locator(".theme").click()
+    assert view.evaluate(background) == dark  # "dark", as the system already was
+    view.locator(".theme").click()
+    assert view.evaluate(background) == "rgb(255, 255, 255)"
+    view.close()
+
+
+def test_rows_are_drawn_a_hundred_at_a_time(tmp_path, chromium):
+    for number in range(130):
+        write(tmp_path, f"run{number:03d}", {"iid": number})
+    arguments = ["report", f"runs={tmp_path}", "columns=[R1@0.5]", "html=true", "browse=0"]
+    assert main.main(arguments) == 0
+    view = chromium.new_page()
+    view.goto((tmp_path / "report.html").as_uri())
+    rows = view.locator("table.leaderboard tbody tr")
+    assert rows.count() == 100
+    view.locator(".more button", has_text="all").click()
+    assert rows.count() == 130
+    assert not view.locator(".more").is_visible()
+    view.close()
 
 
 def test_rendered_videos_play_unasked_and_stored_results_stand_below(tmp_path, monkeypatch, capsys):
@@ -168,8 +272,8 @@ def test_rendered_videos_play_unasked_and_stored_results_stand_below(tmp_path, m
     page = (tmp_path / "report.html").read_text()
     assert video.as_uri() in page
     assert "<td>71.0 ± 1.4</td>" in page
-    assert f"<td>{escape(EVIL)}†‡</td>" in page
-    assert page.index("<td>emb</td>") < page.index("<td>71.0 ± 1.4</td>")
+    assert f">{escape(EVIL)}†‡</td>" in page
+    assert page.index(">emb</td>") < page.index("<td>71.0 ± 1.4</td>")
     assert "Stored results" in capsys.readouterr().out
 
     monkeypatch.setenv("VMR_CACHE", str(tmp_path / "elsewhere"))
@@ -180,3 +284,15 @@ def test_rendered_videos_play_unasked_and_stored_results_stand_below(tmp_path, m
     results.write_text("name,seed\nemb,0\n")
     assert main.main(arguments) == 2
     assert "is not the results.csv of a study" in capsys.readouterr().err
+
+
+def test_tables_of_transfer_and_by_kind_are_on_the_page(tmp_path):
+    write(tmp_path, "good", {"iid": 150})
+    boards = leaderboards(finished_runs(tmp_path), ["R1@0.5"])
+    by_kind = {"title": EVIL, "note": "points", "columns": ["run", "short"], "rows": [[EVIL, "61.50"]]}
+    out = tmp_path / "page.html"
+    write_page(boards, out, shown_beside=Browsing(0), transfers=boards, breakdowns=[by_kind])
+    text = out.read_text()
+    assert text.count('class="rows"') == 2
+    assert ">61.50</td>" in text
+    assert EVIL not in text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -11,10 +12,10 @@ from scipy.stats import bootstrap
 
 from vmr_zoo.cli import main
 from vmr_zoo.errors import VmrError
-from vmr_zoo.report.leaderboard import BEST, DROP, TABLE_KEYS, WORSE, leaderboards
+from vmr_zoo.report.leaderboard import BEST, DROP, TABLE_KEYS, TIED, WORSE, leaderboards
 from vmr_zoo.report.query_scores import leaderboard_scores, read_predictions, run_query_scores
 from vmr_zoo.report.runs import REQUIRED_KEYS, filter_runs, finished_runs, scan_runs
-from vmr_zoo.report.significance import mark_significance, paired_bootstrap
+from vmr_zoo.report.significance import TEST, mark_significance, paired_bootstrap
 
 QUERIES = 200
 
@@ -82,7 +83,7 @@ def test_only_significantly_worse_rows_are_marked(runs):
     mark_significance(board, leaderboard_scores(board))
     marks = {row.name: {column: mark for (column, _), mark in row.marks.items()} for row in board.rows}
     assert marks["strong"]["iid"] == BEST
-    assert "iid" not in marks["close"]  # 2 of 200 queries apart
+    assert marks["close"]["iid"] == TIED  # 2 of 200 queries apart
     assert marks["close"]["ood"] == WORSE
     assert marks["weak"] == dict.fromkeys(("iid", "ood", "far", "selection"), WORSE)
 
@@ -98,8 +99,8 @@ def test_the_bootstrap_is_scipys_and_pairs_its_queries():
     ).confidence_interval
     assert found.mean == pytest.approx(100 * (a - b).mean())
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
-    assert not none.significant
-    assert little.significant  # far less noise in the differences than in either row
+    assert none.p > 0.05
+    assert little.p < 0.001  # far less noise in the differences than in either row
 
 
 def test_scores_of_queries_average_to_the_metrics_of_the_run(trained_toy):
@@ -168,7 +169,7 @@ def test_evaluations_are_rows_on_request(runs):
     scores = leaderboard_scores(board)
     assert {split: len(frame) for split, frame in scores[3][0].items()} == {"iid": QUERIES, "ood": QUERIES}
     mark_significance(board, scores)
-    assert board.rows[3].marks == {}  # its predictions are those of the best row
+    assert set(board.rows[3].marks.values()) == {TIED}  # its predictions are those of the best row
 
 
 def test_a_repeated_seed_is_not_averaged(runs):
@@ -200,8 +201,6 @@ def test_features_in_half_precision_have_their_own_table(train_toy, tmp_path):
 
 
 REFUSED = {
-    "source=wandb with significance=true": ["source=wandb", "significance=true"],
-    "source=wandb with html=true": ["source=wandb", "html=true"],
     "source=wandb with evals=true": ["source=wandb", "evals=true"],
     "printed=… with log=wandb": ["printed=all", "log=wandb"],
     "printed=… with significance=true": ["printed=[tea/table4]", "significance=true"],
@@ -243,7 +242,7 @@ def test_every_format_has_the_same_cells(runs, tmp_path, capsys):
     for kind in ("csv", "markdown", "latex"):
         out = tmp_path / f"table.{kind}"
         assert main.main(["report", f"runs={runs}", f"format={kind}", f"out={out}", "significance=true"]) == 2
-        assert "Unknown metric 'R1@0.7'" in capsys.readouterr().err  # a default column that these runs lack
+        assert "Unknown metric 'R1@0.3'" in capsys.readouterr().err  # a default column that these runs lack
         arguments = ["report", f"runs={runs}", f"format={kind}", f"out={out}", "columns=[R1@0.5]"]
         assert main.main([*arguments, "significance=true"]) == 0
         written[kind] = out.read_text()
@@ -253,12 +252,19 @@ def test_every_format_has_the_same_cells(runs, tmp_path, capsys):
     assert frame["iid R1@0.5 std"].tolist()[2] == pytest.approx(7.0711, abs=1e-4)
     assert list(frame["iid R1@0.5 n"]) == list(frame["seeds"]) == [1, 1, 2]
     assert list(frame["ood R1@0.5 significance"]) == ["best", "worse", "worse"]
+    assert list(frame["iid R1@0.5 significance"]) == ["best", "tied", "worse"]
     assert list(frame["parameters"]) == [1000] * 3
     assert list(frame["revision"]) == ["?", "?", f"{'0' * 10} {'1' * 10}+changes"]
-    assert f"| 50.00 ± 7.07{WORSE} |" in written["markdown"]
-    assert r"50.00 $\pm$ 7.07$\downarrow$" in written["latex"]
+    # The best is bold, the rest of the best group has a sign, and rows that are worse have none.
+    cells = [re.findall(r"[^|\s][^|]*[^|\s]", line) for line in written["markdown"].splitlines()]
+    rows = {row[0]: row[1:] for row in cells if row and row[0] in ("strong", "close", "weak")}
+    assert rows["strong"][:2] == ["**80.00**", "**60.00**"]
+    assert rows["close"][:2] == ["79.00≈", "30.00"]
+    assert rows["weak"][0] == "50.00 ± 7.07"
+    assert r"strong & \textbf{80.00} & \textbf{60.00} &" in written["latex"]
+    assert r"close & 79.00\rlap{$^{\approx}$} & 30.00 &" in written["latex"]
+    assert r"\usepackage{booktabs}" in written["latex"].splitlines()[0]
     assert r"features f\_1" in written["latex"]
-    assert "↓" not in written["latex"]
 
     filtered = tmp_path / "filtered.csv"
     where = "where={method:[weak,close],seed:0}"
@@ -269,4 +275,5 @@ def test_every_format_has_the_same_cells(runs, tmp_path, capsys):
 
     assert main.main(["report", f"runs={runs}", "columns=[R1@0.5]", "significance=true"]) == 0
     shown = capsys.readouterr().out
-    assert "significantly worse (paired bootstrap over queries, 95 %)" in shown
+    assert f"*: best; ≈: not significantly worse than the best ({TEST})" in " ".join(shown.split())
+    assert re.search(r"^close +79\.00≈ +30\.00 ", shown, re.MULTILINE)

@@ -64,9 +64,13 @@ def test_text_of_a_run_is_escaped_in_every_format(tmp_path, text):
     written = {name: write_(boards, False) for name, write_ in LEADERBOARD_WRITERS.items()}
 
     # LaTeX: every command is one of ours, and special signs occur only escaped.
-    ours = r"\\(?:begin|end|caption|centering|toprule|midrule|bottomrule|pm|downarrow|dag|ddag|S|P|dots"
+    ours = (
+        r"\\(?:begin|end|caption|centering|toprule|midrule|bottomrule|pm|approx|rlap|char34|dag|ddag|S|P|dots"
+    )
     ours += r"|text[a-z]+)(?![a-zA-Z])|\\[&%$#_{}]|\\\\|\$\\[a-z]+\$"
-    rest = re.sub(ours, "", written["latex"])
+    head, _, tables = written["latex"].partition("\n\n")
+    assert all(line.startswith("%") for line in head.splitlines())
+    rest = re.sub(ours, "", tables)
     assert not re.search(r"[\\^~%#$_]", rest), rest
     # Markdown: the table has as many lines and cells as without the text.
     lines = written["markdown"].splitlines()
@@ -85,6 +89,11 @@ def test_numbers_stay_numbers_in_csv():
     assert [escape.csv_cell(cell) for cell in ("-2.5", "+1e-3", -2.5, None)] == ["-2.5", "+1e-3", -2.5, None]
 
 
+def page_rows(page):
+    """Returns the data of the first leaderboard of a page."""
+    return json.loads(re.search(r'class="rows">(.*?)</script>', page, re.DOTALL)[1])
+
+
 @pytest.fixture
 def many(tmp_path):
     """Nine methods, six splits, three seeds."""
@@ -99,7 +108,7 @@ def many(tmp_path):
 def test_a_leaderboard_fits_the_terminal_and_loses_no_digit(many, width, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", str(width))
     (board,) = leaderboards(finished_runs(many), ["R1@0.5"])
-    print_leaderboards([board], compared=False)
+    print_leaderboards([board])
     shown = capsys.readouterr().out
     lines = shown.splitlines()
     assert max(map(len, lines)) <= width
@@ -123,7 +132,7 @@ def test_more_columns_than_fit_continue_in_another_table_and_long_names_in_a_leg
     write_named(tmp_path, "one", name, dict.fromkeys(splits, 77), method="tea")
     write_named(tmp_path, "two", "emb-paper", dict.fromkeys(splits, 55), method="emb")
     monkeypatch.setenv("COLUMNS", "80")
-    print_leaderboards(leaderboards(finished_runs(tmp_path), ["R1@0.5"]), compared=False, costs=True)
+    print_leaderboards(leaderboards(finished_runs(tmp_path), ["R1@0.5"]), costs=True)
     shown = capsys.readouterr().out
     assert max(map(len, shown.splitlines())) <= 80
     assert (shown.count("38.50"), shown.count("27.50")) == (14, 14)
@@ -171,8 +180,11 @@ def test_rows_are_marked_in_every_output(tmp_path, capsys, monkeypatch):
     shown = capsys.readouterr().out
     assert all(text in shown for text in ("rising†", "blind‡", "† still improving"))
     page = (tmp_path / "report.html").read_text()
-    assert "rising†" in page
-    assert "prefers-color-scheme: dark" in page
+    assert {row["label"]: row["signs"] for row in page_rows(page)["rows"]} == {
+        "rising": RISING.sign,
+        "blind": BLIND.sign,
+        "unknown": "",
+    }
     assert page.index("is best on iid") < page.index("<table")
     assert main.main([*arguments, "format=markdown"]) == 0
     assert "rising†" in capsys.readouterr().out
@@ -192,6 +204,30 @@ def test_trials_of_a_search_are_no_rows(tmp_path, capsys):
     assert "1 trial(s) of searches are not shown" in printed.err
     assert main.main([*arguments, "trials=true"]) == 0
     assert pd.read_csv(io.StringIO(capsys.readouterr().out))["run"].tolist() == ["trial", "tea"]
+
+
+def test_families_come_from_headers_or_methods_with_baselines_and_others_last(tmp_path):
+    write(tmp_path, "guess", {"iid": 180})
+    write(tmp_path, "stranger", {"iid": 170})
+    write(tmp_path, "other", {"iid": 160}, family="Elsewhere")
+    write(tmp_path, "first", {"iid": 150}, family="DETR")
+    write(tmp_path, "second", {"iid": 10}, family="DETR")
+    targets = {"guess": "vmr_zoo.methods.predict_all.PredictAll", "stranger": "os.system"}
+    for name, target in targets.items():  # runs before the key: only our own classes are imported
+        with (tmp_path / name / "seed0" / "config.yaml").open("a") as file:
+            file.write(f"method: {{_target_: {target}}}\n")
+    boards = leaderboards(finished_runs(tmp_path), ["R1@0.5"])
+    found = {name: [row.name for row in rows] for name, rows in boards[0].families.items()}
+    assert found == {
+        "": ["stranger"],
+        "DETR": ["first", "second"],
+        "Baselines": ["guess"],
+        "Elsewhere": ["other"],
+    }
+    assert list(found) == ["", "DETR", "Baselines", "Elsewhere"]
+    latex = LEADERBOARD_WRITERS["latex"](boards, False)
+    order = [latex.index(rf"\textit{{{name}}}") for name in ("Other", "DETR", "Baselines", "Elsewhere")]
+    assert order == sorted(order)
 
 
 def test_a_drop_is_no_reason_for_bold(many):

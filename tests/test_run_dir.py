@@ -25,6 +25,7 @@ def test_a_stored_configuration_follows_its_paths(tmp_path):
                 "files": ["${paths.features}"],
                 "label": "/older/data",
             },
+            "method": {"name": "any"},
             "run": str(tmp_path),
         }
     )
@@ -140,8 +141,9 @@ def test_a_class_that_moved_since_an_earlier_version_is_found(vmr, trained_toy, 
     run = tmp_path / "run"
     shutil.copytree(trained_toy, run)
     text = (run / "config.yaml").read_text()
-    for former, now in FORMER_NAMES.items():
+    used = {former: now for former, now in FORMER_NAMES.items() if f"_target_: {now}\n" in text}
+    assert used
+    for former, now in used.items():
         text = text.replace(f"_target_: {now}\n", f"_target_: {former}\n")
-        assert former in text
     (run / "config.yaml").write_text(text)
     assert vmr("eval", f"run={run}", "split=iid") == 0

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from golden.find import golden_case
 from vmr_zoo.data.annotations.records import PUBLISHED, Protocol, Query, Split
-from vmr_zoo.engine import scoring, submission
+from vmr_zoo.engine import score_file, scoring, submission
 from vmr_zoo.errors import VmrError
 from vmr_zoo.metrics import official
 from vmr_zoo.metrics.settings import MetricSettings, Rounding
@@ -88,7 +88,7 @@ def write(path, rows):
 def test_qvhighlights_numbers_are_the_official_ones_to_the_last_byte(tmp_path, capsys):
     protocol = {"_target_": "vmr_zoo.data.annotations.protocols.qvhighlights", "root": str(SHARED / "data")}
     out = tmp_path / "out.json"
-    scoring.score_file(configuration(PREDICTIONS, data={"protocol": protocol}, out=str(out)))
+    score_file.score_file(configuration(PREDICTIONS, data={"protocol": protocol}, out=str(out)))
     assert out.read_text() == OFFICIAL.read_text()
     assert "34.84" in capsys.readouterr().out
 
@@ -137,7 +137,7 @@ def test_our_own_rows_are_scored_by_split():
 def test_the_file_has_our_metric_names_and_the_rounding(tmp_path, capsys):
     out = tmp_path / "deep" / "out.json"
     path = write(tmp_path / "rows.jsonl", good(0, pred_relevant_windows=[[2.00001, 6, 0.9]]))
-    scoring.score_file(configuration(path, metrics="moments", out=str(out)))
+    score_file.score_file(configuration(path, metrics="moments", out=str(out)))
     written = json.loads(out.read_text())
     assert written["R1@0.5"] == 50
     assert written["rounding"] == "as submitted, not: 4 decimals"
@@ -204,7 +204,7 @@ BAD_ROWS = {
 def test_a_bad_row_is_reported_with_line_and_query(tmp_path, rows, where, what):
     path = write(tmp_path / "rows.jsonl", rows)
     with pytest.raises(VmrError) as caught:
-        scoring.score_file(configuration(path))
+        score_file.score_file(configuration(path))
     for expected in (str(path), where, what):
         assert expected in str(caught.value)
 
@@ -215,7 +215,7 @@ def test_a_bad_row_is_reported_with_line_and_query(tmp_path, rows, where, what):
         ("", "is empty"),
         ("\n \n", "is empty"),
         (f"{json.dumps(GOOD[0])}\n\n{{'qid': 2}}\n", "line 3: expected one JSON object, found invalid JSON"),
-        (json.dumps(GOOD), "line 1: expected one JSON object, found a JSON list"),
+        (json.dumps([GOOD[0], 3]), "entry 2: expected a JSON object, found a JSON int"),
         ("[" * 100_000, "line 1: expected one JSON object, found invalid JSON"),
         (b"\xff\xfe", "line 1: expected one JSON object, found invalid JSON"),
     ],
@@ -224,14 +224,14 @@ def test_a_file_that_is_not_json_lines_is_reported(tmp_path, content, what):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(VmrError, match=what):
-        scoring.score_file(configuration(path))
+        score_file.score_file(configuration(path))
 
 
 def test_a_missing_file_and_a_missing_key_are_reported(tmp_path):
     with pytest.raises(VmrError, match="No predictions file at"):
-        scoring.score_file(configuration(tmp_path / "none.jsonl"))
+        score_file.score_file(configuration(tmp_path / "none.jsonl"))
     with pytest.raises(VmrError, match="predictions=FILE"):
-        scoring.score_file(configuration("???"))
+        score_file.score_file(configuration("???"))
 
 
 def test_ground_truth_that_cannot_be_scored_is_reported():
@@ -321,8 +321,8 @@ def test_a_zipped_submission_is_scored_and_never_extracted(tmp_path, monkeypatch
     folder.mkdir(parents=True)
     monkeypatch.chdir(folder)
     path = zipped(folder / "submission.zip", files)
-    scoring.score_file(configuration(path, out=str(folder / "out.json")))
-    scoring.score_file(configuration(write(folder / "plain.jsonl", GOOD), out=str(folder / "plain.json")))
+    score_file.score_file(configuration(path, out=str(folder / "out.json")))
+    score_file.score_file(configuration(write(folder / "plain.jsonl", GOOD), out=str(folder / "plain.json")))
     assert (folder / "out.json").read_bytes() == (folder / "plain.json").read_bytes()
     assert {file.name for file in tmp_path.rglob("*")} == {
         "a", "b", "submission.zip", "plain.jsonl", "out.json", "plain.json",
@@ -346,20 +346,20 @@ def test_another_zip_is_refused(tmp_path, monkeypatch, files, message):
     monkeypatch.setattr(submission, "MAX_LINE", 1 << 20)
     monkeypatch.setattr(submission, "MAX_UNPACKED", 4 << 20)
     with pytest.raises(VmrError, match=message):
-        scoring.score_file(configuration(zipped(tmp_path / "s.zip", files)))
+        score_file.score_file(configuration(zipped(tmp_path / "s.zip", files)))
 
 
 def test_a_damaged_zip_is_refused_at_any_byte(tmp_path, capsys):
     """Or, where the byte does not matter, scored as the whole one."""
     whole = zipped(tmp_path / "s.zip", {"a.jsonl": LINES}).read_bytes()
-    scoring.score_file(configuration(tmp_path / "s.zip"))
+    score_file.score_file(configuration(tmp_path / "s.zip"))
     scored, refused = capsys.readouterr().out, 0
     for position in range(0, len(whole), 7):
         damaged = bytearray(whole)
         damaged[position] ^= 0xFF
         (tmp_path / "s.zip").write_bytes(damaged)
         try:
-            scoring.score_file(configuration(tmp_path / "s.zip"))
+            score_file.score_file(configuration(tmp_path / "s.zip"))
         except VmrError:
             refused += 1
         else:

@@ -23,11 +23,9 @@ from safetensors.torch import load_file
 
 import toy
 from vmr_zoo.cli import main
-from vmr_zoo.config.compose import compose, config_dir
-from vmr_zoo.engine.callbacks import should_prune
 from vmr_zoo.errors import VmrError
 from vmr_zoo.runs.directory import create_and_lock
-from vmr_zoo.runs.status import objective, read_status, record_failure
+from vmr_zoo.runs.status import read_status, record_failure
 from vmr_zoo.utils import files
 
 TOY = (toy.SEARCH, "data=toy", "logger=csv", "trainer.accelerator=cpu", "trainer.max_epochs=2")
@@ -158,14 +156,6 @@ def test_a_directory_that_cannot_be_written_says_so(train_toy, tmp_path, capsys,
     assert stamp(run) == before
 
 
-def test_only_a_trial_below_the_median_is_pruned():
-    siblings = [{0: 10.0, 1: 20.0}, {0: 12.0, 1: 30.0}, {0: 14.0, 1: 40.0}]
-    assert should_prune({0: 11.0, 1: 29.0}, siblings, startup=3, warmup=1)
-    assert not should_prune({0: 11.0, 1: 31.0}, siblings, startup=3, warmup=1)
-    assert not should_prune({0: 11.0}, siblings, startup=3, warmup=1), "warming up"
-    assert not should_prune({0: 11.0, 1: 29.0}, siblings, startup=4, warmup=1), "too few to compare with"
-
-
 @pytest.mark.slow
 def test_a_killed_and_rerun_sweep_equals_an_uninterrupted_one(vmr, tmp_path):
     """Twenty jobs, two in parallel; SIGKILL to every process once nine are done."""
@@ -263,80 +253,6 @@ def test_killing_and_resuming_is_bit_identical_to_an_uninterrupted_run(train_toy
     assert a == b, steps
     assert a_rows == b_rows, steps
     assert all(torch.equal(a_weights[name], b_weights[name]) for name in a_weights), steps
-
-
-SEARCHES = sorted(path.stem for path in (config_dir() / "search").glob("*.yaml") if path.stem != "default")
-
-
-def test_every_trainable_method_has_a_search():
-    methods = {path.stem for path in (config_dir() / "method").glob("*.yaml")}
-    assert set(SEARCHES) == methods - {"predict_all", "bias_kde", "bias_query", "clip_zero_shot"}
-
-
-@pytest.mark.parametrize("method", SEARCHES)
-def test_every_search_space_names_arguments_of_its_method(method):
-    """Composes at the low end of each range; an unknown key would be refused."""
-    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="pip install 'vmr_zoo[sweep]'")
-    from hydra_plugins.hydra_optuna_sweeper._impl import create_params_from_overrides
-    from omegaconf import OmegaConf
-
-    space = OmegaConf.load(config_dir() / "search" / f"{method}.yaml").hydra.sweeper.params
-    found, fixed = create_params_from_overrides([f"{key}={value}" for key, value in space.items()])
-    assert not fixed
-    assert "method.training.optimizer.lr" in found
-    lowest = {k: getattr(v, "choices", None) or [v.low] for k, v in found.items()}
-    cfg = compose("train", [f"search={method}", "data=shapes", *(f"{k}={v[0]}" for k, v in lowest.items())])
-    assert cfg.choices.method == method
-    assert all(OmegaConf.select(cfg, key) == value[0] for key, value in lowest.items())
-    trial, study = Path(cfg.run).parent.name, Path(cfg.run).parent.parent
-    assert study.parts[-2:] == ("search", f"{method}-paper")
-    assert trial.count("+") == len(found) or len(trial) > 120
-
-
-def test_a_search_maximises_the_selection_metric_and_resumes(vmr, tmp_path, capsys):
-    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="pip install 'vmr_zoo[sweep]'")
-    search = ["train", "search=toy", *TOY, f"paths.runs={tmp_path}"]
-    assert vmr(*search, "hydra.sweeper.n_trials=1") == 0
-    (first,) = tmp_path.glob("toy-toy/search/toy-paper+max_epochs-2/*/seed0")
-    before = stamp(first)
-    assert vmr(*search, "hydra.sweeper.n_trials=2") == 0
-    assert stamp(first) == before
-    assert "skipped" in capsys.readouterr().err
-    runs = list(tmp_path.glob("toy-toy/search/toy-paper+max_epochs-2/*/seed0"))
-    assert len(runs) == 2
-    values = [json.loads((run / "metrics.json").read_text())["selection"]["mIoU"] for run in runs]
-    assert [objective(run) for run in runs] == values
-    study = tmp_path / "toy-toy" / "search" / "toy-paper+max_epochs-2"
-    assert f"best_value: {max(values)}" in (study / "optimization_results.yaml").read_text()
-    # The best values of the first search stay, and those of another one have their own folder.
-    assert (study / "optimization_results-1.yaml").is_file()
-    assert not (tmp_path / "optimization_results.yaml").exists()
-    assert vmr("report", f"runs={tmp_path}", "columns=[mIoU]") == 2
-    assert "trials=true" in capsys.readouterr().err
-    assert vmr("report", f"runs={tmp_path}", "columns=[mIoU]", "trials=true") == 0
-
-
-def test_a_pruned_run_is_marked_and_in_no_leaderboard(train_toy, vmr, tmp_path):
-    prune = [
-        "+callbacks.prune._target_=vmr_zoo.engine.callbacks.PruneByMedian", "+callbacks.prune.run=${run}",
-        "+callbacks.prune.metric=mIoU", "+callbacks.prune.startup=1", "+callbacks.prune.warmup=2",
-        "trainer.max_epochs=6",
-    ]  # fmt: skip
-    _, good = train_toy(*prune, "method.training.optimizer.lr=0.05", name="study/good/seed0")
-    still = (*prune, "method.training.optimizer.lr=1e-12")
-    code, bad = train_toy(*still, name="study/bad/seed0")
-    assert code == 0
-    assert (state(good), state(bad)) == ("finished", "pruned")
-    assert "the median of 1 other trials" in read_status(bad)["message"]
-    assert objective(bad) < objective(good)
-    assert not (bad / "metrics.json").exists()
-    before = stamp(bad)
-    assert train_toy(*still, "resume=true", name="study/bad/seed0")[0] == 0
-    assert stamp(bad) == before
-    out = tmp_path / "board.csv"
-    assert vmr("report", f"runs={tmp_path}/study", "format=csv", f"out={out}") == 0
-    assert "lr-0.05" in out.read_text()
-    assert "lr-1e-12" not in out.read_text()
 
 
 class Mishap(Callback):

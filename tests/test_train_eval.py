@@ -18,6 +18,7 @@ from vmr_zoo.runs.directory import HEADER
 FILES = {
     "config.yaml", "metrics.json", "predictions.jsonl", "model.safetensors", "manifest.json",
     "annotations.json", "environment.json", "status.json", "metrics.csv", "checkpoints",
+    "overrides.yaml", "train.log",
 }  # fmt: skip
 
 
@@ -150,7 +151,7 @@ def test_eval_rebuilds_from_the_directory_alone(train_toy, vmr, tmp_path, monkey
 def test_eval_refuses_misleading_requests(train_toy, vmr, capsys):
     _, run = train_toy()
     for args, part in (
-        (["data=charades_cd"], "trained for the protocol 'toy'"),
+        (["data=charades_cd", "paths.annotations=none"], "No annotation file none/charades_cd"),
         (["split=odd"], "Did you mean ood"),
         (["split=train"], "not scored on what it was trained on"),
     ):

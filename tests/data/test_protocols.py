@@ -124,10 +124,11 @@ def test_held_out_by_video(name: str, read: Callable[[str], Protocol]) -> None:
     [("charades_cg", "729", "charades_sta"), ("charades_cd", "907", "charades_sta")],
 )
 def test_refusal_says_how_many_test_videos_were_trained_on(
-    trained_on: str, videos: str, requested: str
+    read: Callable[[str], Protocol], trained_on: str, videos: str, requested: str
 ) -> None:
-    with pytest.raises(VmrError, match=f"not under '{requested}'.* {videos} of the 1,334 videos"):
-        protocols.refuse_other_protocol(trained_on, requested, ROOT)
+    with pytest.raises(VmrError, match=f"not tested under '{requested}'.* {videos} of the 1,334 videos"):
+        protocols.refuse_shared_videos(read(trained_on), read(requested), ["test"])
+    protocols.refuse_shared_videos(read(trained_on), read("tacos"), ["test"])
 
 
 @needs_data
@@ -146,12 +147,6 @@ def test_qvhighlights_keeps_windows_and_ratings(read: Callable[[str], Protocol])
     query = next(query for query in protocol.tests["test"].queries if query.query_id == "7920")
     assert query.moments == ((134, 138), (140, 150))
     assert query.saliency[2] == (70, (2, 2, 1))
-
-
-def test_refusal_without_files_and_the_permission(tmp_path: Path) -> None:
-    protocols.refuse_other_protocol("tacos", "tacos")
-    with pytest.raises(VmrError, match="trained for the protocol 'shapes'"):
-        protocols.refuse_other_protocol("shapes", "tacos", tmp_path)
 
 
 def test_held_out_choice_depends_on_the_ids_alone() -> None:

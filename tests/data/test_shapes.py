@@ -460,6 +460,14 @@ def test_settings_that_make_no_world_are_refused():
         GridEncoder(rows=7)
 
 
+def test_protocol_names_the_world_and_its_videos(monkeypatch, tiny):
+    monkeypatch.setattr("vmr_zoo.data.worlds.shapes.generate_world", lambda *_: tiny)
+    worlds = (FULL, replace(FULL, train_videos=9), replace(FULL, seed=1, height=48, test_videos=5))
+    names = [(one.label, one.pool) for one in (protocol(world, "unused") for world in worlds)]
+    default = ("shapes", "shapes")
+    assert names == [default, default, ("shapes seed=1 test_videos=5 height=48", "shapes seed=1")]
+
+
 def test_protocol_has_every_split_from_its_own_group(tiny, cache):
     shapes = protocol(TINY, cache)
     assert list(shapes.splits) == [

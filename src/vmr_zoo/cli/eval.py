@@ -1,4 +1,4 @@
-"""`vmr eval`: scores a trained run on splits of its protocol."""
+"""`vmr eval`: scores a trained run on splits of its protocol, or of other data."""
 
 from __future__ import annotations
 

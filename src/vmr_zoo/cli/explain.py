@@ -16,6 +16,7 @@ from vmr_zoo.errors import VmrError, causes, first_line, nearest, unknown
 
 _LIBRARIES = {
     "wandb.": "Weights & Biases (logger=csv trains without it)",
+    "mlflow.": "MLflow (logger=csv trains without it)",
     "lightning.": "Lightning",
     "torch": "The GPU is full (a smaller data.batch_size needs less)",
 }
@@ -23,6 +24,7 @@ _LIBRARY_ERRORS = {
     "UsageError",
     "CommError",
     "AuthenticationError",
+    "MlflowException",
     "MisconfigurationException",
     "OutOfMemoryError",
 }
@@ -150,7 +152,7 @@ def _unknown_key(message: str, verb: str, overrides: Sequence[str]) -> str:
         return _group_not_included(key, verb, groups)
     if cfg is not None and takes_argument(cfg, key):
         value = next(value for _, name, value in overrides_of(overrides) if name == key)
-        return f"The configuration files do not set '{key}'. It exists: add it as +{key}={value}."
+        return f"The configuration files do not set '{key}'. Add it as +{key}={value}."
     leaf = key.rsplit(".", 1)[-1]
     same_leaf = sorted(
         (name for name in valid if name.rsplit(".", 1)[-1] == leaf),

@@ -12,7 +12,7 @@ from vmr_zoo.config.files import groups_of, read_yaml
 from vmr_zoo.config.groups import members, unknown_member
 
 _SHOWN = ("paths", "trainer")
-"""Groups with one file, whose keys are part of the page."""
+"""Groups whose keys, those of their default file, are part of the page."""
 
 _LONGEST_LIST = 20
 
@@ -46,9 +46,7 @@ def page(verb: str, args: Sequence[str]) -> str:
         if group in groups:
             shown = _keys(config_dir() / group / "default.yaml")
             parts.append(f"== {group}.KEY=value ==\n{shown}")
-    choices = [
-        (group, default) for group, default in groups.items() if group not in _SHOWN and members(group)
-    ]
+    choices = [(group, default) for group, default in groups.items() if members(group)]
     if choices:
         parts.append("== Choices (group=name) ==\n" + "\n".join(_choice(*choice) for choice in choices))
     return "\n\n".join([*parts, _FOOTER.format(verb=verb)])

@@ -40,10 +40,10 @@ def run_verb(verb: str, module: str, args: list[str], full_error: bool) -> int:
     register_resolvers()
     runner = _Runner(verb, module, full_error, sys.argv[0], secrets.token_hex(4))
 
-    def job(cfg: DictConfig) -> float | None:
-        return runner.run(cfg)
+    def job(cfg: DictConfig) -> None:
+        runner.run(cfg)
 
-    sweep.SweepFolder.path, sweep.SweepFolder.jobs = None, []
+    sweep.SweepFolder.path, sweep.SweepFolder.jobs, sweep.SweepFolder.results = None, [], None
     reports: list[sweep.JobReport] = []
     failure: Exception | None = None
     try:
@@ -56,8 +56,8 @@ def run_verb(verb: str, module: str, args: list[str], full_error: bool) -> int:
         if sweep.SweepFolder.path is not None:
             folder = sweep.reports_folder(sweep.SweepFolder.path, runner.token)
             reports = sweep.take_reports(folder, sweep.SweepFolder.jobs)
-            if reports:
-                sweep.print_summary(reports, sweep.SweepFolder.path)
+            if reports or sweep.SweepFolder.results is not None:
+                sweep.print_summary(reports)
     failure = failure or runner.failure
     failed = [report for report in reports if report.state not in sweep.DONE]
     if failure is not None and not failed:
@@ -87,20 +87,20 @@ class _Runner:
     code: int = 0
     failure: Exception | None = None
 
-    def run(self, cfg: DictConfig) -> float | None:
-        """Runs one job; returns the objective of a search."""
+    def run(self, cfg: DictConfig) -> None:
+        """Runs one job."""
         from vmr_zoo.config.compose import resolve_job_keys
         from vmr_zoo.config.resolvers import in_sweep, register_resolvers
 
         register_resolvers()  # the launcher may have started this process
         if in_sweep():
-            return self._sweep_job(cfg)
+            self._sweep_job(cfg)
+            return
         try:
             resolve_job_keys(cfg)
             self.code = self._main(cfg)
         except Exception as error:
             self.failure = error
-        return None
 
     def _main(self, cfg: DictConfig) -> int:
         """Checks the configuration and calls the verb's `main`."""
@@ -118,12 +118,12 @@ class _Runner:
         with _arguments([self.script, self.verb, *_single_job_arguments(cfg)]):
             return main(cfg)
 
-    def _sweep_job(self, cfg: DictConfig) -> float | None:
+    def _sweep_job(self, cfg: DictConfig) -> None:
         """Runs a job of a sweep. A failure is recorded and the other jobs go on."""
         from hydra.core.hydra_config import HydraConfig
 
         from vmr_zoo.config.compose import resolve_job_keys
-        from vmr_zoo.runs import status, sweep
+        from vmr_zoo.runs import search, status, sweep
 
         sweep.end_with_parent()
         hydra = HydraConfig.get()
@@ -141,8 +141,10 @@ class _Runner:
             if self.verb == "train":
                 run = Path(cfg.run)
                 report("started")
-            report(*self._run_unless_done(cfg, run, folder, hydra.job.num))
-            return None if run is None else status.objective(run)
+            ended = self._run_unless_done(cfg, run, folder, hydra.job.num)
+            if run is not None and ended[0] in sweep.DONE:
+                search.record_result(run, cfg.data.selection_metric)
+            report(*ended)
         except (SystemExit, KeyboardInterrupt):
             report("interrupted")
             raise
@@ -155,7 +157,6 @@ class _Runner:
             if run is not None:
                 status.record_failure(run, message)
             report("failed", message)
-            return None
 
     def _run_unless_done(
         self, cfg: DictConfig, run: Path | None, folder: Path, number: int

@@ -28,7 +28,7 @@ from vmr_zoo.errors import VmrError, unknown
 
 VERBS: dict[str, tuple[str, str]] = {
     "train": ("vmr_zoo.cli.train", "train a method on a data set and predict every test split"),
-    "eval": ("vmr_zoo.cli.eval", "score a trained run on splits of its protocol"),
+    "eval": ("vmr_zoo.cli.eval", "score a trained run on splits of its protocol, or of other data"),
     "score": ("vmr_zoo.cli.score", "score a predictions file against the ground truth, without a model"),
     "fetch": ("vmr_zoo.cli.fetch", "download published features, and check them"),
     "extract": ("vmr_zoo.cli.extract", "turn videos into features"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -11,21 +12,31 @@ from omegaconf import DictConfig
 from vmr_zoo.errors import VmrError, unknown
 from vmr_zoo.report import runs as run_scan
 from vmr_zoo.report import wandb_runs
+from vmr_zoo.report.breakdown import break_down, read_kinds
+from vmr_zoo.report.breakdown_tables import BREAKDOWN_WRITERS, page_tables, print_breakdowns
 from vmr_zoo.report.caveats import mark_caveats
 from vmr_zoo.report.claim_tables import CLAIM_WRITERS, print_answers
 from vmr_zoo.report.claims import read_claims
-from vmr_zoo.report.leaderboard import Leaderboard, leaderboards
-from vmr_zoo.report.page import browsing, write_page
+from vmr_zoo.report.derived import with_derived
+from vmr_zoo.report.leaderboard import DERIVED_METRICS, Leaderboard, leaderboards
+from vmr_zoo.report.no_answer import rejection_boards, without_rejection
+from vmr_zoo.report.page import write_page
 from vmr_zoo.report.paper_matching import compare_with_papers
 from vmr_zoo.report.paper_tables import is_requested
+from vmr_zoo.report.prediction_browser import browsing
 from vmr_zoo.report.query_scores import leaderboard_scores
+from vmr_zoo.report.reliability import check_suffix, save_reliability
 from vmr_zoo.report.runs import UNREADABLE, Run, UnfinishedRun, filter_runs
 from vmr_zoo.report.significance import mark_significance
 from vmr_zoo.report.study import StudyTable, read_study
 from vmr_zoo.report.terminal import print_leaderboards
+from vmr_zoo.report.transfer import transfer_boards
 from vmr_zoo.report.verdicts import Answer, answer_claims
 from vmr_zoo.report.writers import LEADERBOARD_WRITERS, PAPER_TABLE_WRITERS, print_paper_tables
 from vmr_zoo.utils.files import atomic_write
+
+_PRINTED_ROWS = 50
+"""Rows of a table that the terminal shows beside a page, which has all of them."""
 
 _CHOICES = {"format": tuple(LEADERBOARD_WRITERS), "source": ("runs", "wandb"), "log": (None, "wandb")}
 
@@ -43,10 +54,13 @@ def main(cfg: DictConfig) -> int:
         VmrError: if there is nothing to report, or an argument is invalid.
     """
     choices = _CHOICES | ({"format": tuple(CLAIM_WRITERS)} if cfg.claims and not cfg.html else {})
+    choices |= {"format": tuple(BREAKDOWN_WRITERS)} if cfg.by and not cfg.html else {}
     for key, valid in choices.items():
         if cfg[key] not in valid:
             raise unknown(key, cfg[key], [one for one in valid if one])
     _check_combinations(cfg)
+    if cfg.reliability:
+        check_suffix(Path(cfg.reliability))
     claims = read_claims(Path(cfg.claims)) if cfg.claims else []
     study = read_study(Path(cfg.study)) if cfg.study else None
     runs, unfinished = _find_runs(cfg)
@@ -54,30 +68,45 @@ def main(cfg: DictConfig) -> int:
     if answers and not cfg.html:
         text = CLAIM_WRITERS[cfg.format](answers)
         _deliver(cfg, lambda: print_answers(answers), text, 1)
+    elif cfg.by and not cfg.html:
+        _report_by_kind(cfg, runs)
     elif cfg.printed and not cfg.html:
         tables = [table for table in compare_with_papers(runs) if is_requested(table, cfg.printed)]
         text = PAPER_TABLE_WRITERS[cfg.format](tables)
         _deliver(cfg, lambda: print_paper_tables(tables), text, len(tables))
     else:
-        boards = leaderboards(runs, list(cfg.columns), cfg.sort) if runs else []
-        mark_caveats(boards)
+        boards, transfers = _tables(cfg, with_derived(runs, list(cfg.columns)))
+        pictures = save_reliability(boards, Path(cfg.reliability)) if cfg.reliability else []
         if cfg.html:
-            _write_page(cfg, boards, runs, unfinished, answers, study)
+            _write_page(cfg, boards, transfers, runs, unfinished, answers, study)
         else:
             if cfg.significance:
                 for board in boards:
                     mark_significance(board, leaderboard_scores(board))
+            boards += transfers
             text = ""
             if cfg.format != "table" or cfg.out:
                 text = LEADERBOARD_WRITERS[cfg.format](boards, cfg.costs)
-            _deliver(cfg, lambda: print_leaderboards(boards, cfg.significance, cfg.costs), text, len(boards))
+            _deliver(cfg, lambda: print_leaderboards(boards, cfg.costs), text, len(boards))
             if cfg.format == "table" and not cfg.out:
                 print("Next: html=true for a page with charts and predictions, format=csv for data.")
+        if pictures:
+            _say(cfg, f"Wrote {', '.join(map(str, pictures))}.")
         if cfg.log:
             _say(cfg, wandb_runs.log_leaderboards(boards, cfg.entity, cfg.project, Path(cfg.runs)))
     if unfinished:
         _say(cfg, run_scan.summarize_unfinished(unfinished))
     return 1 if any(one.state == UNREADABLE for one in unfinished) else 0
+
+
+def _tables(cfg: DictConfig, runs: list[Run]) -> tuple[list[Leaderboard], list[Leaderboard]]:
+    """Returns leaderboards, and the tables of tests on other data and of sentences without an answer."""
+    columns = without_rejection(runs, list(cfg.columns))
+    boards = leaderboards(runs, columns, cfg.sort) if runs and columns else []
+    further = transfer_boards(runs, columns, cfg.evals)
+    further += rejection_boards(runs, list(cfg.columns), cfg.evals)
+    mark_caveats([*boards, *further])
+    return boards, further
 
 
 def _find_runs(cfg: DictConfig) -> tuple[list[Run], list[UnfinishedRun]]:
@@ -91,20 +120,45 @@ def _find_runs(cfg: DictConfig) -> tuple[list[Run], list[UnfinishedRun]]:
         raise run_scan.no_finished_run(Path(cfg.runs), unfinished)
     runs = filter_runs(runs, cfg.where or {}) if runs else []
     trials = [run for run in runs if run.header.get("search")]
-    if not trials or cfg.trials:
-        return runs, unfinished
-    if len(trials) == len(runs):
-        raise VmrError(
-            f"Only trials of searches were found below '{cfg.runs}' ({len(trials)}), which no leaderboard "
-            "lists. Show them with trials=true."
-        )
-    _say(cfg, f"{len(trials)} trial(s) of searches are not shown; add trials=true to see them.")
-    return [run for run in runs if not run.header.get("search")], unfinished
+    if trials and not cfg.trials:
+        if len(trials) == len(runs):
+            raise VmrError(
+                f"Only trials of searches were found below '{cfg.runs}' ({len(trials)}), which no "
+                "leaderboard lists. Show them with trials=true."
+            )
+        _say(cfg, f"{len(trials)} trial(s) of searches are not shown; add trials=true to see them.")
+        runs = [run for run in runs if not run.header.get("search")]
+    if cfg.source == "wandb" and _needs_predictions(cfg):
+        runs = wandb_runs.with_files(runs)
+    return runs, unfinished
+
+
+def _needs_predictions(cfg: DictConfig) -> bool:
+    """Returns whether the tables need more of a run than its header and metrics."""
+    derived = set(DERIVED_METRICS).intersection(cfg.columns)
+    return bool(cfg.significance or cfg.html or cfg.by or cfg.reliability or cfg.claims or derived)
+
+
+def _report_by_kind(cfg: DictConfig, runs: list[Run]) -> None:
+    """Shows or writes scores by kind of query: CSV in all metrics, tables in the leading one."""
+    boards = leaderboards(with_derived(runs, list(cfg.columns)), list(cfg.columns), cfg.sort)
+    mark_caveats(boards)
+    if cfg.format != "csv":
+        boards = _leading(boards)
+    tables = break_down(boards, read_kinds(cfg.by))
+    text = BREAKDOWN_WRITERS[cfg.format](tables)
+    _deliver(cfg, lambda: print_breakdowns(tables), text, len(tables))
+
+
+def _leading(boards: list[Leaderboard]) -> list[Leaderboard]:
+    """Returns the leaderboards with their leading metric alone: each metric would add a table per split."""
+    return [replace(board, metrics=[board.leading_metric]) for board in boards]
 
 
 def _write_page(
     cfg: DictConfig,
     boards: list[Leaderboard],
+    transfers: list[Leaderboard],
     runs: list[Run],
     unfinished: list[UnfinishedRun],
     answers: list[Answer],
@@ -118,8 +172,9 @@ def _write_page(
         if (is_requested(table, cfg.printed) if cfg.printed else table.relevant)
     ]
     beside = browsing(cfg.browse, cfg.videos, cfg.narrations)
-    write_page(boards, page, tables, unfinished, beside, cfg.significance, answers, study)
-    print_leaderboards(boards, cfg.significance, cfg.costs)
+    groups = page_tables(break_down(_leading(boards), read_kinds(cfg.by))) if cfg.by else []
+    write_page(boards, page, tables, unfinished, beside, cfg.significance, answers, study, transfers, groups)
+    print_leaderboards([*boards, *transfers], cfg.costs, _PRINTED_ROWS)
     if study:
         study.print()
     print(f"Wrote {page}. Next: open it in a browser.")
@@ -134,13 +189,17 @@ def _check_combinations(cfg: DictConfig) -> None:
     online, papers = cfg.source == "wandb", cfg.printed and not cfg.html
     answered = cfg.claims and not cfg.html
     alone = "claims=… shows verdicts instead of leaderboards; drop one, or add html=true."
-    lacking = "Weights & Biases stores no predictions or evaluations of the runs; use source=runs."
+    lacking = "Evaluations of the runs are not uploaded to Weights & Biases; use source=runs."
     instead = "printed=… shows the papers' tables instead of leaderboards; drop one, or add html=true."
+    groups = cfg.by and not cfg.html
+    grouped = "by=… shows scores by kind of query instead of leaderboards; drop one, or add html=true."
     refused = {
-        "source=wandb with significance=true": (online and cfg.significance, lacking),
-        "source=wandb with html=true": (online and cfg.html, lacking),
+        "by=… with reliability=…": (groups and cfg.reliability, grouped),
+        "by=… with claims=…": (groups and cfg.claims, grouped),
+        "by=… with printed=…": (groups and cfg.printed, grouped),
+        "by=… with significance=true": (groups and cfg.significance, grouped),
+        "by=… with log=wandb": (groups and cfg.log, grouped),
         "source=wandb with evals=true": (online and cfg.evals, lacking),
-        "source=wandb with claims=…": (online and cfg.claims, lacking),
         "claims=… with printed=…": (answered and cfg.printed, alone),
         "claims=… with significance=true": (answered and cfg.significance, alone),
         "claims=… with sort=…": (answered and cfg.sort, alone),

@@ -1,10 +1,10 @@
-"""`vmr score`: scores a predictions file against the ground truth, without a model."""
+"""`vmr score`: scores a file of predictions against the ground truth, without a model."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vmr_zoo.engine.scoring import score_file
+from vmr_zoo.engine.score_file import score_file
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

@@ -29,11 +29,15 @@ _FURTHER = {
     "LinearLR MultiStepLR OneCycleLR PolynomialLR ReduceLROnPlateau StepLR",
     "lightning.pytorch.callbacks": "EarlyStopping ModelCheckpoint ModelSummary RichModelSummary "
     "RichProgressBar StochasticWeightAveraging TQDMProgressBar Timer",
-    "lightning.pytorch.loggers": "CSVLogger TensorBoardLogger WandbLogger",
+    "lightning.pytorch.loggers": "CSVLogger MLFlowLogger TensorBoardLogger WandbLogger",
 }
 """What `conf/` does not name but a command line reasonably does. It only computes, or logs a training."""
 
-FORMER_NAMES = {"vmr_zoo.engine.callbacks.progress": "vmr_zoo.engine.progress.progress"}
+FORMER_NAMES = {
+    "vmr_zoo.engine.loggers.wandb_logger": "vmr_zoo.engine.wandb_logger.wandb_logger",
+    "vmr_zoo.engine.callbacks.progress": "vmr_zoo.engine.progress.progress",
+    "vmr_zoo.engine.callbacks.PruneByMedian": "vmr_zoo.engine.callbacks.Prune",
+}
 """What runs of vmr_zoo 0.2.0 name, and where it is now."""
 
 _NAMED = re.compile(r"_target_: *([^\n]*)")

@@ -13,7 +13,7 @@ from vmr_zoo.config.compose import config_dir
 from vmr_zoo.utils.trees import walk
 
 _INTERNAL = {"base", "released"}
-_UNUSED = {"eval": {"features", "metrics", "data"}, "parity": {"features", "metrics"}}
+_UNUSED = {"eval": {"metrics"}, "parity": {"features", "metrics"}}
 """Groups in the defaults list of a verb that a user has no reason to select."""
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vmr_zoo.config.run_names import run_name
 from vmr_zoo.config.switch_table import row_names
-from vmr_zoo.errors import unknown
+from vmr_zoo.errors import VmrError, unknown
 from vmr_zoo.utils.trees import walk
 
 VARIANTS = ("paper", "released")
@@ -28,6 +30,7 @@ def register_resolvers() -> None:
         "folder_of": folder_of,
         "sweep_jobs": sweep_jobs,
         "wandb_group": wandb_group,
+        "wandb_agent": wandb_agent,
         "switch_rows": row_names,
     }
     for name, resolver in resolvers.items():
@@ -80,6 +83,24 @@ def wandb_group(experiment: str | None, otherwise: str) -> str:
             if source.provider == "command-line":
                 return Path(source.path).name
     return experiment or otherwise
+
+
+def wandb_agent(variable: str) -> str:
+    """Resolves `${wandb_agent:VARIABLE}`: an id that `wandb agent` gives the runs that it starts.
+
+    Args:
+        variable: WANDB_SWEEP_ID or WANDB_RUN_ID.
+
+    Raises:
+        VmrError: if the environment variable is missing, or is no id, since it becomes the name of a folder.
+    """
+    value = os.environ.get(variable, "")
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", value):
+        raise VmrError(
+            f"Expected an id in the environment variable {variable}, which `wandb agent` sets; found "
+            f"'{value}'. search=wandb is for the runs that it starts (docs/loggers.md)."
+        )
+    return value
 
 
 def in_sweep() -> bool:

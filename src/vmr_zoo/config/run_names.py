@@ -39,6 +39,8 @@ _NOT_IN_RUN_NAME_PREFIXES = (
     "trainer.accelerator",
     "trainer.enable_",
 )
+_EQUAL_TRAINERS = ("default", "cpu", "gpu", "mps")
+"""Presets that choose the device alone."""
 _LONGEST_RUN_NAME = 120
 
 
@@ -86,6 +88,8 @@ def result_overrides(overrides: Iterable[str]) -> Iterator[tuple[str, str]]:
     """Yields key and value of the overrides that can change a result and are part of the run's name."""
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
+        if key == "trainer" and unquoted(value) in _EQUAL_TRAINERS:
+            continue
         if key not in _NOT_IN_RUN_NAME and not key.startswith(_NOT_IN_RUN_NAME_PREFIXES):
             yield key, unquoted(value)
 

@@ -62,14 +62,19 @@ def _plain(value: Any) -> Any:
 
 
 def takes_argument(cfg: DictConfig, key: str) -> bool:
-    """Returns whether a key that the configuration lacks is an argument of the constructor above it."""
+    """Returns whether a key that the configuration lacks may be an argument of the constructor above it.
+
+    A logger passes arguments on to its library, and refuses those that the library does not have.
+    """
     found = _constructor(cfg, key)
     if found is None or found[2] != key:
         return False
     try:
-        return found[1] in _signature(found[0]["_target_"])[0].parameters
+        parameters = _signature(found[0]["_target_"])[0].parameters
     except (ImportError, TypeError, ValueError):
         return False
+    passes_on = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+    return found[1] in parameters or passes_on
 
 
 def _check_argument(cfg: DictConfig, key: str) -> None:

@@ -7,8 +7,6 @@ import math
 import os
 import random
 import time
-import warnings
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from vmr_zoo.errors import VmrError
-from vmr_zoo.runs.status import read_status, selection_curve
+from vmr_zoo.runs.search import trial_of_job
 
 log = logging.getLogger(__name__)
 
@@ -154,81 +152,36 @@ class NonFiniteLoss(Callback):
                 )
 
 
-class PruneByMedian(Callback):
-    """Stops a trial of a search that is worse than the median of its siblings at the same epoch.
+class Prune(Callback):
+    """Reports each epoch of a trial to its study, and stops the trial when the study's pruner says so.
 
-    Optuna's MedianPruner decides from the selection split alone. It compares the best value of the trial so
-    far with the values of each finished or pruned sibling up to that epoch. Siblings are read from their run
-    directories, which survive an interrupted search.
+    The pruner (`hydra.sweeper.pruner`) sees the selection split only. Outside of a search nothing happens.
+
+    Attributes:
+        verdict: why the trial was stopped, "" if it was not.
     """
 
-    def __init__(self, run: str, metric: str, startup: int, warmup: int) -> None:
-        """Stores the settings.
-
-        Args:
-            run: the run directory, `STUDY/TRIAL/seedN`; siblings are `STUDY/*/seedN`.
-            metric: the selection metric; higher is better.
-            startup: number of siblings that must have ended before any trial is pruned.
-            warmup: epochs in which no trial is pruned.
-        """
-        self.run, self.metric, self.startup, self.warmup = Path(run), metric, startup, warmup
-        self.curve: dict[int, float] = {}
+    def __init__(self, metric: str) -> None:
+        """Stores the selection metric; higher is better."""
+        self.name = f"selection/{metric}"
         self.verdict = ""
 
-    def state_dict(self) -> dict[str, Any]:
-        """Is stored in the checkpoint."""
-        return {"curve": self.curve}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Is restored from the checkpoint."""
-        self.curve = dict(state_dict["curve"])
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Finds the trial, in the main process."""
+        self._trial = trial_of_job() if trainer.is_global_zero else None
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Decides at the end of an epoch, in the main process for all."""
-        name = f"selection/{self.metric}"
-        if trainer.sanity_checking or name not in trainer.callback_metrics:
+        """Reports and decides at the end of an epoch, in the main process for all."""
+        if trainer.sanity_checking or self.name not in trainer.callback_metrics:
             return
-        self.curve[trainer.current_epoch] = float(trainer.callback_metrics[name])
-        siblings = [
-            selection_curve(path, self.metric)
-            for path in sorted(self.run.parent.parent.glob(f"*/{self.run.name}"))
-            if path != self.run and read_status(path)["state"] in ("finished", "pruned")
-        ]
-        behind = trainer.is_global_zero and should_prune(self.curve, siblings, self.startup, self.warmup)
-        if trainer.strategy.broadcast(behind):
+        value, stops = float(trainer.callback_metrics[self.name]), False
+        if self._trial is not None:
+            self._trial.report(value, trainer.current_epoch)
+            stops = self._trial.should_prune()
+        if trainer.strategy.broadcast(stops):
             trainer.should_stop = True
-            self.verdict = (
-                f"{name} reached {max(self.curve.values()):.2f} in {len(self.curve)} epochs, below the "
-                f"median of {len(siblings)} other trials"
-            )
-
-
-def should_prune(
-    curve: Mapping[int, float], siblings: Sequence[Mapping[int, float]], startup: int, warmup: int
-) -> bool:
-    """Returns the decision of Optuna's MedianPruner on a trial.
-
-    Args:
-        curve: the trial's metric by epoch; higher is better.
-        siblings: the curves of trials that have ended.
-        startup: number of siblings that must have ended before any trial is pruned.
-        warmup: epochs in which no trial is pruned.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # adding trials is experimental in the release that Hydra pins
-        import optuna
-
-        optuna.logging.set_verbosity(optuna.logging.WARNING)  # else it logs every trial
-        pruner = optuna.pruners.MedianPruner(n_startup_trials=startup, n_warmup_steps=warmup)
-        study = optuna.create_study(direction="maximize", pruner=pruner)
-        for other in siblings:
-            if other:
-                trial = optuna.trial.create_trial(value=max(other.values()), intermediate_values=dict(other))
-                study.add_trial(trial)
-        own = study.ask()
-        for epoch, value in sorted(curve.items()):
-            own.report(value, epoch)
-        return bool(own.should_prune())
+            epoch = trainer.current_epoch + 1
+            self.verdict = f"{self.name} was {value:.2f} in epoch {epoch}, too low for the pruner"
 
 
 class StepTime(Callback):

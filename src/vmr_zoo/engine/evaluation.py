@@ -14,11 +14,13 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from vmr_zoo.config.allowed import check_names
-from vmr_zoo.data.annotations.protocols import find_split, refuse_other_protocol
+from vmr_zoo.data.annotations.protocols import find_split
 from vmr_zoo.data.annotations.records import SELECTION
 from vmr_zoo.data.batches.datamodule import FOR_DETAILS, TRAINING_ONLY
 from vmr_zoo.data.features.manifest import compare_manifests
+from vmr_zoo.engine import moment_sets
 from vmr_zoo.engine.frame_probability import FrameProbability
+from vmr_zoo.engine.no_answer import find_rejection_test
 from vmr_zoo.engine.prediction import (
     predict_rows,
     prediction_trainer,
@@ -26,6 +28,7 @@ from vmr_zoo.engine.prediction import (
     score_split,
     scored_splits,
 )
+from vmr_zoo.engine.transfer import Transfer, find_transfer
 from vmr_zoo.engine.weights import load_weights
 from vmr_zoo.errors import VmrError, unknown
 from vmr_zoo.runs import directory
@@ -50,45 +53,55 @@ def evaluate(cfg: DictConfig) -> None:
         cfg: composed from `conf/eval.yaml`.
 
     Raises:
-        VmrError: if the run is incomplete, its features changed, another protocol is requested, or a probe
-            finds no replacement.
+        VmrError: if the run is incomplete, its features changed, a requested split of other data shares
+            videos with the training data, or a probe finds no replacement.
     """
     run = Path(cfg.run)
     stored = directory.load_config(run, paths=cfg.paths)
-    if cfg.get("data") is not None:
-        refuse_other_protocol(stored.data.name, cfg.data.name, stored.paths.annotations)
+    rejection = find_rejection_test(stored, cfg)
+    transfer = find_transfer(stored, cfg) if rejection is None else None
+    if transfer is not None:
+        stored = transfer.config
     header = dict(directory.read_json(run / directory.METRICS)[HEADER])
     changes = _change_arguments(stored, cfg.change or {})
     if changes:
         header |= {"change": changes, "name": f"{header['name']} with {', '.join(changes)}"}
     probe: Probe | None = instantiate(cfg.probe) if cfg.get("probe") else None
     if probe is not None:
-        asked_with = probe.name.replace("_", " ")
-        header |= {"probe": probe.name, "name": f"{header['name']} asked with {asked_with}"}
+        header["probe"] = probe.name
+        header["name"] += f" asked with {probe.name.replace('_', ' ')}"
 
     # Inputs of training or details alone need not be available.
     unread = TRAINING_ONLY - {"negative_query"} if cfg.frame_probability else TRAINING_ONLY
-    method, data = rebuild(stored, run, unread | (frozenset() if cfg.details else FOR_DETAILS), changes)
+    unread |= frozenset() if cfg.details else FOR_DETAILS
+    method, data = rebuild(stored, run, unread, changes, transfer)
     header[directory.DIGEST] = directory.weights_digest(run)
-    splits = _requested_splits(data, cfg.split)
-    data.prepare_data()
-    if changed := changed_annotations(run, split_digests(data.protocol.splits), splits):
-        _refuse_unless_wanted(run, changed, cfg.other_annotations)
-        header |= {"name": f"{header['name']} on other annotations", "annotations": changed}
+    header |= moment_sets.header_entry(run, header, method.metrics.settings)
+    splits = _requested_splits(data, cfg.split, transfer is not None or rejection is not None)
+    if transfer is not None:
+        header |= transfer.prepare(run, data, method, splits, cfg.details)
+    else:
+        data.prepare_data()
+        read = [*splits, SELECTION] if rejection else splits
+        if changed := _changed_annotations(run, data, read, cfg.other_annotations):
+            header |= {"name": f"{header['name']} on other annotations", "annotations": changed}
 
     trainer = prediction_trainer(stored.trainer, run)
-    features, metrics = data.features, {}
-    written = []
+    if rejection is not None:
+        rejection.run(trainer, method, data, splits, header, run)
+        return
+    features, metrics, written = data.features, dict[str, dict[str, float]](), list[str]()
     for split in splits:
         sentences: Mapping[str, str] = {}
         if probe is not None:
             data.features, sentences = probe(features, data.split(split))
-        target = directory.next_free(run / "eval", split if probe is None else f"{split}-{probe.name}")
+        where = [split, *([transfer.folder] if transfer else []), *([probe.name] if probe else [])]
+        target = directory.next_free(run / "eval", "-".join(where))
         metrics[split] = _evaluate_split(trainer, method, data, split, sentences, header, target, cfg)
         write_json(target / directory.ENVIRONMENT, describe_environment(stored.seed))
         written.append(str(target))
     print_metrics(header, metrics)
-    if probe is not None or changes:
+    if transfer is None and (probe is not None or changes):
         unchanged = directory.read_json(run / directory.METRICS)
         print_metrics(unchanged[HEADER], {split: unchanged[split] for split in splits if split in unchanged})
     more = " evals=true" if probe is not None or changes else ""
@@ -96,7 +109,11 @@ def evaluate(cfg: DictConfig) -> None:
 
 
 def rebuild(
-    stored: DictConfig, run: Path, unread: frozenset[str], changes: Sequence[str] = ()
+    stored: DictConfig,
+    run: Path,
+    unread: frozenset[str],
+    changes: Sequence[str] = (),
+    transfer: Transfer | None = None,
 ) -> tuple[Method, VMRDataModule]:
     """Rebuilds the method of a run, with its weights, and its data.
 
@@ -105,25 +122,29 @@ def rebuild(
         run: its directory.
         unread: needs of the method that the data will not serve.
         changes: the arguments of the method in `stored` that differ from the run's.
+        transfer: why the data in `stored` are not the run's; None: they are.
 
     Raises:
         VmrError: if the features changed, or the weights do not fit.
     """
     method: Method = instantiate(stored.method)
     data: VMRDataModule = instantiate(stored.data, needs=method.needs - unread)
-    compare_manifests(directory.read_json(run / directory.MANIFEST), data.features.manifest())
+    free = frozenset() if transfer is None else transfer.free(data)
+    compare_manifests(directory.read_json(run / directory.MANIFEST), data.features.manifest(), free)
     load_weights(method, run / directory.WEIGHTS, changes)
     return method, data
 
 
-def _refuse_unless_wanted(run: Path, changed: Sequence[str], wanted: bool) -> None:
-    """Refuses annotations that differ from those of the run, unless the user wants its scores on these."""
-    if not wanted:
+def _changed_annotations(run: Path, data: VMRDataModule, splits: Sequence[str], wanted: bool) -> list[str]:
+    """Returns which annotations differ from those of the run; refuses them unless the user wants them."""
+    changed = changed_annotations(run, split_digests(data.protocol.splits), splits)
+    if changed and not wanted:
         raise VmrError(
             f"The annotations differ from those that {run} was scored with: {'; '.join(changed)}. Restore "
             "them (paths.annotations). To score the run on these, under a name that says so, add "
             "other_annotations=true."
         )
+    return changed
 
 
 def _evaluate_split(
@@ -143,6 +164,7 @@ def _evaluate_split(
     if sentences:
         rows = [{**row, "asked": sentences[row["query_id"]]} for row in rows]
     metrics = score_split(rows, data, split, method) | (frames.metrics() if frames else {})
+    metrics |= moment_sets.set_metrics(rows, moment_sets.rule_from_header(header)).get(split, {})
     write_rows(target / directory.PREDICTIONS, rows)
     write_json(target / directory.METRICS, {HEADER: header, split: metrics})
     if details is not None:
@@ -160,10 +182,10 @@ def _write_details(path: Path, details: dict[str, Tensor]) -> None:
     print(f"{path}: {', '.join(names) or 'no details, this method has none'}")
 
 
-def _requested_splits(data: VMRDataModule, requested: str | Sequence[str]) -> list[str]:
-    """Returns the names of the requested splits, each valid."""
+def _requested_splits(data: VMRDataModule, requested: str | Sequence[str], tests_alone: bool) -> list[str]:
+    """Returns the names of the requested splits, each valid; `tests_alone`: "all" leaves out selection."""
     if requested == "all":
-        return scored_splits(data)
+        return list(data.test_names) if tests_alone else scored_splits(data)
     names = []
     for name in [requested] if isinstance(requested, str) else requested:
         split = find_split(data.protocol, name)

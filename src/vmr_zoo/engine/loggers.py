@@ -1,107 +1,126 @@
-"""The loggers of training: one curve per run in metrics.csv, and Weights & Biases.
+"""The loggers of training: one curve per run in metrics.csv, and mirrors of the run on other programs.
 
-The run directory remains the record of a run. A run on Weights & Biases carries the header of metrics.json in
-its configuration and every test result in its summary as `final/SPLIT/METRIC`; `vmr report source=wandb`
-rebuilds the run from these. wandb is imported only if its logger is used.
+The run directory remains the record of a run. A mirror (Weights & Biases, TensorBoard, MLflow, or a
+logger of Lightning that the user adds) gets the same beside the curves: the configuration at the start, and
+after the run the header of metrics.json and every result as `final/SPLIT/METRIC`.
 """
 
 from __future__ import annotations
 
 import csv
-import netrc
+import importlib.util
+import inspect
 import os
-import re
-import sys
-from collections.abc import Iterable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
-from vmr_zoo.errors import VmrError
-from vmr_zoo.runs.directory import HEADER, METRICS, read_json
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from vmr_zoo.engine.trainers import quiet_lightning
+from vmr_zoo.engine.wandb_layout import FINAL
+from vmr_zoo.errors import VmrError, unknown
+from vmr_zoo.runs.directory import HEADER, LOGGERS, METRICS, read_json
 from vmr_zoo.runs.resume import rotate
+from vmr_zoo.utils.files import write_json
 
 if TYPE_CHECKING:
-    from lightning.pytorch.loggers import Logger, WandbLogger
-
-FINAL = "final"
-"""Prefix of the test results in a run's summary, which separates them from the last values of the curves."""
-
-SPLITS = "splits"
-"""Key of a run's configuration that lists the splits in order."""
-
-_LONGEST_NAME, _LONGEST_TAG = 128, 64
-"""Characters that wandb accepts; it refuses to start with a longer tag."""
+    from lightning.pytorch.loggers import Logger
 
 
-def wandb_logger(
-    project: str,
-    entity: str | None,
-    save_dir: str,
-    offline: bool | None,
-    name: str,
-    group: str,
-    tags: Sequence[str],
-) -> WandbLogger:
-    """Builds Lightning's logger and truncates names and tags to the lengths that wandb accepts.
+class Mirror(ABC):
+    """What a logger does with the configuration and the results of a run, beside the curves."""
 
-    A resumed run continues its run on Weights & Biases: it has the same id.
+    @abstractmethod
+    def log_start(self, config: Mapping[str, Any], run: Path, steps: int | None) -> None:
+        """Logs the configuration, before training.
 
-    Args:
-        project: name of the project.
-        entity: user or team that owns the project; None: the default of the API key.
-        save_dir: the run directory.
-        offline: whether to write to disk only, for a later `wandb sync`; None: offline without an API key.
-        name: name of the run.
-        group: runs with the same group are shown together.
-        tags: labels to filter runs by.
+        Args:
+            config: with relative paths, as `runs.directory.relocatable` returns it.
+            run: the run directory.
+            steps: optimizer steps of the checkpoint that training continues from; None: training starts.
+        """
+
+    @abstractmethod
+    def log_end(self, header: Mapping[str, Any], metrics: Mapping[str, Mapping[str, Any]], run: Path) -> None:
+        """Logs the results.
+
+        Args:
+            header: of metrics.json.
+            metrics: by split and name; None where there is none.
+            run: the run directory.
+        """
+
+
+def build_loggers(node: DictConfig | None) -> list[Logger]:
+    """Builds the loggers of the group `logger`.
 
     Raises:
-        VmrError: for a project name that wandb refuses.
+        VmrError: if a package is missing, or an argument is unknown or refused.
     """
-    from lightning.pytorch.loggers import WandbLogger
-
-    if re.search(r"[/\\#?%:]", project) or not 0 < len(project) <= _LONGEST_NAME:
-        raise VmrError(
-            f"Weights & Biases refuses the project name '{project}': expected 1 to {_LONGEST_NAME} "
-            r"characters without / \ # ? % and :. Set logger.wandb.project=NAME, or logger=csv for no mirror."
-        )
-    logger = WandbLogger(
-        id=_earlier_wandb_id(Path(save_dir)),
-        name=name[-_LONGEST_NAME:],  # the seed is at the end
-        save_dir=save_dir,
-        offline=wandb_offline() if offline is None else offline,
-        project=project,
-        entity=entity,
-        group=group[:_LONGEST_NAME],
-        tags=list(dict.fromkeys(tag[:_LONGEST_TAG] for tag in tags)),
-        job_type="train",
-    )
-    # Lightning passes an argument of old versions of wandb, which warns about it in every process.
-    logger._wandb_init.pop("anonymous", None)
-    return logger
+    os.environ.setdefault("WANDB_SILENT", "true")
+    with quiet_lightning():
+        return [instantiate(one) for one in (node or {}).values() if one]
 
 
-def _earlier_wandb_id(run: Path) -> str | None:
-    """Returns the id of a run on Weights & Biases that an earlier session of a run directory started."""
-    folders = sorted((run / "wandb").glob("*run-*-*"))  # (offline-)run-DATE_TIME-ID
-    found = (re.fullmatch(r"(?:offline-)?run-[\d_]+-(\w+)", folder.name) for folder in folders[::-1])
-    return next((match[1] for match in found if match), None)
+def require(package: str, program: str, command: str) -> None:
+    """Refuses a logger whose package is not installed, before anything else starts.
 
+    Args:
+        package: the module.
+        program: what it is called.
+        command: what installs it.
 
-def wandb_offline() -> bool:
-    """Returns whether wandb must stay offline: WANDB_MODE says so, or no API key is found."""
-    if os.environ.get("WANDB_MODE"):
-        return os.environ["WANDB_MODE"] in ("offline", "dryrun")
-    if os.environ.get("WANDB_API_KEY"):
-        return False
-    server = os.environ.get("WANDB_BASE_URL")
-    hosts = [urlsplit(server).netloc] if server else ["api.forge.coreweave.com", "api.wandb.ai"]
+    Raises:
+        VmrError: says the command.
+    """
     try:
-        keys = netrc.netrc(os.environ.get("NETRC"))
-    except (OSError, netrc.NetrcParseError):
-        return True
-    return not any(keys.authenticators(host) for host in hosts)
+        found = importlib.util.find_spec(package) is not None
+    except (ImportError, ValueError):  # a test or a user blocks the import
+        found = False
+    if not found:
+        raise VmrError(
+            f"{program} is not installed. Install it: {command}. Or train without it: logger=csv writes "
+            "metrics.csv alone."
+        )
+
+
+def refuse_unknown(logger: str, given: Iterable[str], *takers: Callable[..., Any]) -> None:
+    """Refuses arguments that a logger does not have.
+
+    Args:
+        logger: its name in the group `logger`.
+        given: names of arguments.
+        takers: functions that take them.
+
+    Raises:
+        VmrError: names the first, and the nearest valid ones.
+    """
+    valid = {
+        name
+        for taker in takers
+        for name, one in inspect.signature(taker).parameters.items()
+        if one.kind is not one.VAR_KEYWORD and name != "self"
+    }
+    for name in given:
+        if name not in valid:
+            raise unknown(f"argument of logger.{logger}", name, valid)
+
+
+def earlier_id(run: str | Path, program: str) -> str | None:
+    """Returns the id that an earlier session of a run has in a program, None for a new one."""
+    file = Path(run) / LOGGERS
+    found = read_json(file) if file.is_file() else {}
+    value = found.get(program) if isinstance(found, dict) else None
+    return value if isinstance(value, str) else None
+
+
+def remember_id(run: Path, program: str, identifier: str) -> None:
+    """Records the id of a run in a program, with which a later session continues it."""
+    file = run / LOGGERS
+    write_json(file, {**(read_json(file) if file.is_file() else {}), program: identifier})
 
 
 def continue_curve(loggers: Iterable[Logger], run: Path, steps: int | None) -> None:
@@ -139,51 +158,49 @@ def _is_whole(row: Mapping[str, Any]) -> bool:
     return None not in row.values() and str(row.get("step", "")).isdigit()
 
 
-def log_config(loggers: Iterable[Logger], config: Mapping[str, Any]) -> None:
-    """Logs the configuration to Weights & Biases, before training.
+def log_config(loggers: Iterable[Logger], config: Mapping[str, Any], run: Path, steps: int | None) -> None:
+    """Logs the configuration to every logger but metrics.csv, before training.
 
     Args:
-        loggers: the trainer's loggers; only wandb's are used.
+        loggers: the trainer's loggers.
         config: the configuration with relative paths, as `runs.directory.relocatable` returns it.
+        run: the run directory.
+        steps: optimizer steps of the checkpoint that training continues from; None: training starts.
     """
-    for run in _wandb_runs(loggers):
-        run.config.update(dict(config), allow_val_change=True)
+    for one in _mirrors(loggers):
+        if isinstance(one, Mirror):
+            one.log_start(config, run, steps)
+        else:  # of the user
+            one.log_hyperparams(dict(config))
 
 
 def log_results(loggers: Iterable[Logger], run: Path) -> None:
-    """Logs the header and the results in metrics.json to Weights & Biases.
+    """Logs the header and the results in metrics.json to every logger but metrics.csv.
 
     Args:
-        loggers: the trainer's loggers; only wandb's are used.
+        loggers: the trainer's loggers.
         run: the run directory.
     """
-    for open_run in _wandb_runs(loggers):
+    for one in _mirrors(loggers):
         content = read_json(run / METRICS)
         header = content.pop(HEADER)
-        # A server may sort the summary by name, but the order of the splits matters in tables.
-        open_run.config.update({HEADER: header, SPLITS: list(content)}, allow_val_change=True)
-        open_run.summary.update(
-            {
-                f"{FINAL}/{split}/{metric}": value
-                for split, values in content.items()
-                for metric, value in values.items()
-                if value is not None
-            }
-        )
+        if isinstance(one, Mirror):
+            one.log_end(header, content, run)
+        else:
+            one.log_metrics(final_numbers(content))
 
 
-def close_wandb(failed: bool) -> None:
-    """Ends the open wandb run, if any: the next job of a sweep would log into it otherwise.
+def final_numbers(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """Returns the results of a run by `final/SPLIT/METRIC`, without those that have no value."""
+    return {
+        f"{FINAL}/{split}/{metric}": value
+        for split, values in metrics.items()
+        for metric, value in values.items()
+        if value is not None
+    }
 
-    Args:
-        failed: whether to mark the run as failed.
-    """
-    wandb = sys.modules.get("wandb")
-    if wandb is not None and wandb.run is not None:
-        wandb.finish(exit_code=int(failed))
 
+def _mirrors(loggers: Iterable[Logger]) -> list[Logger]:
+    from lightning.pytorch.loggers import CSVLogger
 
-def _wandb_runs(loggers: Iterable[Logger]) -> list[Any]:
-    from lightning.pytorch.loggers import WandbLogger
-
-    return [one.experiment for one in loggers if isinstance(one, WandbLogger)]
+    return [one for one in loggers if not isinstance(one, CSVLogger)]

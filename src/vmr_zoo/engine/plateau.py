@@ -53,6 +53,11 @@ class Plateau(EarlyStopping):
         """Starts the clock."""
         self._cpu_start = time.process_time()
 
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Stops also where a resumed session repeats the end of the last epoch, with more epochs allowed."""
+        if self.stops and self.reached:
+            trainer.should_stop = True
+
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Counts a validation; without `stops`, training goes on."""
         stopping = trainer.should_stop

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning
 import numpy as np
+import torch
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, ListConfig
 from torch import Tensor
@@ -27,25 +30,35 @@ if TYPE_CHECKING:
     from vmr_zoo.methods.base import Method
     from vmr_zoo.types import Batch
 
+log = logging.getLogger(__name__)
 
-def prediction_trainer(node: DictConfig, run: Path) -> lightning.Trainer:
+
+def prediction_trainer(node: DictConfig, run: Path, batches: float = 1.0) -> lightning.Trainer:
     """Builds a trainer for prediction: one process on one device, whatever training used.
 
     Args:
         node: the run's `trainer`.
         run: its directory.
+        batches: how much of each split is predicted, as `trainer.limit_test_batches` says it: a share, or a
+            whole number of batches. Everything by default, however little a debugging run trained on.
     """
     devices = node.get("devices")
+    accelerator = node.get("accelerator", "auto")
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if not {"cuda": cuda, "mps": mps, "gpu": cuda or mps}.get(accelerator, True):
+        log.warning(f"This machine lacks trainer.accelerator={accelerator} of the run: predicting without.")
+        accelerator, devices = "auto", 1
     return build_trainer(
         node,
         [PredictionBar()] if has_terminal() else [],
+        accelerator=accelerator,
         devices=[devices[0]] if isinstance(devices, ListConfig) else 1,
         num_nodes=1,
         strategy="auto",
         enable_checkpointing=False,
-        # Every query is predicted, however little a debugging run trained on.
+        profiler=None,  # it was for training
         overfit_batches=0.0,
-        limit_predict_batches=1.0,
+        limit_predict_batches=batches,
         default_root_dir=str(run),
     )
 
@@ -101,7 +114,7 @@ def predict_rows(
 
 
 def score_split(
-    rows: Sequence[Mapping[str, Any]], data: VMRDataModule, split: str, method: Method
+    rows: Sequence[Mapping[str, Any]], data: VMRDataModule, split: str, method: Method, partly: bool = False
 ) -> dict[str, float]:
     """Scores the rows of one split with the code of `vmr score`.
 
@@ -110,11 +123,16 @@ def score_split(
         data: holds the ground truth.
         split: their split.
         method: its metrics decide what is measured.
+        partly: whether only the predicted queries count, for a debugging run; else a missing one is an error.
 
     Returns:
         Percentages by metric name.
     """
-    return score_rows(rows, data.split(split), method.metrics.settings)
+    truth = data.split(split)
+    if partly:
+        predicted = {row["query_id"] for row in rows}
+        truth = replace(truth, queries=tuple(one for one in truth.queries if one.query_id in predicted))
+    return score_rows(rows, truth, method.metrics.settings)
 
 
 def print_metrics(header: Mapping[str, Any], metrics: Mapping[str, Mapping[str, float]]) -> None:

@@ -139,7 +139,7 @@ class BlankQuery(Probe):
             )
         load = features.query.load
         typical, _ = _typical(lambda query: load(query).mean(0, keepdims=True), split.queries)
-        return _with_sentences(features, dict.fromkeys(split.queries, typical))
+        return with_sentences(features, dict.fromkeys(split.queries, typical))
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ class OtherQuery(Probe):
         for row, query in enumerate(split.queries):
             others = np.flatnonzero(video != video[row])
             chosen[query] = split.queries[int(rng.choice(others))]
-        return _with_sentences(features, chosen)
+        return with_sentences(features, chosen)
 
 
 def _name(name: str, seed: int) -> str:
@@ -270,12 +270,21 @@ def _blank_narrations(source: NarrationSource, durations: Mapping[str, float]) -
     return _ReplacedNarrations(source, repeated)
 
 
-def _with_sentences(features: FeatureSet, chosen: Mapping[Query, Query]) -> ProbedFeatures:
+def with_sentences(
+    features: FeatureSet, chosen: Mapping[Query, Query], source: QuerySource | None = None
+) -> ProbedFeatures:
+    """Replaces the sentences of queries by those of other queries.
+
+    Args:
+        features: the features of a run.
+        chosen: the other query of each.
+        source: serves the other queries; None: the source of the run.
+    """
     sentences = {query.query_id: other.text for query, other in chosen.items()}
     words = features.narration_query
     replaced = replace(
         features,
-        query=_ReplacedQueries(features.query, chosen),
+        query=_ReplacedQueries(source or features.query, chosen),
         narration_query=None if words is None else _ReplacedQueries(words, chosen),
     )
     return ProbedFeatures(replaced, sentences)

@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 import lightning
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ModelSummary
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
@@ -168,6 +168,17 @@ def progress(title: str = "") -> Callback:
     """
     title = f"{position()}{title}" if position() else ""
     return EpochBar(title) if has_terminal() else EpochLines(title)
+
+
+def model_summary(max_depth: int = 1, show: bool | None = None) -> Callback:
+    """Returns Lightning's summary of the network: a line per module with its type and number of parameters.
+
+    Args:
+        max_depth: how deep modules are nested in it; -1: all.
+        show: whether it is logged; None: if this process has a terminal for itself.
+    """
+    shown = has_terminal() if show is None else show
+    return ModelSummary(max_depth=max_depth if shown else 0)
 
 
 def has_terminal() -> bool:

@@ -9,21 +9,18 @@ Imports no torch, for a fast start.
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vmr_zoo.data.annotations.protocols import find_split
-from vmr_zoo.data.annotations.records import MAX_TIME, Protocol, Query, Split
-from vmr_zoo.engine.submission import LocatedRow, PredictionRow, RowLocation, locate_rows, read_rows
-from vmr_zoo.engine.units import SECONDS, refuse_other_unit
-from vmr_zoo.errors import VmrError, abbreviate, unknown
+from vmr_zoo.data.annotations.records import MAX_TIME, Query, Split
+from vmr_zoo.engine.submission import LocatedRow, PredictionRow, RowLocation, locate_rows
+from vmr_zoo.engine.units import refuse_other_unit
+from vmr_zoo.errors import VmrError, abbreviate
 from vmr_zoo.metrics import official
 from vmr_zoo.metrics.highlight import CLIP_SECONDS, highlight_scores
 from vmr_zoo.metrics.per_query import (
@@ -36,7 +33,6 @@ from vmr_zoo.metrics.per_query import (
     pad_lists,
 )
 from vmr_zoo.metrics.settings import MetricSettings
-from vmr_zoo.utils.files import atomic_write
 
 _NUMBERS = {int, float}
 
@@ -125,8 +121,10 @@ def score_queries(
         if settings.highlights:
             saliency.add(row, query, location)
     if check_unit:
-        refuse_other_unit(windows[:, 0, :2], queries, source)
-    windows, window_mask = (x[:, : int(window_mask.sum(1).max())] for x in (windows, window_mask))
+        answered = np.flatnonzero(windows[: len(queries), 0].any(1))  # an empty window stands for no answer
+        refuse_other_unit(windows[answered, 0, :2], [queries[number] for number in answered], source)
+    longest = int(window_mask.sum(1).max())
+    windows, window_mask = windows[:, :longest], window_mask[:, :longest]
     targets, target_mask = pad_lists([query.moments for query in queries], 2)
     moments = moment_scores(
         windows[..., :2],
@@ -136,18 +134,21 @@ def score_queries(
         settings.windows,
     )
     highlights = saliency.scores(queries, split)
-    rounded = settings.rounding.apply(windows[..., :2])
-    obeys = np.array_equal(rounded[window_mask], windows[window_mask][:, :2])
     return SubmissionScores(
         query_ids=tuple(query.query_id for query in queries),
         video_ids=tuple(query.video_id for query in queries),
         queries=name_scores(moments, settings) | (highlights or {}),
         moments=moments,
         highlights=highlights,
-        rounding=settings.rounding.description
-        if obeys
-        else f"as submitted, not: {settings.rounding.description}",
+        rounding=_rounding_found(windows[window_mask][:, :2], settings),
     )
+
+
+def _rounding_found(windows: np.ndarray, settings: MetricSettings) -> str:
+    """Returns the protocol's rounding if all windows (N, 2) obey it, else that they do not."""
+    described = settings.rounding.description
+    obeys = np.array_equal(settings.rounding.apply(windows), windows)
+    return described if obeys else f"as submitted, not: {described}"
 
 
 def _match_queries(
@@ -331,52 +332,3 @@ def _score_highlights(
             ratings[number, clip] = rating
     top = np.array([values.argmax() for values in predicted])
     return highlight_scores(scores[:, :length], top, ratings, clips)
-
-
-def _print_scores(scored: SubmissionScores, title: str) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table()
-    table.add_column("metric")
-    table.add_column("%", justify="right")
-    table.add_column("queries", justify="right")
-    for name, value in scored.metrics.items():
-        table.add_row(name, f"{value:.2f}", f"{np.isfinite(scored.queries[name]).sum():,}")
-    Console().print(Text(title, "bold"), table, Text(f"rounding of windows: {scored.rounding}"))
-
-
-def score_file(cfg: Any) -> None:
-    """Scores `predictions` on `split` of `data`, prints a table, and writes `out` unless it is null.
-
-    Args:
-        cfg: with `predictions`, `data.protocol`, `metrics`, `split`, `unit` and `out`.
-
-    Raises:
-        VmrError: for a missing or bad predictions file, or an unknown split.
-    """
-    from hydra.utils import instantiate
-
-    if not cfg.get("predictions"):
-        raise VmrError(
-            "Nothing to score. Name a file of predictions: vmr score predictions=FILE.jsonl data=… split=…"
-        )
-    path = Path(str(cfg.predictions))
-    unit = cfg.get("unit")
-    if unit not in (None, SECONDS):
-        raise unknown("unit", str(unit), (SECONDS,))
-    rows = read_rows(path, str(cfg.split))
-    protocol: Protocol = instantiate(cfg.data.protocol)
-    split = find_split(protocol, cfg.split)
-    # conf/metrics/*.yaml names a torchmetrics class with the same fields, which imports torch.
-    node = {**cfg.metrics, "_target_": "vmr_zoo.metrics.settings.MetricSettings"}
-    settings: MetricSettings = instantiate(node, _convert_="all")
-    scored = score_queries(rows, split, settings, str(path), check_unit=unit is None)
-    _print_scores(scored, f"{path.name} on {protocol.name}, split {split.name}")
-    if cfg.get("out"):
-        own = {**scored.metrics, "rounding": scored.rounding}
-        atomic_write(cfg.out, json.dumps(scored.official if settings.highlights else own, indent=4))
-        print(f"Wrote {cfg.out}.")
-    else:
-        print("Wrote nothing; out=FILE.json stores the metrics.")

@@ -24,17 +24,18 @@ MAX_LINE = 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class RowLocation:
-    """The location of a row, for errors: file, line from 1, and query id once it is known."""
+    """The location of a row, for errors: file, line or entry of a list from 1, and query id once known."""
 
     source: str
     line: int
     query_id: str | None = None
+    unit: str = "line"
 
     def refuse(self, expected: str, found: str, remedy: str) -> NoReturn:
         """Raises an error about this row."""
         query = f" (query {self.query_id})" if self.query_id is not None else ""
         raise VmrError(
-            f"{self.source}, line {self.line}{query}: expected {expected}, found {found}. {remedy}"
+            f"{self.source}, {self.unit} {self.line}{query}: expected {expected}, found {found}. {remedy}"
         )
 
 

@@ -12,7 +12,10 @@ import lightning
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
+
+from vmr_zoo.errors import VmrError, causes, first_line
 
 _EXPECTED_WARNINGS = (
     ".*does not have many workers.*",  # features are in memory
@@ -37,15 +40,33 @@ def build_trainer(
         callbacks: its callbacks.
         loggers: its loggers.
         **arguments: replace those of the node.
+
+    Raises:
+        VmrError: if this machine has no such device, or Lightning refuses the arguments.
     """
     with quiet_lightning():
-        trainer: lightning.Trainer = instantiate(
-            node,
-            callbacks=list(callbacks),
-            logger=list(loggers) or False,
-            enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
-            **arguments,
-        )
+        try:
+            trainer: lightning.Trainer = instantiate(
+                node,
+                callbacks=list(callbacks),
+                logger=list(loggers) or False,
+                enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
+                **arguments,
+            )
+        except Exception as error:
+            refused = next((one for one in causes(error) if isinstance(one, MisconfigurationException)), None)
+            if refused is None:
+                raise
+            wanted: dict[Any, Any] = {**node, **arguments}
+            where = ", ".join(
+                f"trainer.{key}={wanted[key]}"
+                for key in ("accelerator", "devices", "strategy")
+                if key in wanted
+            )
+            raise VmrError(
+                f"Lightning cannot start with {where} here: {first_line(refused)} trainer=cpu runs on every "
+                "machine."
+            ) from error
     return trainer
 
 

@@ -19,12 +19,17 @@ from typing import TYPE_CHECKING, Any
 import lightning
 import torch
 from hydra.utils import instantiate
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
 from vmr_zoo.config.run_names import job_origin
-from vmr_zoo.engine.callbacks import PruneByMedian, StepTime
-from vmr_zoo.engine.loggers import close_wandb, continue_curve, log_config, log_results
+from vmr_zoo.data.annotations.records import SELECTION
+from vmr_zoo.engine import moment_sets
+from vmr_zoo.engine.callbacks import Prune, StepTime
+from vmr_zoo.engine.debugging import debugging
+from vmr_zoo.engine.loggers import build_loggers, continue_curve, log_config, log_results
+from vmr_zoo.engine.moment_sets import set_metrics, set_rule
 from vmr_zoo.engine.plateau import plateau_header
 from vmr_zoo.engine.prediction import (
     predict_rows,
@@ -35,13 +40,16 @@ from vmr_zoo.engine.prediction import (
 )
 from vmr_zoo.engine.stopping import Stop
 from vmr_zoo.engine.trainers import build_trainer, quiet_lightning
-from vmr_zoo.engine.validity import debugging, refuse_unselected, refuse_untrainable, selection_origin
+from vmr_zoo.engine.validity import refuse_unselected, refuse_untrainable, selection_origin
+from vmr_zoo.engine.wandb_logger import close_wandb
 from vmr_zoo.engine.weights import check_checkpoint, export_weights
 from vmr_zoo.errors import VmrError
 from vmr_zoo.methods.base import Method, parameter_count
 from vmr_zoo.runs import directory, resume
 from vmr_zoo.runs.directory import HEADER
 from vmr_zoo.runs.environment import describe_environment
+from vmr_zoo.runs.log_file import RunLog, collected_log
+from vmr_zoo.runs.record import raised_budgets
 from vmr_zoo.runs.status import read_status, write_status
 from vmr_zoo.runs.sweep import position
 from vmr_zoo.utils.files import WriteError, unwritable_cause, write_json, write_rows
@@ -66,29 +74,31 @@ def train(cfg: DictConfig) -> None:
     if not isinstance(cfg.seed, int) or cfg.seed < 0:
         raise VmrError(f"Expected seed to be a whole number, 0 or more; found {cfg.seed!r}. Use seed=0.")
     try:
-        with torch_threads(cfg.threads):
+        with torch_threads(cfg.threads), collected_log() as journal:
             if cfg.trainer.get("fast_dev_run"):
                 _try_out(cfg)
                 return
             # DDP runs this command once more for each further process. They train too, but write nothing.
             if getattr(rank_zero_only, "rank", 0) == 0:
-                _train_locked(cfg, Path(cfg.run))
+                _train_locked(cfg, Path(cfg.run), journal)
             else:
-                _fit(cfg, Path(cfg.run), None)
+                _fit(cfg, Path(cfg.run), None, journal)
     finally:
         close_wandb(failed=sys.exc_info()[0] is not None)
 
 
-def _train_locked(cfg: DictConfig, run: Path) -> None:
+def _train_locked(cfg: DictConfig, run: Path, journal: RunLog) -> None:
     """Trains while holding the lock of the run directory."""
     config = directory.relocatable(cfg)
     with directory.create_and_lock(run):
+        if cfg.choices.get("debug") and not cfg.resume:
+            resume.set_debugging_run_aside(run)
         if resume.is_done(run, config, cfg.resume):
             log.info(f"{run} is {read_status(run)['state']} already.")
             return
         resume.check_free(run, cfg.resume)
         try:
-            _fit(cfg, run, config)
+            _fit(cfg, run, config, journal)
         except Exception as error:
             cause = unwritable_cause(error)
             if cause is None:
@@ -98,19 +108,22 @@ def _train_locked(cfg: DictConfig, run: Path) -> None:
             raise directory.unwritable(run, cause) from error
 
 
-def _fit(cfg: DictConfig, run: Path, config: dict[str, Any] | None) -> None:
+def _fit(cfg: DictConfig, run: Path, config: dict[str, Any] | None, journal: RunLog) -> None:
     """Trains, predicts and writes the results.
 
     Args:
         cfg: the composed configuration.
         run: the run directory.
         config: the content of config.yaml; None: this process writes nothing into the run directory.
+        journal: writes train.log.
     """
     stop = Stop()
     method, parameters, data, trainer = _build(cfg, run, stop)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     resumed = cfg.resume if config is None else _describe_run(cfg, run, config, method, data)
+    if config is not None:
+        journal.open(run, f"{'resumed' if resumed else 'started'}: {cfg.name}, seed {cfg.seed} -> {run}")
     session = _Session(run, writes=config is not None)
     with stop.handled(), _record_stop(session, stop.received, cfg.resume):
         session.write("running")
@@ -118,7 +131,7 @@ def _fit(cfg: DictConfig, run: Path, config: dict[str, Any] | None) -> None:
             last = run / directory.LAST
             steps = check_checkpoint(last) if resumed and last.is_file() else None
             if config is not None:
-                log_config(trainer.loggers, config)
+                log_config(trainer.loggers, config, run, steps)
                 continue_curve(trainer.loggers, run, steps)
             checkpoint = None if steps is None else str(last)
             trainer.fit(method, datamodule=data, ckpt_path=checkpoint, weights_only=True)
@@ -145,7 +158,8 @@ def _fit(cfg: DictConfig, run: Path, config: dict[str, Any] | None) -> None:
 def _what_comes_next(run: Path, root: Path, shortened: str) -> str:
     """Returns the last line of a training, outside of a sweep, whose summary says what comes next."""
     if shortened:
-        return f"Wrote {run}: a debugging run ({shortened}), which no report lists."
+        profiles = "".join(f" Profile: {path}." for path in sorted(run.glob("fit-profile*.txt")))
+        return f"Wrote {run}: a debugging run ({shortened}), which no report lists.{profiles}"
     if position():
         return f"Wrote {run}."
     runs = root if run.is_relative_to(root) else run.parent
@@ -154,6 +168,7 @@ def _what_comes_next(run: Path, root: Path, shortened: str) -> str:
 
 def _build(cfg: DictConfig, run: Path, stop: Stop) -> tuple[Method, int, VMRDataModule, lightning.Trainer]:
     """Builds the method, its number of trainable parameters, the prepared data, and the trainer."""
+    loggers = build_loggers(cfg.logger)  # first, since they may refuse names or lack a package
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)
     method: Method = instantiate(cfg.method)
     parameters = parameter_count(method)  # before training, which may freeze some in the first epochs
@@ -162,7 +177,7 @@ def _build(cfg: DictConfig, run: Path, stop: Stop) -> tuple[Method, int, VMRData
     data: VMRDataModule = instantiate(cfg.data, needs=method.needs)
     data.prepare_data()
     data.check_words()
-    trainer = _trainer(cfg, run, stop)
+    trainer = _trainer(cfg, run, stop, loggers)
     if parameters:
         refuse_untrainable(trainer)
     return method, parameters, data, trainer
@@ -182,12 +197,10 @@ def _try_out(cfg: DictConfig) -> None:
     log.info("fast_dev_run: training, validation and prediction work. Nothing was written.")
 
 
-def _trainer(cfg: DictConfig, run: Path, stop: Stop) -> lightning.Trainer:
+def _trainer(cfg: DictConfig, run: Path, stop: Stop, loggers: list[Logger]) -> lightning.Trainer:
     """Builds the trainer with its callbacks and loggers."""
-    os.environ.setdefault("WANDB_SILENT", "true")
     with quiet_lightning():
         callbacks = [instantiate(node) for node in cfg.callbacks.values() if node]
-        loggers = [instantiate(node) for node in (cfg.logger or {}).values() if node]
     return build_trainer(cfg.trainer, [stop, *callbacks], loggers, default_root_dir=str(run))
 
 
@@ -259,7 +272,7 @@ def _record_stop(session: _Session, received: list[int], resumes: bool) -> Itera
 def _pruning_verdict(trainer: lightning.Trainer) -> str:
     """Returns why a search pruned the run, "" if it did not."""
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    return next((hook.verdict for hook in callbacks if isinstance(hook, PruneByMedian)), "")
+    return next((hook.verdict for hook in callbacks if isinstance(hook, Prune)), "")
 
 
 def _write_results(
@@ -279,7 +292,8 @@ def _write_results(
     best = _load_best(trainer, method)
     export_weights(method, run / directory.WEIGHTS)
     rows, metrics = [], {}
-    predictor = prediction_trainer(cfg.trainer, run)
+    predictor = prediction_trainer(cfg.trainer, run, trainer.limit_test_batches)
+    shortened = debugging(cfg, trainer)
     trained, cost = plateau_header(trainer), _training_cost(trainer)
     started = time.monotonic()
     tests = {data.split(name).name for name in data.test_names}
@@ -287,9 +301,12 @@ def _write_results(
     for name in scored_splits(data):
         before = time.monotonic()
         split_rows = predict_rows(predictor, method, data, name)
-        metrics[name] = score_split(split_rows, data, name, method)
+        metrics[name] = score_split(split_rows, data, name, method, partly=bool(shortened))
         test_seconds += time.monotonic() - before if name in tests else 0.0
         rows += split_rows
+    rule = set_rule(method.metrics.settings, (row for row in rows if row["split"] == SELECTION))
+    for name, values in set_metrics(rows, rule).items():
+        metrics[name] |= values
     header = {
         **_identity(cfg, data, method),
         **({"selection": selection_origin(trainer, data.selection_origin)} if parameters else {}),
@@ -299,10 +316,12 @@ def _write_results(
         "best_epoch": best,
         "train_seconds": round(seconds, 1),
         **trained,
-        **({"debug": shortened} if (shortened := debugging(trainer)) else {}),
+        **({"debug": shortened} if shortened else {}),
+        **({"raised": raised} if (raised := raised_budgets(run)) else {}),
         **cost,
         "inference_ms": round(1000 * (time.monotonic() - started) / max(1, len(rows)), 3),
         "inference_seconds": round(test_seconds, 3),
+        **({moment_sets.HEADER_KEY: rule.header} if rule else {}),
     }
     write_rows(run / directory.PREDICTIONS, rows)
     write_json(run / directory.METRICS, {HEADER: header, **metrics})
@@ -349,10 +368,12 @@ def _identity(cfg: DictConfig, data: VMRDataModule, method: Method) -> dict[str,
     return {
         "name": cfg.name,
         "method": cfg.choices.method,
+        "family": method.family,
         "variant": cfg.variant,
         "experiment": cfg.choices.experiment,
         "ablation": cfg.choices.ablation,
         "protocol": data.protocol.name,
+        **({"settings": data.protocol.settings} if data.protocol.settings else {}),
         "features": f"{data.features.name}{held}",
         "origin": data.features.origin,
         "selection": data.selection_origin,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +13,9 @@ from vmr_zoo.metrics.highlight import CLIP_SECONDS
 from vmr_zoo.metrics.per_query import Floats
 
 SECONDS = "seconds"
+_FRACTIONS, _PERCENT = "fractions", "percent"
+UNITS = (SECONDS, _FRACTIONS, _PERCENT)
+"""Units that windows may be declared in; the last two are of the length of the video."""
 
 _OUTSIDE = 0.25
 """Share of best windows that begin after the end of their video above which a file is refused."""
@@ -35,6 +39,9 @@ _READINGS: dict[str, Callable[[Floats, Floats], Floats]] = {
 }
 """What `[start, end]` may mean besides seconds, and how to turn it into seconds."""
 
+_DECLARED = {"fractions of the video": _FRACTIONS, "per cent of the video": _PERCENT}
+"""Readings that `unit=…` can name."""
+
 
 def refuse_other_unit(best: Floats, queries: Sequence[Query], source: str) -> None:
     """Refuses windows that make sense in another unit than seconds, and little in seconds.
@@ -50,6 +57,8 @@ def refuse_other_unit(best: Floats, queries: Sequence[Query], source: str) -> No
         VmrError: if many windows begin after the end of their video, if all end within the first second, or
             if another unit fits the ground truth far better.
     """
+    if not queries:
+        return
     duration = np.array([[query.duration] for query in queries])
     as_seconds = _mean_iou(best, queries)
     scores = {name: _mean_iou(convert(best, duration), queries) for name, convert in _READINGS.items()}
@@ -71,10 +80,31 @@ def refuse_other_unit(best: Floats, queries: Sequence[Query], source: str) -> No
     guess = (
         f"; as {likely} they have a mean IoU of {scores[likely]:.2f}" if scores[likely] > as_seconds else ""
     )
+    declare = _DECLARED.get(likely, "") if guess else ""
     raise VmrError(
-        f"{source}: the windows do not look like seconds: {found}{guess}. Write [start, end] in seconds, or "
-        "score the file as it is with unit=seconds."
+        f"{source}: the windows do not look like seconds: {found}{guess}. Write [start, end] in seconds"
+        f"{declare and f', declare them with unit={declare}'}, or score the file as it is with unit=seconds."
     )
+
+
+def in_seconds(windows: Sequence[Any], unit: str, duration: float) -> list[Any]:
+    """Turns windows into seconds; what is no window of numbers is left for the checks to refuse.
+
+    Args:
+        windows: [start, end, …] each.
+        unit: one of `UNITS`.
+        duration: length of the video in seconds.
+    """
+    factor = {SECONDS: 1.0, _FRACTIONS: duration, _PERCENT: duration / 100}[unit]
+    return [
+        [one[0] * factor, one[1] * factor, *one[2:]]
+        if factor != 1
+        and isinstance(one, list | tuple)
+        and len(one) >= 2
+        and all(isinstance(x, int | float) for x in one)
+        else one
+        for one in windows
+    ]
 
 
 def _mean_iou(windows: Floats, queries: Sequence[Query]) -> float:

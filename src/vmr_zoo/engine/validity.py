@@ -11,16 +11,6 @@ NOT_SELECTED = "none (weights of the last epoch)"
 """Selection of a run whose checkpoint callback was removed: such runs have tables of their own."""
 
 
-def debugging(trainer: lightning.Trainer) -> str:
-    """Returns which of Lightning's debugging arguments cut the data short, "" for none.
-
-    Such a run is no result: its status is "debug", and no report lists it.
-    """
-    values = {name: getattr(trainer, name) for name in ("limit_train_batches", "limit_val_batches")}
-    short = {k: x for k, x in values.items() if not (isinstance(x, float) and x == 1)}  # 1 is one batch
-    return ", ".join(f"trainer.{name}={value:g}" for name, value in short.items())
-
-
 def refuse_untrainable(trainer: lightning.Trainer) -> None:
     """Refuses arguments under which no step is taken or no validation can select a checkpoint.
 

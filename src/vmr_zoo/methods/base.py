@@ -43,9 +43,12 @@ class Training:
 class Method(lightning.LightningModule):
     """A moment retrieval method.
 
-    A subclass sets `needs`, builds its network in `__init__`, and implements `losses` and `predict`.
+    A subclass sets `family` and `needs`, builds its network in `__init__`, and implements `losses` and
+    `predict`.
 
     Attributes:
+        family: what kind of method it is, in a few words: reports list rows of one family together.
+        answer_evidence: what `answer_score` is, in a few words.
         follows_epochs: whether a schedule over all epochs changes each of them: more epochs then make
             another training.
         needs: the optional batch fields that the method reads, a subset of `vmr_zoo.types.NEEDS`; an instance
@@ -55,6 +58,8 @@ class Method(lightning.LightningModule):
         last_losses: the detached losses of the latest training step, used to report non-finite losses.
     """
 
+    family = ""
+    answer_evidence = "score of the best moment"
     needs: frozenset[str] = frozenset()
     follows_epochs = False
 
@@ -83,6 +88,18 @@ class Method(lightning.LightningModule):
             batch: the batch.
             details: also return attention and other curves to plot; spans and scores stay the same.
         """
+
+    def answer_score(self, prediction: Prediction, batch: Batch) -> Tensor:
+        """Returns how sure the method is that each video holds the moment: (B,), finite, higher is surer.
+
+        `vmr eval no_answer=…` rejects the queries with low scores. This one is the score of the best moment;
+        a method with a better one overrides it and `answer_evidence`.
+
+        Args:
+            prediction: what `predict` returned for the batch.
+            batch: the batch.
+        """
+        return prediction["scores"][:, 0]
 
     def weight(self, name: str) -> float | None:
         """Returns the weight of a loss; None means that it is turned off.

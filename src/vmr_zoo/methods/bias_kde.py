@@ -33,6 +33,7 @@ class BiasKDE(Method):
         moments: (N, 2) the normalised training moments, a buffer that is part of checkpoints.
     """
 
+    family = "Baselines"
     moments: Tensor
 
     def __init__(self, *, training: Training, seed: int = 0, samples: int = 10) -> None:

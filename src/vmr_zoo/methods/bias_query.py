@@ -57,6 +57,7 @@ class BiasQuery(Method):
         kernel: (N, C) the kernel between training moments and candidates; both follow from the others.
     """
 
+    family = "Baselines"
     moments: Tensor
     sentences: Tensor
     centre: Tensor

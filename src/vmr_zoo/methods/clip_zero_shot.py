@@ -46,6 +46,7 @@ class ClipZeroShot(Method):
             until a selection split chose them. With one of each there is no choice.
     """
 
+    family = "Zero-shot"
     needs = frozenset({"sentence"})
     chosen: Tensor
 

@@ -309,6 +309,7 @@ class EMBOutput(NamedTuple):
 class EMB(Method):
     """EMB."""
 
+    family = "Span prediction"
     follows_epochs = True  # the elastic boundary and the learning rate do
 
     def __init__(

@@ -148,6 +148,8 @@ class SentenceEmbeddings(NamedTuple):
 class MMN(Method):
     """MMN."""
 
+    family = "2D maps"
+
     def __init__(
         self,
         *,

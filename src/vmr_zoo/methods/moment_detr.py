@@ -52,6 +52,7 @@ class MomentDETROutput(NamedTuple):
 class MomentDETR(Method):
     """Moment-DETR."""
 
+    family = "DETR"
     needs = frozenset({"saliency", "all_spans"})
 
     def __init__(

@@ -21,6 +21,8 @@ K = 5
 class PredictAll(Method):
     """Predicts the whole video; has no parameters."""
 
+    family = "Baselines"
+
     def __init__(self, *, training: Training) -> None:
         """Stores what validation computes."""
         super().__init__(training)

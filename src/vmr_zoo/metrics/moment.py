@@ -20,7 +20,8 @@ class MomentMetrics(Metric):
 
     The states are sums over queries and numbers of queries, so reducing over processes gives the exact mean.
     Highlight metrics are not computed here: they need the rating of each annotator, and a batch holds only
-    their sum. `vmr_zoo.engine.scoring.score_rows` computes them from the predictions file.
+    their sum. `vmr_zoo.engine.scoring.score_rows` computes them from the predictions file. Sets of moments
+    need a score that is chosen on the whole selection split (`vmr_zoo.engine.moment_sets`).
 
     Attributes:
         settings: which metrics are computed; shared with `vmr score`.
@@ -40,6 +41,7 @@ class MomentMetrics(Metric):
         highlights: bool = False,
         rounding: Rounding | None = None,
         map_thresholds: Sequence[float] = MAP_THRESHOLDS,
+        sets: str | float | None = None,
     ) -> None:
         """Builds the settings and the states.
 
@@ -50,9 +52,10 @@ class MomentMetrics(Metric):
             highlights: whether highlights are scored from the predictions file.
             rounding: rounding of predicted seconds; None for `Rounding()`, four decimals.
             map_thresholds: IoU thresholds m of mAP@m.
+            sets: which windows count as the set of moments of a query; None: sets are not scored.
 
         Raises:
-            VmrError: for a threshold that `MetricSettings` refuses.
+            VmrError: for a value that `MetricSettings` refuses.
         """
         super().__init__()
         self.settings = MetricSettings(
@@ -62,6 +65,7 @@ class MomentMetrics(Metric):
             windows,
             highlights,
             rounding or Rounding(),
+            sets,
         )
         self.names = metric_names(self.settings)
         self.add_state("sums", torch.zeros(len(self.names), dtype=torch.float64), dist_reduce_fx="sum")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from vmr_zoo.errors import VmrError
+from vmr_zoo.errors import VmrError, unknown
 
 R1_THRESHOLDS = (0.1, 0.3, 0.5, 0.7)
 R5_THRESHOLDS = (0.5, 0.7)
@@ -19,7 +19,27 @@ MAP_THRESHOLDS = (0.5, 0.7, 0.75)
 AP_THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 """Literals, because accumulated steps of 0.05 are inexact and would change hits exactly at a threshold."""
 
-_SHOWN = ("R1@0.3", "R1@0.5", "R1@0.7", "R5@0.5", "R5@0.7", "mIoU", "mAP", "highlight_mAP", "HIT@1")
+LISTED, ON_SELECTION = "listed", "selection"
+"""The named rules of `MetricSettings.sets`."""
+
+_SHOWN = (
+    "R1@0.3",
+    "R1@0.5",
+    "R1@0.7",
+    "R5@0.5",
+    "R5@0.7",
+    "mIoU",
+    "mAP",
+    "highlight_mAP",
+    "HIT@1",
+    "EtF1",
+    "C-Acc",
+    "AUROC",
+    "Rejection-Acc",
+    "No-Answer-Acc",
+    "R1@0.5/kept",
+    "R1@0.5/rejection",
+)
 
 
 def shown_metrics(metrics: Mapping[str, Mapping[str, float | None]]) -> list[str]:
@@ -86,6 +106,9 @@ class MetricSettings:
         windows: windows per query that average precision uses, the first in the order of the predictions.
         highlights: also score the saliency, and report under the keys of QVHighlights.
         rounding: rounding of predicted seconds.
+        sets: which windows count as the set of moments of a query, for the metrics of `metrics.sets`: those
+            from a score on, chosen on the selection split ("selection") or given as a number, or all that a
+            row lists ("listed"); None: sets are not scored.
     """
 
     r1_thresholds: Sequence[float] = R1_THRESHOLDS
@@ -94,13 +117,14 @@ class MetricSettings:
     windows: int = 10
     highlights: bool = False
     rounding: Rounding = field(default_factory=Rounding)
+    sets: str | float | None = None
 
     def __post_init__(self) -> None:
-        """Checks thresholds and number of windows.
+        """Checks thresholds, number of windows and the rule of sets.
 
         Raises:
-            VmrError: for a threshold outside (0, 1], one of mAP that is not in `AP_THRESHOLDS`, or a window
-                count below 1.
+            VmrError: for a threshold outside (0, 1], one of mAP that is not in `AP_THRESHOLDS`, a window
+                count below 1, or an unknown rule.
         """
         for threshold in (*self.r1_thresholds, *self.r5_thresholds):
             if not 0 < threshold <= 1:
@@ -115,6 +139,8 @@ class MetricSettings:
                 )
         if self.windows < 1:
             raise VmrError(f"Expected metrics.windows to be at least 1, found {self.windows}. Increase it.")
+        if isinstance(self.sets, str) and self.sets not in (ON_SELECTION, LISTED):
+            raise unknown("metrics.sets", self.sets, (ON_SELECTION, LISTED, "null", "a score, such as 0.5"))
 
     @property
     def windows_read(self) -> int:

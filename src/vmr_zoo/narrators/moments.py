@@ -19,23 +19,11 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from vmr_zoo.utils.answers import INTERVAL, is_interval, plain_keys, seconds, times_of
 from vmr_zoo.utils.text import one_line
 
-_START = ("start", "start_time", "start_timestamp", "begin", "from")
-_END = ("end", "end_time", "end_timestamp", "stop", "to")
-_SPAN = ("timestamp", "timestamps", "time", "time_range", "interval", "span", "segment")
 _TEXT = ("description", "caption", "text", "event", "sentence", "narration", "content", "label")
 
-_CLOCK = r"\d{1,3}:\d{1,2}(?::\d{1,2})?(?:[.,]\d{1,3})?"
-_TIME = rf"(?:{_CLOCK}|\d{{1,6}}(?:\.\d{{1,6}})?)"
-_UNIT = r"(?:\s?s(?:ec(?:ond)?s?)?\b)"
-_DASH = r"(?:-->|->|[-–—~]|to\b)"
-_INTERVAL = re.compile(
-    rf"(?:(?P<open>[\[(<])\s?)?(?<![\d.,:])(?P<start>{_TIME}){_UNIT}?\s?"
-    rf"(?P<between>>\s?{_DASH}?\s?<|{_DASH}|,)\s?"
-    rf"(?P<end>{_TIME})(?P<unit>{_UNIT}?)\s?(?P<close>[\])>]?)",
-    re.IGNORECASE,
-)
 _LABEL = re.compile(
     r"(?:^|\n|(?<=[.!?;:])[ \t]+)"
     r"(?:[ \t]*\d{1,4}[ \t]*\n)?"  # the number of a subtitle
@@ -46,7 +34,6 @@ _LABEL = re.compile(
 )
 """What may precede a time: the start of a line or the end of a sentence, then a bullet or a number."""
 _EMPTY_LINE = re.compile(r"\n\s*\n")
-_PAIRS = {"[": "]", "(": ")", "<": ">"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,17 +98,12 @@ def _from_entry(entry: Any) -> Moment | None:
     if isinstance(entry, list) and len(entry) == 3:
         start, end, text = entry
     elif isinstance(entry, dict):
-        lower = {str(key).lower().replace(" ", "_"): value for key, value in entry.items()}
-        start, end, text, span = (
-            next((lower[key] for key in keys if key in lower), None) for keys in (_START, _END, _TEXT, _SPAN)
-        )
-        if start is None and isinstance(span, list) and len(span) == 2:
-            start, end = span
-        elif start is None and isinstance(span, str) and (match := _INTERVAL.fullmatch(f"[{span.strip()}]")):
-            start, end = match["start"], match["end"]
+        lower = plain_keys(entry)
+        start, end = times_of(lower)
+        text = next((lower[key] for key in _TEXT if key in lower), None)
     else:
         return None
-    first, last = _seconds(start), _seconds(end)
+    first, last = seconds(start), seconds(end)
     if first is None or last is None or not isinstance(text, str):
         return None
     return Moment(first, last, _clean(text))
@@ -129,7 +111,7 @@ def _from_entry(entry: Any) -> Moment | None:
 
 def _read_lines(answer: str) -> list[Moment | None]:
     """Reads times in text, each before its description."""
-    times = [match for match in _INTERVAL.finditer(answer) if _is_interval(match)]
+    times = [match for match in INTERVAL.finditer(answer) if is_interval(match)]
     spans, texts, before = [], [], 0
     for match in times:
         gap = answer[before : match.start()]
@@ -137,7 +119,7 @@ def _read_lines(answer: str) -> list[Moment | None]:
         if label is None:  # within a sentence: its text may stand before or after it
             return []
         texts.append(gap[: label.start()])
-        spans.append((_seconds(match["start"]), _seconds(match["end"])))
+        spans.append((seconds(match["start"]), seconds(match["end"])))
         before = match.end()
     # What stands before the first time introduces the list; an empty line ends a description.
     described = [text.lstrip(" \t\r\n:,.*|_-–—") for text in [*texts[1:], answer[before:]]]
@@ -148,31 +130,6 @@ def _read_lines(answer: str) -> list[Moment | None]:
         Moment(start, end, text) if start is not None and end is not None else None
         for (start, end), text in zip(spans, texts, strict=True)
     ]
-
-
-def _is_interval(match: re.Match[str]) -> bool:
-    """Returns whether two numbers are times: in brackets, with a unit, or written as clock times."""
-    bracketed = bool(match["open"]) and _PAIRS[match["open"]] == match["close"]
-    if "<" in match["between"]:
-        return bracketed and match["open"] == "<"
-    if match["between"] == ",":
-        return bracketed
-    return bracketed or bool(match["unit"]) or (":" in match["start"] and ":" in match["end"])
-
-
-def _seconds(value: Any) -> float | None:
-    """Returns a time in seconds: a number, "3.2", "3.2 s", "01:23.4" or "1:02:03"; None: it is no time."""
-    if isinstance(value, str):
-        text = re.sub(rf"{_UNIT}$", "", value.strip(), flags=re.IGNORECASE)
-        if not re.fullmatch(_TIME, text):
-            return None
-        seconds = 0.0
-        for field in text.replace(",", ".").split(":"):
-            seconds = 60 * seconds + float(field)
-        return seconds
-    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9:
-        return float(value)
-    return None
 
 
 def _clean(text: str) -> str:

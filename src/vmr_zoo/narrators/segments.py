@@ -24,6 +24,7 @@ from vmr_zoo.data.narrations import Narration
 from vmr_zoo.errors import VmrError
 from vmr_zoo.narrators.base import Narrated, Narrator
 from vmr_zoo.narrators.moments import read_moments
+from vmr_zoo.utils.answers import without_thoughts
 from vmr_zoo.utils.arrays import Array
 from vmr_zoo.utils.text import one_line
 from vmr_zoo.video.ahead import ahead
@@ -274,7 +275,7 @@ class SegmentNarrator(Narrator):
         if isinstance(answer, VmrError):
             video.error = answer
             return
-        answer = _without_thoughts(answer)
+        answer = without_thoughts(answer)
         text = " ".join(one_line(answer).split())
         if not text:
             video.empty += 1
@@ -309,12 +310,6 @@ def _finished(pending: dict[str, _PendingVideo]) -> Iterator[_PendingVideo]:
     """Removes and yields the finished videos up to the first that is not."""
     while pending and (video := next(iter(pending.values()))).finished:
         yield pending.pop(video.video_id)
-
-
-def _without_thoughts(answer: str) -> str:
-    """Removes what a reasoning model prints before its answer; "" if it was cut off before the answer."""
-    _, mark, after = answer.rpartition("</think>")
-    return after if mark else "" if answer.lstrip().startswith("<think>") else answer
 
 
 def draw(purpose: str, seed: int, video_id: str, number: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,15 +26,27 @@ if TYPE_CHECKING:
 THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(1, 20))
 BINS = 6
 
-COLOURS = (
-    *("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22"),
-    *("#17becf", "#a0a0a0", "#6b6ecf", "#b5a000", "#ad494a", "#a55194", "#3182bd", "#e6550d", "#31a354"),
-    *("#756bb1", "#636363"),
+COLOURS = ("#0a0b00", "#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04", "#0a0b05", "#0a0b06")
+"""Stand for the page's `--series-0` to `--series-6`: Okabe and Ito's colours, which colour-blind readers
+distinguish, in tones for a light and a dark page."""
+
+_MARKERS = "osD^vPX"
+_DASHES = ("solid", (0, (5, 2)), (0, (1.2, 1.5)))
+_SVG_DASHES = ("none", "7 3", "2 2")
+_SVG_MARKERS = (
+    "M11 6a4 4 0 1 0 8 0a4 4 0 1 0 -8 0",
+    "M11.5 2.5h7v7h-7z",
+    "M15 1l5 5l-5 5l-5 -5z",
+    "M15 1.5l4.5 8.5h-9z",
+    "M15 10.5l4.5 -8.5h-9z",
+    "M13.5 1.5h3v3h3v3h-3v3h-3v-3h-3v-3h3z",
+    "M13 2l2 2l2 -2l2 2l-2 2l2 2l-2 2l-2 -2l-2 2l-2 -2l2 -2l-2 -2z",
 )
+
 _INK = "#010203"
 """Stands for the colour of the page's text, which depends on the reader's settings."""
 
-_STYLE: dict[str, Any] = {
+STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "font.size": 10,
     "axes.spines.top": False,
@@ -41,17 +54,35 @@ _STYLE: dict[str, Any] = {
     **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK),
 }
 
-_NAME_HEIGHT = 0.075
-"""Height of a name beside a panel, as a fraction of the panel."""
-
-_MARKERS = "osD^vP*Xph"
-
 
 class LineStyle(NamedTuple):
-    """How a row is drawn in every chart."""
+    """How a row is drawn in every chart, and in the legend that all charts share.
 
-    colour: str
-    marker: str
+    Attributes:
+        number: number of the row.
+        series: number of its colour and of its marker's shape.
+        dash: number of its dash pattern, of which 0 is a solid line.
+    """
+
+    number: int
+    series: int
+    dash: int
+
+    @property
+    def line(self) -> dict[str, Any]:
+        """Matplotlib's options for its lines."""
+        return {
+            "color": COLOURS[self.series],
+            "marker": _MARKERS[self.series],
+            "linestyle": _DASHES[self.dash],
+            "gid": f"row-{self.number}",
+        }
+
+
+def line_styles(count: int) -> list[LineStyle]:
+    """Returns distinct styles for up to 21 rows."""
+    series, dashes = len(COLOURS), len(_DASHES)
+    return [LineStyle(n, n % series, n // series % dashes) for n in range(count)]
 
 
 @dataclass(frozen=True)
@@ -71,6 +102,19 @@ class _Charted:
     styles: Sequence[LineStyle]
     splits: Sequence[str]
     metric: str
+
+
+def legend_entries(names: Sequence[str]) -> list[dict[str, Any]]:
+    """Returns name, colour, dash pattern and marker (an SVG path) of each row, for the legend of the page."""
+    return [
+        {
+            "name": name,
+            "series": style.series,
+            "dash": _SVG_DASHES[style.dash],
+            "marker": _SVG_MARKERS[style.series],
+        }
+        for name, style in zip(names, line_styles(len(names)), strict=True)
+    ]
 
 
 def draw_charts(
@@ -95,13 +139,13 @@ def draw_charts(
     data = _Charted(
         [board.rows[number] for number in shown],
         [scores[number] for number in shown],
-        [LineStyle(COLOURS[i % len(COLOURS)], _MARKERS[i % len(_MARKERS)]) for i in range(len(shown))],
+        line_styles(len(shown)),
         [split for split in board.splits if split != "selection"],
-        board.metrics[0],
+        board.leading_metric,
     )
     charts: list[dict[str, Any] | None] = []
     # Text stays text: smaller, searchable, and escaped by matplotlib.
-    with rc_context(_STYLE):  # type: ignore[arg-type]
+    with rc_context(STYLE):  # type: ignore[arg-type]
         if DROP in board.columns:
             title = f"In and out of distribution, {data.metric}"
             charts.append(_chart(title, max(3.6, 0.3 * len(data.rows)), data, _draw_in_and_out))
@@ -123,67 +167,39 @@ def _chart(
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, height), layout="constrained")
-    if not draw(figure, data):
-        return None
+    return {"title": title, "svg": to_svg(figure, title)} if draw(figure, data) else None
+
+
+def to_svg(figure: Figure, title: str) -> Markup:
+    """Returns a figure for the page, in the colours of the page's theme."""
     file = io.StringIO()
     figure.savefig(file, format="svg", transparent=True)
     text = file.getvalue()[file.getvalue().index("<svg") :].replace(_INK, "currentColor")
+    for number, colour in enumerate(COLOURS):
+        text = text.replace(colour, f"var(--series-{number})")
+    text = re.sub(r'<g id="row-(\d+)">', r'<g data-row="\1">', text)  # several charts have the same rows
     named = Markup('<svg role="img" aria-label="{0}"').format(title) + Markup(text.removeprefix("<svg"))
     head, _, rest = named.partition(Markup(">"))
-    return {"title": title, "svg": head + Markup("><title>{0}</title>").format(title) + rest}
+    return head + Markup("><title>{0}</title>").format(title) + rest
 
 
-def _label(text: str) -> str:
-    """Prevents matplotlib from parsing a name as a formula, and shortens it for the legend."""
+def plain_label(text: str) -> str:
+    """Prevents matplotlib from parsing a name as a formula, and shortens it."""
     text = text.removesuffix("-paper").lstrip("_").replace("$", r"\$")
     return text if len(text) <= 40 else f"{text[:39]}…"
 
 
-def _name_lines(axis: Axes, data: _Charted, leaders: bool = True) -> None:
-    """Writes the name of each line to the right of a panel, in the order in which the lines end.
-
-    Args:
-        axis: the panel.
-        data: the rows and their styles.
-        leaders: whether to connect names and lines; lines that end in one point have none.
-    """
-    rows = {style.colour: row for row, style in zip(data.rows, data.styles, strict=True)}
-    low, high = axis.get_ylim()
-    ends = []
-    for line in axis.lines:
-        values = np.asarray(line.get_ydata(), dtype=float)
-        values = values[np.isfinite(values)]
-        if len(values):
-            ends.append(((values[-1] - low) / (high - low), str(line.get_color())))
-    ends.sort(reverse=True)
-    places: list[float] = []
-    for end, _ in ends:
-        places.append(min(end, places[-1] - _NAME_HEIGHT) if places else end)
-    up = max(0.0, -places[-1]) if places else 0.0
-    for (end, colour), place in zip(ends, places, strict=True):
-        axis.annotate(
-            _label(rows[colour].label),
-            xy=(1, end),
-            xytext=(1.08, place + up),
-            xycoords="axes fraction",
-            textcoords="axes fraction",
-            va="center",
-            fontsize=8,
-            color=colour,
-            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6} if leaders else None,
-            annotation_clip=False,
-        )
-
-
-def _draw_band(axis: Axes, x: Any, curves: Sequence[Any], style: LineStyle, marker: bool = False) -> None:
+def _draw_band(axis: Axes, x: Any, curves: Sequence[Any], style: LineStyle) -> None:
     """Draws the mean of the seeds' curves, and a band of one sample standard deviation around it."""
     mean = np.nanmean(curves, axis=0)
-    axis.plot(
-        x, mean, color=style.colour, linewidth=1.2, marker=style.marker if marker else None, markersize=3.5
-    )
+    # At most about six markers a line, shifted from row to row: they name the lines, and must not hide them.
+    step = max(1, len(mean) // 6)
+    axis.plot(x, mean, linewidth=1.4, markersize=4.5, markevery=(style.number % step, step), **style.line)
     if len(curves) > 1:
         deviation = np.nanstd(curves, axis=0, ddof=1)
-        axis.fill_between(x, mean - deviation, mean + deviation, color=style.colour, alpha=0.15, linewidth=0)
+        colour = COLOURS[style.series]
+        band = axis.fill_between(x, mean - deviation, mean + deviation, color=colour, alpha=0.15, linewidth=0)
+        band.set_gid(style.line["gid"])
 
 
 def _draw_in_and_out(figure: Figure, data: _Charted) -> bool:
@@ -198,36 +214,24 @@ def _draw_in_and_out(figure: Figure, data: _Charted) -> bool:
         outside = np.mean([np.mean(value or [np.nan]) for value in values[1:]])
         drop = row.values[DROP, data.metric]
         error = [np.std(inside, ddof=1)] if len(inside) > 1 else None
-        options: dict[str, Any] = {
-            "color": style.colour,
-            "marker": style.marker,
-            "markersize": 6,
-            "linewidth": 0.8,
-        }
-        left.errorbar(inside.mean(), outside, xerr=error, **options)
-        left.annotate(
-            _label(row.label),
-            (float(inside.mean()), float(outside)),
-            textcoords="offset points",
-            xytext=(6, 4),
-            fontsize=8,
-            color=style.colour,
-        )
+        point = left.errorbar(inside.mean(), outside, xerr=error, markersize=8, elinewidth=0.8, **style.line)
+        for artist in point.get_children():
+            artist.set_gid(style.line["gid"])
         deviation = statistics.stdev(drop) if len(drop) > 1 else 0.0
         drops.append((statistics.fmean(drop), deviation, row.label, style))
     low, high = min(left.get_xlim()[0], left.get_ylim()[0]), max(left.get_xlim()[1], left.get_ylim()[1])
     left.plot([low, high], [low, high], color="grey", linewidth=0.8, linestyle="--")
-    left.set_xlabel(f"{_label(data.splits[0])}, per cent")
+    left.set_xlabel(f"{plain_label(data.splits[0])}, per cent")
     left.set_ylabel("mean of the other splits, per cent")
-    drops.sort(key=lambda drop: drop[0])
-    right.barh(
-        range(len(drops)),
-        [drop[0] for drop in drops],
-        xerr=[drop[1] for drop in drops],
-        color=[drop[3].colour for drop in drops],
-        error_kw={"linewidth": 0.8, "ecolor": _INK},
-    )
-    right.set_yticks(range(len(drops)), [_label(drop[2]) for drop in drops])
+    drops.sort(key=lambda drop: -drop[0])
+    for place, (mean, deviation, _, style) in enumerate(drops):
+        gid, colour = style.line["gid"], COLOURS[style.series]
+        (bar,) = right.barh([place], [mean], color=colour, height=0.6, gid=gid)
+        bar.set_gid(gid)
+        if deviation:
+            right.errorbar(mean, place, xerr=deviation, ecolor=_INK, elinewidth=0.8)
+    right.set_yticks(range(len(drops)), [plain_label(drop[2]) for drop in drops])
+    right.tick_params(axis="y", length=0)
     right.axvline(0, color="grey", linewidth=0.8)
     right.set_xlabel("drop out of distribution, points")
     return bool(drops)
@@ -243,13 +247,10 @@ def _draw_recall(figure: Figure, data: _Charted) -> bool:
             if firsts:
                 curves = [[100 * np.mean(iou >= t) for t in THRESHOLDS] for iou in firsts]
                 _draw_band(axis, THRESHOLDS, curves, style)
-        axis.set_title(_label(split), fontsize=9)
+        axis.set_title(plain_label(split), fontsize=9)
         axis.set_xlabel("IoU")
     for axis in axes[len(data.splits) :]:
         axis.remove()
-    for number in range(len(data.splits)):
-        if number % columns == columns - 1 or number == len(data.splits) - 1:
-            _name_lines(axes[number], data, leaders=False)
     axes[0].set_ylabel("R1, per cent")
     return True
 
@@ -269,9 +270,8 @@ def _draw_by_moment(figure: Figure, data: _Charted, moments: pd.DataFrame | None
                 if split in run
             ]
             if curves:
-                _draw_band(axis, centres, curves, style, marker=True)
+                _draw_band(axis, centres, curves, style)
         axis.set_xlabel({"length": "length, s", "position": "centre, fraction of the video"}[key])
-    _name_lines(axes[-1], data)
     axes[0].set_ylabel("mIoU, per cent")
     return True
 
@@ -290,15 +290,9 @@ def _draw_learning_curves(figure: Figure, data: _Charted) -> bool:
     for axis, (metric, lines) in zip(axes, curves.items(), strict=True):
         for style, found in lines:
             frame = pd.concat(found, axis=1)
-            if len(frame) > 1:
-                _draw_band(axis, frame.index, list(frame.to_numpy().T), style, marker=len(frame) <= 30)
-            else:
-                axis.plot(
-                    frame.index, frame.mean(axis=1), color=style.colour, marker=style.marker, markersize=4
-                )
+            _draw_band(axis, frame.index, list(frame.to_numpy().T), style)
         axis.set_xlabel("epoch")
-        axis.set_ylabel(f"{_label(metric)}, per cent")
-        _name_lines(axis, data)
+        axis.set_ylabel(f"{plain_label(metric)}, per cent")
     return True
 
 

@@ -16,6 +16,9 @@ from vmr_zoo.report.significance import LEVEL
 from vmr_zoo.report.verdicts import FAILS, HOLDS, OPEN, Answer
 from vmr_zoo.utils.console import wide_console
 
+_PAGE_VERDICTS = {HOLDS: ("holds", "✓"), FAILS: ("fails", "✕"), OPEN: ("open", "○")}
+"""Class and sign of each verdict on the page: no verdict is known by its colour alone."""
+
 _STYLES = {HOLDS: "green", FAILS: "red", OPEN: "dim"}
 
 NOTE = (
@@ -168,11 +171,31 @@ def _records(answers: Sequence[Answer]) -> list[dict[str, Any]]:
 
 
 def page_section(answers: Sequence[Answer]) -> dict[str, Any]:
-    """Returns what the page shows: titles, rows of cells, summary and note; the template escapes them."""
+    """Returns what the page shows: verdicts with their numbers, open ones apart."""
     frame = answers_frame(answers)
-    titles = ["paper", "claim", "split", "effect", "over queries", "over seeds", "p", "verdict"]
-    rows = list(zip(frame[titles].to_numpy().tolist(), frame["why not settled"], strict=True))
-    return {"titles": titles, "rows": rows, "summary": summary(answers), "note": NOTE}
+    columns = ["effect", "over queries", "over seeds", "p"]
+    rows = [
+        {
+            "claim": one.claim.text,
+            "paper": one.claim.paper,
+            "split": one.claim.setting,
+            "verdict": one.verdict,
+            "kind": _PAGE_VERDICTS[one.verdict][0],
+            "sign": _PAGE_VERDICTS[one.verdict][1],
+            "reason": one.reason,
+            "cells": cells,
+        }
+        for one, cells in zip(answers, frame[columns].to_numpy().tolist(), strict=True)
+    ]
+    counts = Counter(one.verdict for one in answers)
+    decided = [row for row in rows if row["verdict"] != OPEN]
+    still_open = [row for row in rows if row["verdict"] == OPEN]
+    return {
+        "titles": ["claim", "verdict", *columns],
+        "counts": [(*_PAGE_VERDICTS[one], counts[one], one) for one in (HOLDS, FAILS, OPEN)],
+        "groups": [("", decided), (f"{len(still_open)} claims that are {OPEN}", still_open)],
+        "note": NOTE,
+    }
 
 
 CLAIM_WRITERS: dict[str, Callable[[Sequence[Answer]], str]] = {

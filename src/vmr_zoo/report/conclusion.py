@@ -18,7 +18,7 @@ def conclusion(board: Leaderboard, compared: bool) -> list[Sentence]:
         board: the table, with its marks.
         compared: whether significance was tested.
     """
-    metric, split = board.metrics[0], board.columns[0]
+    metric, split = board.leading_metric, board.columns[0]
     best = board.best((split, metric))
     if best is None:
         row = board.rows[0]

@@ -9,13 +9,12 @@ from typing import Any
 import pandas as pd
 
 from vmr_zoo.report.caveats import CAVEATS
-from vmr_zoo.report.leaderboard import BEST, COSTS, DROP, WORSE, Leaderboard, LeaderboardRow
+from vmr_zoo.report.elsewhere import external_columns, is_external
+from vmr_zoo.report.leaderboard import COSTS, DROP, Leaderboard, LeaderboardRow
 from vmr_zoo.report.runs import Run, setting
 from vmr_zoo.runs.directory import ENVIRONMENT, read_json
 
 DECIMALS = 6
-
-_VERDICTS = {BEST: "best", WORSE: "worse"}
 
 
 def rows_of_means(boards: Sequence[Leaderboard]) -> pd.DataFrame:
@@ -23,10 +22,10 @@ def rows_of_means(boards: Sequence[Leaderboard]) -> pd.DataFrame:
 
     Columns are the table, run, method, variant and further choices; one for each override; `seeds`; for every
     column and metric the mean, `std` (sample standard deviation), `n` (seeds that have it) and, if rows were
-    compared, `significance` ("best", "worse" than the best, or empty); caveats; costs; git revisions.
+    compared, `significance` ("best", "tied" with the best, "worse", or empty); caveats; costs; git revisions.
     """
     overrides = _override_keys(boards)
-    compared = any(row.marks for board in boards for row in board.rows)
+    compared = any(board.compared for board in boards)
     records = []
     for board in boards:
         for row in board.rows:
@@ -37,6 +36,7 @@ def rows_of_means(boards: Sequence[Leaderboard]) -> pd.DataFrame:
                     "seeds": len(row.runs),
                     **_measured(board, row, compared),
                     **{one.key: _yes_no(row.caveats.get(one.key)) for one in CAVEATS},
+                    **_external(boards, row.runs),
                     "parameters": row.runs[0].header["parameters"],
                     **{key: _rounded(row.mean_cost(key)) for key in COSTS},
                     "revision": " ".join(sorted({_revision(run) for run in row.runs})),
@@ -59,6 +59,7 @@ def rows_of_runs(boards: Sequence[Leaderboard]) -> pd.DataFrame:
                         **{key: setting(run, key) for key in overrides},
                         **_scores(board, run),
                         **{one.key: _yes_no(row.caveats.get(one.key)) for one in CAVEATS},
+                        **_external(boards, [run]),
                         "parameters": run.header["parameters"],
                         **{key: run.header.get(key) for key in ("epochs", "best_epoch", *COSTS)},
                         "revision": _revision(run),
@@ -72,6 +73,12 @@ def _identity(board: Leaderboard, row: LeaderboardRow) -> dict[str, Any]:
     header = row.runs[0].header
     keys = ("protocol", "features", "origin", "selection", "method", "variant", "experiment", "ablation")
     return {"table": board.title, "run": row.name, **{key: header.get(key) for key in keys}}
+
+
+def _external(boards: Sequence[Leaderboard], runs: Sequence[Run]) -> dict[str, Any]:
+    """Returns the columns of rows from elsewhere, if there is any such row."""
+    every = (row.runs[0] for board in boards for row in board.rows)
+    return external_columns(runs) if any(map(is_external, every)) else {}
 
 
 def _override_keys(boards: Sequence[Leaderboard]) -> list[str]:
@@ -96,7 +103,7 @@ def _measured(board: Leaderboard, row: LeaderboardRow, compared: bool) -> dict[s
             found[f"{name} std"] = _rounded(statistics.stdev(values)) if len(values) > 1 else None
             found[f"{name} n"] = len(values)
             if compared and column != DROP:
-                found[f"{name} significance"] = _VERDICTS.get(row.marks.get((column, metric), ""), "")
+                found[f"{name} significance"] = row.marks.get((column, metric), "")
     return found
 
 

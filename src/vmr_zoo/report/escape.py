@@ -9,10 +9,10 @@ from vmr_zoo.utils.text import one_line
 _LATEX = {
     **{sign: f"\\{sign}" for sign in "&%$#_{}"},
     **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
-    **{"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}"},
+    **{"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"{\char34}"},
     # After the end of a row LaTeX reads * and [ as arguments.
     **{"*": "{*}", "[": "{[}", "]": "{]}", "`": r"\textasciigrave{}", "'": r"\textquotesingle{}"},
-    **{"±": r"$\pm$", "↓": r"$\downarrow$", "…": r"\dots{}"},
+    **{"±": r"$\pm$", "≈": r"$\approx$", "…": r"\dots{}"},
     **{"†": r"\dag{}", "‡": r"\ddag{}", "§": r"\S{}", "¶": r"\P{}"},
 }
 

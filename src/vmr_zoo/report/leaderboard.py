@@ -5,25 +5,44 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from vmr_zoo.errors import unknown
+from vmr_zoo.data.annotations.records import SELECTION
+from vmr_zoo.engine.moment_sets import SET_SOURCES, rule_from_header
+from vmr_zoo.errors import VmrError, unknown
+from vmr_zoo.metrics.calibration import BINS, CALIBRATION_METRICS, ECE, ECE_ISOTONIC, RIGHT_FROM
+from vmr_zoo.metrics.sets import SET_METRICS
+from vmr_zoo.report.elsewhere import external_label, group_runs, is_external
+from vmr_zoo.report.families import family_order, find_family
 from vmr_zoo.report.runs import REFERENCE_SPLITS, Run
+from vmr_zoo.runs.directory import EXTERNAL
 
 TABLE_KEYS = ("protocol", "features", "origin", "selection", "rounding")
-"""Two runs share a table exactly if their headers agree in all of these."""
+"""Two runs share a table exactly if their headers agree in all of these. Rows from elsewhere have no features
+and no selection: `elsewhere.group_runs`."""
 
 DROP = "drop"
 """The column with the loss out of distribution: reference split minus the mean of the other test splits, in
 points."""
 
-BEST, WORSE = "*", "↓"
-"""Marks of the best row, and of rows that are significantly worse."""
+BEST, TIED, WORSE = "best", "tied", "worse"
+"""Verdicts of a comparison: the best row, rows that are not significantly worse, which with it are the best
+group, and rows that are."""
+
+TIED_SIGN = "≈"
+"""Follows the numbers of `TIED` rows; the best number is bold."""
+
+LEADING_METRIC = "R1@0.5"
+"""The metric that ranks rows and that charts and conclusions show, if a table has it; else its first."""
+
+DERIVED_METRICS = (*SET_METRICS, *CALIBRATION_METRICS)
+"""Metrics that `report.derived` computes for runs that lack them."""
 
 BY_NAME = "name"
 """The value of `sort` for alphabetical rows."""
@@ -45,7 +64,7 @@ class LeaderboardRow:
         name: method, variant and whatever else distinguishes the runs.
         runs: one for each seed.
         values: percentages of each seed by (column, metric); a column is a split or `DROP`.
-        marks: `BEST` or `WORSE` by (column, metric), once rows have been compared.
+        marks: `BEST`, `TIED` or `WORSE` by (column, metric), once rows have been compared.
         label: the name without what all rows of the table share.
         caveats: see `caveats.find_caveats`, which sets them.
     """
@@ -67,10 +86,19 @@ class LeaderboardRow:
         header = self.runs[0].header
         return str(header["method"]), str(header["variant"])
 
+    @functools.cached_property
+    def family(self) -> str:
+        """The family of its method; "" if the method declares none."""
+        return find_family(self.runs[0])
+
+    def sign(self, key: tuple[str, str]) -> str:
+        """Returns `TIED_SIGN` if the row is not significantly worse than the best, else ""."""
+        return TIED_SIGN if self.marks.get(key) == TIED else ""
+
     def cell(self, key: tuple[str, str]) -> str:
-        """Formats a value as mean ± sample standard deviation over seeds, with its mark."""
+        """Formats a value as mean ± sample standard deviation over seeds, with its sign."""
         values = self.values.get(key)
-        return f"{format_mean_std(values)}{self.marks.get(key, '')}" if values else ""
+        return f"{format_mean_std(values)}{self.sign(key)}" if values else ""
 
     def mean(self, key: tuple[str, str]) -> float | None:
         """Returns the mean over seeds; None without values."""
@@ -102,6 +130,7 @@ class Leaderboard:
         columns: the splits, and `DROP` if there is a reference split.
         metrics: the metrics, shown for each column.
         rows: the rows.
+        sorted_by: the column and metric that order the rows; None: their names.
         shared: the settings that all rows share and their labels omit, such as "max_epochs-2"; "" if none.
     """
 
@@ -110,6 +139,7 @@ class Leaderboard:
     metrics: list[str]
     rows: list[LeaderboardRow]
     shared: str = ""
+    sorted_by: tuple[str, str] | None = None
 
     @property
     def splits(self) -> list[str]:
@@ -127,6 +157,42 @@ class Leaderboard:
         return self.title.partition("; ")[2]
 
     @property
+    def leading_metric(self) -> str:
+        """The metric that ranks the rows: `LEADING_METRIC`, or the first if the table lacks that."""
+        return LEADING_METRIC if LEADING_METRIC in self.metrics else self.metrics[0]
+
+    @property
+    def metric_notes(self) -> list[str]:
+        """Explains metrics that depend on a choice: sets of moments and calibration."""
+        notes = []
+        if sets := [name for name in self.metrics if name in SET_METRICS]:
+            rules = [rule_from_header(run.header) for row in self.rows for run in row.runs]
+            sources = {rule.source for rule in rules if rule is not None}
+            meant = [text for source, text in SET_SOURCES.items() if source in sources]
+            notes.append(f"{', '.join(sets)}: the set holds {'; or '.join(meant)}.")
+        if ECE in self.metrics:
+            notes.append(
+                f"{ECE}: expected calibration error of the best score as the probability of IoU >= "
+                f"{RIGHT_FROM:g}, {BINS} bins of equal width; lower is better; empty if scores leave [0, 1]."
+            )
+        if ECE_ISOTONIC in self.metrics:
+            notes.append(f"{ECE_ISOTONIC}: the same after isotonic regression on the {SELECTION} split.")
+        return notes
+
+    @property
+    def families(self) -> dict[str, list[LeaderboardRow]]:
+        """The rows by family, in the order of the rows; baselines and rows from elsewhere come last."""
+        found: dict[str, list[LeaderboardRow]] = {}
+        for row in self.rows:
+            found.setdefault(row.family, []).append(row)
+        return dict(sorted(found.items(), key=lambda item: family_order(item[0])))
+
+    @property
+    def compared(self) -> bool:
+        """Whether significance was tested."""
+        return any(row.marks for row in self.rows)
+
+    @property
     def seeds(self) -> str:
         """How many seeds the rows have: "3 seeds", "1 to 3 seeds"."""
         counts = {len(row.runs) for row in self.rows}
@@ -134,25 +200,34 @@ class Leaderboard:
         return f"{few} seed{'s' * (few != 1)}" if few == many else f"{few} to {many} seeds"
 
     def best(self, key: tuple[str, str]) -> LeaderboardRow | None:
-        """Returns the row with the highest mean; None for `DROP`, and without two rows to compare."""
+        """Returns the row with the best mean; None for `DROP`, and without two rows to compare."""
         rows = [row for row in self.rows if row.values.get(key)]
         if len(rows) < 2 or key[0] == DROP:
             return None
-        return max(rows, key=lambda row: statistics.fmean(row.values[key]))
+        sign = -1 if key[1] in CALIBRATION_METRICS else 1
+        return max(rows, key=lambda row: sign * statistics.fmean(row.values[key]))
+
+    def cost_values(self) -> tuple[list[str], list[list[tuple[float, str] | None]]]:
+        """Returns the titles of the cost columns, and of each row the numbers with their text.
+
+        Costs that no row has are left out; None stands for one that this row lacks.
+        """
+        found: dict[str, list[tuple[float, str] | None]] = {}
+        found["seeds"] = [(len(row.runs), str(len(row.runs))) for row in self.rows]
+        found["parameters"] = [_number(row.runs[0].header["parameters"], 0) for row in self.rows]
+        for key, (title, decimals) in COSTS.items():
+            found[title] = [_number(row.mean_cost(key), decimals) for row in self.rows]
+        found = {title: numbers for title, numbers in found.items() if any(numbers)}
+        return list(found), [list(row) for row in zip(*found.values(), strict=True)]
 
     def cost(self) -> tuple[list[str], list[list[str]]]:
         """Returns the titles of the cost columns and the cells of each row, without empty columns."""
-        costs = {key: [row.mean_cost(key) for row in self.rows] for key in COSTS}
-        costs = {key: found for key, found in costs.items() if any(one is not None for one in found)}
-        cells = [
-            [
-                str(len(row.runs)),
-                f"{row.runs[0].header['parameters']:,}",
-                *("" if one[n] is None else f"{one[n]:,.{COSTS[key][1]}f}" for key, one in costs.items()),
-            ]
-            for n, row in enumerate(self.rows)
-        ]
-        return ["seeds", "parameters", *(COSTS[key][0] for key in costs)], cells
+        titles, rows = self.cost_values()
+        return titles, [["" if cell is None else cell[1] for cell in row] for row in rows]
+
+
+def _number(value: float | None, decimals: int) -> tuple[float, str] | None:
+    return None if value is None else (value, f"{value:,.{decimals}f}")
 
 
 def leaderboards(runs: Sequence[Run], metrics: Sequence[str], sort: str | None = None) -> list[Leaderboard]:
@@ -161,7 +236,7 @@ def leaderboards(runs: Sequence[Run], metrics: Sequence[str], sort: str | None =
     Args:
         runs: finished runs.
         metrics: the metrics to show.
-        sort: "SPLIT METRIC", best first; None: the in-distribution split, else the first, and the first
+        sort: "SPLIT METRIC", best first; None: the in-distribution split, else the first, and the leading
             metric; `BY_NAME`: by name.
 
     Raises:
@@ -169,27 +244,34 @@ def leaderboards(runs: Sequence[Run], metrics: Sequence[str], sort: str | None =
     """
     known = {name for run in runs for values in run.metrics.values() for name in values}
     for name in metrics:
+        if name in DERIVED_METRICS and name not in known:
+            raise VmrError(
+                f"No run can be scored by {name}: it needs predictions in the run directory, those of the "
+                f"{SELECTION} split included, and for {ECE} scores in [0, 1]. Leave it out of columns=…."
+            )
         if name not in known:
-            raise unknown("metric", name, known)
-    tables: dict[tuple[str, ...], dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
-    for run in runs:
-        tables[tuple(str(run.header[key]) for key in TABLE_KEYS)][run.header["name"]].append(run)
-    boards = [
-        _leaderboard(dict(zip(TABLE_KEYS, key, strict=True)), _split_repeated_seeds(rows), metrics)
-        for key, rows in sorted(tables.items())
-    ]
+            raise unknown("metric", name, known | set(DERIVED_METRICS))
+    boards = []
+    for key, group in sorted(group_runs(runs, TABLE_KEYS).items()):
+        named: dict[str, list[Run]] = defaultdict(list)
+        for run in group:
+            named[run.header["name"]].append(run)
+        rows = _split_repeated_seeds(named)
+        boards.append(_leaderboard(dict(zip(TABLE_KEYS, key, strict=True)), rows, metrics))
     keys = {" ".join(key): key for board in boards for row in board.rows for key in row.values}
     if sort is not None and sort != BY_NAME and sort not in keys:
         raise unknown("column to sort by", sort, [*keys, BY_NAME])
-    for board in boards:
-        if sort != BY_NAME:
-            _sort_best_first(board, (board.columns[0], board.metrics[0]) if sort is None else keys[sort])
-    return boards
+    if sort == BY_NAME:
+        return boards
+    return [
+        _sort_best_first(board, (board.columns[0], board.leading_metric) if sort is None else keys[sort])
+        for board in boards
+    ]
 
 
-def _sort_best_first(board: Leaderboard, key: tuple[str, str]) -> None:
-    """Sorts the rows by one column, for `DROP` the smallest first; rows without a value come last."""
-    sign = 1 if key[0] == DROP else -1
+def _sort_best_first(board: Leaderboard, key: tuple[str, str]) -> Leaderboard:
+    """Sorts the rows by one column, drops and errors in rising order; rows without a value come last."""
+    sign = 1 if key[0] == DROP or key[1] in CALIBRATION_METRICS else -1
     means = {row.name: row.mean(key) for row in board.rows}
     board.rows.sort(
         key=lambda row: (
@@ -197,6 +279,7 @@ def _sort_best_first(board: Leaderboard, key: tuple[str, str]) -> None:
             sign * (means[row.name] or 0.0),
         )
     )
+    return replace(board, sorted_by=key)
 
 
 def _split_repeated_seeds(rows: Mapping[str, list[Run]]) -> dict[str, list[Run]]:
@@ -224,6 +307,7 @@ def _leaderboard(shared: dict[str, str], rows: dict[str, list[Run]], metrics: Se
     columns.sort(key=lambda split: (split != reference, split == "selection"))
     others = [split for split in columns if split not in (reference, "selection")]
     labels, in_common = _short_labels(rows)
+    metrics = _shown_metrics([run for runs in rows.values() for run in runs], metrics)
     averaged = []
     for name, runs in sorted(rows.items()):
         values: dict[tuple[str, str], list[float]] = {}
@@ -244,10 +328,19 @@ def _leaderboard(shared: dict[str, str], rows: dict[str, list[Run]], metrics: Se
     title = (
         f"{shared['protocol']}, {features_title(shared)}{warned}; {_selection_title(shared['selection'])}; "
         f"predicted times rounded to {shared['rounding']}"
+        if shared["selection"] != EXTERNAL
+        else f"{shared['protocol']}, predictions from elsewhere{warned}; scored as submitted"
     )
     if reference is not None and others:
         columns.append(DROP)
     return Leaderboard(title, columns, list(metrics), averaged, in_common)
+
+
+def _shown_metrics(runs: Sequence[Run], metrics: Sequence[str]) -> list[str]:
+    """Returns the wanted metrics that a table has, else those that the headers of its runs name for it."""
+    present = {name for run in runs for values in run.metrics.values() for name in values}
+    own = runs[0].header.get("columns") or metrics
+    return [name for name in metrics if name in present] or list(own)
 
 
 def _short_labels(rows: Mapping[str, list[Run]]) -> tuple[dict[str, str], str]:
@@ -257,6 +350,11 @@ def _short_labels(rows: Mapping[str, list[Run]]) -> tuple[dict[str, str], str]:
         The label of each name, and the settings that all rows share. Names that do not begin with method and
         variant stay as they are.
     """
+    if external := {name: external_label(name, runs) for name, runs in rows.items() if is_external(runs[0])}:
+        labels, shared_settings = _short_labels({k: runs for k, runs in rows.items() if k not in external})
+        return labels | external, shared_settings
+    if not rows:
+        return {}, ""
     headers = {name: runs[0].header for name, runs in rows.items()}
     prefixes = {name: f"{header['method']}-{header['variant']}" for name, header in headers.items()}
     if not all(name.startswith(prefixes[name]) for name in rows):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,16 @@ from rich.console import Console
 from rich.progress import track
 
 from vmr_zoo.data.annotations.records import Query, Split
+from vmr_zoo.engine.moment_sets import SetRule, query_sets, rule_of_run
 from vmr_zoo.engine.scoring import score_queries
 from vmr_zoo.engine.submission import PredictionRow, locate_rows, read_rows
 from vmr_zoo.metrics.per_query import Floats, pad_lists, query_scores
-from vmr_zoo.metrics.settings import MetricSettings
+from vmr_zoo.metrics.sets import SET_METRICS
+from vmr_zoo.metrics.settings import ON_SELECTION, MetricSettings
 from vmr_zoo.report.leaderboard import Leaderboard
 from vmr_zoo.report.runs import Run
 from vmr_zoo.runs.config_sections import metric_settings
+from vmr_zoo.runs.directory import HEADER, METRICS, read_json
 
 FIRST_IOU = "mIoU"
 """The metric whose score of a single query is the IoU of the top-ranked moment."""
@@ -33,13 +37,16 @@ RowsBySplit = Mapping[str, Sequence[PredictionRow]]
 
 
 def leaderboard_scores(
-    board: Leaderboard, visit: Callable[[int, Run, RowsBySplit], None] | None = None
+    board: Leaderboard,
+    visit: Callable[[int, Run, RowsBySplit], None] | None = None,
+    only: Collection[int] | None = None,
 ) -> list[list[QueryScores]]:
     """Scores every query of every run in a table; holds the predictions of one run at a time.
 
     Args:
         board: the table.
         visit: called with the number of a row, one of its runs, and the predictions of that run.
+        only: the numbers of the rows to read; the others have no scores. None: all.
 
     Returns:
         Scores by row and run, in the metrics of the table and `FIRST_IOU`.
@@ -47,7 +54,12 @@ def leaderboard_scores(
     Raises:
         VmrError: if a run has no predictions, or its predictions lack the ground truth.
     """
-    numbered = [(number, run) for number, row in enumerate(board.rows) for run in row.runs]
+    numbered = [
+        (number, run)
+        for number, row in enumerate(board.rows)
+        if only is None or number in only
+        for run in row.runs
+    ]
     scores: list[list[QueryScores]] = [[] for _ in board.rows]
     indexes: dict[str, list[pd.Index]] = {}
     for number, run in track(
@@ -110,6 +122,7 @@ def run_query_scores(
         VmrError: if the predictions lack the ground truth or are broken.
     """
     settings = metric_settings(run)
+    rule = rule_of_sets(run, settings) if set(SET_METRICS) & set(metrics or ()) else None
     annotated = {name: [row for row in rows.get(name, ()) if row["moments"]] for name in splits}
     annotated = {name: own for name, own in annotated.items() if own}
     # All splits at once: many short ones would cost more in calls than in arithmetic.
@@ -123,9 +136,21 @@ def run_query_scores(
         else:
             scored = {key: x[start : start + len(own)] for key, x in together.items()}
         start += len(own)
+        scored = {**scored, **({} if rule is None else query_sets(own, rule))}
         kept = {key: x.astype(np.float32) for key, x in scored.items() if metrics is None or key in metrics}
         scores[name] = pd.DataFrame(kept, index=_shared(ids, {} if indexes is None else indexes, name))
     return scores
+
+
+def rule_of_sets(run: Path, settings: MetricSettings) -> SetRule | None:
+    """Returns which windows of a run are sets of moments: by its own rule, else one of its selection split.
+
+    Args:
+        run: its directory.
+        settings: its metrics, which may have no rule.
+    """
+    wanted = settings if settings.sets is not None else replace(settings, sets=ON_SELECTION)
+    return rule_of_run(run, read_json(run / METRICS)[HEADER], wanted)
 
 
 def _shared(ids: pd.Index, indexes: dict[str, list[pd.Index]], split: str) -> pd.Index:

@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,25 @@ from omegaconf import ListConfig
 
 from vmr_zoo.errors import VmrError, unknown
 from vmr_zoo.runs.config_sections import config_section
-from vmr_zoo.runs.directory import HEADER, METRICS, PREDICTIONS, STATUS, read_json
+from vmr_zoo.runs.directory import (
+    ELSEWHERE,
+    EXTERNAL,
+    HEADER,
+    METRICS,
+    NO_ANSWER,
+    PREDICTIONS,
+    STATUS,
+    TRANSFER,
+    read_json,
+)
 
 REQUIRED_KEYS = (
     *("protocol", "features", "origin", "selection", "rounding"),
     *("name", "method", "variant", "seed", "parameters"),
 )
 """Keys that a header must have to be reported."""
+
+_COUNTED = ("queries", "unparsed", "missing")
 
 UNREADABLE = "unreadable"
 
@@ -37,16 +49,20 @@ class Run:
     """One finished run, or its evaluation under changed conditions by `vmr eval`.
 
     Attributes:
-        path: its directory; None for a run read from Weights & Biases.
+        path: its directory; None for a run read from Weights & Biases without its files.
         header: the header of metrics.json: method, data, features, seed and so on.
         metrics: percentages by split and metric.
         evals: the folders below `path` that hold the predictions; empty if `path` itself does.
+        transfers: its evaluations on other data, by `vmr eval data=OTHER`.
+        rejections: its evaluations with sentences without an answer, by `vmr eval no_answer=…`.
     """
 
     path: Path | None
     header: dict[str, Any]
     metrics: dict[str, dict[str, float]]
     evals: tuple[Path, ...] = ()
+    transfers: tuple[Run, ...] = ()
+    rejections: tuple[Run, ...] = ()
 
     @property
     def directory(self) -> Path:
@@ -57,8 +73,8 @@ class Run:
         """
         if self.path is None:
             raise VmrError(
-                f"The run {self.header['name']} was read from Weights & Biases, which stores no predictions: "
-                "significance=true and html=true need run directories (source=runs)."
+                f"The run {self.header['name']} was read from Weights & Biases without its files. Use "
+                "source=runs."
             )
         return self.path
 
@@ -105,11 +121,15 @@ def scan_runs(root: Path, evals: bool = False) -> tuple[list[Run], list[Unfinish
                 continue
             run = _read_run(folder) if METRICS in names else None
             added = _read_evals(folder) if evals and "eval" in names else []
+            transfers = _read_transfers(folder) if "eval" in names else ()
+            rejections = _read_rejections(folder) if "eval" in names else ()
         except (VmrError, OSError, AttributeError, KeyError, TypeError) as error:
             unfinished.append(UnfinishedRun(folder, UNREADABLE, str(error)))
             continue
         if run is not None and run.metrics:
-            runs.append(run)
+            runs.append(replace(run, transfers=transfers, rejections=rejections))
+        elif added:
+            added[0] = replace(added[0], transfers=transfers, rejections=rejections)
         # A plain evaluation only repeats the run's own metrics, if the run has any.
         runs += [
             one for one in added if run is None or not run.metrics or one.header["name"] != run.header["name"]
@@ -173,26 +193,42 @@ def _read_run(folder: Path) -> Run:
         raise VmrError(f"{folder / METRICS} has no {', '.join(missing)} in its header.")
     metrics = {split: values for split, values in content.items() if split != HEADER}
     if wrong := [
-        *_wrong_types(header),
+        *wrong_types(header),
         *(split for split, values in metrics.items() if not _numbers(values)),
     ]:
         raise VmrError(f"{folder / METRICS} has values of another type than expected: {', '.join(wrong)}.")
     return Run(folder, header, metrics)
 
 
-def _wrong_types(header: Mapping[str, Any]) -> list[str]:
+def wrong_types(header: Mapping[str, Any]) -> list[str]:
     """Returns the keys of a header whose values reports cannot use."""
     wrong = [
         key
         for key in REQUIRED_KEYS
         if not isinstance(header[key], int if key in ("seed", "parameters") else str)
+        and not (key == "parameters" and header[key] is None and header["method"] == EXTERNAL)
     ]
+    if header["method"] == EXTERNAL and not _describes_model(header.get(EXTERNAL)):
+        wrong.append(EXTERNAL)
     costs = {key: header.get(key) for key in ("train_seconds", "step_ms", "inference_ms", "peak_memory_mb")}
     wrong += [key for key, value in costs.items() if not (value is None or isinstance(value, int | float))]
     overrides = header.get("overrides") or {}
     if not isinstance(overrides, dict) or not all(isinstance(text, str) for text in overrides.values()):
         wrong.append("overrides")
     return wrong
+
+
+def _describes_model(external: Any) -> bool:
+    """Whether a row from elsewhere says who answered, and how many answers of each split could be scored."""
+    counts = external.get("splits") if isinstance(external, dict) else None
+    return (
+        isinstance(counts, dict)
+        and isinstance(external.get("scores"), str)
+        and all(
+            isinstance(one, dict) and all(isinstance(one.get(key), int) for key in _COUNTED)
+            for one in counts.values()
+        )
+    )
 
 
 def _numbers(values: Any) -> bool:
@@ -205,8 +241,15 @@ def _read_evals(folder: Path) -> list[Run]:
     for path in sorted((folder / "eval").iterdir(), key=lambda path: path.name):
         if (path / METRICS).is_file():
             one = _read_run(path)
+            if TRANSFER in one.header or NO_ANSWER in one.header:
+                continue
             for split in one.metrics:
                 found[str(one.header["name"])][split] = one
+    return _merged(folder, found)
+
+
+def _merged(folder: Path, found: Mapping[Any, Mapping[str, Run]]) -> list[Run]:
+    """Merges evaluations of single splits into a run for each key."""
     return [
         Run(
             folder,
@@ -216,6 +259,23 @@ def _read_evals(folder: Path) -> list[Run]:
         )
         for parts in found.values()
     ]
+
+
+def _read_transfers(folder: Path) -> tuple[Run, ...]:
+    """Reads the evaluations on other data, by name of their folder."""
+    found = sorted((folder / "eval").glob(f"*-{ELSEWHERE}*/{METRICS}"))
+    return tuple(one for one in map(_read_run, [path.parent for path in found]) if TRANSFER in one.header)
+
+
+def _read_rejections(folder: Path) -> tuple[Run, ...]:
+    """Merges the results with sentences without an answer by name and kind; the latest of a split counts."""
+    found: dict[tuple[str, str], dict[str, Run]] = defaultdict(dict)
+    for path in sorted((folder / "eval").glob(f"*-{NO_ANSWER}_*/{METRICS}")):
+        one = _read_run(path.parent)
+        if NO_ANSWER in one.header:
+            for split in one.metrics:
+                found[str(one.header["name"]), str(one.header["protocol"])][split] = one
+    return tuple(_merged(folder, found))
 
 
 def setting(run: Run, key: str, missing: Any = None) -> Any:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from vmr_zoo.report.runs import REFERENCE_SPLITS, Run
-from vmr_zoo.runs.directory import HEADER, METRICS, read_json
+from vmr_zoo.runs.directory import HEADER, METRICS, TRANSFER, read_json
 
 PROBE = "other_query"
 METRIC = "R1@0.5"
@@ -75,7 +75,7 @@ def _probed(run: Run, metric: str) -> Mapping[str, float]:
         probe = str(content[HEADER].get("probe", ""))
         if probe != PROBE and not probe.startswith(f"{PROBE}_"):
             continue
-        if content[HEADER].get("change"):
+        if content[HEADER].get("change") or TRANSFER in content[HEADER]:
             continue
         for split, values in content.items():
             if split != HEADER and values.get(metric) is not None:

@@ -1,4 +1,10 @@
-"""Marks the best row of a table and those significantly worse, by a paired bootstrap over queries."""
+"""Marks the best row of a table and those significantly worse, by a paired bootstrap over queries.
+
+A table compares every row with the best one, in each split and metric. The p-values of all comparisons of a
+table are corrected together by Benjamini and Hochberg (1995): of the cells that a table calls worse, at most
+5 % are expected to be called so by chance. The comparisons share queries and the best row, so they depend on
+each other positively, which that correction allows (Benjamini and Yekutieli 2001).
+"""
 
 from __future__ import annotations
 
@@ -9,13 +15,17 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy.stats import false_discovery_control
 
 from vmr_zoo.metrics.per_query import Floats
-from vmr_zoo.report.leaderboard import BEST, WORSE, Leaderboard
+from vmr_zoo.report.leaderboard import BEST, TIED, WORSE, Leaderboard
 from vmr_zoo.report.query_scores import QueryScores, mean_over_seeds
 
 RESAMPLES = 10_000
 LEVEL = 0.95
+
+TEST = "paired bootstrap over queries; Benjamini-Hochberg over the table, 5 %"
+"""What decides on a mark, for the notes below tables."""
 
 _DRAWS = 2_000_000
 """Draws at a time: limits the bootstrap to about 40 MB of memory, however many queries there are."""
@@ -28,27 +38,27 @@ class Difference(NamedTuple):
         mean: the mean of the paired differences.
         low: lower end of the interval that contains `LEVEL` of the resampled means.
         high: its upper end.
+        p: two-sided p of no difference: twice the share of the resampled means that have the other sign, at
+            least 2 / (`RESAMPLES` + 1). Not corrected.
     """
 
     mean: float
     low: float
     high: float
-
-    @property
-    def significant(self) -> bool:
-        """Whether the interval excludes zero."""
-        return self.low > 0 or self.high < 0
+    p: float
 
 
 def mark_significance(board: Leaderboard, scores: Sequence[Sequence[QueryScores]]) -> None:
     """Marks, for each split and metric, the best row and the rows that are significantly worse.
 
-    Scores of each query are averaged over seeds; the differences to the best row are bootstrapped.
+    Scores of each query are averaged over seeds; the differences to the best row are bootstrapped. All
+    comparisons of the table are corrected together.
 
     Args:
         board: the table; its rows are marked in place.
         scores: scores of single queries by row and run.
     """
+    compared: dict[tuple[int, str, str], Difference] = {}
     for split in board.splits:
         rows = [
             mean_over_seeds([seed[split] for seed in seeds])
@@ -68,8 +78,19 @@ def mark_significance(board: Leaderboard, scores: Sequence[Sequence[QueryScores]
                 best[metric] = max(candidates, key=lambda n: statistics.fmean(board.rows[n].values[key]))
                 board.rows[best[metric]].marks[key] = BEST
         for (number, metric), difference in compare_with_best(rows, best).items():
-            if difference.significant:
-                board.rows[number].marks[split, metric] = WORSE
+            compared[number, split, metric] = difference
+    corrected = correct([difference.p for difference in compared.values()])
+    for (number, split, metric), p in zip(compared, corrected, strict=True):
+        board.rows[number].marks[split, metric] = WORSE if p <= 1 - LEVEL else TIED
+
+
+def correct(p: Sequence[float]) -> list[float]:
+    """Corrects the p-values of one table for their number, by Benjamini and Hochberg.
+
+    >>> correct([0.01, 0.04, 0.03])
+    [0.03, 0.04, 0.04]
+    """
+    return [round(float(value), 12) for value in false_discovery_control(p, method="bh")] if len(p) else []
 
 
 def compare_with_best(
@@ -108,7 +129,7 @@ def compare_with_best(
 
 
 def paired_bootstrap(differences: Floats, resamples: int = RESAMPLES, seed: int = 0) -> list[Difference]:
-    """Computes percentile bootstrap intervals of mean differences; all comparisons share their draws.
+    """Computes percentile bootstrap intervals and p of mean differences; all comparisons share their draws.
 
     Equals `scipy.stats.bootstrap` with the same seed (tested). Counting how often each query is drawn turns
     the resampled means of all comparisons into one matrix product.
@@ -121,7 +142,10 @@ def paired_bootstrap(differences: Floats, resamples: int = RESAMPLES, seed: int 
     means = resampled_means(differences, resamples, seed)
     tail = 50 * (1 - LEVEL)
     low, high = np.percentile(means, [tail, 100 - tail], axis=1)
-    return [Difference(*map(float, three)) for three in zip(differences.mean(1), low, high, strict=True)]
+    # One more in each count: the observed sample is a possible resample, and no p is 0.
+    less, more = ((1 + side.sum(1)) / (resamples + 1) for side in (means <= 0, means >= 0))
+    p = np.minimum(1.0, 2 * np.minimum(less, more))
+    return [Difference(*map(float, four)) for four in zip(differences.mean(1), low, high, p, strict=True)]
 
 
 def resampled_means(differences: Floats, resamples: int = RESAMPLES, seed: int = 0) -> Floats:

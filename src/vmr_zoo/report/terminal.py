@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import os
 import re
-import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vmr_zoo.report.caveats import legend, signs
+from vmr_zoo.report.caveats import signs
 from vmr_zoo.report.escape import one_line
-from vmr_zoo.report.leaderboard import BEST, DROP, WORSE, Leaderboard, LeaderboardRow
-
-TEST = "paired bootstrap over queries, 95 %"
+from vmr_zoo.report.leaderboard import BEST, Leaderboard
+from vmr_zoo.report.notes import table_notes
 
 _NARROWEST = 60
 """Columns of a terminal below which rows wrap rather than lose digits."""
@@ -30,25 +28,30 @@ _LEAST_TITLE = 6
 _GAP = 3
 """Characters between columns: the padding, and one that the box draws."""
 
+BEST_SIGN = "*"
+"""Follows the best number of a column beside `TIED_SIGN`: a pipe or a file has no bold."""
 
-def print_leaderboards(boards: Sequence[Leaderboard], compared: bool, costs: bool = False) -> None:
+
+def print_leaderboards(boards: Sequence[Leaderboard], costs: bool = False, most: int | None = None) -> None:
     """Prints the tables.
 
     Args:
         boards: the tables.
-        compared: whether significance was tested; explains the marks.
         costs: whether to add a table of parameters, times and memory.
+        most: rows to print of each table; None: all.
     """
     console = report_console()
     for board in boards:
         console.print(Text(one_line(board.heading), "bold"))
-        console.print(Text(one_line(f"{board.conditions}.{_shared(board)}"), "dim"))
+        console.print(Text(one_line(f"{board.conditions}."), "dim"))
         for metric in board.metrics:
-            _print_metric(console, board, metric)
+            _print_metric(console, board, metric, most)
         if costs:
-            _print_costs(console, board)
-        for note in _notes(board, compared):
-            console.print(Text(note, "dim"))
+            _print_costs(console, board, most)
+        if most is not None and len(board.rows) > most:
+            console.print(Text(f"{most} of {len(board.rows)} rows.", "dim"))
+        notes = table_notes(board, BEST_SIGN if board.compared else "Bold")
+        console.print(Text(one_line(" ".join(notes)), "dim"))
         console.print()
 
 
@@ -59,47 +62,33 @@ def report_console() -> Console:
     return Console(width=max(console.width, _NARROWEST) if known else 1000, highlight=False)
 
 
-def _shared(board: Leaderboard) -> str:
-    return f" All rows: {board.shared}." if board.shared else ""
-
-
-def _notes(board: Leaderboard, compared: bool) -> list[str]:
-    several = any(len(row.runs) > 1 for row in board.rows)
-    spread = "; mean ± sample standard deviation" if several else ""
-    notes = [f"per cent{spread}; {board.seeds}; best first"]
-    if DROP in board.columns:
-        notes.append(f"{DROP}: {board.columns[0]} minus the mean of the other test splits, in points")
-    if compared:
-        notes.append(f"{BEST} best; {WORSE} significantly worse ({TEST})")
-    marks = legend(board)
-    return [*notes, marks] if marks else notes
-
-
-def _print_metric(console: Console, board: Leaderboard, metric: str) -> None:
+def _print_metric(console: Console, board: Leaderboard, metric: str, most: int | None) -> None:
     """Prints the table of one metric: on one line per row, else with deviations below the means.
 
     If that is still too wide, the splits continue in further tables.
     """
     names, long_names = _row_names(board, console.width)
-    for lines in (_one_line, _two_lines):
+    for below in (False, True):
+        lines = _cell_lines(board, metric, below)
         blocks = _blocks(board, metric, names, lines, console.width)
         if len(blocks) == 1:
             break
     explained: dict[str, str] = {}
+    best = {column: board.best((column, metric)) for column in board.columns}
     full = _full_titles_fit(board, metric, names, lines, console.width)
     for columns in blocks:
         table = Table(box=SIMPLE_HEAD, padding=(0, _GAP - 1, 0, 0), pad_edge=False, show_edge=False)
         table.add_column(Text(metric, "bold"), no_wrap=True)
         # The last column needs no gap behind it.
-        used = sum(max(_LEAST_TITLE, _cell_width(board, metric, c, lines)) + _GAP for c in columns) - _GAP
+        used = sum(max(_LEAST_TITLE, _cell_width(lines[c])) + _GAP for c in columns) - _GAP
         spare = (console.width - _first_width(metric, names) - used) // len(columns)
-        titles = _titles(board, metric, columns, lines, None if full else max(0, spare))
+        titles = _titles(columns, lines, None if full else max(0, spare))
         whole = {short.replace("\n", ""): column for column, short in titles.items()}
         explained |= {short: column for short, column in whole.items() if short != column}
         for column in columns:
             table.add_column(Text(titles[column]), justify="right", no_wrap=True, vertical="bottom")
-        for row in board.rows:
-            cells = [_cell(board, row, (column, metric), lines) for column in columns]
+        for number, row in enumerate(board.rows[:most]):
+            cells = (_cell(lines[column][number], row is best[column]) for column in columns)
             table.add_row(Text(names[row.name]), *cells)
         console.print()
         console.print(table)
@@ -108,26 +97,38 @@ def _print_metric(console: Console, board: Leaderboard, metric: str) -> None:
         console.print(Text("; ".join(meanings), "dim"))
 
 
-_Lines = Callable[[LeaderboardRow, tuple[str, str]], list[str]]
+_Lines = dict[str, list[list[str]]]
+"""By column the cells of the rows, each with its lines."""
 
 
-def _one_line(row: LeaderboardRow, key: tuple[str, str]) -> list[str]:
-    return [row.cell(key)]
+def _cell_lines(board: Leaderboard, metric: str, below: bool) -> _Lines:
+    """Formats the cells of one metric.
+
+    Args:
+        board: the table.
+        metric: the metric.
+        below: whether deviations stand below the means instead of behind them.
+    """
+    lines: _Lines = {}
+    for column in board.columns:
+        key = column, metric
+        marks = [BEST_SIGN if row.marks.get(key) == BEST else row.sign(key) for row in board.rows]
+        pad = any(marks)
+        lines[column] = []
+        for row, sign in zip(board.rows, marks, strict=True):
+            mean, _, deviation = row.cell(key).removesuffix(row.sign(key)).partition(" ± ")
+            sign = sign or " " * pad
+            deviation = f"± {deviation}" if deviation else ""
+            if below and deviation:
+                lines[column].append([mean + sign, deviation + " " * pad])
+            else:
+                lines[column].append([f"{mean} {deviation}".strip() + sign])
+    return lines
 
 
-def _two_lines(row: LeaderboardRow, key: tuple[str, str]) -> list[str]:
-    """Returns the mean with its mark, and the deviation for the line below."""
-    values = row.values.get(key)
-    if not values:
-        return [""]
-    mean = f"{statistics.fmean(values):.2f}{row.marks.get(key, '')}"
-    return [mean, f"± {statistics.stdev(values):.2f}"] if len(values) > 1 else [mean]
-
-
-def _cell(board: Leaderboard, row: LeaderboardRow, key: tuple[str, str], lines: _Lines) -> Text:
-    first, *below = lines(row, key)
-    best = board.best(key)
-    text = Text(first, "bold" if best is row else "")
+def _cell(lines: Sequence[str], best: bool) -> Text:
+    first, *below = lines
+    text = Text(first, "bold" if best else "")
     for line in below:
         text.append(f"\n{line}", "dim")
     return text
@@ -148,14 +149,14 @@ def _row_names(board: Leaderboard, width: int) -> tuple[dict[str, str], dict[str
     return names, cut
 
 
-def _cell_width(board: Leaderboard, metric: str, column: str, lines: _Lines) -> int:
-    return max(len(line) for row in board.rows for line in lines(row, (column, metric)))
+def _cell_width(cells: Sequence[Sequence[str]]) -> int:
+    return max(len(line) for lines in cells for line in lines)
 
 
 def _full_titles_fit(
     board: Leaderboard, metric: str, names: dict[str, str], lines: _Lines, width: int
 ) -> bool:
-    widths = [max(len(c), _cell_width(board, metric, c, lines)) + _GAP for c in board.columns]
+    widths = [max(len(column), _cell_width(lines[column])) + _GAP for column in board.columns]
     return _first_width(metric, names) + sum(widths) <= width
 
 
@@ -171,7 +172,7 @@ def _blocks(
     blocks: list[list[str]] = [[]]
     used = 0
     for column in board.columns:
-        needed = max(_cell_width(board, metric, column, lines), min(_LEAST_TITLE, len(column))) + _GAP
+        needed = max(_cell_width(lines[column]), min(_LEAST_TITLE, len(column))) + _GAP
         if blocks[-1] and used + needed > room:
             blocks.append([])
             used = 0
@@ -180,15 +181,13 @@ def _blocks(
     return blocks
 
 
-def _titles(
-    board: Leaderboard, metric: str, columns: Sequence[str], lines: _Lines, spare: int | None
-) -> dict[str, str]:
+def _titles(columns: Sequence[str], lines: _Lines, spare: int | None) -> dict[str, str]:
     """Returns the title of each column, distinct, and at most `spare` wider than its cells; None: whole."""
     if spare is None:
         return {column: column for column in columns}
     titles: dict[str, str] = {}
     for column in columns:
-        short = short_title(column, max(_LEAST_TITLE, _cell_width(board, metric, column, lines)) + spare)
+        short = short_title(column, max(_LEAST_TITLE, _cell_width(lines[column])) + spare)
         if short in titles.values():
             short = f"{short[:-1]}{len(titles) + 1}"
         titles[column] = short
@@ -211,14 +210,14 @@ def short_title(name: str, width: int) -> str:
     return "\n".join(lines)
 
 
-def _print_costs(console: Console, board: Leaderboard) -> None:
+def _print_costs(console: Console, board: Leaderboard, most: int | None) -> None:
     titles, cells = board.cost()
     names, _ = _row_names(board, console.width)
     table = Table(box=SIMPLE_HEAD, padding=(0, _GAP - 1, 0, 0), pad_edge=False, show_edge=False)
     table.add_column("cost", no_wrap=True)
     for title in titles:
         table.add_column(title, justify="right", no_wrap=True)
-    for row, cost in zip(board.rows, cells, strict=True):
+    for row, cost in zip(board.rows[:most], cells[:most], strict=True):
         table.add_row(Text(names[row.name]), *cost)
     console.print()
     console.print(table)

@@ -164,6 +164,10 @@ def _claimed(answer: Answer) -> tuple[Effect, float]:
 def holm(p: Sequence[float]) -> list[float]:
     """Adjusts p-values for their number (Holm 1979), whatever their dependence.
 
+    A verdict stands alone, as a statement about a paper, so a report bounds the chance that any of them is
+    wrong. The marks of a leaderboard are read together, and only their share of errors is bounded
+    (`significance.correct`).
+
     >>> holm([0.01, 0.04, 0.03])
     [0.03, 0.06, 0.06]
     """

@@ -1,24 +1,46 @@
 """Weights & Biases in reports: reads runs from an online project, and logs leaderboards to one.
 
-`engine.loggers` logs the header and the results of a run; the same `Run` is rebuilt from them as from a run
-directory.
+`engine.wandb_logger` logs the header and the results of a run; the same `Run` is rebuilt from them as from a
+run directory. What needs predictions also downloads the files of the run, into `CACHE/wandb/DIGEST`, a run
+directory like any other; origin.json marks it as one that may be somebody else's.
 """
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import json
 import logging
 import os
 import re
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from vmr_zoo.engine.loggers import FINAL, SPLITS, wandb_offline
+from rich.console import Console
+from rich.progress import track
+
+from vmr_zoo.config.foreign import own_paths
+from vmr_zoo.engine.wandb_layout import (
+    ARTIFACT_TYPE,
+    FILES,
+    FINAL,
+    SPLITS,
+    UPLOADED,
+    artifact_name,
+    wandb_offline,
+)
 from vmr_zoo.errors import VmrError, first_line
 from vmr_zoo.report.data_tables import rows_of_means
 from vmr_zoo.report.leaderboard import TABLE_KEYS, Leaderboard
-from vmr_zoo.report.runs import REQUIRED_KEYS, Run
-from vmr_zoo.runs.directory import HEADER
+from vmr_zoo.report.runs import REQUIRED_KEYS, Run, wrong_types
+from vmr_zoo.runs import hub
+from vmr_zoo.runs.directory import CONFIG, HEADER, METRICS, ORIGIN, PREDICTIONS
+from vmr_zoo.utils.files import check_regular, write_json
+from vmr_zoo.utils.hashing import sha256_of
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +55,25 @@ _PAGE = 200
 
 _TIMEOUT = 60
 """Seconds that a request may take."""
+
+_NEEDED = {CONFIG, METRICS, PREDICTIONS}
+"""The files without which a downloaded run is of no use."""
+
+_LARGEST = {"metrics.csv": 2**26, **hub.FILES}
+"""Bytes that each file has at most."""
+
+
+@dataclass(frozen=True)
+class OnlineRun(Run):
+    """A run of an online project.
+
+    Attributes:
+        address: ENTITY/PROJECT/ID.
+        files: the SHA-256 of each file that was uploaded; empty if it has not all that a report needs.
+    """
+
+    address: str = ""
+    files: Mapping[str, str] = field(default_factory=dict)
 
 
 def fetch_runs(entity: str | None, project: str) -> list[Run]:
@@ -52,9 +93,6 @@ def fetch_runs(entity: str | None, project: str) -> list[Run]:
         VmrError: if wandb is not installed, has no API key or cannot be reached, if the project does not
             exist, or if none of its finished runs has a header.
     """
-    from rich.console import Console
-    from rich.progress import track
-
     wandb = _wandb()
     path = project if entity is None else f"{entity}/{project}"
     try:
@@ -81,17 +119,105 @@ def fetch_runs(entity: str | None, project: str) -> list[Run]:
     return list(newest.values())
 
 
-def _rebuild_run(run: Any) -> Run | None:
+def _rebuild_run(run: Any) -> OnlineRun | None:
     """Rebuilds a run from its configuration and summary; None for runs that `vmr train` did not log."""
     header = run.config.get(HEADER)
     if run.state != "finished" or not isinstance(header, dict) or not header.keys() >= _REQUIRED:
+        return None
+    if wrong_types(header):
         return None
     metrics: dict[str, dict[str, float]] = {split: {} for split in run.config.get(SPLITS) or []}
     for key, value in run.summary.items():
         parts = key.split("/", 2)
         if len(parts) == 3 and parts[0] == FINAL and isinstance(value, int | float):
             metrics.setdefault(parts[1], {})[parts[2]] = value
-    return Run(None, header, metrics)
+    address = f"{run.entity}/{run.project}/{run.id}"
+    return OnlineRun(None, header, metrics, address=address, files=_uploaded(run))
+
+
+def _uploaded(run: Any) -> dict[str, str]:
+    """Returns the digests of the files of a run; none unless they are files that runs have."""
+    files = run.config.get(UPLOADED)
+    if not isinstance(files, dict) or not _NEEDED <= files.keys() <= set(FILES):
+        return {}
+    valid = all(isinstance(one, str) and re.fullmatch(r"[0-9a-f]{64}", one) for one in files.values())
+    return dict(files) if valid else {}
+
+
+def with_files(runs: Sequence[Run]) -> list[Run]:
+    """Downloads predictions, configuration and metrics of online runs; those in the cache are kept.
+
+    Args:
+        runs: from `fetch_runs`.
+
+    Returns:
+        The runs with a directory.
+
+    Raises:
+        VmrError: if a run has no such files, they cannot be downloaded, or differ from what the run recorded.
+    """
+    online = [run for run in runs if isinstance(run, OnlineRun)]
+    lacking = [run for run in online if not run.files]
+    if lacking:
+        raise VmrError(
+            f"{len(lacking)} of {len(online)} runs on Weights & Biases have no predictions there, such as "
+            f"{lacking[0].address}: vmr_zoo 0.2.0 or logger.wandb.upload=false logged them. Leave them out "
+            "with where={…}, or use source=runs."
+        )
+    root = Path(own_paths()["cache"]).expanduser() / "wandb"
+    console = Console(stderr=True)
+    shown = track(online, "Reading files", transient=True, console=console, disable=len(online) < 2)
+    client = functools.cache(lambda: _wandb().Api(timeout=_TIMEOUT))  # which asks the server who it is
+    return [replace(run, path=_local_folder(run, root, client)) for run in shown]
+
+
+def _local_folder(run: OnlineRun, root: Path, client: Callable[[], Any]) -> Path:
+    """Returns the directory with the files of a run, which is downloaded once."""
+    identity = json.dumps([run.address, sorted(run.files.items())])
+    folder = root / hashlib.sha256(identity.encode()).hexdigest()[:32]  # no name from a server becomes a path
+    if (folder / ORIGIN).is_file():
+        return folder
+    project, _, run_id = run.address.rpartition("/")
+    name = f"{project}/{artifact_name(run_id)}:latest"
+    root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=root, prefix=".tmp-") as temporary:
+        building = Path(temporary) / "run"
+        building.mkdir()
+        try:
+            artifact = client().artifact(name, type=ARTIFACT_TYPE)
+            for file in run.files:
+                _download(artifact, name, file, building)
+        except VmrError:
+            raise
+        except Exception as error:  # of wandb, of its service or of the network
+            raise _cannot_read(name, error) from error
+        for file, digest in run.files.items():
+            if sha256_of(building / file) != digest:
+                raise VmrError(
+                    f"{name}: {file} is not the file that the run recorded (SHA-256 {digest}). Run the same "
+                    "command again; if it stays so, somebody has replaced the file."
+                )
+        hub.check_texts(building, name)
+        write_json(building / ORIGIN, {"wandb": run.address})
+        with suppress(OSError):  # another process was faster
+            building.rename(folder)
+    return folder
+
+
+def _download(artifact: Any, name: str, file: str, folder: Path) -> None:
+    """Downloads a file of an artifact: one of known name and bounded size, never one that it refers to."""
+    try:
+        entry = artifact.get_entry(file)
+    except KeyError:
+        raise VmrError(f"{name} has no {file}, which its run recorded. Use source=runs.") from None
+    if entry.ref is not None or (entry.size or 0) > _LARGEST[file]:
+        raise VmrError(
+            f"{name}: {file} refers to {entry.ref!s:.200} or has {entry.size} bytes; expected a file of at "
+            f"most {_LARGEST[file]:,} bytes. Nothing was downloaded."
+        )
+    entry.download(root=str(folder), skip_cache=True)
+    if check_regular(folder / file) > _LARGEST[file]:
+        raise VmrError(f"{name}: {file} is larger than {_LARGEST[file]:,} bytes.")
 
 
 def _wandb() -> Any:
@@ -163,7 +289,8 @@ def _table_names(boards: Sequence[Leaderboard]) -> list[str]:
     names: list[str] = []
     for board in boards:
         header = board.rows[0].runs[0].header
-        stem = re.sub(r"[^\w.-]+", "_", f"{header['protocol']}-{header['features']}")
+        # wandb names an artifact of at most 128 characters after run and table.
+        stem = re.sub(r"[^\w.-]+", "_", f"{header['protocol']}-{header['features']}")[:80]
         # Tables of the same protocol and features differ in origin, selection rule or rounding.
         same = sum(name == stem or name.startswith(f"{stem}.") for name in names)
         names.append(f"{stem}.{same + 1}" if same else stem)

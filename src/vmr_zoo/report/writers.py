@@ -1,4 +1,4 @@
-"""Writes leaderboards and the papers' tables as Markdown, CSV or LaTeX, and prints the papers' tables."""
+"""Writes leaderboards and the papers' tables as Markdown or CSV, and prints the papers' tables."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from rich.table import Table
 from rich.text import Text
 
 from vmr_zoo.report import escape
-from vmr_zoo.report.caveats import legend, signs
+from vmr_zoo.report.caveats import signs
 from vmr_zoo.report.data_tables import rows_of_means, rows_of_runs
-from vmr_zoo.report.leaderboard import BEST, WORSE, Leaderboard
+from vmr_zoo.report.latex import leaderboards_latex, paper_tables_latex
+from vmr_zoo.report.leaderboard import Leaderboard, LeaderboardRow
+from vmr_zoo.report.notes import table_notes
 from vmr_zoo.report.paper_tables import PaperTable
-from vmr_zoo.report.terminal import TEST
 from vmr_zoo.utils.console import wide_console
 
 
@@ -34,39 +35,41 @@ def print_paper_tables(tables: Sequence[PaperTable]) -> None:
         console.print(Text("\n".join(one.notes), "dim"), "\n", soft_wrap=True, sep="")
 
 
-def leaderboard_frame(board: Leaderboard, costs: bool = False) -> pd.DataFrame:
-    """Returns a table as text: a row per label and a column per split and metric.
-
-    Args:
-        board: the table.
-        costs: whether to add parameters, times and memory.
-    """
-    keys = [(column, metric) for column in board.columns for metric in board.metrics]
-    titles, cost = board.cost() if costs else ([], [[] for _ in board.rows])
-    cells = [
-        [f"{row.label}{signs(row)}", *map(row.cell, keys), *own]
-        for row, own in zip(board.rows, cost, strict=True)
+def _metric_frames(board: Leaderboard, costs: bool) -> list[pd.DataFrame]:
+    """Returns a table of Markdown per metric, with a column per split, and that of costs if wanted."""
+    names = [escape.markdown(f"{row.label}{signs(row)}") for row in board.rows]
+    tables = []
+    for metric in board.metrics:
+        best = {column: board.best((column, metric)) for column in board.columns}
+        cells = [
+            [_markdown_cell(row, (column, metric), row is best[column]) for column in board.columns]
+            for row in board.rows
+        ]
+        tables.append(([metric, *board.columns], cells))
+    if costs:
+        titles, cells = board.cost()
+        tables.append((["cost", *titles], cells))
+    return [
+        pd.DataFrame(
+            [[name, *own] for name, own in zip(names, cells, strict=True)],
+            columns=[escape.markdown(title) for title in titles],
+        )
+        for titles, cells in tables
     ]
-    return pd.DataFrame(cells, columns=["run", *(" ".join(key) for key in keys), *titles])
 
 
-def _notes(board: Leaderboard) -> list[str]:
-    """Explains the marks of a table, one line each."""
-    shared = [f"All rows: {board.shared}."] if board.shared else []
-    marked = {mark for row in board.rows for mark in row.marks.values()}
-    test = [f"{BEST} best; {WORSE} significantly worse ({TEST})."] if marked else []
-    caveats = [f"{legend(board)}."] if legend(board) else []
-    spread = "Per cent; mean ± sample standard deviation over seeds"
-    return [f"{spread} ({board.seeds}).", *shared, *test, *caveats]
+def _markdown_cell(row: LeaderboardRow, key: tuple[str, str], best: bool) -> str:
+    return f"**{row.cell(key)}**" if best else row.cell(key)
 
 
 def _leaderboards_markdown(boards: Sequence[Leaderboard], costs: bool) -> str:
-    return "\n".join(
-        _markdown(board.title, leaderboard_frame(board, costs), "run")
-        + "\n"
-        + "".join(f"- {escape.markdown(note)}\n" for note in _notes(board))
-        for board in boards
-    )
+    return "\n".join(_board_markdown(board, costs) for board in boards)
+
+
+def _board_markdown(board: Leaderboard, costs: bool) -> str:
+    parts = [f"### {escape.markdown(board.title)}", *map(_markdown_table, _metric_frames(board, costs))]
+    notes = "\n".join(f"- {escape.markdown(note)}" for note in table_notes(board))
+    return "\n\n".join([*parts, notes]) + "\n"
 
 
 def _paper_tables_markdown(tables: Sequence[PaperTable]) -> str:
@@ -83,7 +86,12 @@ def _markdown(title: str, frame: pd.DataFrame, *texts: str) -> str:
     for column in texts:
         frame[column] = frame[column].map(escape.markdown)
     frame = frame.rename(columns=escape.markdown)
-    return f"### {escape.markdown(title)}\n\n{frame.to_markdown(index=False, disable_numparse=True)}\n"
+    return f"### {escape.markdown(title)}\n\n{_markdown_table(frame)}\n"
+
+
+def _markdown_table(frame: pd.DataFrame) -> str:
+    align = ("left", *["right"] * (len(frame.columns) - 1))
+    return str(frame.to_markdown(index=False, disable_numparse=True, colalign=align))
 
 
 def csv_text(frame: pd.DataFrame) -> str:
@@ -101,26 +109,12 @@ def _paper_tables_csv(tables: Sequence[PaperTable]) -> str:
     return "".join(frames)
 
 
-def _leaderboards_latex(boards: Sequence[Leaderboard], costs: bool) -> str:
-    return "\n".join(
-        _latex_table(leaderboard_frame(board, costs), " ".join([f"{board.title}.", *_notes(board)]))
-        for board in boards
-    )
-
-
-def _latex_table(frame: pd.DataFrame, caption: str) -> str:
-    frame = frame.map(escape.latex).rename(columns=escape.latex)
-    return str(
-        frame.style.hide(axis="index").to_latex(caption=escape.latex(caption), hrules=True, position="t")
-    )
-
-
 LEADERBOARD_WRITERS: dict[str, Callable[[Sequence[Leaderboard], bool], str]] = {
     "table": _leaderboards_markdown,
     "markdown": _leaderboards_markdown,
     "csv": lambda boards, _: csv_text(rows_of_means(boards)),
     "long": lambda boards, _: csv_text(rows_of_runs(boards)),
-    "latex": _leaderboards_latex,
+    "latex": leaderboards_latex,
 }
 """Text of leaderboards by format, given whether costs are wanted; "table" applies to files, where there is no
 terminal. CSV always has them."""
@@ -129,6 +123,6 @@ PAPER_TABLE_WRITERS: dict[str, Callable[[Sequence[PaperTable]], str]] = {
     "table": _paper_tables_markdown,
     "markdown": _paper_tables_markdown,
     "csv": _paper_tables_csv,
-    "latex": lambda tables: "\n".join(_latex_table(one.frame(), one.title) for one in tables),
+    "latex": paper_tables_latex,
 }
 """Text of the papers' tables by format."""

@@ -80,6 +80,7 @@ def _parse_metrics(text: str, source: Path) -> MetricSettings:
             map_thresholds=list(node.get("map_thresholds", MAP_THRESHOLDS)),  # runs before this key
             windows=node["windows"],
             rounding=Rounding(**rounding),
+            sets=node.get("sets"),
         )
     except (VmrError, AttributeError, KeyError, TypeError, ValueError, OmegaConfBaseException) as error:
         raise VmrError(f"The metrics in {source} are broken ({error}). Copy the run again.") from error

@@ -13,11 +13,15 @@ Nothing here removes an earlier result.
     environment.json    packages, git revision, hardware, seed, threads
     checkpoints/        best.ckpt and last.ckpt, with the optimizer's state
     metrics.csv         the training curves
+    loggers.json        the run's ids in Weights & Biases and MLflow, with which a resume continues there
+    overrides.yaml      what was typed for each session, with its date and the chosen files of conf/
+    train.log           everything that was logged, each session after a dated line
     origin.json         of a run from the hub: repository and commit; it is rebuilt under stricter rules
     extracted/N/        of a run from the hub: manifest.json of the features that it was trained on
     epochs-N/           the results after N epochs, of a run that was continued to more
+    earlier-001/        an earlier debugging run of the same name (debug=NAME)
     eval/SPLIT-001/     added by `vmr eval`: metrics.json, predictions.jsonl, environment.json, and
-                        details.safetensors with details=true
+                        details.safetensors with details=true; SPLIT-on-DATA-001 with data=DATA
 """
 
 from __future__ import annotations
@@ -40,6 +44,7 @@ from vmr_zoo.config.foreign import restricted
 from vmr_zoo.errors import VmrError
 from vmr_zoo.utils.files import WriteError, atomic_write, read_text
 from vmr_zoo.utils.hashing import sha256_of
+from vmr_zoo.utils.secrets import SECRET_FORMS
 from vmr_zoo.utils.trees import leaf_values, leaves, map_leaves
 
 CONFIG = "config.yaml"
@@ -52,10 +57,20 @@ MANIFEST = "manifest.json"
 ANNOTATIONS = "annotations.json"
 ENVIRONMENT = "environment.json"
 ORIGIN = "origin.json"
+LOGGERS = "loggers.json"
 LAST = Path("checkpoints") / "last.ckpt"
 EVALUATIONS = "eval"
 EXTRACTED = "extracted"
 HEADER = "header"
+EXTERNAL = "external"
+"""Key of the header of a row from elsewhere (`vmr score run=DIR`), and its method: it has no weights."""
+TRANSFER = "transfer"
+"""Key of the header of results on other data: which data the run was trained and tested on."""
+ELSEWHERE = "on-"
+"""Begins the part of a folder's name below `eval` that says on which other data the run was tested."""
+NO_ANSWER = "no_answer"
+"""Key of the header of results with sentences without an answer: how these were chosen and rejected. It also
+begins the part of a folder's name below `eval` that says so."""
 DIGEST = "weights_sha256"
 """Key of the header: the SHA-256 of the weights that the metrics belong to."""
 LOCK = ".lock"
@@ -161,8 +176,8 @@ def relocatable(cfg: DictConfig) -> dict[str, Any]:
         A plain tree.
 
     Raises:
-        VmrError: if a value outside `paths` comes from an environment variable, which may be a secret, or
-            a value contains "${", or the name of the run leads out of its folder.
+        VmrError: if a value is a key or token, or one outside `paths` comes from an environment variable,
+            which may be a secret, or a value contains "${", or the name of the run leads out of its folder.
     """
     _refuse_environment(OmegaConf.to_container(cfg, resolve=False))
     for key in ("name", "data.name", "features.name"):  # folders of the run directory
@@ -191,7 +206,14 @@ def relocatable(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _refuse_environment(tree: Any) -> None:
-    """Refuses `${oc.env:…}` outside `paths`: config.yaml and Weights & Biases would show the value."""
+    """Refuses keys, and `${oc.env:…}` outside `paths`: config.yaml and wandb would show the value."""
+    # The names of the run repeat other values: last, so the message names the key that was typed.
+    for key, value in sorted(leaves(tree).items(), key=lambda item: item[0] in ("name", "run")):
+        if any(isinstance(x, str) and SECRET_FORMS.search(x) for x in leaf_values(value)):
+            raise VmrError(
+                f"{key} holds a key, a token or a password, and the run would store it. Leave it out: "
+                "libraries read theirs from an environment variable or from the file of their login."
+            )
     for key, value in leaves({name: node for name, node in tree.items() if name != "paths"}).items():
         if any(isinstance(x, str) and "oc.env" in x for x in leaf_values(value)):
             raise VmrError(
@@ -262,6 +284,11 @@ def load_config(
     cfg = parse_config(read_config(path), path / CONFIG)
     _check_layout(path, cfg.pop(_LAYOUT_KEY, 1))
     if build:
+        if "method" not in cfg and not (path / WEIGHTS).is_file():
+            raise VmrError(
+                f"{path} holds predictions from elsewhere, which `vmr score` wrote, and no model to run. "
+                "Expected run=DIR, a directory that `vmr train` created."
+            )
         tree = map_leaves(lambda value: FORMER_NAMES.get(value, value), OmegaConf.to_container(cfg))
         if (path / ORIGIN).is_file():
             tree = restricted(tree, str(path / CONFIG))

@@ -193,7 +193,7 @@ def _install(address: Address, commit: str | None, root: Path) -> str:
             if os.path.lexists(snapshot / name):
                 _copy(snapshot / name, building / name, storage, most)
         _check_files(address, {path.name: path.stat().st_size for path in building.iterdir()})
-        _check_texts(building, str(address))
+        check_texts(building, str(address))
         check_weights(building, str(address))
         for number in range(_EXTRACTED):
             if (building / EXTRACTED.format(number)).exists():
@@ -255,7 +255,7 @@ def _copy(source: Path, target: Path, storage: Path, most: int) -> None:
         shutil.copyfile(place, target)
 
 
-def _check_texts(run: Path, name: str) -> None:
+def check_texts(run: Path, name: str) -> None:
     """Refuses characters that a terminal obeys: headers and manifests are printed."""
     for file in (*REQUIRED[1:3], directory.ANNOTATIONS, directory.ENVIRONMENT, directory.STATUS):
         if (run / file).is_file() and _CONTROL.search(read_text(run / file, FILES[file])):

@@ -20,6 +20,7 @@ from vmr_zoo.runs import directory
 from vmr_zoo.runs.hub import EXTRACTED, FILES, check_weights
 from vmr_zoo.runs.status import read_status
 from vmr_zoo.utils.files import atomic_write, write_json
+from vmr_zoo.utils.secrets import SECRET_FORMS, secret_variables
 from vmr_zoo.utils.trees import map_leaves
 
 CARD = "README.md"
@@ -44,13 +45,6 @@ _PACKAGES = (
 """The packages that decide a result; a list of all would show what else is installed here."""
 
 _ENVIRONMENT = ("seed", "python", "gpus", "cuda", "torch_threads")
-
-_SECRETS = re.compile(
-    r"\b(?:hf_\w{20,}|gh[opsur]_\w{20,}|github_pat_\w{20,}|sk-[\w-]{20,}|xox[abp]-[\w-]{10,}|AKIA[0-9A-Z]{16}|"
-    r"AIza[\w-]{35})|://[^/\s:@\"']+:[^/\s@\"']+@|-----BEGIN [A-Z ]*PRIVATE KEY"
-)
-_SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSW|API_?KEY|CREDENTIAL", re.IGNORECASE)
-_SHORTEST_SECRET = 8
 
 
 @dataclass(frozen=True)
@@ -117,8 +111,13 @@ def _results(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns header and metrics of a finished run whose weights are those of its metrics."""
     if (run / directory.ORIGIN).is_file():
         origin = directory.read_json(run / directory.ORIGIN)
+        if "repository" not in origin:
+            raise VmrError(f"{run} is a copy from Weights & Biases, without weights. Push the run directory.")
         raise VmrError(f"{run} is a copy of hf://{origin['repository']}: it is published already.")
     state = read_status(run)
+    if state["state"] == "debug":
+        what = state.get("message") or "debug"
+        raise VmrError(f"{run} is a debugging run ({what:.200}), which is never published.")
     if state["state"] not in ("finished", "new") or not (run / directory.METRICS).is_file():
         reason = f" ({state['message']:.200})" if state.get("message") else ""
         raise VmrError(
@@ -146,7 +145,8 @@ def _check_by_evaluation(run: Path, metrics: Mapping[str, Any]) -> None:
     for file in sorted((run / directory.EVALUATIONS).glob(f"*/{directory.METRICS}")):
         evaluated = directory.read_json(file)
         header = evaluated.pop(directory.HEADER)
-        if header.get(directory.DIGEST) == found and not {"change", "probe", "annotations"} & header.keys():
+        other = {"change", "probe", "annotations", directory.TRANSFER}
+        if header.get(directory.DIGEST) == found and not other & header.keys():
             for split, values in evaluated.items():
                 if split in metrics and _equal(values, metrics[split]):
                     return
@@ -224,16 +224,16 @@ def check_secrets(folder: Path) -> None:
     Raises:
         VmrError: names the file, never the secret.
     """
-    known = {name: value for name, value in os.environ.items() if _SECRET_NAME.search(name)}
+    login = ""
     with suppress(ImportError):
         from huggingface_hub import get_token
 
-        known["hf auth login"] = get_token() or ""
-    known = {name: value for name, value in known.items() if len(value) >= _SHORTEST_SECRET}
+        login = get_token() or ""
+    known = secret_variables(**{"hf auth login": login})
     home = str(Path.home())
     for path, text in _texts(folder):
         names = [name for name, value in known.items() if value in text]
-        if found := _SECRETS.search(text):
+        if found := SECRET_FORMS.search(text):
             names.append(f"a key that starts with {found[0][:5]}")
         if names:
             raise VmrError(

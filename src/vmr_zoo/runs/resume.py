@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ from vmr_zoo.runs.directory import (
     read_json,
     write_config,
 )
+from vmr_zoo.runs.record import record_session
 from vmr_zoo.runs.status import ENDED, read_status, write_status
 from vmr_zoo.utils.trees import leaves
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from vmr_zoo.data.annotations.records import Split
 
 _EPOCHS = "trainer.max_epochs"
+_SCHEDULE = "method.training.scheduler."
 
 _MAY_DIFFER = (
     "resume",
@@ -45,6 +47,7 @@ _MAY_DIFFER = (
     "trainer.devices",
     "data.residency",
     "data.num_workers",
+    "metrics.sets",
 )
 """Keys that a resumed run may change, with all keys below."""
 
@@ -58,7 +61,8 @@ def check_free(path: Path, resume: bool) -> None:
         VmrError: if the directory holds something and `resume` is off.
     """
     found = sorted(item.name for item in path.iterdir()) if path.is_dir() else []
-    if set(found) - {STATUS, LOCK} and not resume:
+    kept = {name for name in found if name.startswith("earlier-")}  # of debugging runs
+    if set(found) - {STATUS, LOCK} - kept and not resume:
         raise VmrError(
             f"The run directory {path} is not empty (it holds {abbreviate(found, 5)}), and no result is ever "
             "overwritten. Continue it with resume=true, or choose another with run=DIR, paths.runs=DIR or "
@@ -85,7 +89,8 @@ def is_done(path: Path, config: Mapping[str, Any], resume: bool) -> bool:
 def start_or_resume(path: Path, config: Mapping[str, Any], resume: bool) -> bool:
     """Writes the configuration of a new run, or compares it with that of the run to be resumed.
 
-    A run may be resumed with more epochs. Its earlier results then move to the folder `epochs-N`.
+    Either way, what was typed is recorded. A run may be resumed with more epochs. Its earlier results then
+    move to the folder `epochs-N`.
 
     Args:
         path: the run directory, after `check_free`, `check_same_settings` and `check_same_data`.
@@ -100,11 +105,29 @@ def start_or_resume(path: Path, config: Mapping[str, Any], resume: bool) -> bool
     """
     if not (resume and (path / CONFIG).is_file()):
         write_config(path, config)
+        record_session(path)
         return False
-    if epochs := check_same_settings(path, config):
+    epochs = check_same_settings(path, config)
+    if epochs:
         _set_results_aside(path, epochs)
         write_config(path, config)
+    record_session(path, (epochs, config["trainer"]["max_epochs"]) if epochs else None)
     return True
+
+
+def set_debugging_run_aside(path: Path) -> None:
+    """Moves what an earlier debugging run (`debug=NAME`) left in a run directory into `earlier-001`.
+
+    Args:
+        path: a run directory that this process has locked; anything else in it stays.
+    """
+    if not (path / CONFIG).is_file() or not load_config(path, build=False).get("choices", {}).get("debug"):
+        return
+    found = [item for item in path.iterdir() if item.name != LOCK and not item.name.startswith("earlier-")]
+    folder = next_free(path, "earlier")
+    folder.mkdir()
+    for item in found:
+        item.rename(folder / item.name)
 
 
 def _set_results_aside(path: Path, epochs: int) -> None:
@@ -143,14 +166,16 @@ def check_same_settings(path: Path, config: Mapping[str, Any], follows: bool = F
     ]
     before, after = earlier.get(_EPOCHS), now.get(_EPOCHS)
     more = isinstance(before, int) and isinstance(after, int) and 0 < before < after
-    if isinstance(before, int) and more and len(changed) == 1:
-        if follows:
+    if isinstance(before, int) and more:
+        others = [text for text in changed if not text.startswith((f"{_EPOCHS} ", _SCHEDULE))]
+        reason = _schedule_of_all_epochs(now, changed, follows)
+        if reason and not others:
             raise VmrError(
-                f"Cannot resume {path} with {after} epochs instead of {before}: this method follows a "
-                "schedule over all epochs, so those until now would have been other ones. Train another run "
-                "with run=DIR."
+                f"Cannot resume {path} with {after} epochs instead of {before}: {reason}, so those until now "
+                "would have been other ones. Train another run with run=DIR."
             )
-        return before
+        if len(changed) == 1:
+            return before
     if changed:
         hint = "More epochs are possible if nothing else changes. " if more else ""
         raise VmrError(
@@ -158,6 +183,26 @@ def check_same_settings(path: Path, config: Mapping[str, Any], follows: bool = F
             f"{hint}Use the same settings, or choose another directory with run=DIR."
         )
     return 0
+
+
+def _schedule_of_all_epochs(now: Mapping[str, Any], changed: Sequence[str], follows: bool) -> str:
+    """Returns why the epochs of a training depend on how many there are; "" if they do not.
+
+    Args:
+        now: the settings by key.
+        changed: sentences about the settings that differ from the earlier ones.
+        follows: whether the method follows a schedule over all epochs.
+    """
+    if follows:
+        return "this method follows a schedule over all epochs"
+    schedule = str(now.get(f"{_SCHEDULE}_target_", "")).rpartition(".")[2]
+    by_epochs = [text for text in changed if text.startswith(_SCHEDULE)]
+    steps = now.get(f"{_SCHEDULE}total_steps")
+    if by_epochs:
+        return f"its schedule, {schedule}, follows the number of epochs ({'; '.join(by_epochs)})"
+    if isinstance(steps, int) and steps < int(now[_EPOCHS]):
+        return f"its schedule, {schedule}, ends after {steps} epochs ({_SCHEDULE}total_steps)"
+    return ""
 
 
 def check_same_data(path: Path, manifest: Mapping[str, Any], annotations: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vmr_zoo.errors import VmrError
-from vmr_zoo.runs.directory import HEADER, METRICS, STATUS, create_and_lock, load_config, read_json
+from vmr_zoo.runs.directory import HEADER, METRICS, STATUS, create_and_lock, read_json
 from vmr_zoo.utils.files import write_json
 
 ENDED = ("finished", "pruned", "debug")
@@ -61,15 +61,10 @@ def selection_curve(path: Path, metric: str) -> dict[int, float]:
 def objective(path: Path) -> float | None:
     """Returns the objective that a search maximises: the selection metric on the selection split.
 
-    For a pruned run, the best value it reached; None for an unfinished one.
+    None for a run that is not finished, or has no such value.
     """
-    state = read_status(path)["state"]
-    if state == "finished":
-        metrics = read_json(path / METRICS)
-        value = metrics["selection"][metrics[HEADER]["selection_metric"]]
-        return None if value is None else float(value)
-    if state == "pruned":
-        return max(
-            selection_curve(path, load_config(path, build=False).data.selection_metric).values(), default=None
-        )
-    return None
+    if read_status(path)["state"] != "finished":
+        return None
+    metrics = read_json(path / METRICS)
+    value = metrics["selection"][metrics[HEADER]["selection_metric"]]
+    return None if value is None else float(value)

@@ -11,7 +11,6 @@ import hashlib
 import json
 import multiprocessing
 import os
-import shlex
 import shutil
 import signal
 import threading
@@ -20,24 +19,23 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from vmr_zoo.runs.status import ENDED
 from vmr_zoo.utils.files import atomic_write
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 DONE = (*ENDED, "skipped")
 """The states of a job that needs no further work."""
 
 _LISTED = 10
 """Jobs that never started, by name."""
-
-
-RESULTS = "optimization_results.yaml"
-"""Written by Optuna's sweeper at the end of a search: the best values."""
 
 JOB_COUNT = "VMR_SWEEP_JOBS"
 """Environment variable with the number of jobs of the sweep, for the processes of its jobs."""
@@ -52,17 +50,18 @@ class SweepFolder(Callback):
     Attributes:
         path: the folder; None: there is no sweep.
         jobs: the overrides of each job; empty if they follow from earlier results, as in a search.
+        results: of a search that has ended, for the terminal.
     """
 
     path: ClassVar[Path | None] = None
     jobs: ClassVar[list[str]] = []
+    results: ClassVar[RenderableType | None] = None
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Called by Hydra before the first job."""
         SweepFolder.path = Path(config.hydra.sweep.dir)
-        _keep_results(SweepFolder.path / RESULTS)
         SweepFolder.jobs = _list_jobs(config)
-        os.environ[JOB_COUNT] = str(len(SweepFolder.jobs) or config.hydra.sweeper.get("n_trials") or "")
+        os.environ[JOB_COUNT] = str(len(SweepFolder.jobs) or "")
 
 
 def _list_jobs(config: DictConfig) -> list[str]:
@@ -82,21 +81,14 @@ def _list_jobs(config: DictConfig) -> list[str]:
     return [" ".join(job) for batch in batches for job in batch]
 
 
-def _keep_results(file: Path) -> None:
-    """Copies the best values of an earlier search, which the sweeper would overwrite, to a numbered file."""
-    if file.is_file():
-        number = 1
-        while (kept := file.with_stem(f"{file.stem}-{number}")).exists():
-            number += 1
-        shutil.copy2(file, kept)
-
-
 def position() -> str:
-    """Returns "[3/8] " in the third of eight jobs of a sweep, and "" outside of one."""
+    """Returns "[3/8] " in the third of eight jobs of a sweep, "[trial 3] " in a search, and "" outside."""
     from hydra.core.hydra_config import HydraConfig
 
     if not HydraConfig.initialized() or HydraConfig.get().mode is not RunMode.MULTIRUN:
         return ""
+    if (trial := HydraConfig.get().sweeper.get("trial")) is not None:
+        return f"[trial {trial}] "
     total = os.environ.get(JOB_COUNT)
     return f"[{HydraConfig.get().job.num + 1}{f'/{total}' if total else ''}] "
 
@@ -192,12 +184,11 @@ def take_reports(folder: Path, jobs: Sequence[str] = ()) -> list[JobReport]:
     return [found[number] for number in sorted(found)]
 
 
-def print_summary(reports: Sequence[JobReport], folder: Path) -> None:
+def print_summary(reports: Sequence[JobReport]) -> None:
     """Prints to standard error how many jobs are in each state, the errors, and what comes next.
 
     Args:
-        reports: of the jobs.
-        folder: of the sweep.
+        reports: of the jobs; none if a search had nothing left to do.
     """
     from rich.console import Console
     from rich.table import Table
@@ -224,24 +215,16 @@ def print_summary(reports: Sequence[JobReport], folder: Path) -> None:
     if waiting:
         more = f"\n… and {len(waiting) - _LISTED} more" if len(waiting) > _LISTED else ""
         table.add_row("", "", Text("never started:\n" + "\n".join(waiting[:_LISTED]) + more))
-    Console(stderr=True).print(table)
+    console = Console(stderr=True)
+    if reports:
+        console.print(table)
+    runs = [os.path.abspath(report.run) for report in reports if report.run]
+    if SweepFolder.results is not None:
+        console.print(SweepFolder.results, soft_wrap=True)
     if any(report.state not in DONE for report in reports):
-        last = "Run the same command again to resume the sweep."
-    elif (folder / RESULTS).is_file():
-        last = f"Wrote {folder / RESULTS}. {_train_with_best(folder / RESULTS)}"
-    else:
-        runs = [os.path.abspath(report.run) for report in reports if report.run]
-        last = f"Next: vmr report runs={_shared_folder(runs)}" if runs else ""
-    if last:
-        Console(stderr=True, soft_wrap=True).print(Text(last))
-
-
-def _train_with_best(file: Path) -> str:
-    """Returns the command that trains with the best values of a search."""
-    best = OmegaConf.to_container(OmegaConf.load(file))
-    params = best.get("best_params", {}) if isinstance(best, dict) else {}
-    values = " ".join(shlex.quote(f"{key}={value}") for key, value in params.items())
-    return f"Next: train with the best values, on more seeds: vmr train -m … seed=0,1,2 {values}"
+        console.print("Run the same command again to resume the sweep.")
+    elif runs and SweepFolder.results is None:
+        console.print(Text(f"Next: vmr report runs={_shared_folder(runs)}"), soft_wrap=True)
 
 
 def _shared_folder(runs: Sequence[str]) -> str:

@@ -14,6 +14,7 @@ from vmr_zoo.data.annotations.records import (
     TRAIN,
     Protocol,
     Query,
+    Split,
 )
 from vmr_zoo.data.annotations.rows import AnnotationRow, split_of
 from vmr_zoo.errors import VmrError, unknown
@@ -30,8 +31,21 @@ _OUTSIDE = 0.25
 _FIRST_PART, _ENOUGH = 0.7, 50
 """A split of at least so many moments, none of which ends later in its video than this share, is doubtful."""
 
+POOLS = {
+    "charades": ("charades_sta", "charades_cd", "charades_cg", "timelens_charades"),
+    "activitynet": ("activitynet", "activitynet_cd", "activitynet_cg", "timelens_activitynet"),
+    "qvhighlights": ("qvhighlights", "cqval", "cqval_hanta", "timelens_qvhighlights"),
+    "tacos": ("tacos",),
+}
+"""The published protocols by the set of videos that they split."""
+
 SplitRows = tuple[list[AnnotationRow], str]
 """The rows of a split, and the name of their file for reports."""
+
+
+def pool_of(name: str) -> str:
+    """Returns the set of videos that a published protocol splits; "" for any other protocol."""
+    return next((pool for pool, names in POOLS.items() if name in names), "")
 
 
 def held_out_videos(video_ids: tuple[str, ...], share: float = HELD_OUT_SHARE) -> frozenset[str]:
@@ -91,9 +105,36 @@ def build_protocol(
     parts = {TRAIN: train[0], **({} if val is None else {SELECTION: val[0]})}
     parts |= {test: rows for test, (rows, _) in tests.items()}
     doubts = check_times(parts)
-    protocol = Protocol(name, trained, selected, test_splits, origin, published if held else None, doubts)
+    published_train = published if held else None
+    return _announced(
+        Protocol(name, trained, selected, test_splits, origin, published_train, doubts, pool=pool_of(name))
+    )
+
+
+def build_tests(name: str, tests: Mapping[str, SplitRows], train_with: str) -> Protocol:
+    """Builds a protocol that only tests, and warns about fixes.
+
+    Args:
+        name: name of the protocol and of the data set.
+        tests: rows of each test split.
+        train_with: a protocol on the same videos that has training data.
+
+    Raises:
+        VmrError: if times are not in seconds, or an id means different sentences in different splits.
+    """
+    splits = {test: split_of(test, *part) for test, part in tests.items()}
+    doubts = check_times({test: rows for test, (rows, _) in tests.items()})
+    train, selection = Split(TRAIN, ()), Split(SELECTION, ())
+    origin, pool = "none: no training data", pool_of(name)
+    return _announced(
+        Protocol(name, train, selection, splits, origin, None, doubts, pool=pool, train_with=train_with)
+    )
+
+
+def _announced(protocol: Protocol) -> Protocol:
+    """Warns about fixes and doubts, and returns the protocol."""
     _warn_about_fixes(protocol)
-    for doubt in doubts:
+    for doubt in protocol.doubts:
         log.warning("WARNING: %s", doubt)
     return protocol
 

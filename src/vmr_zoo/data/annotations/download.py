@@ -7,6 +7,7 @@ that a broken connection left behind is resumed.
 
 from __future__ import annotations
 
+import json
 import shutil
 import zipfile
 from collections.abc import Collection, Mapping
@@ -24,8 +25,9 @@ from vmr_zoo.utils.download import (
     fetch,
     part_of,
     progress_bars,
+    remote_size,
 )
-from vmr_zoo.utils.files import atomic_path
+from vmr_zoo.utils.files import atomic_path, write_json
 from vmr_zoo.utils.hashing import sha256_of
 
 
@@ -43,7 +45,7 @@ class AnnotationSource:
         terms: str,
         must_accept: bool,
         citation: str,
-        files: Mapping[str, Mapping[str, int | str]],
+        files: Mapping[str, Mapping[str, int | str] | None],
     ) -> None:
         """Stores the description.
 
@@ -57,7 +59,8 @@ class AnnotationSource:
             terms: page with the terms.
             must_accept: whether the licence has to be accepted before use.
             citation: paper to cite.
-            files: `size` and `sha256` by path below the annotations directory.
+            files: `size` and `sha256` by path below the annotations directory; None: not known. The first
+                download then records them in `FILE.sha256`.
         """
         self.title = title
         self.read_by = read_by
@@ -68,7 +71,10 @@ class AnnotationSource:
         self.terms = terms
         self.must_accept = must_accept
         self.citation = citation
-        self.files = {path: PublishedFile(**file) for path, file in files.items()}  # type: ignore[arg-type]
+        self.files = {
+            path: None if file is None else PublishedFile(**file)  # type: ignore[arg-type]
+            for path, file in files.items()
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +124,9 @@ def download(
         _fetch_source(name, read[name], paths, root, network, console)
         outcome.fetched.extend(paths)
         for path in paths:
-            console.print(Text(f"fetched {root / path}, {read[name].files[path].size:,} bytes"))
+            console.print(Text(f"fetched {root / path}, {(root / path).stat().st_size:,} bytes"))
+            if read[name].files[path] is None:
+                console.print(_unverified(root / path))
     if outcome.kept and not outcome.fetched:
         console.print(Text(f"All {len(outcome.kept)} files exist, as published."))
     return outcome
@@ -127,10 +135,11 @@ def download(
 def _missing(source: AnnotationSource, root: Path, outcome: DownloadResult, console: Console) -> list[str]:
     """Returns the files of a source that do not exist, and notes the others in `outcome`."""
     missing = []
-    for path, published in source.files.items():
+    for path, listed in source.files.items():
+        published = listed or _recorded(root / path)
         if not (root / path).exists():
             missing.append(path)
-        elif _matches(root / path, published):
+        elif published is None or _matches(root / path, published):
             outcome.kept.append(path)
         else:
             outcome.different.append(path)
@@ -172,16 +181,22 @@ def _fetch_source(
                 by_hand += f"its {', '.join(PurePosixPath(path).name for path in paths)} into {place.parent}"
                 fetch(source.url, part, source.archive, network, progress)
                 for path in paths:
-                    _extract_member(part, path, source.files[path], root / path, source.url)
+                    member = source.files[path]
+                    assert member is not None  # an archive whose content is not known has no entry
+                    _extract_member(part, path, member, root / path, source.url)
                 part.unlink()
                 return
             for path in paths:
-                published, place = source.files[path], root / path
+                place = root / path
                 url = f"{source.url}/{place.name}"
                 by_hand = f"Or fetch it by hand ({source.page}) and put it at {place}"
+                known = source.files[path] or _recorded(place)
+                published = known or PublishedFile(remote_size(url, network.timeout), None)
                 part = part_of(place, published.sha256)
-                fetch(url, part, published, network, progress)
+                found = fetch(url, part, published, network, progress)
                 part.replace(place)
+                if source.files[path] is None:
+                    write_json(_record_of(place), {"size": published.size, "sha256": found})
     except DownloadError as error:
         raise VmrError(f"{error} {by_hand}; {mirror}.") from error
     except OSError as error:
@@ -207,6 +222,30 @@ def _extract_member(archive: Path, path: str, published: PublishedFile, place: P
                     f"{url}: the checksum of {name} in it does not match; it was not installed. Expected "
                     f"SHA-256 {published.sha256}, found {found}."
                 )
+
+
+def _record_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _recorded(path: Path) -> PublishedFile | None:
+    """Returns what an earlier download of a file recorded, of which the source states nothing."""
+    record = _record_of(path)
+    if not record.is_file():
+        return None
+    try:
+        known = json.loads(record.read_text(encoding="utf-8"))
+        return PublishedFile(int(known["size"]), str(known["sha256"]))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise VmrError(f"{record} is no record of a download ({error}). Delete it.") from error
+
+
+def _unverified(path: Path) -> Text:
+    return Text.assemble(
+        ("warning: ", "yellow"),
+        f"no checksum of {path.name} is known, so it was not verified. Its own is in {_record_of(path)}; "
+        "later downloads compare with it.",
+    )
 
 
 def _matches(path: Path, published: PublishedFile) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vmr_zoo.data.annotations.building import without_warnings
+from vmr_zoo.data.annotations.building import pool_of, without_warnings
 from vmr_zoo.data.annotations.protocols import PUBLISHED_PROTOCOLS
 from vmr_zoo.data.annotations.records import HELD_OUT, SELECTION, TRAIN, Protocol, Split, shared_videos
 from vmr_zoo.data.annotations.validation import MissingFile
@@ -98,11 +98,6 @@ def _histogram(shares: np.ndarray[Any, Any]) -> list[int]:
     return [int(count) for count in np.histogram(shares, bins=BINS, range=(0, 1))[0]]
 
 
-def _family(name: str) -> str:
-    """Returns the data set that a protocol splits: "charades" for charades_cd and charades_sta."""
-    return name.split("_")[0]
-
-
 def _other_protocols(
     protocol: Protocol, annotations: str | Path | None
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
@@ -115,7 +110,7 @@ def _other_protocols(
     skipped: dict[str, str] = {}
     for read in PUBLISHED_PROTOCOLS if annotations is not None else ():
         name = read.__name__
-        if name == protocol.name or _family(name) != _family(protocol.name):
+        if name == protocol.name or pool_of(name) != protocol.pool:
             continue
         try:
             with without_warnings():

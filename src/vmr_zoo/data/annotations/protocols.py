@@ -10,6 +10,7 @@ One function per protocol reads the files as published from a directory with one
     activitynet_cg/ as charades_cg/
     tacos/          train.json, val.json, test.json
     qvhighlights/   highlight_{train,val}_release.jsonl, highlight_test_with_gt.jsonl
+    timelens/       {charades,activitynet,qvhighlights}-timelens.json
 
 Readers fix and count known errors of these files (`vmr_zoo.data.annotations.rows`).
 
@@ -23,13 +24,13 @@ the same, trains on the whole train split, as they did, and marks every number t
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from vmr_zoo.data.annotations import readers
-from vmr_zoo.data.annotations.building import SplitRows, build_protocol, without_warnings
+from vmr_zoo.data.annotations.building import SplitRows, build_protocol
 from vmr_zoo.data.annotations.records import (
     PUBLISHED,
     TRAIN,
@@ -39,6 +40,7 @@ from vmr_zoo.data.annotations.records import (
     shared_videos,
 )
 from vmr_zoo.data.annotations.rows import FIXED, MomentRules, numbered
+from vmr_zoo.data.annotations.timelens import timelens_activitynet, timelens_charades, timelens_qvhighlights
 from vmr_zoo.data.text.parsing import ClauseCounts, count_words
 from vmr_zoo.errors import VmrError, unknown
 
@@ -361,6 +363,9 @@ PUBLISHED_PROTOCOLS: tuple[Callable[..., Protocol], ...] = (
     activitynet_cg,
     tacos,
     qvhighlights,
+    timelens_charades,
+    timelens_activitynet,
+    timelens_qvhighlights,
 )
 """Every protocol that is read from published files, to find the videos that several share."""
 
@@ -404,42 +409,45 @@ def find_split(protocol: Protocol, name: str) -> Split:
     return protocol.splits[name]
 
 
-def refuse_other_protocol(trained_on: str, requested: str, root: str | Path | None = None) -> None:
-    """Refuses to score a checkpoint under a protocol that it was not trained for.
+def refuse_shared_videos(trained: Protocol, tested: Protocol, splits: Collection[str]) -> None:
+    """Refuses to test a model on videos that it was trained on, by their ids.
 
     The protocols of one data set split the same videos differently: test data of one is training data of
     another.
 
     Args:
-        trained_on: protocol that the checkpoint was trained for.
-        requested: protocol to score it under.
-        root: the annotations directory; if given, the error counts the test videos seen in training.
+        trained: the protocol that the model was trained for.
+        tested: the protocol to test it under.
+        splits: the requested splits of `tested`.
 
     Raises:
-        VmrError: if the two differ.
+        VmrError: with the number of shared videos; or if both protocols split the same set of videos, but no
+            id of a requested split occurs in `trained`: then ids are written differently, and their
+            comparison would find nothing.
     """
-    if trained_on == requested:
+    if trained.pool and tested.pool and trained.pool != tested.pool:
         return
-    raise VmrError(
-        f"This checkpoint was trained for the protocol '{trained_on}' and is scored only under it, not under "
-        f"'{requested}'{_leak(trained_on, requested, root)}. Score it with data={trained_on}, or train one "
-        f"with data={requested}."
-    )
-
-
-def _leak(trained_on: str, requested: str, root: str | Path | None) -> str:
-    known = {function.__name__: function for function in PUBLISHED_PROTOCOLS}
-    if root is None or trained_on not in known or requested not in known:
-        return ""
-    try:
-        with without_warnings():
-            train, tests = known[trained_on](root).published[TRAIN], known[requested](root).tests
-    except VmrError:  # the error message works without the numbers
-        return ""
-    seen = {name: len(shared_videos([train], [split])) for name, split in tests.items()}
-    if not any(seen.values()):
-        return ": the two are different data"
-    return ": its train split holds " + ", ".join(
-        f"{count:,} of the {tests[name].videos:,} videos of {requested}'s {name} split"
-        for name, count in seen.items()
-    )
+    train = [trained.published[TRAIN]]
+    counts = {name: len(shared_videos(train, [tested.splits[name]])) for name in splits}
+    if any(counts.values()):
+        shared = ", ".join(
+            f"{count:,} of the {tested.splits[name].videos:,} videos of its {name} split"
+            for name, count in counts.items()
+            if count
+        )
+        free = [name for name, count in counts.items() if not count]
+        others = f"test it on splits without shared videos (split=[{','.join(free)}]), " if free else ""
+        raise VmrError(
+            f"This model was trained for the protocol '{trained.name}' and is not tested under "
+            f"'{tested.name}': its training data holds {shared}. Leave out data=… to test it under its own "
+            f"protocol, {others}or train one with data={tested.train_with or tested.name}."
+        )
+    for name in splits if trained.pool and trained.pool == tested.pool else ():
+        if not shared_videos(trained.published.values(), [tested.splits[name]]):
+            first = next(iter(tested.splits[name].video_ids), "none")
+            raise VmrError(
+                f"No video of the {name} split of {tested.name} (the first is '{first}') occurs in "
+                f"{trained.name}, although both are about the videos of {trained.pool}. Its ids are written "
+                "differently, and which videos the model was trained on cannot be checked. Compare the ids "
+                "of the two annotation files."
+            )

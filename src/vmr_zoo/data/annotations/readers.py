@@ -94,10 +94,13 @@ def read_by_video(
     duration_key: str = "duration",
     without: frozenset[str] = frozenset(),
     rules: MomentRules = FIXED,
+    moments_key: str = "timestamps",
+    sentences_key: str = "sentences",
 ) -> list[AnnotationRow]:
-    """Reads a JSON object of videos with parallel lists `sentences` and `timestamps` in seconds.
+    """Reads a JSON object of videos with parallel lists of sentences and of moments in seconds.
 
-    This is the format of ActivityNet Captions, Charades-CD, ActivityNet-CD, Charades-CG and ActivityNet-CG.
+    This is the format of ActivityNet Captions, Charades-CD, ActivityNet-CD, Charades-CG, ActivityNet-CG and,
+    with other keys, TimeLens-Bench.
 
     Args:
         path: the file.
@@ -106,13 +109,16 @@ def read_by_video(
         duration_key: key of the video length in seconds.
         without: videos to leave out.
         rules: what is done with moments that do not fit.
+        moments_key: key of the list of moments.
+        sentences_key: key of the list of sentences.
     """
     found = RowCollector(path, scored, rules)
     for video_id, entry in read_videos(path):
         if video_id in without:
             continue
         where = f"{path}, video '{video_id}'"
-        length, moments, sentences = check_fields(entry, (duration_key, "timestamps", "sentences"), where)
+        keys = (duration_key, moments_key, sentences_key)
+        length, moments, sentences = check_fields(entry, keys, where)
         duration = check_positive(length, f"'{duration_key}'", where)
         for text, moment, at in check_parallel(sentences, moments, where):
             found.add(

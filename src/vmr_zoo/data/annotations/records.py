@@ -8,7 +8,7 @@ and does not check again.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -105,6 +105,12 @@ class Protocol:
         selection_origin: `PUBLISHED`, `HELD_OUT`, or a text that starts with "test".
         published_train: the train split as published, if videos were held out of `train`.
         doubts: sentences about times that may not be in seconds; every run repeats them.
+        pool: the set of videos that the video ids belong to, such as "charades": an id of one pool names
+            another video than the same id of another pool. "": not known, so equal ids count as one video.
+        settings: settings of a generated world that change its tests, such as "seed=1"; "" by default.
+        answers: returns whether a video holds a moment of a sentence about another video of the protocol;
+            None where that is not known, as in published data.
+        train_with: for a protocol without training data, one on the same videos that has some; else "".
 
     Raises:
         VmrError: if a query id means one sentence in one split and another in another. Text features and
@@ -118,6 +124,10 @@ class Protocol:
     selection_origin: str
     published_train: Split | None = None
     doubts: tuple[str, ...] = ()
+    pool: str = ""
+    settings: str = ""
+    train_with: str = ""
+    answers: Callable[[str, Query], bool] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         seen: dict[str, tuple[str, Query]] = {}
@@ -136,6 +146,11 @@ class Protocol:
                     "one sequence and rename the text features; with data=jsonl, "
                     "data.protocol.ids=by_split puts the split before each id."
                 )
+
+    @property
+    def label(self) -> str:
+        """The name, with the settings of a generated world: two protocols of one label have equal tests."""
+        return f"{self.name} {self.settings}".strip()
 
     @property
     def splits(self) -> dict[str, Split]:
@@ -169,6 +184,16 @@ class Protocol:
             selection=reduced(self.selection),
             tests={name: reduced(split) for name, split in self.tests.items()},
             published_train=None if published is None else reduced(published),
+        )
+
+    def only(self, names: Collection[str]) -> Protocol:
+        """Returns the protocol with these selection and test splits alone; the others are empty or absent."""
+        return replace(
+            self,
+            train=Split(TRAIN, ()),
+            selection=self.selection if SELECTION in names else Split(SELECTION, ()),
+            tests={name: split for name, split in self.tests.items() if name in names},
+            published_train=None,
         )
 
     @property

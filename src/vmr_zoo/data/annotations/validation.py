@@ -218,7 +218,7 @@ def check_parallel(sentences: Any, moments: Any, where: str) -> Iterator[tuple[A
     if not isinstance(sentences, list) or not isinstance(moments, list) or len(sentences) != len(moments):
         counts = [len(x) if isinstance(x, list) else f"a {type(x).__name__}" for x in (sentences, moments)]
         raise VmrError(
-            f"{where}: expected as many 'sentences' as 'timestamps', found {counts[0]} and {counts[1]}. "
+            f"{where}: expected as many sentences as moments, found {counts[0]} and {counts[1]}. "
             "Fetch the file again."
         )
     for index, (text, moment) in enumerate(zip(sentences, moments, strict=True)):

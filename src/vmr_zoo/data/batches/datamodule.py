@@ -44,6 +44,7 @@ _AT_LEAST_ONE = (
     "max_moments",
     "rows_per_video",
     "eval_rows_per_video",
+    "repeat_batch",
 )
 STORAGE = {"float32": torch.float32, "float16": torch.float16}
 SERVED_BY = {
@@ -110,6 +111,7 @@ class VMRDataModule(lightning.LightningDataModule):
             training split on the GPU, the others in RAM; "auto", in RAM for each split that takes at most
             half of the free memory, else on disk. Batches are equal.
         num_workers: worker processes; 0 is faster for features in memory.
+        repeat_batch: for debugging, a training epoch is this many times one batch; None: every batch once.
 
     Raises:
         VmrError: for an unknown need, selection split, storage or residency, or for options that exclude each
@@ -145,6 +147,7 @@ class VMRDataModule(lightning.LightningDataModule):
     storage: str = "float32"
     residency: str = "auto"
     num_workers: int = 0
+    repeat_batch: int | None = None
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -210,11 +213,17 @@ class VMRDataModule(lightning.LightningDataModule):
             splits: the splits that will be loaded, whose features stay in memory after the check; None: all.
 
         Raises:
-            VmrError: for a need that the features cannot serve, a split without queries, or missing or
-                broken features.
+            VmrError: for a need that the features cannot serve, a split without queries among those that
+                will be loaded, or missing or broken features.
         """
         if self._prepared is not None:
             return
+        wanted = list(self.protocol.splits if splits is None else splits)
+        if TRAIN in wanted and self.protocol.train_with:
+            raise VmrError(
+                f"{self.protocol.name} has no training data; it only tests. Train with "
+                f"data={self.protocol.train_with}, then test that run: vmr eval run=DIR data={self.name}."
+            )
         for need in sorted((frozenset(self.needs) & SERVED_BY.keys()) - self.features.served()):
             raise VmrError(
                 f"The method needs '{need}', which {SERVED_BY[need]} serves; features={self.features.name} "
@@ -228,14 +237,14 @@ class VMRDataModule(lightning.LightningDataModule):
             )
         if self.missing_videos == "dropped":
             self.protocol = self.features.without_missing_videos(self.protocol)
-        for split in self.protocol.splits.values():
+        for split in map(self.split, wanted):
             if not split.queries:
                 raise VmrError(
                     f"Split '{split.name}' of {self.protocol.name} has no queries (read from "
                     f"{split.source or 'nowhere'}): nothing to train on or to score. Fetch its file again or "
                     "choose other data."
                 )
-        loaded = [self.split(name) for name in (self.protocol.splits if splits is None else splits)]
+        loaded = [self.split(name) for name in wanted]
         budget = memory_budget(self.residency)
         self._read_once = read_once(self.features, loaded, STORAGE[self.storage], budget)
         self._read_once.prepare(self.protocol, self.needs)
@@ -284,6 +293,7 @@ class VMRDataModule(lightning.LightningDataModule):
             bucket_batches=self.bucket_batches,
             unique_video=video if self.no_repeat_video else None,
             apart=video[[group[0] for group in groups]] if self.groups_apart else None,
+            repeat=self.repeat_batch,
         )
         options = self._loader_options()
         if self.residency == "device":

@@ -81,6 +81,7 @@ class EpochBatchSampler(DistributedSampler[RowBatch]):
         bucket_batches: int = 1,
         unique_video: NDArray[np.int64] | None = None,
         apart: NDArray[np.int64] | None = None,
+        repeat: int | None = None,
     ) -> None:
         """Stores the options; draws nothing yet.
 
@@ -95,6 +96,8 @@ class EpochBatchSampler(DistributedSampler[RowBatch]):
                 code).
             apart: (len(groups),) the video of each group, if a batch may hold no two groups of a video and
                 must hold at least two groups; what is left over at the end is left out for that epoch.
+            repeat: every epoch is this many times the first batch of epoch 0, with its random choices (each
+                process has its own); None: all batches once.
         """
         connected = distributed.is_available() and distributed.is_initialized()
         super().__init__(
@@ -111,10 +114,13 @@ class EpochBatchSampler(DistributedSampler[RowBatch]):
         self.bucket_batches = bucket_batches
         self.unique_video = unique_video
         self.apart = apart
+        self.repeat = repeat
         self._resume_at: tuple[int, int] | None = None
 
     def __len__(self) -> int:
         """Returns the number of batches per epoch on this process; with `apart`, of the current epoch."""
+        if self.repeat is not None:
+            return self.repeat
         batches = -(-len(self.groups) // self.batch_size)
         if self.apart is not None:
             batches = len(self._chunks())
@@ -124,7 +130,7 @@ class EpochBatchSampler(DistributedSampler[RowBatch]):
 
     def __iter__(self) -> Iterator[RowBatch]:
         """Yields the batches of this process in the current epoch, from `start` on."""
-        epoch = None if self.fixed_order else self.epoch
+        epoch = None if self.fixed_order else self._drawn
         for rows in self._batches()[self.start :]:
             yield RowBatch(epoch, rows)
 
@@ -138,18 +144,26 @@ class EpochBatchSampler(DistributedSampler[RowBatch]):
         """Number of the first batch of the current epoch; not 0 after resuming within an epoch."""
         return self._resume_at[1] if self._resume_at and self._resume_at[0] == self.epoch else 0
 
+    @property
+    def _drawn(self) -> int:
+        """The epoch whose random numbers are used."""
+        return int(self.epoch) if self.repeat is None else 0
+
     def _batches(self) -> list[NDArray[np.int64]]:
         chunks = self._chunks()
         if not self.fixed_order:
             # DDP hangs unless every process has the same number of batches; evaluation does not synchronise.
             chunks += chunks[: -len(chunks) % self.num_replicas]
-        return [self.rows_of(chunk) for chunk in chunks[self.rank :: self.num_replicas]]
+        mine = chunks[self.rank :: self.num_replicas]
+        if self.repeat is not None:
+            mine = mine[:1] * self.repeat
+        return [self.rows_of(chunk) for chunk in mine]
 
     def _chunks(self) -> list[NDArray[np.int64]]:
         """Composes the batches of all processes, as numbers of groups."""
         order = np.arange(len(self.groups))
         if not self.fixed_order:
-            rng = np.random.default_rng((self.seed, self.epoch, ORDER))
+            rng = np.random.default_rng((self.seed, self._drawn, ORDER))
             pool = order // (self.batch_size * self.bucket_batches)
             order = rng.permutation(len(order))
             if self.bucket_batches > 1:
@@ -222,6 +236,6 @@ class ResumableLoader(DataLoader[Any]):
         if not isinstance(self.sampler, EpochBatchSampler):
             raise VmrError(
                 f"Expected the training loader's own batch sampler, found {type(self.sampler).__name__}. "
-                "trainer.overfit_batches replaces it: use trainer.limit_train_batches instead."
+                "trainer.overfit_batches replaces it: use debug=overfit, which repeats one batch."
             )
         return self.sampler

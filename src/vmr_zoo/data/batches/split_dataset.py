@@ -167,8 +167,7 @@ class SplitDataset(Dataset[Batch]):
         if not isinstance(batch, RowBatch):
             raise VmrError(
                 f"Expected a whole batch of rows as the index of a split, found {batch!r}. "
-                "trainer.overfit_batches replaces the batch sampler and causes this: use "
-                "trainer.limit_train_batches instead."
+                "trainer.overfit_batches replaces the batch sampler and causes this: use debug=overfit."
             )
         index = torch.from_numpy(batch.rows)
         order = batch.rows.tolist()

@@ -182,7 +182,9 @@ class FeatureSet:
             f"(data.missing_videos=dropped): {abbreviate(sorted(absent))}."
         )
         kept = protocol.without(absent)
-        empty = [split.name for split in kept.splits.values() if not split.queries]
+        empty = [
+            name for name, split in kept.splits.items() if not split.queries and protocol.splits[name].queries
+        ]
         if empty:
             raise VmrError(
                 f"No video of the {', '.join(empty)} split of {protocol.name} has features in "

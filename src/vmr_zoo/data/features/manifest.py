@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from vmr_zoo.errors import VmrError
@@ -25,7 +25,9 @@ FORMER_NAMES: dict[str, dict[str, str]] = {
 names did not tell networks apart that differ."""
 
 
-def compare_manifests(stored: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+def compare_manifests(
+    stored: Mapping[str, Any], current: Mapping[str, Any], unread: Collection[str] = ()
+) -> None:
     """Refuses features that differ from those of a checkpoint.
 
     The name of the configuration may differ. Narrations, the words for them and patches are compared only if
@@ -34,12 +36,13 @@ def compare_manifests(stored: Mapping[str, Any], current: Mapping[str, Any]) -> 
     Args:
         stored: the manifest beside the checkpoint.
         current: `FeatureSet.manifest()` of the features in use.
+        unread: keys that may differ, as the method does not read what they describe.
 
     Raises:
         VmrError: with a list of all differing fields.
     """
     optional = {key for key in ("narration", "narration_query", "patches") if stored.get(key) is None}
-    skipped = {"name", *optional}
+    skipped = {"name", *optional, *unread}
     # The stored manifest has been through JSON, which turns tuples into lists.
     old = leaves({key: value for key, value in stored.items() if key not in skipped})
     new = leaves(json.loads(json.dumps({key: value for key, value in current.items() if key not in skipped})))

@@ -122,7 +122,7 @@ class ClauseCounts(Parser):
         """Returns the number of clauses below the main clause."""
         if self.parser == "spacy":
             return sum(token.dep_ in SUBORDINATE for token in self._spacy(text))
-        _, kinds = self.tag(text, _KINDS, ",")
+        kinds = self._kinds(text)
         finite = below = 0
         for verbs in _VERBS.finditer(kinds):
             before = kinds[: verbs.start()].rstrip("v")[-1:]
@@ -136,6 +136,22 @@ class ClauseCounts(Parser):
                 of_noun = before in ("d", "a") and after in ("a", "N")
                 below += before not in ("c", "p", "f", "g", "n", "i") and not of_noun
         return below + max(0, finite - 1)
+
+    def verbs(self, text: str) -> int:
+        """Returns the number of verbs, auxiliaries not counted: "is walking" is one, "wants to walk" two."""
+        if self.parser == "spacy":
+            return sum(token.pos_ == "VERB" for token in self._spacy(text))
+        return sum(1 for _ in _VERBS.finditer(self._kinds(text)))
+
+    def _kinds(self, text: str) -> str:
+        """Returns one letter per word; tagging takes milliseconds, so sentences are tagged once."""
+        if text not in self._tagged:
+            self._tagged[text] = self.tag(text, _KINDS, ",")[1]
+        return self._tagged[text]
+
+    @cached_property
+    def _tagged(self) -> dict[str, str]:
+        return {}
 
 
 def count_words(text: str) -> int:

@@ -94,6 +94,7 @@ class BMDETROutput(NamedTuple):
 class BMDETR(Method):
     """BM-DETR."""
 
+    family = "DETR"
     decoder: AnchorDecoder | QueryDecoder
     video_pooling: AttentivePooling | None
 

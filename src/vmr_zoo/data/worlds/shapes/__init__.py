@@ -9,9 +9,11 @@ which would slow down every rendering process.
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
 
 from vmr_zoo.data.annotations.records import Protocol, Query, Split
+from vmr_zoo.data.worlds.shapes.answers import SceneAnswers
 from vmr_zoo.data.worlds.shapes.encoder import GridEncoder
 from vmr_zoo.data.worlds.shapes.generate import SPLITS, generate_world, verify
 from vmr_zoo.data.worlds.shapes.narrator import SceneNarrator
@@ -19,6 +21,12 @@ from vmr_zoo.data.worlds.shapes.weak import WeakAlignment
 from vmr_zoo.data.worlds.shapes.world import WorldSettings
 
 __all__ = ["GridEncoder", "SceneNarrator", "WeakAlignment", "WorldSettings", "protocol"]
+
+_VIDEOS = ("seed", "shortest", "longest", "time_bias")
+"""Settings of a world on which it depends what a video with a given id shows."""
+
+_TRAIN_ALONE = ("train_videos", "wordings")
+"""Settings that change no test split."""
 
 
 def protocol(
@@ -46,7 +54,21 @@ def protocol(
     train, selection = splits.pop("train"), splits.pop("selection")
     if weak is not None:
         train = weak.weaken(train, world)
-    return Protocol("shapes", train, selection, splits, "generated")
+    changed = {
+        one.name: getattr(world, one.name) for one in fields(world) if getattr(world, one.name) != one.default
+    }
+    settings = [f"{name}={value}" for name, value in changed.items() if name not in _TRAIN_ALONE]
+    videos = [f"{name}={value}" for name, value in changed.items() if name in _VIDEOS]
+    return Protocol(
+        "shapes",
+        train,
+        selection,
+        splits,
+        "generated",
+        pool=" ".join(["shapes", *videos]),
+        settings=" ".join(settings),
+        answers=SceneAnswers(world, tuple(files.values())),
+    )
 
 
 def _read(name: str, path: Path) -> Split:

@@ -140,6 +140,29 @@ def matching(scene: Scene, clause: Clause) -> list[Event]:
     ]
 
 
+def may_hold(scene: Scene, clauses: Sequence[Clause], relations: Sequence[str]) -> bool:
+    """Returns whether a scene holds what a sentence means, or nearly does: times may be `SLACK_SECONDS` off.
+
+    Args:
+        scene: the scene.
+        clauses: the meaning, as in `Question`.
+        relations: of each later clause to the first.
+
+    Returns:
+        False only if no event of the scene, or no combination of its events, fits the sentence.
+    """
+    mains, *conditions = (matching(scene, clause) for clause in clauses)
+    if relations and relations[0] == "then":
+        return any(b.start >= a.end - SLACK_SECONDS for a in mains for b in conditions[0])
+    return any(
+        all(
+            any(_related(main, relation, other, SLACK_SECONDS) for other in others)
+            for relation, others in zip(relations, conditions, strict=True)
+        )
+        for main in mains
+    )
+
+
 def write_clause(
     clause: Clause, rng: np.random.Generator, novel: str | None = None, frames: Sequence[str] = FRAMES
 ) -> str:

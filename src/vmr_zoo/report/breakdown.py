@@ -1,0 +1,270 @@
+"""Breaks scores down by kind of query: its words, clauses, verbs, moments, and their length and place.
+
+Works on predictions alone: a row holds the sentence, the moments and the duration of the video.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+from rich.progress import track
+
+from vmr_zoo.data.text.parsing import ClauseCounts, count_words
+from vmr_zoo.engine.submission import PredictionRow
+from vmr_zoo.errors import VmrError, unknown
+from vmr_zoo.metrics.per_query import Floats
+from vmr_zoo.report.leaderboard import Leaderboard
+from vmr_zoo.report.query_scores import RowsBySplit, leaderboard_scores, mean_over_seeds
+from vmr_zoo.report.runs import Run
+from vmr_zoo.report.significance import LEVEL, resampled_means
+
+FEW = 30
+"""Queries below which a group is marked: its interval says little."""
+
+RESAMPLES = 2_000
+
+ALL = "all"
+
+
+class Kind(NamedTuple):
+    """One way to group queries.
+
+    Attributes:
+        title: what the groups differ in.
+        upper: the highest value of each group but the last, which is open.
+        groups: the name of each group.
+    """
+
+    title: str
+    upper: tuple[float, ...]
+    groups: tuple[str, ...]
+
+
+KINDS = {
+    "words": Kind("words of the sentence", (4, 7, 11, 16), ("1-4", "5-7", "8-11", "12-16", "17+")),
+    "clauses": Kind("clauses of the sentence", (1, 2), ("1", "2", "3+")),
+    "verbs": Kind("verbs of the sentence", (0, 1, 2), ("0", "1", "2", "3+")),
+    "moments": Kind("moments of the query", (1, 2), ("1", "2", "3+")),
+    "length": Kind("seconds of the longest moment", (5, 10, 30), ("0-5 s", "5-10 s", "10-30 s", "over 30 s")),
+    "place": Kind(
+        "place of the longest moment's centre in the video",
+        (1 / 3, 2 / 3),
+        ("first third", "middle third", "last third"),
+    ),
+}
+"""The groups of each value of `by`. A boundary belongs to the lower group."""
+
+
+class Cell(NamedTuple):
+    """The score of one row on one group, in per cent.
+
+    Attributes:
+        mean: over the queries, each averaged over seeds.
+        low: lower end of the interval that contains 95 % of the resampled means; NaN for a single query.
+        high: its upper end.
+        queries: the queries that the row has a score of.
+    """
+
+    mean: float
+    low: float
+    high: float
+    queries: int
+
+
+@dataclass(frozen=True)
+class Breakdown:
+    """One table: rows of a leaderboard by groups of queries.
+
+    Attributes:
+        board: the leaderboard.
+        split: the split.
+        kind: key of `KINDS`.
+        metric: the metric.
+        groups: number of queries by group, `ALL` first; without empty groups.
+        cells: for each row of the leaderboard, its cells by group.
+    """
+
+    board: Leaderboard
+    split: str
+    kind: str
+    metric: str
+    groups: Mapping[str, int]
+    cells: Sequence[Mapping[str, Cell]]
+
+    @property
+    def title(self) -> str:
+        """Names metric, split and groups."""
+        return f"{self.metric} on {self.split} by {KINDS[self.kind].title}"
+
+    @property
+    def few(self) -> list[str]:
+        """The groups with fewer than `FEW` queries."""
+        return [group for group, queries in self.groups.items() if queries < FEW]
+
+
+def read_kinds(by: str | Sequence[str]) -> list[str]:
+    """Returns the requested keys of `KINDS`, in the given order.
+
+    Args:
+        by: one or several of them, or `ALL`.
+
+    Raises:
+        VmrError: for an unknown one.
+    """
+    wanted = [by] if isinstance(by, str) else list(by)
+    if wanted == [ALL]:
+        return list(KINDS)
+    for one in wanted:
+        if one not in KINDS:
+            raise unknown("by", str(one), [*KINDS, ALL])
+    return list(dict.fromkeys(wanted))
+
+
+@dataclass
+class _Collector:
+    """Groups the queries of a table; the first run that has a split decides.
+
+    Attributes:
+        kinds: keys of `KINDS`.
+        groups: group of each query by split, then kind.
+    """
+
+    kinds: Sequence[str]
+    parser: ClauseCounts
+    groups: dict[str, pd.DataFrame] = field(default_factory=dict)
+
+    def visit(self, _: int, run: Run, rows: RowsBySplit) -> None:
+        for split, given in rows.items():
+            own = [row for row in given if row["moments"]]
+            if own and split not in self.groups:
+                self.groups[split] = group_queries(own, self.kinds, self.parser)
+
+
+def group_queries(
+    rows: Sequence[PredictionRow], kinds: Sequence[str], parser: ClauseCounts | None = None
+) -> pd.DataFrame:
+    """Returns the group of each query.
+
+    Args:
+        rows: rows of predictions with a moment.
+        kinds: keys of `KINDS`.
+        parser: counts clauses and verbs; None: HanTa, which needs no download.
+
+    Returns:
+        One row per query id and one column per kind.
+    """
+    parser = ClauseCounts() if parser is None else parser
+    measured: dict[str, Callable[[PredictionRow], float]] = {
+        "words": lambda row: count_words(row["query"]),
+        "clauses": lambda row: 1 + parser.count(row["query"]),
+        "verbs": lambda row: parser.verbs(row["query"]),
+        "moments": lambda row: len(row["moments"]),
+        "length": lambda row: _longest(row)[1] - _longest(row)[0],
+        "place": lambda row: sum(_longest(row)) / 2 / row["duration"],
+    }
+    parsed = "clauses" in kinds or "verbs" in kinds
+    found: dict[str, list[str]] = defaultdict(list)
+    shown = track(
+        rows,
+        "Parsing sentences",
+        transient=True,
+        console=Console(stderr=True),
+        disable=not parsed or len(rows) < 200,
+    )
+    for row in shown:
+        for kind in kinds:
+            value = round(measured[kind](row), 9)  # a boundary is a boundary, whatever the rounding
+            found[kind].append(KINDS[kind].groups[bisect_left(KINDS[kind].upper, value)])
+    return pd.DataFrame(found, index=[str(row["query_id"]) for row in rows])
+
+
+def _longest(row: PredictionRow) -> tuple[float, float]:
+    start, end = max(row["moments"], key=lambda moment: moment[1] - moment[0])
+    return start, end
+
+
+def break_down(boards: Sequence[Leaderboard], kinds: Sequence[str]) -> list[Breakdown]:
+    """Computes the tables of all splits, kinds and metrics of leaderboards.
+
+    Args:
+        boards: the leaderboards; their metrics must have scores of single queries.
+        kinds: keys of `KINDS`.
+
+    Raises:
+        VmrError: if a run has no predictions, its predictions lack the ground truth, or no metric has scores
+            of single queries.
+    """
+    parser = ClauseCounts()
+    tables = []
+    for board in boards:
+        collector = _Collector(kinds, parser)
+        scores = leaderboard_scores(board, collector.visit)
+        for split in board.splits:
+            groups = collector.groups.get(split)
+            if groups is None:
+                continue
+            rows = [
+                mean_over_seeds([seed[split] for seed in seeds])
+                if seeds and all(split in seed for seed in seeds)
+                else None
+                for seeds in scores
+            ]
+            for metric in board.metrics:
+                columns = [None if row is None or metric not in row else row[metric] for row in rows]
+                if any(column is not None for column in columns):
+                    tables += _tables(board, split, metric, groups, columns)
+    if not tables:
+        metrics = ", ".join(dict.fromkeys(metric for board in boards for metric in board.metrics))
+        raise VmrError(
+            f"by=… needs a metric with scores of single queries, such as columns=[mIoU]; found {metrics}."
+        )
+    return tables
+
+
+def _tables(
+    board: Leaderboard, split: str, metric: str, groups: pd.DataFrame, columns: Sequence[pd.Series | None]
+) -> list[Breakdown]:
+    """Returns the tables of one split and metric, one per kind."""
+    whole = _cells(columns, groups.index)
+    tables = []
+    for kind in map(str, groups):
+        found = {ALL: whole}
+        sizes = {ALL: len(groups)}
+        for group in KINDS[kind].groups:
+            ids = groups.index[groups[kind] == group]
+            if len(ids):
+                found[group], sizes[group] = _cells(columns, ids), len(ids)
+        cells = [
+            {group: own[number] for group, own in found.items() if number in own}
+            for number in range(len(columns))
+        ]
+        tables.append(Breakdown(board, split, kind, metric, sizes, cells))
+    return tables
+
+
+def _cells(columns: Sequence[pd.Series | None], ids: pd.Index) -> dict[int, Cell]:
+    """Returns the cells of some queries by number of row; rows with the same queries share resamples."""
+    alike: dict[bytes, list[tuple[int, Floats]]] = defaultdict(list)
+    for number, column in enumerate(columns):
+        if column is not None:
+            values = 100.0 * column.reindex(ids).to_numpy(np.float64)
+            known = ~np.isnan(values)
+            if known.any():
+                alike[known.tobytes()].append((number, values[known]))
+    cells = {}
+    tail = 50 * (1 - LEVEL)
+    for members in alike.values():
+        values = np.stack([own for _, own in members])
+        count = values.shape[1]
+        low, high = np.percentile(resampled_means(values, RESAMPLES), [tail, 100 - tail], axis=1)
+        for place, (number, own) in enumerate(members):
+            ends = (float(low[place]), float(high[place])) if count > 1 else (float("nan"), float("nan"))
+            cells[number] = Cell(float(own.mean()), *ends, count)
+    return cells
