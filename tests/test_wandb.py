@@ -191,6 +191,9 @@ def test_wandb_says_whether_it_has_a_key(monkeypatch, tmp_path):
     wandb.teardown()  # it reads its settings once
     try:
         assert wandb_offline()
+        experiment = built(tmp_path, offline=None).experiment
+        assert experiment.offline, "without a key a run stays on disk"
+        experiment.finish()
         (tmp_path / "netrc").write_text(f"machine api.wandb.ai login user password {'a' * 40}\n")
         assert not wandb_offline()
     finally:

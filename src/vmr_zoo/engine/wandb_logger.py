@@ -114,11 +114,15 @@ def wandb_logger(
     refuse_unknown("wandb", options, wandb_logger, WandbLogger.__init__, wandb.init)
     id = _run_id(save_dir, id)
     _check_names({"project": project, "entity": entity, "id": id, **options}, tags)
+    stays_offline = _stays_offline(offline, log_model)
+    if stays_offline:
+        # Lightning sets WANDB_MODE instead, which wandb has read before: looking for a key sets it up.
+        options.setdefault("mode", "offline")
     logger = WandbMirror(
         id=id,
         name=name[-_LONGEST_NAME:],  # the seed is at the end
         save_dir=options.pop("dir", save_dir),  # Lightning ignores dir beside save_dir
-        offline=_stays_offline(offline, log_model),
+        offline=stays_offline,
         project=project,
         entity=entity,
         group=group[:_LONGEST_NAME],
