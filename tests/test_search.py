@@ -222,4 +222,5 @@ def test_two_workers_share_a_study_and_survive_a_kill(vmr, tmp_path):
     complete = [trial for trial in trials if trial.state.name == "COMPLETE"]
     assert len(complete) == 6
     assert len({trial.params[LR] for trial in complete}) == 6
-    assert len({trial.user_attrs["worker"] for trial in trials}) >= 2
+    # A worker that is killed between drawing a trial and signing it leaves no name.
+    assert len({trial.user_attrs.get("worker") for trial in trials} - {None}) >= 2

@@ -114,22 +114,19 @@ def wandb_logger(
     refuse_unknown("wandb", options, wandb_logger, WandbLogger.__init__, wandb.init)
     id = _run_id(save_dir, id)
     _check_names({"project": project, "entity": entity, "id": id, **options}, tags)
-    stays_offline = _stays_offline(offline, log_model)
-    if stays_offline:
-        # Lightning sets WANDB_MODE instead, which wandb has read before: looking for a key sets it up.
-        options.setdefault("mode", "offline")
+    offline = _stays_offline(offline, log_model)
     logger = WandbMirror(
         id=id,
         name=name[-_LONGEST_NAME:],  # the seed is at the end
         save_dir=options.pop("dir", save_dir),  # Lightning ignores dir beside save_dir
-        offline=stays_offline,
+        offline=offline,
         project=project,
         entity=entity,
         group=group[:_LONGEST_NAME],
         tags=list(dict.fromkeys(tag[:_LONGEST_TAG] for tag in tags)),
         resume=resume,
         log_model=log_model,
-        **options,
+        **(_mode(offline) | options),
     )
     logger.upload = upload
     # Lightning passes an argument of old versions of wandb, which warns about it in every process.
@@ -157,6 +154,14 @@ def _stays_offline(offline: bool | None, log_model: Literal["all"] | bool) -> bo
             "offline. Log in (`wandb login`), or leave it out: the run directory keeps the checkpoints."
         )
     return offline
+
+
+def _mode(offline: bool) -> dict[str, Any]:
+    """Returns the mode for wandb.init.
+
+    Lightning sets WANDB_MODE instead, which wandb has read before: looking for a key sets it up.
+    """
+    return {"mode": "offline"} if offline else {}
 
 
 def _check_names(given: Mapping[str, Any], tags: Sequence[str]) -> None:
