@@ -36,6 +36,7 @@ ROOT = Path(__file__).parents[1]
         ),
         (["train", "data=charades_cd", "metod=bm_detr"], ["key 'metod'", "method"]),
         (["train", "data=charades_cd", "max_epochs=3"], ["key 'max_epochs'", "trainer.max_epochs"]),
+        (["train", "debugg=step"], ["Did you mean debug"]),
         (["train", "method.trainng.optimizer.lr=1"], ["Did you mean method.training.optimizer.lr"]),
         (
             ["train", "method.trainng.loss_weights.span_l1=1"],

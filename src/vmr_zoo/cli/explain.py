@@ -153,6 +153,9 @@ def _unknown_key(message: str, verb: str, overrides: Sequence[str]) -> str:
     if cfg is not None and takes_argument(cfg, key):
         value = next(value for _, name, value in overrides_of(overrides) if name == key)
         return f"The configuration files do not set '{key}'. Add it as +{key}={value}."
+    # The choices that Hydra records repeat the groups, which may be empty and so no keys of their own.
+    valid = [name for name in valid if not name.startswith("hydra.runtime.")]
+    valid += [name for name in groups if "@" not in name and not name.startswith("hydra")]
     leaf = key.rsplit(".", 1)[-1]
     same_leaf = sorted(
         (name for name in valid if name.rsplit(".", 1)[-1] == leaf),
