@@ -174,17 +174,11 @@ def _answers_of(row: PredictionRow, location: RowLocation) -> Iterator[Answer]:
     query_id = next((row[key] for key in IDS if key in row), None)
     if isinstance(query_id, str | int):
         location = replace(location, query_id=str(query_id))
-    found = next((key for key in _ANSWER if key in row), None)
-    if found is None and row and not set(row) & {*IDS, *_VIDEO, *_SENTENCE}:
+    if row and not set(row) & {*_ANSWER, *IDS, *_VIDEO, *_SENTENCE}:
         for key, value in row.items():
             yield _with_value(Answer(replace(location, query_id=key), {}, query_id=key), value)
         return
-    if found is None:
-        location.refuse(
-            f"an answer under one of {', '.join(map(repr, _ANSWER))}",
-            f"the keys {abbreviate(map(repr, row))}",
-            "Rename the key of the answer.",
-        )
+    found = _answer_key(row, location)
     names = [
         next((str(row[key]) for key in keys if isinstance(row.get(key), str | int)), None)
         for keys in (_VIDEO, _SENTENCE)
@@ -199,6 +193,18 @@ def _answers_of(row: PredictionRow, location: RowLocation) -> Iterator[Answer]:
         sentence=names[1],
     )
     yield replace(answer, windows=row[WINDOWS]) if answer.own else _with_value(answer, row)
+
+
+def _answer_key(row: Mapping[str, Any], location: RowLocation) -> str:
+    """Returns the key of the answer; refuses a row without one."""
+    for key in _ANSWER:
+        if key in row:
+            return key
+    location.refuse(
+        f"an answer under one of {', '.join(map(repr, _ANSWER))}",
+        f"the keys {abbreviate(map(repr, row))}",
+        "Rename the key of the answer.",
+    )
 
 
 def _keyed_by_sentence(row: PredictionRow) -> Mapping[str, Any] | None:
@@ -228,14 +234,7 @@ def _with_value(answer: Answer, value: Any) -> Answer:
     text: str | None = None
     given = value
     if isinstance(value, dict):
-        key = next((key for key in _ANSWER if key in value), None)
-        if key is None:
-            answer.location.refuse(
-                f"an answer under one of {', '.join(map(repr, _ANSWER))}",
-                f"the keys {abbreviate(map(repr, value))}",
-                "Rename the key of the answer.",
-            )
-        given = value[key]
+        given = value[_answer_key(value, answer.location)]
         printed = value.get("answers")
         if isinstance(printed, str) and _is_placeholder(given, value.get("duration"), printed):
             given = printed

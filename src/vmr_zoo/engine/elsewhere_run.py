@@ -15,10 +15,10 @@ from omegaconf import OmegaConf
 
 from vmr_zoo.engine.elsewhere import RANKED, SCORED
 from vmr_zoo.engine.moment_sets import HEADER_KEY
-from vmr_zoo.errors import VmrError, abbreviate
+from vmr_zoo.errors import VmrError
 from vmr_zoo.runs import directory
 from vmr_zoo.runs.directory import EXTERNAL, HEADER
-from vmr_zoo.runs.resume import split_digests
+from vmr_zoo.runs.resume import refuse_used, split_digests
 from vmr_zoo.utils.files import write_json, write_rows
 from vmr_zoo.utils.hashing import sha256_of
 from vmr_zoo.utils.text import one_line
@@ -48,12 +48,7 @@ def check_run(run: Path, model: Any) -> None:
 
 
 def _check_free(run: Path) -> None:
-    found = sorted(item.name for item in run.iterdir() if item.name != directory.LOCK) if run.is_dir() else []
-    if found:
-        raise VmrError(
-            f"The run directory {run} is not empty (it holds {abbreviate(found, 5)}), and no result is ever "
-            "overwritten. Choose another with run=DIR."
-        )
+    refuse_used(run, lambda name: name == directory.LOCK, "Choose another with run=DIR.")
 
 
 def write_run(

@@ -27,15 +27,15 @@ from vmr_zoo.engine.prediction import (
     print_metrics,
     score_split,
     scored_splits,
+    write_evaluation,
 )
 from vmr_zoo.engine.transfer import Transfer, find_transfer
 from vmr_zoo.engine.weights import load_weights
 from vmr_zoo.errors import VmrError, unknown
 from vmr_zoo.runs import directory
 from vmr_zoo.runs.directory import HEADER
-from vmr_zoo.runs.environment import describe_environment
 from vmr_zoo.runs.resume import changed_annotations, split_digests
-from vmr_zoo.utils.files import atomic_path, write_json, write_rows
+from vmr_zoo.utils.files import atomic_path
 from vmr_zoo.utils.trees import walk
 
 if TYPE_CHECKING:
@@ -98,7 +98,6 @@ def evaluate(cfg: DictConfig) -> None:
         where = [split, *([transfer.folder] if transfer else []), *([probe.name] if probe else [])]
         target = directory.next_free(run / "eval", "-".join(where))
         metrics[split] = _evaluate_split(trainer, method, data, split, sentences, header, target, cfg)
-        write_json(target / directory.ENVIRONMENT, describe_environment(stored.seed))
         written.append(str(target))
     print_metrics(header, metrics)
     if transfer is None and (probe is not None or changes):
@@ -165,8 +164,7 @@ def _evaluate_split(
         rows = [{**row, "asked": sentences[row["query_id"]]} for row in rows]
     metrics = score_split(rows, data, split, method) | (frames.metrics() if frames else {})
     metrics |= moment_sets.set_metrics(rows, moment_sets.rule_from_header(header)).get(split, {})
-    write_rows(target / directory.PREDICTIONS, rows)
-    write_json(target / directory.METRICS, {HEADER: header, split: metrics})
+    write_evaluation(target, rows, header, split, metrics, data.seed)
     if details is not None:
         _write_details(target / directory.DETAILS_FILE, details)
     return metrics

@@ -23,7 +23,7 @@ from omegaconf import DictConfig
 from vmr_zoo.config.compose import build
 from vmr_zoo.data.annotations.no_answer import NoAnswer, OutOfDomain
 from vmr_zoo.data.annotations.records import SELECTION, Query
-from vmr_zoo.engine.prediction import predict_rows, print_metrics
+from vmr_zoo.engine.prediction import predict_rows, print_metrics, write_evaluation
 from vmr_zoo.engine.probes import with_sentences
 from vmr_zoo.engine.scoring import score_queries
 from vmr_zoo.engine.submission import locate_rows
@@ -32,9 +32,6 @@ from vmr_zoo.errors import VmrError, abbreviate
 from vmr_zoo.metrics.per_query import Floats
 from vmr_zoo.metrics.rejection import AUROC, DECISION, REJECTION, choose_threshold, rejection_metrics
 from vmr_zoo.runs import directory
-from vmr_zoo.runs.directory import HEADER
-from vmr_zoo.runs.environment import describe_environment
-from vmr_zoo.utils.files import write_json, write_rows
 
 if TYPE_CHECKING:
     from vmr_zoo.data.batches.datamodule import VMRDataModule
@@ -91,9 +88,7 @@ class RejectionTest:
             metrics[split] = answers.metrics(threshold)
             header[directory.NO_ANSWER] = facts | answers.asked.facts
             target = directory.next_free(run / "eval", f"{split}-{directory.NO_ANSWER}_{kind}")
-            write_rows(target / directory.PREDICTIONS, answers.rows(threshold))
-            write_json(target / directory.METRICS, {HEADER: header, split: metrics[split]})
-            write_json(target / directory.ENVIRONMENT, describe_environment(data.seed))
+            write_evaluation(target, answers.rows(threshold), header, split, metrics[split], data.seed)
             written.append(str(target))
             log.info(_describe(split, header[directory.NO_ANSWER]))
         print_metrics(header, metrics)
@@ -280,12 +275,7 @@ def _predict(
 ) -> list[dict[str, Any]]:
     """Returns the rows of a split with their answer scores."""
     collector = _AnswerScores()
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    callbacks.append(collector)
-    try:
-        rows = predict_rows(trainer, method, data, split)
-    finally:
-        callbacks.remove(collector)
+    rows = predict_rows(trainer, method, data, split, further=[collector])
     broken = [query for query, score in collector.scores.items() if not math.isfinite(score)]
     if broken:
         raise VmrError(

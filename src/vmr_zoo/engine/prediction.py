@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,8 +22,11 @@ from vmr_zoo.engine.scoring import score_rows
 from vmr_zoo.engine.trainers import build_trainer, quiet_lightning
 from vmr_zoo.engine.validity import NOT_SELECTED
 from vmr_zoo.metrics.settings import shown_metrics
+from vmr_zoo.runs import directory
+from vmr_zoo.runs.environment import describe_environment
 from vmr_zoo.types import DETAILS
 from vmr_zoo.utils.console import wide_console
+from vmr_zoo.utils.files import write_json, write_rows
 
 if TYPE_CHECKING:
     from vmr_zoo.data.batches.datamodule import VMRDataModule
@@ -75,6 +78,7 @@ def predict_rows(
     split: str,
     details: dict[str, Tensor] | None = None,
     frame_probability: FrameProbability | None = None,
+    further: Sequence[Callback] = (),
 ) -> list[dict[str, Any]]:
     """Predicts a split.
 
@@ -86,6 +90,7 @@ def predict_rows(
         details: receives the details of each row as `<row>/<name>`, rows counted from 0, without padding;
             None: details and their inputs are not computed.
         frame_probability: measures the frame probability, with negative queries if the method uses them.
+        further: callbacks that look at the predicted batches, too.
 
     Returns:
         The rows of predictions.jsonl: the query, its ground truth, and ranked windows in seconds, rounded as
@@ -96,7 +101,7 @@ def predict_rows(
     for bar in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(bar, PredictionBar):
             bar.split = split
-    collectors = [one for one in (collector, frame_probability) if one is not None]
+    collectors = [one for one in (collector, frame_probability, *further) if one is not None]
     trainer.callbacks.extend(collectors)  # type: ignore[attr-defined]
     try:
         with quiet_lightning():
@@ -111,6 +116,29 @@ def predict_rows(
     if details is not None:
         details.update(collector.details)
     return collector.rows
+
+
+def write_evaluation(
+    target: Path,
+    rows: Iterable[Mapping[str, Any]],
+    header: Mapping[str, Any],
+    split: str,
+    metrics: Mapping[str, float],
+    seed: int,
+) -> None:
+    """Writes the results of `vmr eval` on one split.
+
+    Args:
+        target: the folder.
+        rows: of predictions.jsonl.
+        header: of metrics.json.
+        split: the split.
+        metrics: percentages by name.
+        seed: of the run.
+    """
+    write_rows(target / directory.PREDICTIONS, rows)
+    write_json(target / directory.METRICS, {directory.HEADER: header, split: metrics})
+    write_json(target / directory.ENVIRONMENT, describe_environment(seed))
 
 
 def score_split(

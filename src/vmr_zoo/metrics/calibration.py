@@ -14,10 +14,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
-Bools = NDArray[np.bool_]
+from vmr_zoo.metrics.per_query import Bools, Floats
 
 BINS = 15
 RIGHT_FROM = 0.5

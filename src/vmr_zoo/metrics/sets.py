@@ -19,9 +19,8 @@ from collections.abc import Iterable
 from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from vmr_zoo.metrics.per_query import Floats
 
 SET_THRESHOLDS = (0.3, 0.5, 0.7)
 

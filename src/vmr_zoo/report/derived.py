@@ -24,13 +24,11 @@ from vmr_zoo.metrics.calibration import (
 )
 from vmr_zoo.metrics.per_query import Floats, moment_scores, pad_lists
 from vmr_zoo.metrics.sets import SET_METRICS
+from vmr_zoo.report.elsewhere import has_scores
 from vmr_zoo.report.leaderboard import DERIVED_METRICS
 from vmr_zoo.report.query_scores import RowsBySplit, read_predictions, rule_of_sets
 from vmr_zoo.report.runs import Run
 from vmr_zoo.runs.config_sections import metric_settings
-
-SCORES_IN_FILE = "in the file"
-"""How the header of a row from elsewhere says that its scores are the model's own."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +58,6 @@ def with_derived(runs: Sequence[Run], columns: Sequence[str]) -> list[Run]:
     """
     wanted = [name for name in columns if name in DERIVED_METRICS]
     return [_with_derived(run, wanted) if wanted and run.path is not None else run for run in runs]
-
-
-def has_scores(run: Run) -> bool:
-    """Returns whether the windows have scores of the model; answers from elsewhere may have only an order."""
-    external = run.header.get("external") or {}
-    return external.get("scores", SCORES_IN_FILE) == SCORES_IN_FILE
 
 
 def confidences(rows: RowsBySplit) -> dict[str, Confidence]:

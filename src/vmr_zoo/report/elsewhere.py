@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from vmr_zoo.engine.elsewhere import SCORED
 from vmr_zoo.report.runs import Run
 from vmr_zoo.runs.directory import ANNOTATIONS, EXTERNAL, read_json
 
@@ -23,6 +24,12 @@ _LONGEST_FACT = 120
 def is_external(run: Run) -> bool:
     """Returns whether a run is a row from elsewhere."""
     return bool(run.header["method"] == EXTERNAL)
+
+
+def has_scores(run: Run) -> bool:
+    """Returns whether the windows have scores of the model; answers from elsewhere may have only an order."""
+    external = run.header.get(EXTERNAL) or {}
+    return bool(external.get("scores", SCORED) == SCORED)
 
 
 def group_runs(runs: Iterable[Run], keys: Sequence[str]) -> dict[tuple[str, ...], list[Run]]:
@@ -75,7 +82,7 @@ def _annotations(run: Run) -> Mapping[str, Any]:
 def external_label(name: str, runs: Sequence[Run]) -> str:
     """Returns the name of a row from elsewhere with the shares of its answers that could not be scored."""
     shares = {key: share for key, share in _shares(runs).items() if share or key == "unparsed"}
-    if runs[0].header[EXTERNAL]["scores"] == "in the file" and not any(shares.values()):
+    if has_scores(runs[0]) and not any(shares.values()):
         return name
     return f"{name} ({', '.join(f'{share:.1f} % {key}' for key, share in shares.items())})"
 

@@ -12,7 +12,8 @@ import numpy as np
 from vmr_zoo.errors import VmrError
 from vmr_zoo.metrics.calibration import BINS, RIGHT_FROM, Bin, reliability
 from vmr_zoo.report.charts import COLOURS, STYLE, LineStyle, line_styles, plain_label, to_svg
-from vmr_zoo.report.derived import Confidence, confidences, has_scores
+from vmr_zoo.report.derived import Confidence, confidences
+from vmr_zoo.report.elsewhere import has_scores
 from vmr_zoo.report.leaderboard import Leaderboard
 from vmr_zoo.report.query_scores import RowsBySplit, read_predictions
 from vmr_zoo.report.runs import Run

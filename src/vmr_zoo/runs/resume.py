@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,13 +60,28 @@ def check_free(path: Path, resume: bool) -> None:
     Raises:
         VmrError: if the directory holds something and `resume` is off.
     """
+    if not resume:
+        advice = "Continue it with resume=true, or choose another with run=DIR, paths.runs=DIR or seed=N."
+        # Earlier debugging runs stay in the directory of the latest.
+        refuse_used(path, lambda name: name in (STATUS, LOCK) or name.startswith("earlier-"), advice)
+
+
+def refuse_used(path: Path, is_free: Callable[[str], bool], advice: str) -> None:
+    """Refuses a run directory that holds something.
+
+    Args:
+        path: the directory, which need not exist.
+        is_free: returns whether a name may be in it all the same.
+        advice: what to do instead.
+
+    Raises:
+        VmrError: if it holds anything else.
+    """
     found = sorted(item.name for item in path.iterdir()) if path.is_dir() else []
-    kept = {name for name in found if name.startswith("earlier-")}  # of debugging runs
-    if set(found) - {STATUS, LOCK} - kept and not resume:
+    if not all(map(is_free, found)):
         raise VmrError(
             f"The run directory {path} is not empty (it holds {abbreviate(found, 5)}), and no result is ever "
-            "overwritten. Continue it with resume=true, or choose another with run=DIR, paths.runs=DIR or "
-            "seed=N."
+            f"overwritten. {advice}"
         )
 
 
