@@ -2,6 +2,9 @@
 
 python experiments/collect.py STUDY [RUNS]      # RUNS: default runs/STUDY
 
+Each run is also stored in experiments/STUDY/runs, without weights and predictions but with the scores of its
+single queries, which significance and claims need: `vmr report runs=experiments/STUDY/runs`.
+
 Rows of earlier calls stay: a study can be trained in parts, on several machines. A run counts when it is
 finished; its score with another video's sentence comes from `vmr eval run=RUN split=iid probe=other_query`.
 """
@@ -14,7 +17,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vmr_zoo.report.study import study_table
+from vmr_zoo.report.runs import scan_runs
+from vmr_zoo.report.store import store_run
+from vmr_zoo.report.study import by_protocol, study_table
 
 METRICS = ("R1@0.5", "R1@0.7", "mIoU")
 TRAINED = ("steps", "epochs", "best_epoch", "plateau", "train_cpu_seconds", "train_seconds", "parameters")
@@ -39,15 +44,16 @@ def read_run(folder: Path) -> dict[str, str]:
 
 
 def merge(results: Path, runs: Path) -> list[dict[str, str]]:
-    """Adds the runs below a folder to results.csv; returns all rows."""
+    """Adds the runs below a folder to results.csv, stores them beside it, and returns all rows."""
     rows: dict[tuple[str, ...], dict[str, str]] = {}
     if results.exists():
         with results.open(newline="", encoding="utf-8") as file:
             rows = {_key(row): row for row in csv.DictReader(file)}
-    for path in sorted(runs.rglob("model.safetensors")):
-        if (path.parent / "metrics.json").exists():
-            row = read_run(path.parent)
-            rows[_key(row)] = row
+    finished, _ = scan_runs(runs)
+    for run in finished:
+        row = read_run(run.directory)
+        rows[_key(row)] = row
+        store_run(run, results.parent / "runs")
     ordered = [rows[key] for key in sorted(rows)]
     columns = list(dict.fromkeys(column for row in ordered for column in row))
     with results.open("w", newline="", encoding="utf-8") as file:
@@ -62,11 +68,9 @@ def _key(row: dict[str, str]) -> tuple[str, ...]:
 
 
 def main(study: str, runs: Path) -> None:
-    """Updates results.csv of a study and prints its tables: protocols never share one."""
-    by_protocol: dict[str, list[dict[str, str]]] = {}
-    for row in merge(Path(__file__).parent / study / "results.csv", runs):
-        by_protocol.setdefault(row["protocol"], []).append(row)
-    for protocol, rows in by_protocol.items():
+    """Updates results.csv of a study and prints its tables."""
+    tables = by_protocol(merge(Path(__file__).parent / study / "results.csv", runs))
+    for protocol, rows in tables.items():
         table = study_table(rows)
         print("\n\n".join((f"### {protocol}", table.markdown(), *table.notes)), end="\n\n")
 

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from scipy import stats
@@ -15,8 +16,10 @@ from vmr_zoo.config.compose import compose, config_dir
 from vmr_zoo.data.worlds.shapes.generate import SPLITS
 from vmr_zoo.errors import VmrError
 from vmr_zoo.report.claims import ANY, read_claims, select_runs
-from vmr_zoo.report.runs import Run, scan_runs
+from vmr_zoo.report.query_scores import load_scores
+from vmr_zoo.report.runs import Run, scan_runs, setting
 from vmr_zoo.report.sentence_probe import probe_row
+from vmr_zoo.report.store import store_run
 from vmr_zoo.report.verdicts import FAILS, HOLDS, OPEN, Answer, Effect, answer_claims, holm
 
 CONF = config_dir()
@@ -281,3 +284,43 @@ def test_the_command_prints_and_writes_verdicts(runs, vmr, capsys):
     assert vmr(*args, "significance=true") == 2
     assert "claims=" in capsys.readouterr().err
     assert select_runs(scan_runs(runs / "runs")[0], {"method": ANY, "features.video.noise": 0})
+
+
+def test_stored_runs_give_the_same_verdict_and_scores_without_predictions(trained_toy: Path, tmp_path: Path):
+    (run,), _ = scan_runs(trained_toy)
+    shutil.copytree(trained_toy, tmp_path / "again")
+    probe = tmp_path / "again" / "eval" / "iid-other_query-001"
+    probe.mkdir(parents=True)
+    metrics = json.loads((trained_toy / "metrics.json").read_text())
+    metrics["header"]["probe"] = "other_query"
+    (probe / "metrics.json").write_text(json.dumps(metrics))
+    (probed,), _ = scan_runs(tmp_path / "again")
+    target = store_run(probed, tmp_path / "stored")
+    files = {str(path.relative_to(target)): path for path in target.rglob("*") if path.is_file()}
+    assert set(files) == {
+        "config.yaml",
+        "metrics.json",
+        "scores.npz",
+        "eval/iid-other_query-001/metrics.json",
+    }
+    assert not [name for name, path in files.items() if str(tmp_path).encode() in path.read_bytes()]
+    (stored,), _ = scan_runs(tmp_path / "stored")
+    assert stored.metrics == run.metrics
+    assert probe_row([stored]) == probe_row([probed])
+    where = {"method": run.header["method"], "data.batch_size": setting(run, "data.batch_size")}
+    assert select_runs([stored], where)
+    names = ["R1@0.5", "R1@0.7", "mIoU"]
+    rows, scores = load_scores(stored, ["iid"], names)
+    _, expected = load_scores(run, ["iid"], names)
+    assert rows == {}
+    pd.testing.assert_frame_equal(scores["iid"], expected["iid"], atol=5e-4, check_exact=False)
+    assert (scores["iid"]["R1@0.5"] == expected["iid"]["R1@0.5"]).all()
+
+    changed = json.loads((target / "metrics.json").read_text())
+    changed["iid"]["R1@0.5"] += 1
+    (target / "metrics.json").write_text(json.dumps(changed))
+    with pytest.raises(VmrError, match="belongs to another run"):
+        load_scores(scan_runs(tmp_path / "stored")[0][0], ["iid"], names)
+    np.savez(target / "scores.npz", **{"iid/ids": np.array([{}], dtype=object)})
+    with pytest.raises(VmrError, match="not a file of stored scores"):
+        load_scores(stored, ["iid"], names)

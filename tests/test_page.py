@@ -24,6 +24,7 @@ from vmr_zoo.report.leaderboard import leaderboards
 from vmr_zoo.report.page import write_page
 from vmr_zoo.report.prediction_browser import Browsing
 from vmr_zoo.report.runs import finished_runs
+from vmr_zoo.report.study import read_study
 from vmr_zoo.runs.config_sections import rendered_videos
 
 CHROMIUM = next((path for name in ("chromium", "chromium-browser") if (path := shutil.which(name))), None)
@@ -275,6 +276,16 @@ def test_rendered_videos_play_unasked_and_stored_results_stand_below(tmp_path, m
     assert f">{escape(EVIL)}†‡</td>" in page
     assert page.index(">emb</td>") < page.index("<td>71.0 ± 1.4</td>")
     assert "Stored results" in capsys.readouterr().out
+
+    two = tmp_path / "two.csv"
+    two.write_text(
+        "name,protocol,seed,steps,best_epoch,plateau,revision,"
+        "iid R1@0.5,ood R1@0.5,trivial R1@0.5,other trivial R1@0.5\n"
+        "emb,cd,0,9,4,True,abc,70.0,60.0,,\ntea,cg,0,9,6,True,abc,,40.0,50.0,45.0\n"
+    )
+    cd, cg = read_study(two)
+    assert cd.rows == [("emb", "1", "70.0", "60.0", "", "4")]
+    assert (cg.columns[2:4], cg.rows) == (("trivial", "ood"), [("tea‡", "1", "50.0", "40.0", "45.0", "6")])
 
     monkeypatch.setenv("VMR_CACHE", str(tmp_path / "elsewhere"))
     assert rendered_videos(run) is None

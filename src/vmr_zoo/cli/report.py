@@ -62,7 +62,7 @@ def main(cfg: DictConfig) -> int:
     if cfg.reliability:
         check_suffix(Path(cfg.reliability))
     claims = read_claims(Path(cfg.claims)) if cfg.claims else []
-    study = read_study(Path(cfg.study)) if cfg.study else None
+    study = read_study(Path(cfg.study)) if cfg.study else []
     runs, unfinished = _find_runs(cfg)
     answers = answer_claims(claims, runs) if claims else []
     if answers and not cfg.html:
@@ -162,7 +162,7 @@ def _write_page(
     runs: list[Run],
     unfinished: list[UnfinishedRun],
     answers: list[Answer],
-    study: StudyTable | None,
+    study: list[StudyTable],
 ) -> None:
     """Writes the page, with the papers' tables that concern the runs, and prints the leaderboards."""
     page = Path(cfg.out or Path(cfg.runs) / "report.html")
@@ -175,8 +175,8 @@ def _write_page(
     groups = page_tables(break_down(_leading(boards), read_kinds(cfg.by))) if cfg.by else []
     write_page(boards, page, tables, unfinished, beside, cfg.significance, answers, study, transfers, groups)
     print_leaderboards([*boards, *transfers], cfg.costs, _PRINTED_ROWS)
-    if study:
-        study.print()
+    for table in study:
+        table.print()
     print(f"Wrote {page}. Next: open it in a browser.")
 
 

@@ -141,6 +141,11 @@ class _Collector:
     groups: dict[str, pd.DataFrame] = field(default_factory=dict)
 
     def visit(self, _: int, run: Run, rows: RowsBySplit) -> None:
+        if not rows:
+            raise VmrError(
+                f"{run.directory} is stored without predictions, and so without its queries' sentences. "
+                "by=… needs the run directory that `vmr train` wrote."
+            )
         for split, given in rows.items():
             own = [row for row in given if row["moments"]]
             if own and split not in self.groups:

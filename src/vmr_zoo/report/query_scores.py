@@ -22,6 +22,7 @@ from vmr_zoo.metrics.sets import SET_METRICS
 from vmr_zoo.metrics.settings import ON_SELECTION, MetricSettings
 from vmr_zoo.report.leaderboard import Leaderboard
 from vmr_zoo.report.runs import Run
+from vmr_zoo.report.stored_scores import SCORES, read_scores
 from vmr_zoo.runs.config_sections import metric_settings
 from vmr_zoo.runs.directory import HEADER, METRICS, read_json
 
@@ -45,7 +46,8 @@ def leaderboard_scores(
 
     Args:
         board: the table.
-        visit: called with the number of a row, one of its runs, and the predictions of that run.
+        visit: called with the number of a row, one of its runs, and the predictions of that run; a stored run
+            has none.
         only: the numbers of the rows to read; the others have no scores. None: all.
 
     Returns:
@@ -69,13 +71,47 @@ def leaderboard_scores(
         console=Console(stderr=True),
         disable=len(numbered) < 4,
     ):
-        rows = read_predictions(run.predictions)
-        scores[number].append(
-            run_query_scores(rows, run.directory, board.splits, [*board.metrics, FIRST_IOU], indexes)
-        )
+        rows, own = load_scores(run, board.splits, [*board.metrics, FIRST_IOU], indexes)
+        scores[number].append(own)
         if visit is not None:
             visit(number, run, rows)
     return scores
+
+
+def load_scores(
+    run: Run,
+    splits: Sequence[str],
+    metrics: Sequence[str],
+    indexes: dict[str, list[pd.Index]] | None = None,
+) -> tuple[RowsBySplit, QueryScores]:
+    """Returns the predictions of a run and the scores of its queries.
+
+    A run that was stored without predictions (`report.store`) has its scores in a file.
+
+    Args:
+        run: the run.
+        splits: the splits to score; those without predictions are left out.
+        metrics: the metrics to keep, if they have scores of single queries.
+        indexes: see `run_query_scores`.
+
+    Raises:
+        VmrError: if the run has neither, or they are broken.
+    """
+    indexes = {} if indexes is None else indexes
+    if is_stored(run):
+        stored = read_scores(run.directory / SCORES, run.metrics, metrics)
+        found = {name: stored[name] for name in splits if name in stored}
+        for name, frame in found.items():
+            frame.index = _shared(frame.index, indexes, name)
+        return {}, found
+    rows = read_predictions(run.predictions)
+    present = [name for name in splits if name in rows]
+    return rows, run_query_scores(rows, run.directory, present, metrics, indexes)
+
+
+def is_stored(run: Run) -> bool:
+    """Whether a run was stored without predictions."""
+    return not run.evals and not run.predictions[0].is_file() and (run.directory / SCORES).is_file()
 
 
 def read_predictions(files: Sequence[Path]) -> dict[str, list[PredictionRow]]:

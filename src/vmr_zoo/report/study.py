@@ -14,14 +14,19 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from vmr_zoo.data.annotations.records import SELECTION
 from vmr_zoo.errors import VmrError
 from vmr_zoo.report.caveats import BLIND, RISING
 from vmr_zoo.report.escape import markdown, one_line
+from vmr_zoo.report.runs import REFERENCE_SPLITS
 from vmr_zoo.report.sentence_probe import LEAST_LOSS, METRIC
 from vmr_zoo.report.terminal import report_console, short_title
 
 _TITLE = 7
 """Characters of a title in the terminal, as wide as "100.0" and a gap."""
+
+_PROBE = "other "
+"""Begins the name of a column with scores of `probe=other_query`."""
 
 _REQUIRED = ("name", "seed", "steps", "best_epoch", "plateau", "revision")
 
@@ -68,8 +73,8 @@ class StudyTable:
         return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def read_study(file: Path) -> StudyTable:
-    """Reads the stored results of a study.
+def read_study(file: Path) -> list[StudyTable]:
+    """Reads the stored results of a study, a table for each protocol.
 
     Raises:
         VmrError: if the file is empty, of another kind, or has a cell that is no number where one belongs.
@@ -82,14 +87,25 @@ def read_study(file: Path) -> StudyTable:
             f"'{file}' is not the results.csv of a study: expected rows with the columns "
             f"{', '.join(_REQUIRED)} and '<split> {METRIC}', as experiments/collect.py writes them."
         )
-    _check_numbers(rows, file)
-    return study_table(rows, f"Stored results of {file}, not computed here")
+    tables = by_protocol(rows)
+    for own in tables.values():
+        _check_numbers(own, [rows.index(row) + 2 for row in own], file)
+    title = f"Stored results of {file}, not computed here"
+    return [study_table(own, f"{title}: {name}" if name else title) for name, own in tables.items()]
 
 
-def _check_numbers(rows: Sequence[dict[str, str]], file: Path) -> None:
-    scores = [name for name in rows[0] if str(name).endswith(f" {METRIC}")]
+def by_protocol(rows: Sequence[dict[str, str]]) -> dict[str, list[dict[str, str]]]:
+    """Groups the rows of a results.csv by protocol: protocols never share a table."""
+    tables = defaultdict(list)
+    for row in rows:
+        tables[row.get("protocol", "")].append(row)
+    return dict(tables)
+
+
+def _check_numbers(rows: Sequence[dict[str, str]], lines: Sequence[int], file: Path) -> None:
+    scores = _scores(rows)
     filled = ("steps", scores[0])  # a score of another split may be missing
-    for line, row in enumerate(rows, 2):
+    for line, row in zip(lines, rows, strict=True):
         wrong = [
             name for name in (*filled, *scores, "best_epoch") if not _is_number(row[name], name in filled)
         ]
@@ -115,10 +131,8 @@ def study_table(rows: Sequence[dict[str, str]], title: str = "") -> StudyTable:
         rows: one for each run, as text by column.
         title: where they come from.
     """
-    columns = dict.fromkeys(column for row in rows for column, cell in row.items() if cell)
-    named = [column.removesuffix(f" {METRIC}") for column in columns if column.endswith(f" {METRIC}")]
-    splits = [name for name in named if name != "selection" and not name.startswith("other ")]
-    probe = next((f"{name} {METRIC}" for name in named if name.startswith("other ")), "")
+    splits = [column.removesuffix(f" {METRIC}") for column in _scores(rows)]
+    probe = f"{_PROBE}{splits[0]} {METRIC}"
     groups = defaultdict(list)
     for row in rows:
         groups[row["name"]].append(row)
@@ -135,6 +149,18 @@ def study_table(rows: Sequence[dict[str, str]], title: str = "") -> StudyTable:
         *(f"{one.sign} {one.text}" for one in used),
     )
     return StudyTable(title, ("run", "n", *splits, "other", "epoch"), cells, notes)
+
+
+def _scores(rows: Sequence[dict[str, str]]) -> list[str]:
+    """Returns the filled columns with scores of test splits, that of the reference split first."""
+    columns = dict.fromkeys(column for row in rows for column, cell in row.items() if cell)
+    scores = [
+        column
+        for column in columns
+        if str(column).endswith(f" {METRIC}") and not column.startswith((f"{SELECTION} ", _PROBE))
+    ]
+    references = [f"{split} {METRIC}" for split in REFERENCE_SPLITS]
+    return sorted(scores, key=lambda column: column not in references)
 
 
 def _labels(names: Sequence[str]) -> dict[str, str]:

@@ -24,7 +24,7 @@ from vmr_zoo.metrics.per_query import Floats
 from vmr_zoo.report.caveats import CAVEATS, find_caveats
 from vmr_zoo.report.claims import Cell, Claim, describe, select_runs
 from vmr_zoo.report.leaderboard import TABLE_KEYS
-from vmr_zoo.report.query_scores import QueryScores, read_predictions, run_query_scores
+from vmr_zoo.report.query_scores import QueryScores, load_scores
 from vmr_zoo.report.runs import Run
 from vmr_zoo.report.significance import LEVEL, RESAMPLES, resampled_means
 
@@ -139,9 +139,7 @@ def answer_claims(claims: Sequence[Claim], runs: Sequence[Run]) -> list[Answer]:
 
     def scores(run: Run) -> QueryScores:
         if run.directory not in cache:
-            rows = read_predictions(run.predictions)
-            present = [split for split in splits if split in rows]
-            cache[run.directory] = run_query_scores(rows, run.directory, present, metrics)
+            _, cache[run.directory] = load_scores(run, splits, metrics)
         return cache[run.directory]
 
     answers = [_estimate(claim, runs, scores) for claim in claims]

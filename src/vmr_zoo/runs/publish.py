@@ -82,12 +82,8 @@ def stage(run: Path, folder: Path) -> Staged:
             that were scored.
     """
     header, metrics = _results(run)
-    stored = OmegaConf.to_container(directory.load_config(run, build=False))
-    config, moved = portable(stored)  # type: ignore[arg-type]
-    config = {**config, "trainer": {"_target_": "lightning.Trainer", **config["trainer"]}, "paths": _PATHS}
+    header, config, moved = without_places(run, header)
     directory.write_config(folder, config)
-    here = {**moved, str(run.resolve()): "RUN", str(run): "RUN", str(Path.home()): "~"}
-    header = map_leaves(lambda value: _without(value, here), header)
     write_json(folder / directory.METRICS, {directory.HEADER: header, **metrics})
     manifest = directory.read_json(run / directory.MANIFEST)
     write_json(folder / directory.MANIFEST, manifest)
@@ -105,6 +101,25 @@ def stage(run: Path, folder: Path) -> Staged:
     except OSError:
         shutil.copyfile(run / directory.WEIGHTS, folder / directory.WEIGHTS)
     return Staged(header, metrics, config, manifest, environment, moved, left_out)
+
+
+def without_places(
+    run: Path, header: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, str]]:
+    """Removes what tells of this machine from the description of a run.
+
+    Args:
+        run: a run of this machine.
+        header: that of its metrics.json.
+
+    Returns:
+        The header, the configuration, and what places became by their old values.
+    """
+    stored = OmegaConf.to_container(directory.load_config(run, build=False))
+    config, moved = portable(stored)  # type: ignore[arg-type]
+    config = {**config, "trainer": {"_target_": "lightning.Trainer", **config["trainer"]}, "paths": _PATHS}
+    here = {**moved, str(run.resolve()): "RUN", str(run): "RUN", str(Path.home()): "~"}
+    return map_leaves(lambda value: _without(value, here), header), config, moved
 
 
 def _results(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:

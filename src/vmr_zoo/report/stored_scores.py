@@ -1,0 +1,91 @@
+"""Scores of single queries in a file, small enough for a repository: what stays of a run's predictions.
+
+`scores.npz` holds, for each split, `SPLIT/ids`, (N,) text, and for each metric `SPLIT/METRIC`, (N,) float16
+in [0, 1], computed from the predictions in full precision. Hits are exact, a mean IoU to 0.01 points.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from vmr_zoo.errors import VmrError, first_line
+from vmr_zoo.utils.files import atomic_path, check_regular
+
+SCORES = "scores.npz"
+
+_IDS = "ids"
+_LARGEST = 2**26
+"""Bytes of all arrays together."""
+
+_TOLERANCE = 0.05
+"""Points between the mean of the stored scores and the metric: float16 accounts for 0.01."""
+
+
+def write_scores(path: Path, scores: Mapping[str, pd.DataFrame]) -> None:
+    """Writes the scores of one run.
+
+    Args:
+        path: the file.
+        scores: (N, metrics) in [0, 1] by split, one row per query id.
+    """
+    arrays: dict[str, Any] = {}
+    for split, frame in scores.items():
+        arrays[f"{split}/{_IDS}"] = np.asarray(frame.index, dtype=np.str_)
+        arrays |= {f"{split}/{name}": frame[name].to_numpy(np.float16) for name in frame}
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+
+
+def read_scores(
+    path: Path, metrics: Mapping[str, Mapping[str, float]], wanted: Collection[str] | None = None
+) -> dict[str, pd.DataFrame]:
+    """Reads the scores of one run.
+
+    Args:
+        path: the file.
+        metrics: percentages of the run by split and metric, which the scores must explain.
+        wanted: the metrics to read; None: all.
+
+    Returns:
+        (N, metrics) float32 scores by split, one row per query id.
+
+    Raises:
+        VmrError: if the file is broken or belongs to other metrics.
+    """
+    try:
+        check_regular(path)
+        with zipfile.ZipFile(path) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > _LARGEST:
+                raise ValueError(f"it holds more than {_LARGEST} bytes")
+        with np.load(path, allow_pickle=False) as stored:
+            scores = _frames({name: stored[name] for name in stored.files}, wanted)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise VmrError(
+            f"{path} is not a file of stored scores ({first_line(error)}). experiments/collect.py writes it."
+        ) from error
+    for split, frame in scores.items():
+        for name in map(str, frame):
+            found, expected = 100 * float(frame[name].mean()), metrics.get(split, {}).get(name)
+            if expected is not None and not abs(found - expected) <= _TOLERANCE:
+                raise VmrError(
+                    f"{path} belongs to another run: its {name} on {split} is {found:.2f}, that of the "
+                    f"metrics.json beside it {expected:.2f}. Store the run again: experiments/collect.py."
+                )
+    return scores
+
+
+def _frames(arrays: Mapping[str, Any], wanted: Collection[str] | None) -> dict[str, pd.DataFrame]:
+    """Builds one table per split."""
+    frames = {}
+    for split in (name.removesuffix(f"/{_IDS}") for name in arrays if name.endswith(f"/{_IDS}")):
+        names = [name.removeprefix(f"{split}/") for name in arrays if name.startswith(f"{split}/")]
+        kept = [name for name in names if name != _IDS and (wanted is None or name in wanted)]
+        values = {name: arrays[f"{split}/{name}"].astype(np.float32) for name in kept}
+        frames[split] = pd.DataFrame(values, index=pd.Index(arrays[f"{split}/{_IDS}"].astype(object)))
+    return frames
