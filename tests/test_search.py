@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 import toy
 from vmr_zoo.config.compose import compose, config_dir
 from vmr_zoo.errors import VmrError
-from vmr_zoo.runs.search_space import read_space
+from vmr_zoo.runs.search_space import configured, read_space
 from vmr_zoo.runs.status import read_status
 from vmr_zoo.runs.study import JOURNAL
 
@@ -102,6 +102,11 @@ def test_a_search_space_is_read_as_hydra_writes_it():
             read_space({"a": wrong}, [])
     with pytest.raises(VmrError, match="one value for each key"):
         read_space(ranges, ["seed=0,1"])
+    found = OmegaConf.create({"a": 1.5, "b": 8, "e": "x"})
+    inside = read_space({"a": ranges["a"], "b": ranges["b"], "e": ranges["e"]}, [])
+    assert configured(inside, found) == {"a": 1.5, "b": 8, "e": "x"}
+    for key, value in {"a": 3, "b": "y", "e": None}.items():
+        assert configured(inside, OmegaConf.merge(found, {key: value})) is None
     with pytest.raises(VmrError, match="varies nothing"):
         read_space({"a": 1}, [])
 
@@ -110,6 +115,10 @@ def test_a_search_goes_on_with_its_study(vmr, tmp_path, capsys):
     """Trials that failed or whose worker was killed are repeated, those of a living worker are not."""
     assert vmr(*search(tmp_path, 1)) == 0
     found = study(tmp_path)
+    (first,) = found.trials
+    assert first.params == {
+        LR: pytest.approx(compose("train", [toy.SEARCH, "method=toy"]).method.training.optimizer.lr)
+    }
     for lr, worker in ((0.02, "killed"), (0.03, "failed"), (0.04, "living")):
         found.enqueue_trial({LR: lr})
         trial = found.ask({LR: LR_RANGE})

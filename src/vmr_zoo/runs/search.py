@@ -19,9 +19,17 @@ from omegaconf import DictConfig
 from vmr_zoo.config.keys import COUNT, check_kind
 from vmr_zoo.errors import VmrError
 from vmr_zoo.runs.search_results import RUN, results, write_best
-from vmr_zoo.runs.search_space import read_space
+from vmr_zoo.runs.search_space import configured, read_space
 from vmr_zoo.runs.status import objective, read_status
-from vmr_zoo.runs.study import check_space, fail_running, open_study, propose, repeat_unfinished, worker
+from vmr_zoo.runs.study import (
+    begin_with,
+    check_space,
+    fail_running,
+    open_study,
+    propose,
+    repeat_unfinished,
+    worker,
+)
 from vmr_zoo.runs.sweep import SweepFolder
 from vmr_zoo.utils.files import writing
 
@@ -66,6 +74,8 @@ def search(
         folder.mkdir(parents=True, exist_ok=True)
     study, launched = open_study(config.hydra, create=True), 0
     check_space(study, space)
+    if settings.configured_first:
+        begin_with(study, configured(space, config), folder)
     with worker(study, folder) as name:
         repeat_unfinished(study, folder)
         while trials := propose(study, space, settings, folder, name):

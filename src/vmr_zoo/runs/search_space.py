@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, QuotedString, RangeSweep
+from omegaconf import DictConfig, OmegaConf
 
 from vmr_zoo.errors import VmrError
 
@@ -72,6 +73,29 @@ def read_space(ranges: Mapping[str, Any], arguments: Sequence[str]) -> Space:
             "The search varies nothing: expected 'hydra.sweeper.params.KEY=\"interval(low, high)\"'."
         )
     return space
+
+
+def configured(space: Space, config: DictConfig) -> dict[str, Any] | None:
+    """Returns the values that a configuration has where a search varies it.
+
+    Args:
+        space: of the search.
+        config: of the command.
+
+    Returns:
+        Values by key; None unless the space holds all of them.
+    """
+    values: dict[str, Any] = {}
+    for key, distribution in space.distributions.items():
+        value = OmegaConf.select(config, key.lstrip("+"), throw_on_missing=False)
+        try:
+            found = distribution.to_internal_repr(value)
+        except ValueError:
+            return None
+        if not distribution._contains(found):
+            return None
+        values[key] = distribution.to_external_repr(found)
+    return values
 
 
 def _distribution(override: Override) -> tuple[BaseDistribution, dict[Any, str]]:

@@ -7,7 +7,7 @@ more, and the run continues where it stopped.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,6 +104,13 @@ def _lock(folder: Path) -> Iterator[None]:
     """Lets one worker of a search at a time look at the study and change it."""
     with FileLock(folder / ".search.lock"):
         yield
+
+
+def begin_with(study: optuna.Study, values: Mapping[str, Any] | None, folder: Path) -> None:
+    """Makes these values, if there are any, the first trial of a new study."""
+    with _lock(folder):  # else two workers would both add them
+        if values and not study.get_trials(deepcopy=False):
+            study.enqueue_trial(dict(values))
 
 
 @contextmanager
