@@ -23,7 +23,8 @@ from vmr_zoo.report.store import store_run
 from vmr_zoo.report.verdicts import FAILS, HOLDS, OPEN, Answer, Effect, answer_claims, holm
 
 CONF = config_dir()
-SHIPPED = Path(__file__).parents[1] / "experiments" / "claims"
+STUDIES = Path(__file__).parents[1] / "experiments"
+CHARADES = {"charades_cd": {"iid", "ood"}, "charades_cg": {"trivial", "novel_composition", "novel_word"}}
 QUERIES = 200
 
 
@@ -241,13 +242,16 @@ def test_broken_or_absent_claims_are_errors(tmp_path):
             read_claims(tmp_path)
 
 
-def test_the_shipped_claims_name_settings_splits_and_methods_that_exist():
-    claims = read_claims(SHIPPED)
+@pytest.mark.parametrize(
+    ("folder", "splits"), [("claims", {"shapes": set(SPLITS)}), ("claims_charades", CHARADES)]
+)
+def test_the_shipped_claims_name_settings_splits_and_methods_that_exist(folder, splits):
+    claims = read_claims(STUDIES / folder)
     assert len(claims) >= 12
     assert {claim.paper for claim in claims} == {"TEA", "MESM", "VDI", "BM-DETR", "LMR"}
     header = {"protocol", "variant", "ablation", "method", "features"}
     cells = [cell for claim in claims for cell in claim.cells]
-    assert {cell.split for cell in cells} <= SPLITS.keys()
+    assert all(cell.split in splits[cell.where["protocol"]] for cell in cells)
     choices = {(cell.where["method"], cell.where["ablation"]) for cell in cells}
     for method in {method for method, _ in choices}:
         assert (CONF / "method" / f"{method}.yaml").is_file()

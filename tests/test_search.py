@@ -80,6 +80,15 @@ def test_every_search_space_names_arguments_of_its_method(method):
     assert trial.count("+") == len(lowest) or len(trial) > 120
 
 
+@pytest.mark.parametrize("method", SEARCHES)
+def test_the_search_of_recipes_begins_with_the_recipe_of_each_method(method):
+    study = OmegaConf.load(config_dir().parent / "experiments/recipes_shapes/search.yaml")
+    without = ["method.network.dropout"] if method in ("mmn", "vdi") else []
+    ranges = {key: text for key, text in study.hydra.sweeper.params.items() if key not in without}
+    space, cfg = read_space(ranges, []), compose("train", [f"method={method}", "data=shapes"])
+    assert configured(space, cfg) == {key: OmegaConf.select(cfg, key) for key in ranges}
+
+
 def test_a_search_space_is_read_as_hydra_writes_it():
     ranges = {
         "a": "interval(1, 2)", "b": "int(interval(1, 8))", "c": "tag(log, interval(0.1, 10))",

@@ -1,7 +1,8 @@
-"""Every sweep of experiments/ composes, and what each of its jobs would train can be built."""
+"""Every sweep of experiments/ composes, its jobs can be built, and studies show what their results say."""
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import hydra
@@ -20,12 +21,16 @@ from vmr_zoo.config.compose import config_dir, resolve_job_keys
 from vmr_zoo.config.resolvers import register_resolvers
 from vmr_zoo.errors import VmrError
 from vmr_zoo.methods.base import Method
+from vmr_zoo.report.query_scores import load_scores
+from vmr_zoo.report.runs import scan_runs
+from vmr_zoo.report.study import read_study
 
 pytestmark = (
     pytest.mark.no_cover
 )  # other tests run the same lines; composing takes twice as long when measured
 EXPERIMENTS = config_dir().parent / "experiments"
-NO_SWEEPS = ("cost", "claims")  # for vmr bench and vmr report: tests/test_bench.py, tests/test_claims.py
+NO_SWEEPS = ("cost", "claims", "claims_charades", "recipes_shapes")
+"""For vmr bench, vmr report and searches: test_bench.py, test_claims.py, test_search.py."""
 TABLE = EXPERIMENTS / "fidelity/switches.yaml"
 SWEEPS = sorted(
     path for path in EXPERIMENTS.glob("*/*.yaml") if path.parent.name not in NO_SWEEPS and path != TABLE
@@ -139,3 +144,23 @@ def test_a_narrator_that_errs_has_features_of_its_own(compose):
     assert (narrator.miss, narrator.confuse, narrator.hallucinate) == (0.25, 0.25, 0.25)
     assert cfg.data.features.name == "shapes_narrator_error_0.25"
     assert "shapes-shapes_narrator_error_0.25/tea-paper+narrator_error-0.25" in cfg.run
+
+
+@pytest.mark.parametrize("study", ["ood_shapes", "ood_charades"])
+def test_a_study_shows_what_its_results_say(study):
+    folder = EXPERIMENTS / study
+    readme = (folder / "README.md").read_text(encoding="utf-8")
+    for table in read_study(folder / "results.csv"):
+        assert table.markdown() in readme, (
+            f"python experiments/collect.py {study} prints the table of README.md"
+        )
+    with (folder / "results.csv").open(encoding="utf-8") as file:
+        rows = {(row["protocol"], row["name"], row["seed"]): row for row in csv.DictReader(file)}
+    runs, unfinished = scan_runs(folder / "runs")
+    assert not unfinished
+    for run in runs:
+        row = rows[run.header["protocol"], run.header["name"], str(run.header["seed"])]
+        _, scores = load_scores(run, list(run.metrics), ["R1@0.5"])  # refuses scores of another run
+        assert scores
+        for split, values in run.metrics.items():
+            assert row[f"{split} R1@0.5"] == f"{values['R1@0.5']:.2f}"

@@ -38,7 +38,7 @@ def print_answers(answers: Sequence[Answer]) -> None:
     table.add_column("verdict", no_wrap=True)
     for answer in answers:
         claim = answer.claim
-        title = Text.assemble((f"{claim.paper} ", "bold"), claim.text, (f" [{claim.name}]", "dim"))
+        title = Text.assemble((f"{claim.paper}: ", "bold"), claim.text, (f" [{claim.name}]", "dim"))
         table.add_row(title, Text(_effect_lines(answer)), Text(answer.verdict, _STYLES[answer.verdict]))
     console.print(table)
     console.print(Text(f"{summary(answers)}."), soft_wrap=True)
