@@ -277,3 +277,13 @@ def test_every_format_has_the_same_cells(runs, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert f"*: best; ≈: not significantly worse than the best ({TEST})" in " ".join(shown.split())
     assert re.search(r"^close +79\.00≈ +30\.00 ", shown, re.MULTILINE)
+
+
+def test_labels_omit_what_all_rows_share_up_to_the_name_of_their_method(tmp_path):
+    for method in ("emb", "tea"):
+        for setting in ("", "+dim-8"):
+            name = f"{method}-paper+recipe-shapes_{method}{setting}"
+            write(tmp_path, name, {"iid": 100}, method=method, ablation=None)
+    (board,) = leaderboards(finished_runs(tmp_path), ["R1@0.5"])
+    assert sorted(row.label for row in board.rows) == ["emb", "emb+dim-8", "tea", "tea+dim-8"]
+    assert board.shared == "recipe-shapes_METHOD"

@@ -361,13 +361,16 @@ def _short_labels(rows: Mapping[str, list[Run]]) -> tuple[dict[str, str], str]:
         return {name: name for name in rows}, ""
     one_variant = len({header["variant"] for header in headers.values()}) == 1
     parts = {name: name.removeprefix(prefixes[name]).split("+") for name in rows}
-    first = next(iter(parts.values()))
-    shared = [part for part in first[1:] if all(part in own for own in parts.values())]
+    common = {
+        name: [_without_method(part, headers[name]["method"]) for part in own] for name, own in parts.items()
+    }
+    first = next(iter(common.values()))
+    shared = [part for part in first[1:] if all(part in own for own in common.values())]
     labels = {
         name: "+".join(
             [
                 (str(headers[name]["method"]) if one_variant else prefixes[name]) + own[0],
-                *(part for part in own[1:] if part not in shared),
+                *(part for part, same in zip(own[1:], common[name][1:], strict=True) if same not in shared),
             ]
         )
         for name, own in parts.items()
@@ -377,6 +380,15 @@ def _short_labels(rows: Mapping[str, list[Run]]) -> tuple[dict[str, str], str]:
     variant = next(iter(headers.values()))["variant"]
     other = [f"variant {variant}"] if one_variant and variant != "paper" else []
     return labels, ", ".join([*other, *shared])
+
+
+def _without_method(part: str, method: str) -> str:
+    """Returns a setting that names the method of its run, so that rows of several methods share it.
+
+    >>> _without_method("recipe-shapes_emb", "emb")
+    'recipe-shapes_METHOD'
+    """
+    return f"{part.removesuffix(method)}METHOD" if part.endswith(f"_{method}") else part
 
 
 def _selection_title(selection: str) -> str:
