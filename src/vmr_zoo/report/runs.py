@@ -122,7 +122,8 @@ def scan_runs(root: Path, evals: bool = False) -> tuple[list[Run], list[Unfinish
             run = _read_run(folder) if METRICS in names else None
             added = _read_evals(folder) if evals and "eval" in names else []
             transfers = _read_transfers(folder) if "eval" in names else ()
-            rejections = _read_rejections(folder) if "eval" in names else ()
+            order = [] if run is None else list(run.metrics)
+            rejections = _read_rejections(folder, order) if "eval" in names else ()
         except (VmrError, OSError, AttributeError, KeyError, TypeError) as error:
             unfinished.append(UnfinishedRun(folder, UNREADABLE, str(error)))
             continue
@@ -267,15 +268,25 @@ def _read_transfers(folder: Path) -> tuple[Run, ...]:
     return tuple(one for one in map(_read_run, [path.parent for path in found]) if TRANSFER in one.header)
 
 
-def _read_rejections(folder: Path) -> tuple[Run, ...]:
-    """Merges the results with sentences without an answer by name and kind; the latest of a split counts."""
+def _read_rejections(folder: Path, order: Sequence[str]) -> tuple[Run, ...]:
+    """Merges the results with sentences without an answer by name and kind; the latest of a split counts.
+
+    Args:
+        folder: of the run.
+        order: its splits, which order those of the results.
+    """
     found: dict[tuple[str, str], dict[str, Run]] = defaultdict(dict)
     for path in sorted((folder / "eval").glob(f"*-{NO_ANSWER}_*/{METRICS}")):
         one = _read_run(path.parent)
         if NO_ANSWER in one.header:
             for split in one.metrics:
                 found[str(one.header["name"]), str(one.header["protocol"])][split] = one
-    return tuple(_merged(folder, found))
+    place = {split: number for number, split in enumerate(order)}
+    ordered = {
+        key: dict(sorted(parts.items(), key=lambda part: place.get(part[0], len(place))))
+        for key, parts in found.items()
+    }
+    return tuple(_merged(folder, ordered))
 
 
 def setting(run: Run, key: str, missing: Any = None) -> Any:
