@@ -1,4 +1,4 @@
-"""Collects the runs of a study in its results.csv, a row per run, and prints a table over seeds per protocol.
+"""Collects the runs of a study in its results.csv, a row per run, and prints its tables over seeds.
 
 python experiments/collect.py STUDY [RUNS]      # RUNS: default runs/STUDY
 
@@ -19,7 +19,7 @@ from typing import Any
 
 from vmr_zoo.report.runs import scan_runs
 from vmr_zoo.report.store import store_run
-from vmr_zoo.report.study import by_protocol, study_table
+from vmr_zoo.report.study import by_data, study_table
 
 METRICS = ("R1@0.5", "R1@0.7", "mIoU")
 TRAINED = ("steps", "epochs", "best_epoch", "plateau", "train_cpu_seconds", "train_seconds", "parameters")
@@ -69,10 +69,10 @@ def _key(row: dict[str, str]) -> tuple[str, ...]:
 
 def main(study: str, runs: Path) -> None:
     """Updates results.csv of a study and prints its tables."""
-    tables = by_protocol(merge(Path(__file__).parent / study / "results.csv", runs))
-    for protocol, rows in tables.items():
+    tables = by_data(merge(Path(__file__).parent / study / "results.csv", runs))
+    for title, rows in tables.items():
         table = study_table(rows)
-        print("\n\n".join((f"### {protocol}", table.markdown(), *table.notes)), end="\n\n")
+        print("\n\n".join((f"### {title}", table.markdown(), *table.notes)), end="\n\n")
 
 
 if __name__ == "__main__":

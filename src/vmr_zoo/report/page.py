@@ -64,7 +64,7 @@ def write_page(
         shown_beside: how many queries the browser has, with which videos and narrations; None: the defaults.
         significance: whether to mark the best rows and those that are significantly worse.
         claims: answered claims, shown first.
-        study: stored results of a study by protocol, shown after our own tables.
+        study: tables of the stored results of a study, shown after our own tables.
         transfers: tables of runs that were tested on other data; they have neither charts nor browser.
         breakdowns: tables by kind of query: `title`, `note`, `columns` and `rows`.
 

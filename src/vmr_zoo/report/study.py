@@ -74,7 +74,7 @@ class StudyTable:
 
 
 def read_study(file: Path) -> list[StudyTable]:
-    """Reads the stored results of a study, a table for each protocol.
+    """Reads the stored results of a study, a table for each protocol and features.
 
     Raises:
         VmrError: if the file is empty, of another kind, or has a cell that is no number where one belongs.
@@ -87,18 +87,19 @@ def read_study(file: Path) -> list[StudyTable]:
             f"'{file}' is not the results.csv of a study: expected rows with the columns "
             f"{', '.join(_REQUIRED)} and '<split> {METRIC}', as experiments/collect.py writes them."
         )
-    tables = by_protocol(rows)
+    tables = by_data(rows)
     for own in tables.values():
         _check_numbers(own, [rows.index(row) + 2 for row in own], file)
     title = f"Stored results of {file}, not computed here"
     return [study_table(own, f"{title}: {name}" if name else title) for name, own in tables.items()]
 
 
-def by_protocol(rows: Sequence[dict[str, str]]) -> dict[str, list[dict[str, str]]]:
-    """Groups the rows of a results.csv by protocol: protocols never share a table."""
+def by_data(rows: Sequence[dict[str, str]]) -> dict[str, list[dict[str, str]]]:
+    """Groups the rows of a results.csv by protocol and features, which never share a table."""
     tables = defaultdict(list)
     for row in rows:
-        tables[row.get("protocol", "")].append(row)
+        names = [row.get("protocol", ""), row.get("features", "") and f"features {row['features']}"]
+        tables[", ".join(filter(None, names))].append(row)
     return dict(tables)
 
 
