@@ -21,9 +21,12 @@ from vmr_zoo.config.compose import config_dir, resolve_job_keys
 from vmr_zoo.config.resolvers import register_resolvers
 from vmr_zoo.errors import VmrError
 from vmr_zoo.methods.base import Method
+from vmr_zoo.report.claim_tables import CLAIM_WRITERS, answers_frame
+from vmr_zoo.report.claims import read_claims
 from vmr_zoo.report.query_scores import load_scores
 from vmr_zoo.report.runs import scan_runs
 from vmr_zoo.report.study import read_study
+from vmr_zoo.report.verdicts import answer_claims
 
 pytestmark = (
     pytest.mark.no_cover
@@ -164,3 +167,16 @@ def test_a_study_shows_what_its_results_say(study):
         assert scores
         for split, values in run.metrics.items():
             assert row[f"{split} R1@0.5"] == f"{values['R1@0.5']:.2f}"
+
+
+def test_the_verdicts_shown_are_those_of_the_stored_runs():
+    runs, _ = scan_runs(EXPERIMENTS / "ood_charades" / "runs")
+    answers = answer_claims(read_claims(EXPERIMENTS / "claims_charades"), runs)
+    readme = " ".join((EXPERIMENTS / "claims_charades" / "README.md").read_text(encoding="utf-8").split())
+    rows = [line for line in CLAIM_WRITERS["markdown"](answers).splitlines() if line.startswith("|")]
+    assert len(rows) == 2 + len(answers)
+    assert [row for row in rows[2:] if " ".join(row.split()) not in readme] == []
+    front = (EXPERIMENTS.parent / "README.md").read_text(encoding="utf-8").splitlines()
+    for one in answers_frame(answers).to_dict("records"):
+        (row,) = [line for line in front if f"| {one['paper']} | {one['claim']} | {one['effect']}" in line]
+        assert row.endswith(f" | {one['verdict']} |")
