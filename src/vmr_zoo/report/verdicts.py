@@ -175,7 +175,7 @@ def answer_claims(claims: Sequence[Claim], runs: Sequence[Run]) -> list[Answer]:
 
 
 def with_common_spread(answers: Sequence[Answer]) -> list[Answer]:
-    """Tells each effect the spread over seeds that all of them share: their mean by degrees of freedom."""
+    """Gives each effect the spread over seeds that all of them share: their mean by degrees of freedom."""
     spreads = [answer.effect.spread for answer in answers if answer.effect is not None]
     freedom = sum(one.freedom for one in spreads)
     if not freedom:

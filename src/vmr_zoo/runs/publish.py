@@ -106,7 +106,7 @@ def stage(run: Path, folder: Path) -> Staged:
 def without_places(
     run: Path, header: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, str]]:
-    """Removes what tells of this machine from the description of a run.
+    """Removes the places of this machine from the description of a run.
 
     Args:
         run: a run of this machine.
