@@ -17,7 +17,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vmr_zoo.report.runs import scan_runs
+from vmr_zoo.report.runs import Run, scan_runs, summarize_unfinished
+from vmr_zoo.report.sentence_probe import METRIC, probed
 from vmr_zoo.report.store import store_run
 from vmr_zoo.report.study import by_data, study_table
 
@@ -25,21 +26,17 @@ METRICS = ("R1@0.5", "R1@0.7", "mIoU")
 TRAINED = ("steps", "epochs", "best_epoch", "plateau", "train_cpu_seconds", "train_seconds", "parameters")
 
 
-def read_run(folder: Path) -> dict[str, str]:
+def read_run(run: Run) -> dict[str, str]:
     """Reads one finished run."""
-    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    header = metrics.pop("header")
-    environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+    header = run.header
+    environment = json.loads((run.directory / "environment.json").read_text(encoding="utf-8"))
     row: dict[str, Any] = {key: header[key] for key in ("name", "protocol", "features", "seed")}
     row |= {key: header.get(key) for key in TRAINED}
     git = environment["git"] or {"revision": "", "dirty": False}
     row["revision"] = git["revision"][:10] + "+changes" * git["dirty"]
-    for split, scores in metrics.items():
+    for split, scores in run.metrics.items():
         row |= {f"{split} {metric}": f"{scores[metric]:.2f}" for metric in METRICS}
-    probes = sorted(folder.glob("eval/*-other_query-*/metrics.json"))
-    if probes:
-        probed = json.loads(probes[-1].read_text(encoding="utf-8"))
-        row |= {f"other {s} R1@0.5": f"{v['R1@0.5']:.2f}" for s, v in probed.items() if s != "header"}
+    row |= {f"other {split} {METRIC}": f"{score:.2f}" for split, score in probed(run).items()}
     return {key: "" if value is None else str(value) for key, value in row.items()}
 
 
@@ -49,9 +46,11 @@ def merge(results: Path, runs: Path) -> list[dict[str, str]]:
     if results.exists():
         with results.open(newline="", encoding="utf-8") as file:
             rows = {_key(row): row for row in csv.DictReader(file)}
-    finished, _ = scan_runs(runs)
+    finished, unfinished = scan_runs(runs)
+    if unfinished:
+        print(summarize_unfinished(unfinished), file=sys.stderr)
     for run in finished:
-        row = read_run(run.directory)
+        row = read_run(run)
         rows[_key(row)] = row
         store_run(run, results.parent / "runs")
     ordered = [rows[key] for key in sorted(rows)]

@@ -105,8 +105,7 @@ def load_scores(
             frame.index = _shared(frame.index, indexes, name)
         return {}, found
     rows = read_predictions(run.predictions)
-    present = [name for name in splits if name in rows]
-    return rows, run_query_scores(rows, run.directory, present, metrics, indexes)
+    return rows, run_query_scores(rows, run.directory, splits, metrics, indexes)
 
 
 def is_stored(run: Run) -> bool:

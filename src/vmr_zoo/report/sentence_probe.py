@@ -6,9 +6,10 @@ import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from vmr_zoo.report.runs import REFERENCE_SPLITS, Run
-from vmr_zoo.runs.directory import HEADER, METRICS, TRANSFER, read_json
+from vmr_zoo.runs.directory import EVALUATIONS, HEADER, METRICS, TRANSFER, read_json
 
 PROBE = "other_query"
 METRIC = "R1@0.5"
@@ -54,7 +55,7 @@ def probe_row(runs: Sequence[Run], metric: str = METRIC) -> SentenceProbe | None
     """
     pairs: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for run in runs:
-        for split, other in _probed(run, metric).items():
+        for split, other in probed(run, metric).items():
             own = run.metrics.get(split, {}).get(metric)
             if own is not None:
                 pairs[split].append((own, other))
@@ -65,12 +66,17 @@ def probe_row(runs: Sequence[Run], metric: str = METRIC) -> SentenceProbe | None
     return SentenceProbe(split, own, other)
 
 
-def _probed(run: Run, metric: str) -> Mapping[str, float]:
+def probe_files(run: Run) -> list[Path]:
+    """Returns the metrics of the evaluations with other sentences, oldest first."""
+    return sorted(run.directory.glob(f"{EVALUATIONS}/*-{PROBE}*/{METRICS}"))
+
+
+def probed(run: Run, metric: str = METRIC) -> Mapping[str, float]:
     """Returns the score with other sentences by split, averaged over the probe's own seeds."""
-    if run.path is None or run.evals or not (run.path / "eval").is_dir():
+    if run.path is None or run.evals or not (run.path / EVALUATIONS).is_dir():
         return {}
     found: dict[str, dict[str, float]] = defaultdict(dict)
-    for file in sorted(run.path.glob(f"eval/*-{PROBE}*/{METRICS}")):
+    for file in probe_files(run):
         content = read_json(file)
         probe = str(content[HEADER].get("probe", ""))
         if probe != PROBE and not probe.startswith(f"{PROBE}_"):

@@ -1,7 +1,7 @@
 """Stores finished runs in a repository, without weights, predictions and paths of this machine.
 
 A stored run is a run directory with `metrics.json`, `config.yaml`, the metrics of its probes, and hits and
-IoU of the single queries of its test splits (`stored_scores`), some 40 kB. Leaderboards, significance and
+IoU of the single queries of its test splits (`stored_scores`), 40 to 80 kB. Leaderboards, significance and
 claims read it like any other run; what needs predictions says that there are none.
 """
 
@@ -12,9 +12,9 @@ from pathlib import Path
 from vmr_zoo.data.annotations.records import SELECTION
 from vmr_zoo.report.query_scores import load_scores
 from vmr_zoo.report.runs import Run
-from vmr_zoo.report.sentence_probe import PROBE
+from vmr_zoo.report.sentence_probe import probe_files
 from vmr_zoo.report.stored_scores import SCORES, write_scores
-from vmr_zoo.runs.directory import EVALUATIONS, HEADER, METRICS, read_json, write_config
+from vmr_zoo.runs.directory import HEADER, METRICS, read_json, write_config
 from vmr_zoo.runs.publish import without_places
 from vmr_zoo.utils.files import write_json
 
@@ -35,16 +35,16 @@ def store_run(run: Run, folder: Path) -> Path:
     Raises:
         VmrError: if its predictions are missing or broken, or its configuration names a path of this machine.
     """
-    header, config, _ = without_places(run.directory, run.header)
+    files = {str(file.relative_to(run.directory)): read_json(file) for file in probe_files(run)}
+    files[METRICS] = {HEADER: run.header, **run.metrics}  # written last: it makes the folder a run
+    files, config, _ = without_places(run.directory, files)
     names = dict.fromkeys(name for values in run.metrics.values() for name in values)
     kept = [name for name in names if not name.startswith(_LEFT_OUT)]
     _, scores = load_scores(run, [split for split in run.metrics if split != SELECTION], kept)
+    header = files[METRICS][HEADER]
     target = folder / f"{header['protocol']}-{header['features']}" / header["name"] / f"seed{header['seed']}"
     write_config(target, config)
-    for file in sorted(run.directory.glob(f"{EVALUATIONS}/*-{PROBE}-*/{METRICS}")):
-        probed = read_json(file)
-        probed[HEADER], _, _ = without_places(run.directory, probed[HEADER])
-        write_json(target / EVALUATIONS / file.parent.name / METRICS, probed)
     write_scores(target / SCORES, scores)
-    write_json(target / METRICS, {HEADER: header, **run.metrics})  # last: it makes the folder a run
+    for name, content in files.items():
+        write_json(target / name, content)
     return target

@@ -88,8 +88,9 @@ def read_study(file: Path) -> list[StudyTable]:
             f"{', '.join(_REQUIRED)} and '<split> {METRIC}', as experiments/collect.py writes them."
         )
     tables = by_data(rows)
+    numbers = {id(row): line for line, row in enumerate(rows, 2)}
     for own in tables.values():
-        _check_numbers(own, [rows.index(row) + 2 for row in own], file)
+        _check_numbers(own, [numbers[id(row)] for row in own], file)
     title = f"Stored results of {file}, not computed here"
     return [study_table(own, f"{title}: {name}" if name else title) for name, own in tables.items()]
 

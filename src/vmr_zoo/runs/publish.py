@@ -104,22 +104,22 @@ def stage(run: Path, folder: Path) -> Staged:
 
 
 def without_places(
-    run: Path, header: Mapping[str, Any]
+    run: Path, described: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, str]]:
     """Removes the places of this machine from the description of a run.
 
     Args:
         run: a run of this machine.
-        header: that of its metrics.json.
+        described: what is published beside its configuration, such as the header of its metrics.json.
 
     Returns:
-        The header, the configuration, and what places became by their old values.
+        The same without places, the configuration, and what places became by their old values.
     """
     stored = OmegaConf.to_container(directory.load_config(run, build=False))
     config, moved = portable(stored)  # type: ignore[arg-type]
     config = {**config, "trainer": {"_target_": "lightning.Trainer", **config["trainer"]}, "paths": _PATHS}
     here = {**moved, str(run.resolve()): "RUN", str(run): "RUN", str(Path.home()): "~"}
-    return map_leaves(lambda value: _without(value, here), header), config, moved
+    return map_leaves(lambda value: _without(value, here), described), config, moved
 
 
 def _results(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
