@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -345,6 +346,11 @@ def test_stored_runs_give_the_same_verdict_and_scores_without_predictions(traine
     assert rows == {}
     pd.testing.assert_frame_equal(scores["iid"], expected["iid"], atol=5e-4, check_exact=False)
     assert (scores["iid"]["R1@0.5"] == expected["iid"]["R1@0.5"]).all()
+
+    for name in ("../../elsewhere", "/elsewhere"):
+        with pytest.raises(VmrError, match="it leaves"):
+            store_run(replace(probed, header=probed.header | {"protocol": name}), tmp_path / "refused")
+    assert not (tmp_path / "refused").exists()
 
     changed = json.loads((target / "metrics.json").read_text())
     changed["iid"]["R1@0.5"] += 1

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from vmr_zoo.config.foreign import leaves_folder
 from vmr_zoo.data.annotations.records import SELECTION
+from vmr_zoo.errors import VmrError
 from vmr_zoo.report.query_scores import load_scores
 from vmr_zoo.report.runs import Run
 from vmr_zoo.report.sentence_probe import probe_files
@@ -33,7 +35,7 @@ def store_run(run: Run, folder: Path) -> Path:
         The directory of the run in that folder, PROTOCOL-FEATURES/NAME/seedN.
 
     Raises:
-        VmrError: if its predictions are missing or broken, or its configuration names a path of this machine.
+        VmrError: if its predictions are missing or broken, or its configuration or its name is a path.
     """
     files = {str(file.relative_to(run.directory)): read_json(file) for file in probe_files(run)}
     files[METRICS] = {HEADER: run.header, **run.metrics}  # written last: it makes the folder a run
@@ -42,7 +44,12 @@ def store_run(run: Run, folder: Path) -> Path:
     kept = [name for name in names if not name.startswith(_LEFT_OUT)]
     _, scores = load_scores(run, [split for split in run.metrics if split != SELECTION], kept)
     header = files[METRICS][HEADER]
-    target = folder / f"{header['protocol']}-{header['features']}" / header["name"] / f"seed{header['seed']}"
+    place = f"{header['protocol']}-{header['features']}/{header['name']}/seed{header['seed']}"
+    if leaves_folder(place):
+        raise VmrError(
+            f"Expected names in the header of {run.directory}, found '{place}': it leaves {folder}."
+        )
+    target = folder / place
     write_config(target, config)
     write_scores(target / SCORES, scores)
     for name, content in files.items():
