@@ -94,7 +94,8 @@ def mirrored(vmr, tmp_path_factory):
 
 def test_an_offline_run_contains_what_its_row_needs(mirrored, project):
     first, second = sorted((mirrored / "wandb").glob("offline-run-*"))
-    assert first.name.rpartition("-")[2] == second.name.rpartition("-")[2]  # one run on the server
+    # One run on the server. wandb numbers the folders of one second: offline-run-TIME-ID-1.
+    assert first.name.split("-")[3] == second.name.split("-")[3]
     records = [json.loads(line) for line in inspect(second).splitlines()]
     begun = next(record["run"] for record in records if record["type"] == "run")
     assert begun["run_group"] == "toy-toy"
