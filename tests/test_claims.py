@@ -17,7 +17,7 @@ from vmr_zoo.config.compose import compose, config_dir
 from vmr_zoo.data.worlds.shapes.generate import SPLITS
 from vmr_zoo.errors import VmrError
 from vmr_zoo.report.claims import ANY, read_claims, select_runs
-from vmr_zoo.report.query_scores import load_scores
+from vmr_zoo.report.query_scores import load_scores, read_predictions
 from vmr_zoo.report.runs import Run, scan_runs, setting
 from vmr_zoo.report.sentence_probe import probe_row
 from vmr_zoo.report.store import store_run
@@ -346,6 +346,8 @@ def test_stored_runs_give_the_same_verdict_and_scores_without_predictions(traine
     assert rows == {}
     pd.testing.assert_frame_equal(scores["iid"], expected["iid"], atol=5e-4, check_exact=False)
     assert (scores["iid"]["R1@0.5"] == expected["iid"]["R1@0.5"]).all()
+    with pytest.raises(VmrError, match="keeps its metrics and the scores of its queries only"):
+        read_predictions(stored.predictions)
 
     for name in ("../../elsewhere", "/elsewhere"):
         with pytest.raises(VmrError, match="it leaves"):

@@ -30,6 +30,9 @@ NO_WINDOW = [[0.0, 0.0, 0.0]]
 RANKED, SCORED = "order of the answer", "in the file"
 """Where the scores of windows come from."""
 
+FAMILY = "Elsewhere"
+"""The family of rows from other programs."""
+
 EXCERPT = 500
 """Characters of an answer that predictions.jsonl keeps."""
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
-from vmr_zoo.engine.elsewhere import RANKED, SCORED
+from vmr_zoo.engine.elsewhere import FAMILY, RANKED, SCORED
 from vmr_zoo.engine.moment_sets import HEADER_KEY
 from vmr_zoo.errors import VmrError
 from vmr_zoo.runs import directory
@@ -91,7 +91,7 @@ def _header(
     rendered = OmegaConf.select(cfg, "features.origin") == "rendered"
     return {
         "name": one_line(str(model["name"])).strip()[:_LONGEST_NAME],
-        "family": "Elsewhere",
+        "family": FAMILY,
         "method": EXTERNAL,
         "variant": EXTERNAL,
         "experiment": None,

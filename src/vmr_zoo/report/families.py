@@ -6,10 +6,11 @@ import functools
 import importlib
 
 from vmr_zoo.config.allowed import allowed_names
+from vmr_zoo.engine.elsewhere import FAMILY as ELSEWHERE
 from vmr_zoo.report.runs import Run, setting
 
-BASELINES, ELSEWHERE = "Baselines", "Elsewhere"
-"""The families that come last: methods that ignore video or query, and rows from other software."""
+BASELINES = "Baselines"
+"""The family of methods that ignore video or query; it and rows from elsewhere come last."""
 
 _METHODS = "vmr_zoo.methods."
 

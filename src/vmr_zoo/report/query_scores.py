@@ -17,6 +17,7 @@ from vmr_zoo.data.annotations.records import Query, Split
 from vmr_zoo.engine.moment_sets import SetRule, query_sets, rule_of_run
 from vmr_zoo.engine.scoring import score_queries
 from vmr_zoo.engine.submission import PredictionRow, locate_rows, read_rows
+from vmr_zoo.errors import VmrError
 from vmr_zoo.metrics.per_query import Floats, pad_lists, query_scores
 from vmr_zoo.metrics.sets import SET_METRICS
 from vmr_zoo.metrics.settings import ON_SELECTION, MetricSettings
@@ -125,6 +126,12 @@ def read_predictions(files: Sequence[Path]) -> dict[str, list[PredictionRow]]:
     rows: dict[str, list[PredictionRow]] = defaultdict(list)
     decode = json.JSONDecoder().decode
     for file in files:
+        if not file.is_file():
+            raise VmrError(
+                f"Expected the predictions of a run in '{file}', found no such file. A stored run keeps its "
+                "metrics and the scores of its queries only: ask for metrics that it keeps, or name the run "
+                "directory. A run directory without predictions: vmr eval run=DIR writes them."
+            )
         try:
             with file.open(encoding="utf-8") as lines:
                 read = [decode(line) for line in lines]

@@ -85,16 +85,15 @@ def configured(space: Space, config: DictConfig) -> dict[str, Any] | None:
     Returns:
         Values by key; None unless the space holds all of them.
     """
-    values: dict[str, Any] = {}
-    for key, distribution in space.distributions.items():
-        value = OmegaConf.select(config, key.lstrip("+"), throw_on_missing=False)
-        try:
-            found = distribution.to_internal_repr(value)
-        except ValueError:
-            return None
-        if not distribution._contains(found):
-            return None
-        values[key] = distribution.to_external_repr(found)
+    from optuna.trial import create_trial
+
+    values = {
+        key: OmegaConf.select(config, key.lstrip("+"), throw_on_missing=False) for key in space.distributions
+    }
+    try:
+        create_trial(value=0.0, params=values, distributions=space.distributions)
+    except ValueError:  # one is outside of its distribution
+        return None
     return values
 
 
