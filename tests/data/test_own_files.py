@@ -163,3 +163,16 @@ def test_own_files_are_trained_on_and_a_doubt_reaches_the_leaderboard(
     assert "WARNING: Split 'selection': none of 60 moments" in out.read_text()
     predictions = run / "predictions.jsonl"
     assert vmr("score", f"predictions={predictions}", "data=jsonl", *named, "split=test") == 0
+    new = write(tmp_path / "new.jsonl", rows("n", 300))
+    assert vmr("eval", f"run={run}", "data=jsonl", f"test={new}") == 0
+    assert (run / f"eval/test-on-jsonl_{tmp_path.name}-{digest_of(new)}-001/metrics.json").is_file()
+    assert vmr("eval", f"run={run}", "data=jsonl", f"test={{known:{files['train']},new:{new}}}") == 2
+    assert "holds 30 of the 30 videos of its known split" in " ".join(capsys.readouterr().err.split())
+    assert vmr("train", "data=jsonl", f"test={new}", f"run={tmp_path}/other", *options) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "has no training data; it only tests. Add train=FILE" in said
+
+
+def digest_of(path: Path) -> str:
+    """The digest in the name of a protocol that one test file makes."""
+    return jsonl("any", None, path).name.removeprefix("any-")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -136,8 +136,10 @@ def extracted(key: str, folders: Sequence[str]) -> Any:
     return OmegaConf.create(value) if isinstance(value, list | dict) else value
 
 
-def folder_of(file: str) -> str:
-    """Resolves `${folder_of:FILE}`: the name of the folder that holds a file."""
+def folder_of(*files: str | Mapping[str, str] | None) -> str:
+    """Resolves `${folder_of:FILE,…}`: the name of the folder that holds the first file that is not null."""
+    first = next(file for file in files if file)
+    file = first if isinstance(first, str) else next(iter(first.values()))
     return Path(file).expanduser().resolve().parent.name
 
 

@@ -111,13 +111,13 @@ def build_protocol(
     )
 
 
-def build_tests(name: str, tests: Mapping[str, SplitRows], train_with: str) -> Protocol:
+def build_tests(name: str, tests: Mapping[str, SplitRows], train_with: str = "") -> Protocol:
     """Builds a protocol that only tests, and warns about fixes.
 
     Args:
         name: name of the protocol and of the data set.
         tests: rows of each test split.
-        train_with: a protocol on the same videos that has training data.
+        train_with: a protocol on the same videos that has training data; "": none is known.
 
     Raises:
         VmrError: if times are not in seconds, or an id means different sentences in different splits.

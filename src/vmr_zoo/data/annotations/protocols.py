@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Literal
 
 from vmr_zoo.data.annotations import readers
-from vmr_zoo.data.annotations.building import SplitRows, build_protocol
+from vmr_zoo.data.annotations.building import SplitRows, build_protocol, build_tests
 from vmr_zoo.data.annotations.records import (
     PUBLISHED,
     TRAIN,
@@ -225,7 +225,7 @@ def listed(
 
 def jsonl(
     name: str,
-    train: str | Path,
+    train: str | Path | None,
     test: str | Path | Mapping[str, str | Path],
     validation: str | Path | None = None,
     ids: Literal["as_written", "by_split"] = "as_written",
@@ -238,7 +238,7 @@ def jsonl(
 
     Args:
         name: name of the data set.
-        train: the training file.
+        train: the training file; None: the protocol only tests runs that were trained on other data.
         test: the test file, or test files by the name of their split.
         validation: the file that selects checkpoints; None: a tenth of the train videos is held out.
         ids: query ids are the `qid`s "as_written" (lines without one are numbered within their video), or
@@ -260,10 +260,11 @@ def jsonl(
         return [row.renamed(prefix) for row in rows] if prefix else rows, path.name
 
     files = {"test": test} if isinstance(test, str | Path) else test
-    trained = read("train", train, scored=False)
+    trained = None if train is None else read("train", train, scored=False)
     val = None if validation is None else read("selection", validation)
     tests = {split: read(split, file) for split, file in files.items()}
-    return build_protocol(f"{name}-{content.hexdigest()[:8]}", trained, val, tests, selection)
+    name = f"{name}-{content.hexdigest()[:8]}"
+    return build_protocol(name, trained, val, tests, selection) if trained else build_tests(name, tests)
 
 
 @dataclass(frozen=True, slots=True)

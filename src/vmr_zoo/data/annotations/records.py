@@ -110,7 +110,8 @@ class Protocol:
         settings: settings of a generated world that change its tests, such as "seed=1"; "" by default.
         answers: returns whether a video holds a moment of a sentence about another video of the protocol;
             None where that is not known, as in published data.
-        train_with: for a protocol without training data, one on the same videos that has some; else "".
+        train_with: for a protocol without training data, one on the same videos that has some, if it is
+            known; else "".
 
     Raises:
         VmrError: if a query id means one sentence in one split and another in another. Text features and
@@ -151,6 +152,11 @@ class Protocol:
     def label(self) -> str:
         """The name, with the settings of a generated world: two protocols of one label have equal tests."""
         return f"{self.name} {self.settings}".strip()
+
+    @property
+    def only_tests(self) -> bool:
+        """Whether the protocol has no training data."""
+        return not self.train.sentences
 
     @property
     def splits(self) -> dict[str, Split]:

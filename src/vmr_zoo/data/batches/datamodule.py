@@ -219,10 +219,12 @@ class VMRDataModule(lightning.LightningDataModule):
         if self._prepared is not None:
             return
         wanted = list(self.protocol.splits if splits is None else splits)
-        if TRAIN in wanted and self.protocol.train_with:
+        if TRAIN in wanted and self.protocol.only_tests:
+            other = self.protocol.train_with
+            training = f"Train with data={other}" if other else "Add train=FILE, or use other data"
             raise VmrError(
-                f"{self.protocol.name} has no training data; it only tests. Train with "
-                f"data={self.protocol.train_with}, then test that run: vmr eval run=DIR data={self.name}."
+                f"{self.protocol.name} has no training data; it only tests. {training}, then test that run: "
+                f"vmr eval run=DIR data={self.name if other else 'jsonl test=FILE'}."
             )
         for need in sorted((frozenset(self.needs) & SERVED_BY.keys()) - self.features.served()):
             raise VmrError(
