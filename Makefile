@@ -32,7 +32,7 @@ install: $(INSTALLED)
 $(INSTALLED): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "vmr_zoo needs Python 3.11 or newer; found: $$($(PYTHON) --version 2>&1). Say make PYTHON=python3.12 …"; exit 2; }
-	@echo "Installing into $(VENV): some minutes and about 6 GB the first time."
+	@echo "Installing into $(VENV): some minutes and about 7 GB the first time."
 	@[ -n "$(TORCH)" ] || nvidia-smi -L >/dev/null 2>&1 || \
 		echo "No NVIDIA GPU was found: make TORCH=cpu … leaves out CUDA, more than half of the size."
 	$(PYTHON) -m venv $(VENV)
@@ -41,7 +41,7 @@ $(INSTALLED): pyproject.toml
 	@touch $@
 
 # Re-running a sweep resumes it. conf/recipe/shapes sets one thread per job, so a sweep trains one model on each core. Both
-# come near their plateau in 8 epochs; the other methods need longer (experiments/ood_shapes). The baselines see no video.
+# come within 5 points of their best in 8 epochs; the other methods need longer (experiments/ood_shapes). The baselines see no video.
 demo: $(INSTALLED)
 	$(BIN)/vmr extract data=shapes encoder=grid
 	$(BIN)/vmr narrate data=shapes narrator=shapes
