@@ -1,6 +1,8 @@
-"""Collects the runs of a study in its results.csv, a row per run, and prints its tables over seeds.
+"""Collects the runs of a study in its results.csv, a row per run, and updates its tables over seeds.
 
 python experiments/collect.py STUDY [RUNS]      # RUNS: default runs/STUDY
+
+The tables are printed, and replace the older ones in the study's README.md and in that of the repository.
 
 Each run is also stored in experiments/STUDY/runs, without weights and predictions but with the scores of its
 single queries, which significance and claims need: `vmr report runs=experiments/STUDY/runs`.
@@ -13,7 +15,9 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,16 +66,33 @@ def merge(results: Path, runs: Path) -> list[dict[str, str]]:
     return ordered
 
 
+def update_page(page: Path, tables: Sequence[str]) -> None:
+    """Replaces the tables of a page that have the header of one of ours; the first such one by our first."""
+    new = {
+        table.partition("\n")[0]: iter([one for one in tables if one.startswith(table.partition("\n")[0])])
+        for table in tables
+    }
+    parts = re.split(r"(?m)((?:^\|.*\n)+)", page.read_text(encoding="utf-8"))
+    for number, part in enumerate(parts):
+        table = next(new.get(part.partition("\n")[0], iter(())), None)
+        parts[number] = part if table is None else table + "\n"
+    page.write_text("".join(parts), encoding="utf-8")
+
+
 def _key(row: dict[str, str]) -> tuple[str, ...]:
     return row["protocol"], row["features"], row["name"], row["seed"]
 
 
 def main(study: str, runs: Path) -> None:
-    """Updates results.csv of a study and prints its tables."""
-    tables = by_data(merge(Path(__file__).parent / study / "results.csv", runs))
-    for title, rows in tables.items():
-        table = study_table(rows)
+    """Updates results.csv of a study and its tables."""
+    folder = Path(__file__).parent / study
+    tables = {
+        title: study_table(rows) for title, rows in by_data(merge(folder / "results.csv", runs)).items()
+    }
+    for title, table in tables.items():
         print("\n\n".join((f"### {title}", table.markdown(), *table.notes)), end="\n\n")
+    for page in (folder / "README.md", folder.parents[1] / "README.md"):
+        update_page(page, [table.markdown() for table in tables.values()])
 
 
 if __name__ == "__main__":

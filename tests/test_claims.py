@@ -298,7 +298,7 @@ def test_the_command_prints_and_writes_verdicts(runs, vmr, capsys):
     assert vmr(*args) == 0
     shown = capsys.readouterr().out
     assert "holds" in shown
-    assert "Of 1 claims, 1 hold, 0 do not hold" in shown
+    assert "Verdicts on 1 claims: 1 holds, 0 does not hold, 0 not settled" in shown
     table = [line for line in shown.splitlines() if line[:1] in "┏┃┡│├└"]
     assert max(map(len, table)) <= 80
     assert vmr(*args, "format=json") == 0

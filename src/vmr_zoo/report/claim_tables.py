@@ -52,10 +52,8 @@ def print_answers(answers: Sequence[Answer]) -> None:
 def summary(answers: Sequence[Answer]) -> str:
     """Counts the verdicts in one line."""
     counts = Counter(answer.verdict for answer in answers)
-    return (
-        f"Of {len(answers)} claims, {counts[HOLDS]} hold, {counts[FAILS]} do not hold, and {counts[OPEN]} "
-        f"are {OPEN}"
-    )
+    found = ", ".join(f"{counts[verdict]} {verdict}" for verdict in (HOLDS, FAILS, OPEN))
+    return f"Verdicts on {len(answers)} claims: {found}"
 
 
 def _effect_lines(answer: Answer) -> str:
