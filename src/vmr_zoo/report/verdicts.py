@@ -6,8 +6,8 @@ or three seeds often agree by chance, so the spread counts as at least that of a
 claim's own spread alone, 6 to 17 % of simulated sets of claims had a wrong verdict, instead of 5. The two
 variances add up, with Welch-Satterthwaite degrees of freedom. A claim *holds* if its effect has the claimed
 sign, and *does not hold* if its effect is below `margin`; both after Holm's correction for the number of
-claims, together wrong in at most 5 % of all sets of claims. Anything else is *not settled*, and so is a claim
-with rows that are missing, were still rising, or do not read their sentences.
+claims; about 5 % of simulated sets of claims had any wrong verdict. Anything else is *not settled*, and so is
+a claim with rows that are missing, were still rising, or do not read their sentences.
 """
 
 from __future__ import annotations
