@@ -97,6 +97,21 @@ def test_every_format_has_the_table(runs, vmr, tmp_path, capsys):
     assert "trained on toy" in text["latex"]
 
 
+def test_significance_is_marked(runs, vmr, tmp_path):
+    for name in ("one", "other"):
+        shutil.copytree(runs / "toy" / "seed0", tmp_path / name)
+        for path in [tmp_path / name / "metrics.json", *(tmp_path / name).glob("eval/*/metrics.json")]:
+            content = json.loads(path.read_text())
+            content["header"]["name"] = content["header"]["name"].replace("toy-paper", name)
+            path.write_text(json.dumps(content))
+    out = tmp_path / "board.csv"
+    options = ("columns=[mIoU]", "significance=true", "format=csv", f"out={out}")
+    assert vmr("report", f"runs={tmp_path}", *options) == 0
+    table = pd.read_csv(out)
+    moved = table[table["run"].str.contains("trained on toy")]
+    assert sorted(moved["iid mIoU significance"]) == ["best", "tied"]
+
+
 def test_shared_videos_and_other_features_are_refused(runs, vmr, tmp_path, capsys):
     """The other iid split has the videos v10 to v12; training had v0 to v11."""
     run = tmp_path / "run"

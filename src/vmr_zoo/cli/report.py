@@ -104,6 +104,8 @@ def _tables(cfg: DictConfig, runs: list[Run]) -> tuple[list[Leaderboard], list[L
     columns = without_rejection(runs, list(cfg.columns))
     boards = leaderboards(runs, columns, cfg.sort) if runs and columns else []
     further = transfer_boards(runs, columns, cfg.evals)
+    for board in further if cfg.significance else ():
+        mark_significance(board, leaderboard_scores(board))
     further += rejection_boards(runs, list(cfg.columns), cfg.evals)
     mark_caveats([*boards, *further])
     return boards, further
