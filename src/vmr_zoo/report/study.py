@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
@@ -166,10 +166,22 @@ def _scores(rows: Sequence[dict[str, str]]) -> list[str]:
 
 
 def _labels(names: Sequence[str]) -> dict[str, str]:
-    """Returns short names: without the overrides where the method alone is unambiguous."""
-    short = {name: name.partition("+")[0].removesuffix("-paper") for name in names}
-    taken = Counter(short.values())
-    return {name: one if taken[one] == 1 else name.removesuffix("-paper") for name, one in short.items()}
+    """Returns short names: the method, with the overrides in which rows of the same method differ.
+
+    >>> list(_labels(["emb-paper+size-1", "vdi-paper+full+size-1", "vdi-paper+size-1"]).values())
+    ['emb', 'vdi+full', 'vdi']
+    """
+    rows: dict[str, set[tuple[str, ...]]] = defaultdict(set)
+    for name in names:
+        method, *overrides = name.split("+")
+        rows[method].add(tuple(overrides))
+    labels = {}
+    for name in names:
+        method, *overrides = name.split("+")
+        common = set.intersection(*map(set, rows[method]))
+        kept = (part for part in overrides if part not in common)
+        labels[name] = "+".join((method.removesuffix("-paper"), *kept))
+    return labels
 
 
 def _cells(name: str, seeds: list[dict[str, str]], columns: list[str], probe: str) -> tuple[str, ...]:
