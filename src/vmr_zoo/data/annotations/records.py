@@ -19,6 +19,7 @@ TRAIN = "train"
 
 PUBLISHED = "published"
 HELD_OUT = "held out of train by video"
+NO_TRAINING = "none: no training data"
 
 MAX_TIME = 1e9
 """Largest valid time in seconds or frames; results computed from valid times stay finite."""
@@ -102,7 +103,7 @@ class Protocol:
         train: training queries, without the videos held out for selection.
         selection: queries that select checkpoints; part of the test data only if `selected_on_test`.
         tests: test splits by name.
-        selection_origin: `PUBLISHED`, `HELD_OUT`, or a text that starts with "test".
+        selection_origin: `PUBLISHED`, `HELD_OUT`, `NO_TRAINING`, or a text that starts with "test".
         published_train: the train split as published, if videos were held out of `train`.
         doubts: sentences about times that may not be in seconds; every run repeats them.
         pool: the set of videos that the video ids belong to, such as "charades": an id of one pool names
@@ -156,7 +157,7 @@ class Protocol:
     @property
     def only_tests(self) -> bool:
         """Whether the protocol has no training data."""
-        return not self.train.sentences
+        return self.selection_origin == NO_TRAINING
 
     @property
     def splits(self) -> dict[str, Split]:
