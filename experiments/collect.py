@@ -68,15 +68,18 @@ def merge(results: Path, runs: Path) -> list[dict[str, str]]:
 
 def update_page(page: Path, tables: Sequence[str]) -> None:
     """Replaces the tables of a page that have the header of one of ours; the first such one by our first."""
-    new = {
-        table.partition("\n")[0]: iter([one for one in tables if one.startswith(table.partition("\n")[0])])
-        for table in tables
-    }
-    parts = re.split(r"(?m)((?:^\|.*\n)+)", page.read_text(encoding="utf-8"))
-    for number, part in enumerate(parts):
-        table = next(new.get(part.partition("\n")[0], iter(())), None)
-        parts[number] = part if table is None else table + "\n"
-    page.write_text("".join(parts), encoding="utf-8")
+    left = list(tables)
+
+    def newer(match: re.Match[str]) -> str:
+        header = match[0].partition("\n")[0]
+        for table in left:
+            if table.partition("\n")[0] == header:
+                left.remove(table)
+                return f"{table}\n"
+        return match[0]
+
+    text = re.sub(r"(?m)(?:^\|.*\n)+", newer, page.read_text(encoding="utf-8"))
+    page.write_text(text, encoding="utf-8")
 
 
 def _key(row: dict[str, str]) -> tuple[str, ...]:

@@ -7,13 +7,15 @@ The tables are in claims_charades/README.md and in the README.md of the reposito
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from collect import update_page
 
-from vmr_zoo.report.claim_tables import CLAIM_WRITERS, answers_frame, print_answers
+from vmr_zoo.report.claim_tables import answers_frame, print_answers
 from vmr_zoo.report.claims import read_claims
-from vmr_zoo.report.escape import markdown
+from vmr_zoo.report.escape import markdown_table
 from vmr_zoo.report.runs import scan_runs
 from vmr_zoo.report.verdicts import answer_claims
 
@@ -26,21 +28,17 @@ def main() -> None:
     runs, _ = scan_runs(HERE / STUDY / "runs")
     answers = answer_claims(read_claims(HERE / CLAIMS), runs)
     print_answers(answers)
-    written = CLAIM_WRITERS["markdown"](answers).splitlines()
-    rows = [" ".join(line.split()) for line in written if line.startswith("|")]
-    rows[1] = _rule(rows[0].count("|") - 1)
-    update_page(HERE / CLAIMS / "README.md", ["\n".join(rows)])
-
-    short = ["| paper | claim | effect | verdict |", _rule(4)]
-    for one in answers_frame(answers).map(markdown).to_dict("records"):
-        count = f"{one['seeds']} seed{'s' if one['seeds'] != '1' else ''}"
-        effect = f"{one['effect']} ({one['over queries']}), {count}" if one["effect"] else ""
-        short.append(f"| {one['paper']} | {one['claim']} | {effect} | {one['verdict']} |")
-    update_page(HERE.parent / "README.md", ["\n".join(short)])
+    frame = answers_frame(answers)
+    whole = frame.drop(columns=["why not settled", "file", "seeds"])
+    update_page(HERE / CLAIMS / "README.md", [markdown_table(list(whole), whole.to_numpy())])
+    short = [(one["paper"], one["claim"], _effect(one), one["verdict"]) for one in frame.to_dict("records")]
+    update_page(HERE.parent / "README.md", [markdown_table(("paper", "claim", "effect", "verdict"), short)])
 
 
-def _rule(columns: int) -> str:
-    return f"| {' | '.join(['---'] * columns)} |"
+def _effect(answer: Mapping[Any, str]) -> str:
+    """Returns an effect with its interval over queries and its number of seeds; "" without runs."""
+    count = f"{answer['seeds']} seed{'s' if answer['seeds'] != '1' else ''}"
+    return f"{answer['effect']} ({answer['over queries']}), {count}" if answer["effect"] else ""
 
 
 if __name__ == "__main__":

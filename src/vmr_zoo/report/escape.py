@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
 
 from vmr_zoo.utils.text import one_line
 
@@ -30,6 +31,12 @@ def markdown(text: str) -> str:
     text = re.sub(r"([\\|*`~\[\]$])", r"\\\1", text)
     text = re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", text)  # inside a word it has no meaning
     return re.sub(r"^(\s*)([#+-])(?=\s|#)", r"\1\\\2", text)
+
+
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Returns a Markdown table with escaped cells, without padding: it changes only where its cells do."""
+    titles, *cells = (tuple(map(markdown, row)) for row in (columns, *rows))
+    return "\n".join(f"| {' | '.join(row)} |" for row in (titles, ("---",) * len(titles), *cells))
 
 
 def latex(text: str) -> str:

@@ -17,7 +17,7 @@ from rich.text import Text
 from vmr_zoo.data.annotations.records import SELECTION
 from vmr_zoo.errors import VmrError
 from vmr_zoo.report.caveats import BLIND, RISING
-from vmr_zoo.report.escape import markdown, one_line
+from vmr_zoo.report.escape import markdown_table, one_line
 from vmr_zoo.report.runs import REFERENCE_SPLITS
 from vmr_zoo.report.sentence_probe import LEAST_LOSS, METRIC
 from vmr_zoo.report.terminal import report_console, short_title
@@ -68,9 +68,7 @@ class StudyTable:
 
     def markdown(self) -> str:
         """Returns the table as Markdown."""
-        titles, *rows = (tuple(map(markdown, cells)) for cells in (self.columns, *self.rows))
-        lines = [titles, ("---",) * len(titles), *rows]
-        return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+        return markdown_table(self.columns, self.rows)
 
 
 def read_study(file: Path) -> list[StudyTable]:
@@ -171,17 +169,14 @@ def _labels(names: Sequence[str]) -> dict[str, str]:
     >>> list(_labels(["emb-paper+size-1", "vdi-paper+full+size-1", "vdi-paper+size-1"]).values())
     ['emb', 'vdi+full', 'vdi']
     """
-    rows: dict[str, set[tuple[str, ...]]] = defaultdict(set)
-    for name in names:
-        method, *overrides = name.split("+")
-        rows[method].add(tuple(overrides))
-    labels = {}
-    for name in names:
-        method, *overrides = name.split("+")
-        common = set.intersection(*map(set, rows[method]))
-        kept = (part for part in overrides if part not in common)
-        labels[name] = "+".join((method.removesuffix("-paper"), *kept))
-    return labels
+    parts = {name: name.split("+") for name in names}
+    common: dict[str, set[str]] = {}
+    for method, *own in parts.values():
+        common[method] = common.get(method, set(own)).intersection(own)
+    return {
+        name: "+".join((method.removesuffix("-paper"), *(one for one in own if one not in common[method])))
+        for name, (method, *own) in parts.items()
+    }
 
 
 def _cells(name: str, seeds: list[dict[str, str]], columns: list[str], probe: str) -> tuple[str, ...]:

@@ -6,7 +6,6 @@ import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 
 from vmr_zoo.data.annotations.records import (
     HELD_OUT,
@@ -127,8 +126,18 @@ def build_tests(name: str, tests: Mapping[str, SplitRows], train_with: str = "")
     splits = {test: split_of(test, *part) for test, part in tests.items()}
     doubts = check_times({test: rows for test, (rows, _) in tests.items()})
     train, selection = Split(TRAIN, ()), Split(SELECTION, ())
-    protocol = Protocol(name, train, selection, splits, NO_TRAINING, doubts=doubts, pool=pool_of(name))
-    return _announced(replace(protocol, train_with=train_with))
+    return _announced(
+        Protocol(
+            name,
+            train,
+            selection,
+            splits,
+            NO_TRAINING,
+            doubts=doubts,
+            pool=pool_of(name),
+            train_with=train_with,
+        )
+    )
 
 
 def _announced(protocol: Protocol) -> Protocol:
