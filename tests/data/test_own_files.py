@@ -171,6 +171,9 @@ def test_own_files_are_trained_on_and_a_doubt_reaches_the_leaderboard(
     assert vmr("train", "data=jsonl", f"test={new}", f"run={tmp_path}/other", *options) == 2
     said = " ".join(capsys.readouterr().err.split())
     assert "has no training data; it only tests. Add train=FILE" in said
+    for verb, *also in (("train", *options), ("eval", f"run={run}")):
+        assert vmr(verb, "data=jsonl", *also) == 2
+        assert f"vmr {verb} needs a value for 'test': add test=…" in capsys.readouterr().err
 
 
 def digest_of(path: Path) -> str:

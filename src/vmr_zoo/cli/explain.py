@@ -75,7 +75,11 @@ def explain(error: BaseException, verb: str, overrides: Sequence[str]) -> str | 
         MissingConfigException,
         OverrideParseException,
     )
-    from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+    from omegaconf.errors import (
+        InterpolationToMissingValueError,
+        MissingMandatoryValue,
+        OmegaConfBaseException,
+    )
 
     if isinstance(error, OverrideParseException):
         return f"Cannot read '{error.override}': expected key=value. {error.message.splitlines()[0]}"
@@ -89,8 +93,9 @@ def explain(error: BaseException, verb: str, overrides: Sequence[str]) -> str | 
         return _unknown_key(str(error), verb, overrides)
     if isinstance(error, InstantiationException):
         return _failed_construction(error)
-    if isinstance(error, MissingMandatoryValue):
-        key = getattr(error, "full_key", None) or str(error).rsplit(" ", 1)[-1]
+    if isinstance(error, MissingMandatoryValue | InterpolationToMissingValueError):
+        named = re.search(r"Missing mandatory value: (\S+)", str(error))
+        key = named.group(1) if named else str(error.full_key)
         key = re.sub(r"^data\.features\b", "features", key)  # data.features refers to features
         return f"vmr {verb} needs a value for '{key}': add {key}=…"
     if isinstance(error, OmegaConfBaseException | HydraException):

@@ -136,10 +136,15 @@ def build(node: DictConfig) -> Any:
     """Instantiates a node; raises a `VmrError` from a constructor as it is, without Hydra's wrapping."""
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
+    from omegaconf.errors import MissingMandatoryValue
 
     try:
         return instantiate(node)
     except InstantiationException as error:
         if isinstance(error.__cause__, VmrError):
             raise error.__cause__ from None
+        raise
+    except MissingMandatoryValue:
+        # Hydra names the key that refers to the missing one; this names the missing one itself.
+        OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
         raise
