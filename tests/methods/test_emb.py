@@ -95,6 +95,20 @@ def test_the_threshold_follows_the_trainer():
     assert overlap_threshold(method.progress()) == pytest.approx(0.75)
 
 
+@pytest.mark.parametrize("name", ["emb", "tea"])
+def test_the_elastic_boundary_acts_long_before_a_plateau(name):
+    """The budget of 60 epochs is five times what these trainings need: theta may not follow it."""
+
+    class Trainer:
+        max_epochs, current_epoch = 60, 6
+
+    method = instantiate(compose("train", ["data=shapes", f"method={name}"]).method)
+    method._trainer = Trainer()
+    assert overlap_threshold(method.progress()) == pytest.approx(0.75)
+    Trainer.max_epochs = 8
+    assert method.progress() == 6 / 8
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -138,6 +152,7 @@ def boundary(end_set="inclusive", highlight_end="max", extension=0.0):
         positive_weight=1.0,
         rank_low=0.3,
         rank_high=0.7,
+        theta_epochs=None,
     )
 
 

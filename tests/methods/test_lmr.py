@@ -71,11 +71,14 @@ def test_both_fusions_share_their_weights_unless_separate() -> None:
     assert fused.clips == batch["video_mask"].shape[1]
 
 
-def test_a_narration_stands_where_the_clip_that_it_ends_with_stands() -> None:
+@pytest.mark.parametrize("read", [1.0, 0.5])
+def test_a_narration_stands_where_the_clip_that_it_ends_with_stands(read: float) -> None:
+    """Also where only the first part of the video is read."""
     method = make("lmr")
     batch = make_batch(method.needs)
     clips = batch["video_mask"].sum(1)[:, None]
-    ends = (torch.arange(4) + 1) / clips  # of the first four clips
+    batch["duration"] = clips[:, 0] * batch["clip_seconds"] / read
+    ends = (torch.arange(4) + 1) / clips * read  # of the first four clips
     batch["narration_spans"] = torch.stack((torch.zeros_like(ends), ends), -1)
     narration = method.project(batch).narration
     expected = sine_position(batch["video_mask"], 16)[:, :4]
@@ -175,6 +178,8 @@ def test_without_visual_features_only_the_narrations_matter() -> None:
     batch = make_batch(method.needs)
     prediction = method.predict(batch)
     assert "saliency" not in prediction
+    assert torch.equal(method.answer_score(prediction, batch), prediction["scores"][:, 0])
+    assert "moment" in method.answer_evidence
     blind = dict(batch, video=torch.zeros_like(batch["video"]))
     assert torch.equal(method.predict(blind)["spans"], prediction["spans"])
     method.total_loss(method.losses(batch)).backward()

@@ -12,7 +12,7 @@ from batches import PATCH_DIM, PATCHES, QUERY_DIM, VIDEO_DIM, make_batch
 from vmr_zoo.config.compose import compose
 from vmr_zoo.errors import VmrError
 from vmr_zoo.methods.mmn import MMN
-from vmr_zoo.methods.vdi import SpatialDynamic, correlation_consistency
+from vmr_zoo.methods.vdi import SpatialDynamic, correlation_consistency, scaled
 
 OFF = [
     "method.visual_context=null",
@@ -85,7 +85,7 @@ def test_heatmaps_are_equation_3():
         length = int(batch["video_mask"][row].sum())
         for place in (0, 13, 31):
             frame = int((place + 0.5) * length / 32)
-            whole, patches = batch["video"][row, frame], batch["patches"][row, frame]
+            whole, patches = (scaled(batch[name][row, frame], "rms") for name in ("video", "patches"))
             expected = part.patch(patches) @ part.whole(whole) / math.sqrt(part.dim)
             torch.testing.assert_close(maps[video, place], expected, atol=1e-5, rtol=1e-4)
 
@@ -103,6 +103,7 @@ def test_dynamics_know_the_order_of_the_frames(sequence):
         heads=2,
         feedforward_dim=8,
         dropout=0.0,
+        scale="rms",
     )
     maps = torch.randn(2, 6, 4)
     assert part.dynamics(maps).shape == (2, 8)
@@ -116,6 +117,16 @@ def test_consistency_of_correlations_by_hand():
     expected = ((0 + 1) ** 2 + (math.sqrt(0.5) + 1) ** 2) / 2
     assert correlation_consistency(left, right, pairs).item() == pytest.approx(expected, rel=1e-5)
     assert correlation_consistency(left, right, torch.zeros_like(pairs)).item() == 0
+
+
+@pytest.mark.parametrize("scale", ["rms", "as_read"])
+def test_the_length_of_the_features_does_not_matter_to_the_injections(scale):
+    vdi = build("vdi", f"method.visual_context.scale={scale}", f"method.spatial_dynamic.scale={scale}")
+    batch = make_batch(NEEDS)
+    longer = {**batch, "video": 10 * batch["video"], "patches": 10 * batch["patches"]}
+    losses, other = vdi.losses(batch), vdi.losses(longer)
+    for name in ("visual_context", "spatial_dynamic"):
+        assert (other[name].item() == pytest.approx(losses[name].item(), rel=1e-4)) == (scale == "rms")
 
 
 def test_queries_without_nouns_take_no_part_in_the_injections():

@@ -102,7 +102,7 @@ def overlap_threshold(progress: float) -> float:
     """Computes theta, the least IoU of a proposal that may widen the annotation (EMB's code).
 
     Args:
-        progress: fraction of the training done, epoch / epochs, in [0, 1].
+        progress: fraction of the epochs in which theta falls; more than 1 after them.
 
     Returns:
         0.5 + 0.5 (1 - sigmoid((progress - 0.5) / 0.05)): from 1 down to 0.5.
@@ -184,6 +184,7 @@ class ElasticBoundary:
         positive_weight: weight of foreground snippets in L_h (paper: 1; EMB's code: 2).
         rank_low: IoU with the annotation at which a proposal's target score is 0.
         rank_high: IoU at which it is 1; linear between both.
+        theta_epochs: epochs in which theta falls to 0.5; None: all epochs of the training (EMB's code).
     """
 
     end_set: Literal["inclusive", "one_more"]
@@ -192,6 +193,7 @@ class ElasticBoundary:
     positive_weight: float
     rank_low: float
     rank_high: float
+    theta_epochs: int | None
 
     def endpoint_sets(self, moment: Tensor, chosen: Tensor, size: int) -> tuple[Tensor, Tensor]:
         """Widens both endpoints to sets: every index between the annotation and the chosen proposal.
@@ -393,13 +395,13 @@ class EMB(Method):
         return EMBOutput(frames, mask, words, clip_snippet, output, endpoints)
 
     def progress(self) -> float:
-        """Returns the fraction of the training done; 0 outside a trainer."""
+        """Returns the argument of `overlap_threshold` for the current epoch; 0 outside a trainer."""
         try:
             trainer = self.trainer
         except RuntimeError:
             return 0.0
         if trainer.max_epochs and trainer.max_epochs > 0:
-            return self.current_epoch / trainer.max_epochs
+            return self.current_epoch / min(self.boundary.theta_epochs or math.inf, trainer.max_epochs)
         return self.global_step / float(trainer.estimated_stepping_batches)
 
     def losses(self, batch: Batch, threshold: float | None = None) -> dict[str, Tensor]:

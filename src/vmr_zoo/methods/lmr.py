@@ -9,8 +9,9 @@ No code was released. The paper leaves these points open; this implementation ch
   that are fused with the narrations come from another encoder than those that are fused with the video
   (section IV-B, QVHighlights: Llama and CLIP) and have a projection of their own; without it both fusions
   read the same words.
-- The position of a narration is the sine position of its end, on the scale of the clips; nothing in the
-  sequence of Eq. 5 marks which part is text.
+- The position of a narration is the sine position of its end, as a fraction of the duration; clip i of T is
+  at (i + 1) / T. Where only the first clips of a video are read, their time is the scale of both. Nothing in
+  the sequence of Eq. 5 marks which part is text.
 - The decoder reads the N_v video tokens of F^m (section III-C), not the N_v + N_t that H is indexed to
   (III-D); only video tokens are scored (Eq. 5).
 - The content of a moment query is the mean of the projected words (those of the video: F^l of III-A),
@@ -37,7 +38,7 @@ from vmr_zoo.blocks.position import sine_coordinates
 from vmr_zoo.blocks.span_unit import SpanUnit
 from vmr_zoo.errors import VmrError
 from vmr_zoo.losses.set_criterion import SetCriterion
-from vmr_zoo.methods.base import Training
+from vmr_zoo.methods.base import Method, Training
 from vmr_zoo.methods.qd_detr.method import (
     QDDETR,
     FusedSequence,
@@ -120,6 +121,7 @@ class LMR(QDDETR):
         if not visual:
             self._check_without_video()
             del self.project_video  # nothing would train it
+            self.answer_evidence = Method.answer_evidence
         self.project_narration_query: nn.Module | None = None
         if narrations is not None:
             self.needs |= {"narration"}
@@ -156,7 +158,7 @@ class LMR(QDDETR):
         narration = (
             per_video(self.project_narration, batch, batch["narration"], training=self.training),
             batch["narration_mask"],
-            sine_coordinates(batch["narration_spans"][..., 1:], self.dim),
+            sine_coordinates(self._narration_ends(batch), self.dim),
         )
         words: tuple[Tensor, Tensor] | None = None
         if self.project_narration_query is not None:
@@ -167,6 +169,12 @@ class LMR(QDDETR):
             return inputs._replace(narration=ProjectedNarration(*narration, *words))
         words = words or (self.project_query(batch["query"]), batch["query_mask"])
         return ProjectedInputs(*narration, *words)
+
+    @staticmethod
+    def _narration_ends(batch: Batch) -> Tensor:
+        """Returns the end of each narration, (B, Ln, 1): 1 is the end of the video, or of the clips read."""
+        read = batch["video_mask"].sum(1) * batch["clip_seconds"]
+        return batch["narration_spans"][..., 1:] * (batch["duration"] / read).clamp(min=1.0)[:, None, None]
 
     def fuse(self, inputs: ProjectedInputs, record: list[Tensor] | None = None) -> FusedSequence:
         """Fuses video and narrations with the query (VQF, Eq. 4) and concatenates them along time."""
@@ -190,6 +198,10 @@ class LMR(QDDETR):
         words = (inputs.query * inputs.query_mask.unsqueeze(-1)).sum(1)
         words = words / inputs.query_mask.sum(1, keepdim=True).clamp(min=1)
         return words.unsqueeze(1).expand(-1, self.decoder.anchors.num_embeddings, -1)
+
+    def answer_score(self, prediction: Prediction, batch: Batch) -> Tensor:
+        """Returns QD-DETR's score; without clips, which alone have a saliency, that of the best moment."""
+        return super().answer_score(prediction, batch) if self.visual else prediction["scores"][:, 0]
 
     def predict(self, batch: Batch, *, details: bool = False) -> Prediction:
         """Ranks moments as QD-DETR does; without clips there are no scores per clip."""

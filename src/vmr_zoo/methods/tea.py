@@ -31,10 +31,10 @@ from vmr_zoo.types import Batch
 def align_narration(narration: Tensor, narration_mask: Tensor, spans: Tensor, mask: Tensor) -> Tensor:
     """Averages the narration sentences of each snippet: C^a of Eq. 3.
 
-    Snippet k of L covers [k / L, (k + 1) / L). A sentence about one frame belongs to the snippet that
-    contains its time, a sentence about an interval to every snippet that it overlaps. A snippet without a
-    sentence takes the nearest in time. (The paper does not cover this case; with one caption a second and
-    finer features, most snippets have none.)
+    Snippet k of L covers [k / L, (k + 1) / L). A sentence about an interval belongs to every snippet whose
+    centre it contains; one that contains no centre, as about one frame, to the snippet of its own centre. A
+    snippet without a sentence takes the nearest in time. (The paper does not cover this case; with one
+    caption a second and finer features, most snippets have none.)
 
     Args:
         narration: (B, Ln, D) one vector for each sentence.
@@ -46,12 +46,12 @@ def align_narration(narration: Tensor, narration_mask: Tensor, spans: Tensor, ma
         (B, L, D), zero on padding.
     """
     count = mask.sum(1)[:, None]
-    first = torch.minimum((spans[..., 0] * count).floor(), count - 1)
-    last = torch.maximum((spans[..., 1] * count).ceil() - 1, first)
     snippet = torch.arange(mask.shape[1], device=mask.device)[:, None]
-    inside = (snippet >= first.unsqueeze(1)) & (snippet <= last.unsqueeze(1)) & narration_mask.unsqueeze(1)
     centre = (snippet + 0.5) / count.unsqueeze(1)
     start, end = spans.unsqueeze(1).unbind(-1)
+    contains = (start <= centre) & (centre < end) & mask.unsqueeze(-1)
+    own = torch.minimum((spans.mean(2) * count).floor(), count - 1).unsqueeze(1) == snippet
+    inside = torch.where(contains.any(1, keepdim=True), contains, own) & narration_mask.unsqueeze(1)
     distance = (torch.maximum(start - centre, centre - end)).clamp(min=0.0)
     nearest = distance.masked_fill(~narration_mask.unsqueeze(1), torch.inf).argmin(2)
     fallback = functional.one_hot(nearest, narration.shape[1]).bool()

@@ -13,6 +13,8 @@ No code was released. The paper leaves these points open; the choices here are:
   softmax; positions are added, because the mean of the sequence model would ignore the order otherwise. Every
   FC has its own weights.
 - Eq. 5: pairs of sentences on different videos only.
+- Frames and patches enter both injections with a root mean square of 1 (`scale`). Features of unit length
+  vanish beside the normalised query of Eq. 1 and beside the biases of Eq. 3-4: the video would not count.
 - No gradient is stopped (`detach_context` stops the one into x-tilde). Both losses have constant solutions,
   so monitor their variance.
 - "We only update the parameters of the text encoder" (section 4.1.3) contradicts Eq. 11 and Algorithm 1: the
@@ -44,6 +46,12 @@ from vmr_zoo.utils.switches import check_switches
 QueryPart = Literal["full", "static", "dynamic"]
 DecoderQuery = Literal["static", "full", "learned"]
 SequenceModel = Literal["transformer", "lstm"]
+Scale = Literal["rms", "as_read"]
+
+
+def scaled(vectors: Tensor, scale: Scale) -> Tensor:
+    """Returns vectors (..., D) with a root mean square of 1 over D ("rms"), or as they are ("as_read")."""
+    return F.rms_norm(vectors, vectors.shape[-1:]) if scale == "rms" else vectors
 
 
 @check_switches
@@ -58,6 +66,7 @@ class VisualContext(nn.Module):
         heads: int,
         feedforward_dim: int,
         dropout: float,
+        scale: Scale,
         decoder_query: DecoderQuery,
         detach_context: bool,
     ) -> None:
@@ -71,12 +80,13 @@ class VisualContext(nn.Module):
             heads: attention heads of the decoder.
             feedforward_dim: width of its position-wise network.
             dropout: in the decoder.
+            scale: of the frames, "rms" or "as_read".
             decoder_query: what attends to the frames: the "static" query (Eq. 1), the "full" query, or a
                 "learned" vector (Table 3: "w/ Q^s", "w/ Q", "w/o Q").
             detach_context: whether Eq. 2 stops the gradient into x-tilde.
         """
         super().__init__()
-        self.decoder_query, self.detach_context = decoder_query, detach_context
+        self.decoder_query, self.detach_context, self.scale = decoder_query, detach_context, scale
         self.frames = nn.Identity() if video_dim == dim else nn.Linear(video_dim, dim)
         learned = decoder_query == "learned"
         self.learned = nn.Parameter(torch.randn(dim) * dim**-0.5) if learned else None
@@ -103,7 +113,7 @@ class VisualContext(nn.Module):
             query = (static if self.decoder_query == "static" else full).unsqueeze(1)
         else:
             query = self.learned.expand(len(video), 1, -1)
-        memory = self.frames(frames)
+        memory = self.frames(scaled(frames, self.scale))
         position = torch.zeros_like(query)
         context = self.decoder(query, position, memory, memory, None, rows=video).squeeze(1)  # Eq. 1
         if self.detach_context:
@@ -128,6 +138,7 @@ class SpatialDynamic(nn.Module):
         heads: int,
         feedforward_dim: int,
         dropout: float,
+        scale: Scale,
     ) -> None:
         """Builds the heatmap and the sequence model.
 
@@ -141,9 +152,10 @@ class SpatialDynamic(nn.Module):
             heads: attention heads of the encoder.
             feedforward_dim: width of its position-wise network.
             dropout: in the encoder.
+            scale: of frames and patches, "rms" or "as_read".
         """
         super().__init__()
-        self.count, self.dim = frames, dim
+        self.count, self.dim, self.scale = frames, dim, scale
         self.whole = nn.Linear(video_dim, dim)
         self.patch = nn.Linear(patch_dim, dim)
         self.flatten = nn.Linear(patch_count, dim)
@@ -171,7 +183,7 @@ class SpatialDynamic(nn.Module):
         Returns:
             M, (V, F, H * W).
         """
-        query = self.whole(whole)
+        query, patches = self.whole(scaled(whole, self.scale)), scaled(patches, self.scale)
         maps = (patches @ (query @ self.patch.weight).unsqueeze(3)).squeeze(3)
         return (maps + (query @ self.patch.bias).unsqueeze(2)) / self.dim**0.5  # Eq. 3
 
