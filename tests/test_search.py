@@ -83,7 +83,8 @@ def test_every_search_space_names_arguments_of_its_method(method):
 @pytest.mark.parametrize("method", SEARCHES)
 def test_the_search_of_recipes_begins_with_the_recipe_of_each_method(method):
     folder = config_dir().parent / "experiments/recipes_shapes"
-    names = ["search_maps.yaml"] if method in ("mmn", "vdi") else ["search_maps.yaml", "search.yaml"]
+    names = ["search_maps.yaml", *(["search.yaml"] if method not in ("mmn", "vdi") else ())]
+    names += ["search_mesm.yaml"] if method == "mesm" else []
     ranges = dict(OmegaConf.merge(*(OmegaConf.load(folder / name) for name in names)).hydra.sweeper.params)
     space, cfg = read_space(ranges, []), compose("train", [f"method={method}", "data=shapes"])
     assert configured(space, cfg) == {key: OmegaConf.select(cfg, key) for key in ranges}

@@ -187,13 +187,15 @@ def test_segment_contrast_is_equation_5(similarity, over, positives, overlap) ->
 
 
 def test_the_clips_of_a_moment_follow_the_rule() -> None:
-    batch = make_batch({"saliency"})
-    batch["spans"] = (torch.tensor([[4.1, 7.0]]) / batch["duration"][:, None])[:, None]
-    batch["span_mask"] = torch.ones(4, 1, dtype=torch.bool)
+    batch = make_batch({"saliency", "all_spans"})
+    moments = torch.tensor([[4.1, 7.0], [0.0, 2.0]])
+    batch["all_spans"] = moments / batch["duration"][:, None, None]
+    batch["all_span_mask"] = torch.ones(4, 2, dtype=torch.bool)
+    batch["spans"], batch["span_mask"] = batch["all_spans"][:, :1], batch["all_span_mask"][:, :1]  # drawn
     batch["moment_clips"] = batch["video_mask"].roll(1, 1)  # by the data module
     kinds = ("exclusive", "inclusive", "rated")
     clips = {kind: make("mesm", {"moment_clips": kind}).clips_of_moments(batch) for kind in kinds}
-    assert [row.nonzero().flatten().tolist() for row in clips["exclusive"]] == [[2]] * 4
+    assert [row.nonzero().flatten().tolist() for row in clips["exclusive"]] == [[0, 2]] * 4
     assert torch.equal(clips["inclusive"], batch["moment_clips"])
     assert torch.equal(clips["rated"], batch["saliency"] > 0)
 

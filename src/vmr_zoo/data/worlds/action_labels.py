@@ -170,7 +170,9 @@ class Rates:
     Attributes:
         seen: probability that a running action is seen in a clip.
         confused: probability that a seen action is confused with a similar one in that clip.
-        distractors_per_minute: mean number of perceived actions per minute that do not occur.
+        distractors_per_minute: mean number of actions per minute that do not occur but seem to; each is
+            perceived and confused like one that does. They begin inside of the video, so its first seconds
+            have fewer.
         distractor_seconds: mean length of these (exponentially distributed).
         distractors_alike: probability that a distractor is drawn from the confusions of an action in the
             video instead of uniformly from all classes.

@@ -16,6 +16,7 @@ Differs from the released code (minjoong507/BM-DETR) in these switches (paper | 
 - `span_unit.unit`: spans are fractions of the duration (`duration`) | of the clips read (`clips`).
 - `criterion.cost_class`: Eq. 12 counts the class probability once (1) | 8 times (8).
 - `training.loss_weights.class_error`: absent (null) | a constant without gradient (1).
+- `margin_pairs`: clips that the margin loss compares; `within_one_clip`: clips of a moment inside of one.
 - `data.negatives` and `data.shift`: which negatives and which shifts the data module draws.
 """
 

@@ -99,7 +99,8 @@ class MESM(QDDETR):
         )
         self.frame_word, self.segment_sentence = frame_word, segment_sentence
         self.moment_clips, self.input_dropout = moment_clips, network.input_dropout
-        self.needs |= {"rated": {"saliency"}, "inclusive": {"moment_clips"}}.get(moment_clips, set())
+        read = {"exclusive": "all_spans", "inclusive": "moment_clips", "rated": "saliency"}
+        self.needs |= {read[moment_clips]}
         self._build_frame_word(query_dim, network, aligner)
         self._build_segment_sentence(network, aligner)
 
@@ -177,9 +178,10 @@ class MESM(QDDETR):
         return super().fuse(inputs._replace(video=enhanced))._replace(enhanced=enhanced)
 
     def clips_of_moments(self, batch: Batch) -> Tensor:
-        """Marks the clips of the moments by the rule `moment_clips`, (B, Lv)."""
-        if self.moment_clips == "exclusive":
-            return super().clips_of_moments(batch)
+        """Marks the clips of all moments by the rule `moment_clips`, (B, Lv)."""
+        if self.moment_clips == "exclusive":  # training draws a few of many moments; all are ground truth
+            every: Batch = {**batch, "spans": batch["all_spans"], "span_mask": batch["all_span_mask"]}
+            return super().clips_of_moments(every)
         if self.moment_clips == "rated":
             return (batch["saliency"] > 0) & batch["video_mask"]
         return batch["moment_clips"]
