@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 from pathlib import Path
 
 import hydra
@@ -129,13 +130,13 @@ def test_every_switch_is_in_a_sweep():
 
 def test_a_switch_names_the_run_and_an_unknown_one_is_refused(compose):
     sweep = EXPERIMENTS / "fidelity/moment_detr.yaml"
-    cfg = compose(sweep, ["data=shapes", "method=moment_detr", "switch=moment_detr/span_unit"])
-    assert cfg.method.span_unit.unit == "clips"
-    assert "moment_detr-paper+span_unit/" in cfg.run
-    assert cfg.choices.ablation == "fidelity/moment_detr/span_unit"
+    cfg = compose(sweep, ["data=shapes", "method=moment_detr", "switch=moment_detr/margin_pairs"])
+    assert cfg.method.margin_pairs == "rated"
+    assert "moment_detr-paper+margin_pairs/" in cfg.run
+    assert cfg.choices.ablation == "fidelity/moment_detr/margin_pairs"
     assert "switches" not in cfg
-    with pytest.raises(VmrError, match="moment_detr/span_unit"):
-        compose(sweep, ["method=moment_detr", "switch=moment_detr/span_units"])
+    with pytest.raises(VmrError, match="moment_detr/margin_pairs"):
+        compose(sweep, ["method=moment_detr", "switch=moment_detr/margin_pair"])
     with pytest.raises(VmrError, match=r"network\.order"):
         compose(sweep, ["method=moment_detr", "switch=emb/order"])
 
@@ -167,6 +168,13 @@ def test_a_study_shows_what_its_results_say(study):
         assert scores
         for split, values in run.metrics.items():
             assert row[f"{split} R1@0.5"] == f"{values['R1@0.5']:.2f}"
+
+
+def test_the_searches_show_what_their_results_say(monkeypatch):
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    searches = importlib.import_module("searches")
+    readme = (EXPERIMENTS / "recipes_shapes" / "README.md").read_text(encoding="utf-8")
+    assert searches.table(searches.read_results()) in readme
 
 
 def test_the_verdicts_shown_are_those_of_the_stored_runs():

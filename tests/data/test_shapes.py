@@ -360,6 +360,10 @@ def test_a_blind_encoder_shows_the_other_property_only(blind, hidden, shown, tmp
     distance = {name: float(np.abs(other - base).mean()) for name, other in others.items()}
     assert distance[shown] > 3 * distance[hidden]
     assert encoder.manifest() != GridEncoder().manifest()
+    whole = replace(encoder, blind=None)
+    clips = list(encoder.clips(tmp_path / "video.mp4"))
+    norms = [float(np.linalg.norm(one.encode(clips)[0], axis=1).mean()) for one in (encoder, whole)]
+    assert norms[0] == pytest.approx(norms[1], rel=0.3)  # some methods read features as they are
 
 
 # ---------------------------------------------------------------- weak alignment

@@ -97,10 +97,10 @@ def test_the_threshold_follows_the_trainer():
 
 @pytest.mark.parametrize("name", ["emb", "tea"])
 def test_the_elastic_boundary_acts_long_before_a_plateau(name):
-    """The budget of 60 epochs is five times what these trainings need: theta may not follow it."""
+    """The budget of 120 epochs is many times what these trainings need: theta may not follow it."""
 
     class Trainer:
-        max_epochs, current_epoch = 60, 6
+        max_epochs, current_epoch = 120, 6
 
     method = instantiate(compose("train", ["data=shapes", f"method={name}"]).method)
     method._trainer = Trainer()

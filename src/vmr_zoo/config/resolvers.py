@@ -144,11 +144,11 @@ def folder_of(*files: str | Mapping[str, str] | None) -> str:
 
 
 def _chosen_file(group: str) -> str | None:
-    """Resolves `${choice:GROUP}`: the name of the file chosen in a config group, None for no choice."""
+    """Resolves `${choice:GROUP}`: the file chosen in a config group; None for none and for ablation=full."""
     from hydra.core.hydra_config import HydraConfig
 
     name = HydraConfig.get().runtime.choices.get(group)
-    return None if name in (None, "null") else str(name)
+    return None if name in (None, "null", "full") else str(name)
 
 
 def _current_run_name(*, _root_: DictConfig) -> str:

@@ -79,7 +79,9 @@ class GridEncoder(VideoEncoder):
         hues: number of hue bins around the chroma plane.
         rows: number of patch rows.
         columns: number of patch columns.
-        blind: property that the features do not show: "colour" or "form". What shows it is 0.
+        blind: property that the features do not show: "colour" or "form". What shows it is 0; the other
+            numbers of a clip are scaled, so that its norm stays about the same: some methods read features as
+            they are.
     """
 
     clip_seconds: float = 1.0
@@ -105,6 +107,17 @@ class GridEncoder(VideoEncoder):
     def dim(self) -> int:  # type: ignore[override]
         """Size of a clip vector."""
         return self.hues * _PER_HUE + _FORMS * (1 + _MOTIONS) + 4 + math.prod(_LUMA_GRID)
+
+    @property
+    def blind_scale(self) -> float:
+        """What the numbers of a clip that do not show the hidden property are multiplied by."""
+        forms = len(range(*_FORM_COLUMNS.indices(_PER_HUE)))
+        hidden = {
+            None: 0,
+            "colour": self.hues * _PER_HUE,
+            "form": self.hues * forms + (_FORMS - 1) * (1 + _MOTIONS),
+        }
+        return math.sqrt(self.dim / (self.dim - hidden[self.blind]))
 
     @property
     def patch_dim(self) -> int:  # type: ignore[override]
@@ -169,7 +182,7 @@ class GridEncoder(VideoEncoder):
             "samples": self.samples,
             "hues": self.hues,
             "grid": [self.rows, self.columns],
-            "blind": self.blind,
+            "blind": self.blind and f"{self.blind}, others times {self.blind_scale:.3f}",
         }
 
     def _clips(self, masks: Array, luma: Array, now: Rows, before: Rows) -> Array:
@@ -222,7 +235,7 @@ class GridEncoder(VideoEncoder):
             by_form[:, 1:] = 0
         everything = [by_hue, presence.sum(1) / 2, by_form, *self._luma(luma[now], luma[before])]
         clips = np.concatenate([part.reshape(len(part), -1) for part in everything], -1)
-        return np.clip(clips, -_LIMIT, _LIMIT).astype(np.float32)
+        return (np.clip(clips, -_LIMIT, _LIMIT) * self.blind_scale).astype(np.float32)
 
     def _luma(self, luma: Array, before: Array) -> list[Array]:
         """Computes brightness, contrast, change and texture (T, 4), and change per cell (T, cells)."""
