@@ -164,17 +164,22 @@ def _scores(rows: Sequence[dict[str, str]]) -> list[str]:
 
 
 def _labels(names: Sequence[str]) -> dict[str, str]:
-    """Returns short names: the method, with the overrides in which rows of the same method differ.
+    """Returns short names: the method, its ablation, and the values in which rows of the same method differ.
 
-    >>> list(_labels(["emb-paper+size-1", "vdi-paper+full+size-1", "vdi-paper+size-1"]).values())
-    ['emb', 'vdi+full', 'vdi']
+    >>> list(_labels(["emb-paper+no_gate+dim-1", "vdi-paper+size-2+dim-1", "vdi-paper+dim-1"]).values())
+    ['emb+no_gate', 'vdi+size-2', 'vdi']
     """
     parts = {name: name.split("+") for name in names}
     common: dict[str, set[str]] = {}
     for method, *own in parts.values():
         common[method] = common.get(method, set(own)).intersection(own)
     return {
-        name: "+".join((method.removesuffix("-paper"), *(one for one in own if one not in common[method])))
+        name: "+".join(
+            (
+                method.removesuffix("-paper"),
+                *(one for one in own if "-" not in one or one not in common[method]),
+            )
+        )
         for name, (method, *own) in parts.items()
     }
 
