@@ -20,6 +20,7 @@ from vmr_zoo.blocks.attention import MultiHeadAttention, attend
 from vmr_zoo.config.compose import compose
 from vmr_zoo.data.batches.datamodule import VMRDataModule
 from vmr_zoo.methods.base import Method
+from vmr_zoo.methods.vdi import scaled
 from vmr_zoo.runs import directory
 
 DETR = ("moment_detr", "bm_detr", "qd_detr", "mesm", "lmr")
@@ -234,9 +235,10 @@ def test_vdi_returns_the_heatmaps_of_each_sentence_where_there_are_patches() -> 
     assert torch.equal(heatmap[2], heatmap[0])  # one video
     dynamic = method.spatial_dynamic
     frame = int(dynamic.frame_indices(batch["video_mask"])[3, 0])
-    whole = dynamic.whole(batch["video"][3, frame])
+    whole = dynamic.whole(scaled(batch["video"][3, frame], "rms"))
+    patches = scaled(batch["patches"][3, frame], "rms")
     for patch in range(PATCHES):  # Eq. 3
-        expected = whole @ dynamic.patch(batch["patches"][3, frame, patch]) / dynamic.dim**0.5
+        expected = whole @ dynamic.patch(patches[patch]) / dynamic.dim**0.5
         torch.testing.assert_close(heatmap[3, 0, patch], expected)
     del batch["patches"]
     assert details(method, batch).keys() == {"score_map"}
