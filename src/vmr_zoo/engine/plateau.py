@@ -80,7 +80,7 @@ def plateau_header(trainer: lightning.Trainer) -> dict[str, Any]:
     hooks = trainer.callbacks  # type: ignore[attr-defined]
     hook = next((hook for hook in hooks if isinstance(hook, Plateau)), None)
     if hook is not None:
-        header["train_cpu_seconds"] = round(hook.cpu_seconds, 1)
+        header["train_cpu_seconds"] = round(hook.cpu_seconds, 3)
         header["patience"] = hook.patience
         header["plateau"] = hook.reached or steps == 0
     return header
