@@ -82,8 +82,9 @@ def main(runs: Path) -> None:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(row for method in sorted(by_method) for row in by_method[method])
-    print(table(by_method))
-    update_page(STUDY / "README.md", [table(by_method)])
+    shown = table(by_method)
+    print(shown)
+    update_page(STUDY / "README.md", [shown])
 
 
 if __name__ == "__main__":

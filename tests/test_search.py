@@ -83,9 +83,9 @@ def test_every_search_space_names_arguments_of_its_method(method):
 @pytest.mark.parametrize("method", SEARCHES)
 def test_the_search_of_recipes_begins_with_the_recipe_of_each_method(method):
     folder = config_dir().parent / "experiments/recipes_shapes"
-    names = ["search_maps.yaml", *(["search.yaml"] if method not in ("mmn", "vdi") else ())]
-    names += ["search_mesm.yaml"] if method == "mesm" else []
-    ranges = dict(OmegaConf.merge(*(OmegaConf.load(folder / name) for name in names)).hydra.sweeper.params)
+    files = ["search_maps", "search", "search_mesm"][: {"mmn": 1, "vdi": 1, "mesm": 3}.get(method, 2)]
+    loaded = (OmegaConf.load(folder / f"{name}.yaml") for name in files)
+    ranges = dict(OmegaConf.merge(*loaded).hydra.sweeper.params)
     space, cfg = read_space(ranges, []), compose("train", [f"method={method}", "data=shapes"])
     assert configured(space, cfg) == {key: OmegaConf.select(cfg, key) for key in ranges}
 

@@ -201,7 +201,9 @@ class LMR(QDDETR):
 
     def answer_score(self, prediction: Prediction, batch: Batch) -> Tensor:
         """Returns QD-DETR's score; without clips, which alone have a saliency, that of the best moment."""
-        return super().answer_score(prediction, batch) if self.visual else prediction["scores"][:, 0]
+        if not self.visual:
+            return Method.answer_score(self, prediction, batch)
+        return super().answer_score(prediction, batch)
 
     def predict(self, batch: Batch, *, details: bool = False) -> Prediction:
         """Ranks moments as QD-DETR does; without clips there are no scores per clip."""

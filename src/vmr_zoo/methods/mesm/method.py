@@ -179,9 +179,8 @@ class MESM(QDDETR):
 
     def clips_of_moments(self, batch: Batch) -> Tensor:
         """Marks the clips of all moments by the rule `moment_clips`, (B, Lv)."""
-        if self.moment_clips == "exclusive":  # training draws a few of many moments; all are ground truth
-            every: Batch = {**batch, "spans": batch["all_spans"], "span_mask": batch["all_span_mask"]}
-            return super().clips_of_moments(every)
+        if self.moment_clips == "exclusive":
+            return super().clips_of_moments(batch)
         if self.moment_clips == "rated":
             return (batch["saliency"] > 0) & batch["video_mask"]
         return batch["moment_clips"]

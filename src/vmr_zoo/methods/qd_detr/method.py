@@ -318,10 +318,9 @@ class QDDETR(Method):
         return QDDETROutput(logits, spans, states, references, inputs, positive, negative)
 
     def clips_of_moments(self, batch: Batch) -> Tensor:
-        """Marks the clips inside the moments, (B, Lv)."""
-        return clips_inside(
-            batch["spans"], batch["span_mask"], batch["duration"], batch["clip_seconds"], batch["video_mask"]
-        )
+        """Marks the clips inside any moment of the row, (B, Lv), also where training draws a few of many."""
+        seconds = batch["duration"], batch["clip_seconds"]
+        return clips_inside(batch["all_spans"], batch["all_span_mask"], *seconds, batch["video_mask"])
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Runs the network on the batch, draws the pairs of the margin loss, and computes the losses."""
@@ -343,8 +342,7 @@ class QDDETR(Method):
 
     def pair_choices(self, batch: Batch) -> PairChoices:
         """Lists the clips that the margin loss may compare."""
-        every: Batch = {**batch, "spans": batch["all_spans"], "span_mask": batch["all_span_mask"]}
-        rule, inside = self.saliency.margin_pairs, self.clips_of_moments(every)
+        rule, inside = self.saliency.margin_pairs, self.clips_of_moments(batch)
         return pair_choices(rule, inside, batch["video_mask"], batch["saliency"], batch["saliency_mask"])
 
     def losses_of(

@@ -111,7 +111,7 @@ class GridEncoder(VideoEncoder):
     @property
     def blind_scale(self) -> float:
         """What the numbers of a clip that do not show the hidden property are multiplied by."""
-        forms = len(range(*_FORM_COLUMNS.indices(_PER_HUE)))
+        forms = _FORM_COLUMNS.stop - _FORM_COLUMNS.start
         hidden = {
             None: 0,
             "colour": self.hues * _PER_HUE,
