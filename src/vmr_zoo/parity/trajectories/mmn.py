@@ -101,7 +101,8 @@ class MMNTrajectory(ReleasedTrajectory[None]):
         expected = torch.where(place == (lengths - 1).unsqueeze(1), end, expected)
         expected = expected * (place < lengths.unsqueeze(1))
         special = int(method.text.start != start) + int(method.text.end != end)
-        return StepInputs(batch, None, {"input/token_ids": Number(expected, 0)}, {"input/token_ids": special})
+        held = {"input/token_ids": Number(expected, 0), "input/wordlens": Number((expected != 0).sum(1), 0)}
+        return StepInputs(batch, None, held, {"input/token_ids": special})
 
     def losses(self, method: Method, batch: Batch, draws: None) -> Losses:
         """Computes the losses."""
