@@ -1,4 +1,4 @@
-"""The embedded data set: moving coloured shapes, rendered into real video files.
+"""The bundled data set: moving coloured shapes, rendered into real video files.
 
 `world` samples scenes, `render` draws and encodes them, `sentences` writes queries, `narrator` narrates,
 `weak` blurs the training moments, `encoder` turns decoded frames into features, `generate` runs these steps
