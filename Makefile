@@ -1,4 +1,4 @@
-# make demo   the main job on the embedded data: render, extract, narrate, embed, train EMB and TEA and two baselines,
+# make demo   the main job on the bundled data: render, extract, narrate, embed, train EMB and TEA and two baselines,
 #             print the leaderboard and write it as a page
 # make test   the tests without the slow ones
 # Both create .venv and install everything on the first call.

@@ -284,11 +284,11 @@ def test_the_shipped_claims_name_settings_splits_and_methods_that_exist(folder, 
         assert (CONF / "method" / f"{method}.yaml").is_file()
     for ablation in {ablation for _, ablation in choices if ablation}:
         assert (CONF / "ablation" / f"{ablation}.yaml").is_file()
-    cfg = compose("train", ["method=tea", "data=shapes"])
-    for key in {key for cell in cells for key in cell.where.keys() - header}:
-        node = cfg
+    composed = {method: compose("train", [f"method={method}", "data=shapes"]) for method, _ in choices}
+    for method, key in {(cell.where["method"], key) for cell in cells for key in cell.where.keys() - header}:
+        node = composed[method]
         for part in key.split("."):
-            assert part in node, (key, part)
+            assert part in node, (method, key, part)
             node = node[part]
 
 
