@@ -104,6 +104,7 @@ def test_dynamics_know_the_order_of_the_frames(sequence):
         feedforward_dim=8,
         dropout=0.0,
         scale="rms",
+        trained=True,
     )
     maps = torch.randn(2, 6, 4)
     assert part.dynamics(maps).shape == (2, 8)
@@ -146,14 +147,20 @@ def test_queries_without_nouns_take_no_part_in_the_injections():
 
 
 @pytest.mark.parametrize("query", ["static", "full", "learned"])
-def test_injection_reaches_the_text_encoder_by_the_dynamic_query(query):
-    context = "method.visual_context"
-    vdi = build("vdi", f"{context}.decoder_query={query}", f"{context}.detach_context=true")
+def test_injections_train_the_text_encoder_alone_by_the_dynamic_query(query):
+    vdi = build("vdi", f"method.visual_context.decoder_query={query}")
     losses = vdi.losses(make_batch(NEEDS))
+    text = {id(p) for p in vdi.text.parameters()}
     for name in ("visual_context", "spatial_dynamic"):
         vdi.zero_grad()
         losses[name].backward(retain_graph=True)
-        assert sum(p.grad.abs().sum() for p in vdi.text.parameters() if p.grad is not None) > 0
+        moved = {id(p) for p in vdi.parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+        assert moved and moved <= text  # Algorithm 1
+    dynamic = torch.randn(4, vdi.visual_context.project.in_features, requires_grad=True)
+    video, usable = torch.tensor([0, 0, 1, 1]), torch.ones(4, dtype=torch.bool)
+    frames = torch.randn(2, 5, getattr(vdi.visual_context.frames, "in_features", dynamic.shape[1]))
+    vdi.visual_context(frames, video, dynamic.detach(), dynamic.detach(), dynamic, usable).backward()
+    assert dynamic.grad is not None and dynamic.grad.abs().sum() > 0
 
 
 def test_retrieving_by_parts_of_the_query():

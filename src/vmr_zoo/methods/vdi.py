@@ -15,10 +15,8 @@ No code was released. The paper leaves these points open; the choices here are:
 - Eq. 5: pairs of sentences on different videos only.
 - Frames and patches enter both injections with a root mean square of 1 (`scale`). Features of unit length
   vanish beside the normalised query of Eq. 1 and beside the biases of Eq. 3-4: the video would not count.
-- No gradient is stopped (`detach_context` stops the one into x-tilde). Both losses have constant solutions,
-  so monitor their variance.
-- "We only update the parameters of the text encoder" (section 4.1.3) contradicts Eq. 11 and Algorithm 1: the
-  visual encoder is frozen, everything else is trained.
+- The injections train the text encoder alone, as Algorithm 1 and section 4.1.3 say: their own layers stay as
+  they were drawn. If those are trained too (`trained`), both losses find constant solutions within a few epochs.
 """
 
 from __future__ import annotations
@@ -68,7 +66,7 @@ class VisualContext(nn.Module):
         dropout: float,
         scale: Scale,
         decoder_query: DecoderQuery,
-        detach_context: bool,
+        trained: bool,
     ) -> None:
         """Builds the decoder.
 
@@ -83,15 +81,16 @@ class VisualContext(nn.Module):
             scale: of the frames, "rms" or "as_read".
             decoder_query: what attends to the frames: the "static" query (Eq. 1), the "full" query, or a
                 "learned" vector (Table 3: "w/ Q^s", "w/ Q", "w/o Q").
-            detach_context: whether Eq. 2 stops the gradient into x-tilde.
+            trained: whether decoder and projections are trained, or stay as they were drawn.
         """
         super().__init__()
-        self.decoder_query, self.detach_context, self.scale = decoder_query, detach_context, scale
+        self.decoder_query, self.scale = decoder_query, scale
         self.frames = nn.Identity() if video_dim == dim else nn.Linear(video_dim, dim)
         learned = decoder_query == "learned"
         self.learned = nn.Parameter(torch.randn(dim) * dim**-0.5) if learned else None
         self.decoder = QueryDecoderLayer(dim, heads, feedforward_dim, dropout=dropout)
         self.project = nn.Linear(dim, dim)
+        self.requires_grad_(trained)
 
     def forward(
         self, frames: Tensor, video: Tensor, full: Tensor, static: Tensor, dynamic: Tensor, usable: Tensor
@@ -116,8 +115,6 @@ class VisualContext(nn.Module):
         memory = self.frames(scaled(frames, self.scale))
         position = torch.zeros_like(query)
         context = self.decoder(query, position, memory, memory, None, rows=video).squeeze(1)  # Eq. 1
-        if self.detach_context:
-            context = context.detach()
         difference = (self.project(dynamic) - context).square().mean(1)  # Eq. 2
         return (difference * usable).sum() / usable.sum().clamp(min=1)
 
@@ -139,6 +136,7 @@ class SpatialDynamic(nn.Module):
         feedforward_dim: int,
         dropout: float,
         scale: Scale,
+        trained: bool,
     ) -> None:
         """Builds the heatmap and the sequence model.
 
@@ -153,6 +151,7 @@ class SpatialDynamic(nn.Module):
             feedforward_dim: width of its position-wise network.
             dropout: in the encoder.
             scale: of frames and patches, "rms" or "as_read".
+            trained: whether all layers here are trained, or stay as they were drawn.
         """
         super().__init__()
         self.count, self.dim, self.scale = frames, dim, scale
@@ -165,6 +164,7 @@ class SpatialDynamic(nn.Module):
         else:
             self.lstm = nn.LSTM(dim, dim, batch_first=True)
         self.project = nn.Linear(dim, dim)
+        self.requires_grad_(trained)
 
     def frame_indices(self, mask: Tensor) -> Tensor:
         """Returns the middle frame of each of F segments, (V, F), given a mask (V, Lv)."""
