@@ -16,7 +16,7 @@ No code was released. The paper leaves these points open; the choices here are:
 - Frames and patches enter both injections with a root mean square of 1 (`scale`). Features of unit length
   vanish beside the normalised query of Eq. 1 and beside the biases of Eq. 3-4: the video would not count.
 - The injections train the text encoder alone, as Algorithm 1 and section 4.1.3 say: their own layers stay as
-  they were drawn. If those are trained too (`trained`), both losses find constant solutions within a few epochs.
+  they were drawn. If those are trained too (`trained`), both losses find constant solutions in a few epochs.
 """
 
 from __future__ import annotations
