@@ -38,6 +38,7 @@ def read_run(run: Run) -> dict[str, str]:
     row |= {key: header.get(key) for key in TRAINED}
     git = environment["git"] or {"revision": "", "dirty": False}
     row["revision"] = git["revision"][:10] + "+changes" * git["dirty"]
+    row["preloaded"] = " ".join(environment.get("preloaded", []))  # kernels decide the last bits
     for split, scores in run.metrics.items():
         row |= {f"{split} {metric}": f"{scores[metric]:.2f}" for metric in METRICS}
     row |= {f"other {split} {METRIC}": f"{score:.2f}" for split, score in probed(run).items()}

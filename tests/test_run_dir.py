@@ -49,11 +49,13 @@ def test_an_unwritable_value_leaves_no_file(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_environment_suffices_to_repeat_the_run():
+def test_the_environment_suffices_to_repeat_the_run(monkeypatch):
+    monkeypatch.setenv("LD_PRELOAD", "/home/me/mkl_as_intel.so:libjemalloc.so.2")
     found = describe_environment(seed=3)
     assert found["seed"] == 3
     assert found["packages"]["torch"]
     assert found["torch_threads"] >= 1
+    assert found["preloaded"] == ["mkl_as_intel.so", "libjemalloc.so.2"]
     assert found["git"] is None or len(found["git"]["revision"]) == 40
 
 

@@ -165,6 +165,16 @@ def test_injections_train_the_text_encoder_alone_by_the_dynamic_query(query):
     assert dynamic.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("detached", [True, False])
+def test_eq_2_takes_the_context_as_a_target_unless_the_switch_says_otherwise(detached):
+    part = build("vdi", f"method.visual_context.detach_context={str(detached).lower()}").visual_context
+    static = torch.randn(4, part.project.in_features, requires_grad=True)
+    video, usable = torch.tensor([0, 0, 1, 1]), torch.ones(4, dtype=torch.bool)
+    dynamic = torch.randn_like(static).requires_grad_()
+    part(torch.randn(2, 5, part.frames.in_features), video, static, static, dynamic, usable).backward()
+    assert (static.grad is None) == detached
+
+
 def test_retrieving_by_parts_of_the_query():
     batch = make_batch(NEEDS)
     full, static, dynamic = (

@@ -17,6 +17,8 @@ No code was released. The paper leaves these points open; the choices here are:
   vanish beside the normalised query of Eq. 1 and beside the biases of Eq. 3-4: the video would not count.
 - The injections train the text encoder alone, as Algorithm 1 and section 4.1.3 say: their own layers stay as
   they were drawn. If those are trained too (`trained`), both losses find constant solutions in a few epochs.
+- x-tilde is a target: Eq. 2 sends no gradient into it (`detach_context`). Otherwise the text encoder makes
+  static queries alike, and the sentence leaves x-tilde.
 """
 
 from __future__ import annotations
@@ -66,6 +68,7 @@ class VisualContext(nn.Module):
         dropout: float,
         scale: Scale,
         decoder_query: DecoderQuery,
+        detach_context: bool,
         trained: bool,
     ) -> None:
         """Builds the decoder.
@@ -81,10 +84,11 @@ class VisualContext(nn.Module):
             scale: of the frames, "rms" or "as_read".
             decoder_query: what attends to the frames: the "static" query (Eq. 1), the "full" query, or a
                 "learned" vector (Table 3: "w/ Q^s", "w/ Q", "w/o Q").
+            detach_context: whether Eq. 2 stops the gradient into x-tilde.
             trained: whether decoder and projections are trained, or stay as they were drawn.
         """
         super().__init__()
-        self.decoder_query, self.scale = decoder_query, scale
+        self.decoder_query, self.detach_context, self.scale = decoder_query, detach_context, scale
         self.frames = nn.Identity() if video_dim == dim else nn.Linear(video_dim, dim)
         learned = decoder_query == "learned"
         self.learned = nn.Parameter(torch.randn(dim) * dim**-0.5) if learned else None
@@ -115,6 +119,8 @@ class VisualContext(nn.Module):
         memory = self.frames(scaled(frames, self.scale))
         position = torch.zeros_like(query)
         context = self.decoder(query, position, memory, memory, None, rows=video).squeeze(1)  # Eq. 1
+        if self.detach_context:
+            context = context.detach()
         difference = (self.project(dynamic) - context).square().mean(1)  # Eq. 2
         return (difference * usable).sum() / usable.sum().clamp(min=1)
 

@@ -10,7 +10,7 @@ Nothing here removes an earlier result.
     model.safetensors   the weights that predicted
     manifest.json       the description of the features
     annotations.json    for each split, the number of sentences and a digest of them with their moments
-    environment.json    packages, git revision, hardware, seed, threads
+    environment.json    packages, git revision, hardware, seed, threads, preloaded libraries
     checkpoints/        best.ckpt and last.ckpt, with the optimizer's state
     metrics.csv         the training curves
     loggers.json        the run's ids in Weights & Biases and MLflow, with which a resume continues there

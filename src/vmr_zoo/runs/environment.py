@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import platform
+import re
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -20,7 +21,8 @@ def describe_environment(seed: int) -> dict[str, Any]:
         seed: the run's seed.
 
     Returns:
-        Package versions, git revision and whether the checkout had changes, hardware, seed, torch threads.
+        Package versions, git revision and whether the checkout had changes, hardware, seed, torch threads, and
+        the names of preloaded libraries, which can replace kernels.
     """
     import torch
 
@@ -35,6 +37,7 @@ def describe_environment(seed: int) -> dict[str, Any]:
         "gpus": gpus,
         "cuda": torch.version.cuda if gpus else None,
         "torch_threads": torch.get_num_threads(),
+        "preloaded": [Path(one).name for one in re.split("[ :]+", os.environ.get("LD_PRELOAD", "")) if one],
         "git": _git_state(),
         "packages": dict(_packages()),
     }
