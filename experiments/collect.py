@@ -2,7 +2,8 @@
 
 python experiments/collect.py STUDY [RUNS]      # RUNS: default runs/STUDY
 
-The tables are printed, and replace the older ones in the study's README.md and in that of the repository.
+The tables are printed, and replace the older ones in the README.md of the study. Those of the studies in
+`FRONT` also replace those in the README.md of the repository.
 
 Each run is also stored in experiments/STUDY/runs, without weights and predictions but with the scores of its
 single queries, which significance and claims need: `vmr report runs=experiments/STUDY/runs`.
@@ -26,6 +27,7 @@ from vmr_zoo.report.sentence_probe import METRIC, probed
 from vmr_zoo.report.store import store_run
 from vmr_zoo.report.study import by_data, study_table
 
+FRONT = ("ood_shapes", "ood_charades")
 METRICS = ("R1@0.5", "R1@0.7", "mIoU")
 TRAINED = ("steps", "epochs", "best_epoch", "plateau", "train_cpu_seconds", "train_seconds", "parameters")
 
@@ -95,7 +97,7 @@ def main(study: str, runs: Path) -> None:
     }
     for title, table in tables.items():
         print("\n\n".join((f"### {title}", table.markdown(), *table.notes)), end="\n\n")
-    for page in (folder / "README.md", folder.parents[1] / "README.md"):
+    for page in (folder / "README.md", *([folder.parents[1] / "README.md"] if study in FRONT else [])):
         update_page(page, [table.markdown() for table in tables.values()])
 
 

@@ -2,7 +2,7 @@
 
 python experiments/verdicts.py
 
-The tables are in claims_charades/README.md and in the README.md of the repository.
+The tables are in claims/README.md, claims_charades/README.md and the README.md of the repository.
 """
 
 from __future__ import annotations
@@ -17,22 +17,33 @@ from vmr_zoo.report.claim_tables import answers_frame, print_answers
 from vmr_zoo.report.claims import read_claims
 from vmr_zoo.report.escape import markdown_table
 from vmr_zoo.report.runs import scan_runs
-from vmr_zoo.report.verdicts import answer_claims
+from vmr_zoo.report.verdicts import Answer, answer_claims
 
 HERE = Path(__file__).parent
-STUDY, CLAIMS = "ood_charades", "claims_charades"
+STUDIES = {"claims": ("ood_shapes", "interventions"), "claims_charades": ("ood_charades",)}
+"""The studies that answer the claims of a folder."""
+
+
+def stored_answers(claims: str) -> list[Answer]:
+    """Answers the claims of a folder from the stored runs of its studies."""
+    runs = [run for study in STUDIES[claims] for run in scan_runs(HERE / study / "runs")[0]]
+    return answer_claims(read_claims(HERE / claims), runs)
 
 
 def main() -> None:
-    """Updates both pages."""
-    runs, _ = scan_runs(HERE / STUDY / "runs")
-    answers = answer_claims(read_claims(HERE / CLAIMS), runs)
-    print_answers(answers)
-    frame = answers_frame(answers)
-    whole = frame.drop(columns=["why not settled", "file", "seeds"])
-    update_page(HERE / CLAIMS / "README.md", [markdown_table(list(whole), whole.to_numpy())])
-    short = [(one["paper"], one["claim"], _effect(one), one["verdict"]) for one in frame.to_dict("records")]
-    update_page(HERE.parent / "README.md", [markdown_table(("paper", "claim", "effect", "verdict"), short)])
+    """Updates all pages."""
+    front = []
+    for claims in STUDIES:
+        answers = stored_answers(claims)
+        print_answers(answers)
+        frame = answers_frame(answers)
+        whole = frame.drop(columns=["why not settled", "file", "seeds"])
+        update_page(HERE / claims / "README.md", [markdown_table(list(whole), whole.to_numpy())])
+        short = [
+            (one["paper"], one["claim"], _effect(one), one["verdict"]) for one in frame.to_dict("records")
+        ]
+        front.append(markdown_table(("paper", "claim", "effect", "verdict"), short))
+    update_page(HERE.parent / "README.md", front)
 
 
 def _effect(answer: Mapping[Any, str]) -> str:

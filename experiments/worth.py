@@ -1,0 +1,78 @@
+"""Updates the tables of fidelity/README.md: what each switch is worth.
+
+python experiments/collect.py fidelity [RUNS] && python experiments/worth.py
+
+A row of fidelity/results.csv is compared with the row of ood_shapes/results.csv that has the same method and
+seed, where nothing is turned.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, stdev
+
+from collect import update_page
+
+from vmr_zoo.report.caveats import RISING
+from vmr_zoo.report.escape import markdown_table
+
+HERE = Path(__file__).parent
+METRIC = "R1@0.5"
+SPLITS = ("iid", "ood_time", "novel_word", "novel_composition", "paraphrase", "complex")
+
+Row = dict[str, str]
+
+
+def read(study: str) -> list[Row]:
+    """Reads the results.csv of a study; no rows without one."""
+    file = HERE / study / "results.csv"
+    if not file.exists():
+        return []
+    with file.open(newline="", encoding="utf-8") as lines:
+        return list(csv.DictReader(lines))
+
+
+def tables() -> list[str]:
+    """Returns a table per method: differences in points, the switch that moves iid most first."""
+    defaults = {(row["name"], row["seed"]): row for row in read("ood_shapes") if row["features"] == "shapes"}
+    found: dict[str, dict[str, list[tuple[Row, Row]]]] = defaultdict(lambda: defaultdict(list))
+    for row in read("fidelity"):
+        name, _, switch = row["name"].partition("+")
+        default = defaults.get((name, row["seed"]))
+        if default:
+            found[name.removesuffix("-paper")][switch].append((row, default))
+    return [_table(method, switches) for method, switches in sorted(found.items())]
+
+
+def _table(method: str, switches: dict[str, list[tuple[Row, Row]]]) -> str:
+    differences = {
+        name: [[_difference(*pair, split) for pair in pairs] for split in SPLITS]
+        for name, pairs in switches.items()
+    }
+    rows = []
+    for name in sorted(differences, key=lambda name: -abs(mean(differences[name][0]))):
+        rising = any(row["plateau"] == "False" for row, _ in switches[name])
+        rows.append((name + RISING.sign * rising, str(len(switches[name])), *map(_cell, differences[name])))
+    return markdown_table((method, "n", *SPLITS), rows)
+
+
+def _difference(row: Row, default: Row, split: str) -> float:
+    return float(row[f"{split} {METRIC}"]) - float(default[f"{split} {METRIC}"])
+
+
+def _cell(values: Sequence[float]) -> str:
+    return f"{mean(values):+.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
+
+
+def main() -> None:
+    """Prints the tables and updates the page."""
+    shown = tables()
+    print("\n".join(shown))
+    update_page(HERE / "fidelity" / "README.md", shown)
+
+
+if __name__ == "__main__":
+    main()
