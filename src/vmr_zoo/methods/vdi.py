@@ -15,10 +15,9 @@ No code was released. The paper leaves these points open; the choices here are:
 - Eq. 5: pairs of sentences on different videos only.
 - Frames and patches enter both injections with a root mean square of 1 (`scale`). Features of unit length
   vanish beside the normalised query of Eq. 1 and beside the biases of Eq. 3-4: the video would not count.
-- The injections train the text encoder alone, as Algorithm 1 and section 4.1.3 say: their own layers stay as
-  they were drawn. If those are trained too (`trained`), both losses find constant solutions in a few epochs.
-- x-tilde is a target: Eq. 2 sends no gradient into it (`detach_context`). Otherwise the text encoder makes
-  static queries alike, and the sentence leaves x-tilde.
+- Eq. 2 and 5 train the side of the dynamic query alone: the text encoder, as Algorithm 1 and section 4.1.3 say,
+  and their FC. The other side is a fixed target (`target`): its layers stay as they were drawn, and x-tilde gets
+  no gradient. If it is trained, both losses find constant solutions in a few epochs.
 """
 
 from __future__ import annotations
@@ -47,6 +46,7 @@ QueryPart = Literal["full", "static", "dynamic"]
 DecoderQuery = Literal["static", "full", "learned"]
 SequenceModel = Literal["transformer", "lstm"]
 Scale = Literal["rms", "as_read"]
+Target = Literal["fixed", "trained"]
 
 
 def scaled(vectors: Tensor, scale: Scale) -> Tensor:
@@ -68,8 +68,7 @@ class VisualContext(nn.Module):
         dropout: float,
         scale: Scale,
         decoder_query: DecoderQuery,
-        detach_context: bool,
-        trained: bool,
+        target: Target,
     ) -> None:
         """Builds the decoder.
 
@@ -84,17 +83,17 @@ class VisualContext(nn.Module):
             scale: of the frames, "rms" or "as_read".
             decoder_query: what attends to the frames: the "static" query (Eq. 1), the "full" query, or a
                 "learned" vector (Table 3: "w/ Q^s", "w/ Q", "w/o Q").
-            detach_context: whether Eq. 2 stops the gradient into x-tilde.
-            trained: whether decoder and projections are trained, or stay as they were drawn.
+            target: x-tilde, "fixed" (the decoder stays as it was drawn, and Eq. 2 sends no gradient into the
+                static query) or "trained".
         """
         super().__init__()
-        self.decoder_query, self.detach_context, self.scale = decoder_query, detach_context, scale
+        self.decoder_query, self.fixed, self.scale = decoder_query, target == "fixed", scale
         self.frames = nn.Identity() if video_dim == dim else nn.Linear(video_dim, dim)
         learned = decoder_query == "learned"
         self.learned = nn.Parameter(torch.randn(dim) * dim**-0.5) if learned else None
         self.decoder = QueryDecoderLayer(dim, heads, feedforward_dim, dropout=dropout)
+        self.requires_grad_(not self.fixed)
         self.project = nn.Linear(dim, dim)
-        self.requires_grad_(trained)
 
     def forward(
         self, frames: Tensor, video: Tensor, full: Tensor, static: Tensor, dynamic: Tensor, usable: Tensor
@@ -119,7 +118,7 @@ class VisualContext(nn.Module):
         memory = self.frames(scaled(frames, self.scale))
         position = torch.zeros_like(query)
         context = self.decoder(query, position, memory, memory, None, rows=video).squeeze(1)  # Eq. 1
-        if self.detach_context:
+        if self.fixed:
             context = context.detach()
         difference = (self.project(dynamic) - context).square().mean(1)  # Eq. 2
         return (difference * usable).sum() / usable.sum().clamp(min=1)
@@ -142,7 +141,7 @@ class SpatialDynamic(nn.Module):
         feedforward_dim: int,
         dropout: float,
         scale: Scale,
-        trained: bool,
+        target: Target,
     ) -> None:
         """Builds the heatmap and the sequence model.
 
@@ -157,7 +156,7 @@ class SpatialDynamic(nn.Module):
             feedforward_dim: width of its position-wise network.
             dropout: in the encoder.
             scale: of frames and patches, "rms" or "as_read".
-            trained: whether all layers here are trained, or stay as they were drawn.
+            target: m-tilde, "fixed" (its layers stay as they were drawn) or "trained".
         """
         super().__init__()
         self.count, self.dim, self.scale = frames, dim, scale
@@ -169,8 +168,8 @@ class SpatialDynamic(nn.Module):
             self.encoder = Encoder(dim, heads, feedforward_dim, 1, dropout=dropout)
         else:
             self.lstm = nn.LSTM(dim, dim, batch_first=True)
+        self.requires_grad_(target == "trained")
         self.project = nn.Linear(dim, dim)
-        self.requires_grad_(trained)
 
     def frame_indices(self, mask: Tensor) -> Tensor:
         """Returns the middle frame of each of F segments, (V, F), given a mask (V, Lv)."""
