@@ -15,9 +15,9 @@ No code was released. The paper leaves these points open; the choices here are:
 - Eq. 5: pairs of sentences on different videos only.
 - Frames and patches enter both injections with a root mean square of 1 (`scale`). Features of unit length
   vanish beside the normalised query of Eq. 1 and beside the biases of Eq. 3-4: the video would not count.
-- Eq. 2 and 5 train the side of the dynamic query alone: the text encoder, as Algorithm 1 and section 4.1.3 say,
-  and their FC. The other side is a fixed target (`target`): its layers stay as they were drawn, and x-tilde gets
-  no gradient. If it is trained, both losses find constant solutions in a few epochs.
+- Eq. 2 and 5 train the side of the dynamic query alone: the text encoder, as Algorithm 1 and section 4.1.3
+  say, and their FC. The other side is a fixed target (`target`): its layers stay as they were drawn, and
+  x-tilde gets no gradient. If it is trained, both losses find constant solutions in a few epochs.
 """
 
 from __future__ import annotations

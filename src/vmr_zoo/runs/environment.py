@@ -21,8 +21,8 @@ def describe_environment(seed: int) -> dict[str, Any]:
         seed: the run's seed.
 
     Returns:
-        Package versions, git revision and whether the checkout had changes, hardware, seed, torch threads, and
-        the names of preloaded libraries, which can replace kernels.
+        Package versions, git revision and whether the checkout had changes, hardware, seed, torch threads,
+        and the names of preloaded libraries, which can replace kernels.
     """
     import torch
 
