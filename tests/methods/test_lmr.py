@@ -97,16 +97,21 @@ def test_moment_queries_start_from_the_mean_word() -> None:
     assert make("lmr", {"language_queries": False}).decoder_content(read) is None
 
 
-def test_the_decoder_and_the_scores_see_the_video_tokens_only() -> None:
-    method = make("lmr")
+@pytest.mark.parametrize("decode", [False, True])
+def test_the_scores_and_by_default_the_decoder_see_the_video_tokens_only(decode: bool) -> None:
+    method = make("lmr", {"narrations.decode": decode})
     batch = make_batch(method.needs)
     output = method(batch)
     assert output.positive.saliency.shape == batch["video_mask"].shape
     encoded = output.positive
+    clips = encoded.fused.clips
+    narrations = batch["narration_mask"].shape[1] if decode else 0
+    assert encoded.scored.memory.shape[1] == clips + narrations
     memory = encoded.scored.memory.clone()
-    memory[:, encoded.fused.clips :] += 1
+    memory[:, clips:] += torch.randn(memory[:, clips:].shape)
     changed = encoded._replace(scored=encoded.scored._replace(memory=memory))
-    assert torch.equal(method.decode(output.inputs, changed)[0], output.states)
+    assert torch.equal(method.decode(output.inputs, changed)[0], output.states) != decode
+    assert method.details_of(output, batch)["decoder_attention"].shape[-1] == clips
     # The narrations reach both through the encoder.
     other = dict(batch, narration=batch["narration"].flip(-1))
     assert (method(other).positive.saliency - output.positive.saliency).abs().max() > 1e-4

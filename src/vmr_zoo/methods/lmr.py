@@ -13,7 +13,7 @@ No code was released. The paper leaves these points open; this implementation ch
   at (i + 1) / T. Where only the first clips of a video are read, their time is the scale of both. Nothing in
   the sequence of Eq. 5 marks which part is text.
 - The decoder reads the N_v video tokens of F^m (section III-C), not the N_v + N_t that H is indexed to
-  (III-D); only video tokens are scored (Eq. 5).
+  (III-D; `narrations.decode`); only video tokens are scored (Eq. 5).
 - The content of a moment query is the mean of the projected words (those of the video: F^l of III-A),
   repeated k times; its "trainable
   positional parameters" are QD-DETR's learnable spans, refined layer by layer.
@@ -59,12 +59,14 @@ class Narrations:
         query_dim: width of the words that only narrations are fused with; None: those of the video.
         fuse: fuse the narrations with the query first (VQF of Table VI).
         share_weights: fuse video and narrations with the same weights (WS of Table VI).
+        decode: the decoder reads them beside the clips (section III-D), not the clips alone (III-C).
     """
 
     dim: int | None
     query_dim: int | None
     fuse: bool
     share_weights: bool
+    decode: bool
 
     def checked_dim(self) -> int:
         """Returns `dim`.
@@ -185,8 +187,10 @@ class LMR(QDDETR):
         if self.narrations.fuse:
             fusion = self.aligner if self.narration_fusion is None else self.narration_fusion
             sentences = fusion(sentences, mask, position, *words)  # Eq. 4
+        sequence = torch.cat((video.sequence, sentences), 1)
         return video._replace(
-            sequence=torch.cat((video.sequence, sentences), 1),
+            sequence=sequence,
+            decoded=sequence.shape[1] if self.narrations.decode else video.decoded,
             mask=torch.cat((video.mask, mask), 1),
             position=torch.cat((video.position, position), 1),
         )

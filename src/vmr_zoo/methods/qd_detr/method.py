@@ -117,7 +117,8 @@ class FusedSequence(NamedTuple):
         sequence: (B, L, D).
         mask: (B, L), True = valid.
         position: (B, L, D).
-        clips: number of leading elements that represent the video; these are scored and decoded.
+        clips: number of leading elements that represent the video; these are scored.
+        decoded: number of leading elements that the decoder reads.
         enhanced: (B, Lv, D) MESM's enhanced frames, which the aligner reads; None in other methods.
     """
 
@@ -125,6 +126,7 @@ class FusedSequence(NamedTuple):
     mask: Tensor
     position: Tensor
     clips: int
+    decoded: int
     enhanced: Tensor | None = None
 
 
@@ -133,7 +135,7 @@ class EncodedPair(NamedTuple):
 
     Attributes:
         fused: the encoder's input.
-        scored: the encoder's output for the elements that represent the video.
+        scored: the encoder's output for the elements that are decoded.
     """
 
     fused: FusedSequence
@@ -143,7 +145,7 @@ class EncodedPair(NamedTuple):
     def saliency(self) -> Tensor:
         """Scores of the elements that represent the video, (B, clips)."""
         assert self.scored.saliency is not None
-        return self.scored.saliency
+        return self.scored.saliency[:, : self.fused.clips]
 
     @property
     def mask(self) -> Tensor:
@@ -265,12 +267,13 @@ class QDDETR(Method):
                 (B, Lv, Lq), or (B, Lv, 1 + Lq) if clips meet a token too.
         """
         video = self.aligner(inputs.video, inputs.video_mask, inputs.position, *inputs.text, record=record)
-        return FusedSequence(video, inputs.video_mask, inputs.position, video.shape[1])
+        clips = video.shape[1]
+        return FusedSequence(video, inputs.video_mask, inputs.position, clips, clips)
 
     def encode(self, inputs: ProjectedInputs) -> EncodedPair:
         """Fuses videos with their queries, and encodes and scores the result (section 3.3)."""
         fused = self.fuse(inputs)
-        return EncodedPair(fused, self.encoder(fused.sequence, fused.mask, fused.position, fused.clips))
+        return EncodedPair(fused, self.encoder(fused.sequence, fused.mask, fused.position, fused.decoded))
 
     def encode_both(
         self, inputs: ProjectedInputs, negatives: Tensor | None
@@ -290,9 +293,9 @@ class QDDETR(Method):
     def decode(
         self, inputs: ProjectedInputs, encoded: EncodedPair, record: list[Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Decodes the elements that represent the video; arguments and result as in `AnchorDecoder`."""
+        """Decodes the encoded elements; arguments and result as in `AnchorDecoder`."""
         fused = encoded.fused
-        first = slice(0, fused.clips)
+        first = slice(0, fused.decoded)
         return self.decoder(
             encoded.scored.memory,
             fused.mask[:, first],
@@ -413,8 +416,8 @@ class QDDETR(Method):
         fusion: list[Tensor] = []
         self.decode(output.inputs, output.positive, decoder)
         self.fuse(output.inputs, fusion)
-        words = output.inputs.query.shape[1]
+        words, clips = output.inputs.query.shape[1], output.positive.fused.clips
         return {
-            "decoder_attention": like_ranked(decoder[-1], output.logits[-1]),
+            "decoder_attention": like_ranked(decoder[-1], output.logits[-1])[..., :clips],
             "frame_word_attention": fusion[-1][..., -words:],  # a token comes before the words
         }
