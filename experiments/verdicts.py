@@ -39,14 +39,13 @@ def main() -> None:
         frame = answers_frame(answers)
         whole = frame.drop(columns=["why not settled", "file", "seeds"])
         update_page(HERE / claims / "README.md", [markdown_table(list(whole), whole.to_numpy())])
-        short = [
-            (one["paper"], one["claim"], _effect(one), one["verdict"]) for one in frame.to_dict("records")
-        ]
+        rows = frame.to_dict("records")
+        short = [(one["paper"], one["claim"], short_effect(one), one["verdict"]) for one in rows]
         front.append(markdown_table(("paper", "claim", "effect", "verdict"), short))
     update_page(HERE.parent / "README.md", front)
 
 
-def _effect(answer: Mapping[Any, str]) -> str:
+def short_effect(answer: Mapping[Any, str]) -> str:
     """Returns an effect with its interval over queries and its number of seeds; "" without runs."""
     count = f"{answer['seeds']} seed{'s' if answer['seeds'] != '1' else ''}"
     return f"{answer['effect']} ({answer['over queries']}), {count}" if answer["effect"] else ""

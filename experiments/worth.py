@@ -2,8 +2,8 @@
 
 python experiments/collect.py fidelity [RUNS] && python experiments/worth.py
 
-A row of fidelity/results.csv is compared with the row of ood_shapes/results.csv that has the same method and
-seed, where nothing is turned.
+A row is compared with the same method and seed where nothing is turned: a row of the same study
+(`switch=full`) or of ood_shapes.
 """
 
 from __future__ import annotations
@@ -37,12 +37,14 @@ def read(study: str) -> list[Row]:
 
 def tables() -> list[str]:
     """Returns a table per method: differences in points, the switch that moves iid most first."""
-    defaults = {(row["name"], row["seed"]): row for row in read("ood_shapes") if row["features"] == "shapes"}
+    own = read("fidelity")
+    rows = [row for row in (*read("ood_shapes"), *own) if row["features"] == "shapes"]
+    defaults = {(row["name"], row["seed"]): row for row in rows if "+" not in row["name"]}
     found: dict[str, dict[str, list[tuple[Row, Row]]]] = defaultdict(lambda: defaultdict(list))
-    for row in read("fidelity"):
+    for row in own:
         name, _, switch = row["name"].partition("+")
         default = defaults.get((name, row["seed"]))
-        if default:
+        if switch and default:
             found[name.removesuffix("-paper")][switch].append((row, default))
     return [_table(method, switches) for method, switches in sorted(found.items())]
 
@@ -70,7 +72,7 @@ def _cell(values: Sequence[float]) -> str:
 def main() -> None:
     """Prints the tables and updates the page."""
     shown = tables()
-    print("\n".join(shown))
+    print("\n\n".join(shown) or "No row of fidelity/results.csv has a counterpart where nothing is turned.")
     update_page(HERE / "fidelity" / "README.md", shown)
 
 

@@ -107,10 +107,12 @@ def test_the_scores_and_by_default_the_decoder_see_the_video_tokens_only(decode:
     clips = encoded.fused.clips
     narrations = batch["narration_mask"].shape[1] if decode else 0
     assert encoded.scored.memory.shape[1] == clips + narrations
-    memory = encoded.scored.memory.clone()
-    memory[:, clips:] += torch.randn(memory[:, clips:].shape)
-    changed = encoded._replace(scored=encoded.scored._replace(memory=memory))
-    assert torch.equal(method.decode(output.inputs, changed)[0], output.states) != decode
+    padding = ~encoded.fused.mask[:, clips : clips + narrations]
+    for where, same in ((padding, True), (~padding, not decode)):
+        memory = encoded.scored.memory.clone()
+        memory[:, clips:] += torch.randn(memory[:, clips:].shape) * where.unsqueeze(2)
+        changed = encoded._replace(scored=encoded.scored._replace(memory=memory))
+        assert torch.equal(method.decode(output.inputs, changed)[0], output.states) == same
     assert method.details_of(output, batch)["decoder_attention"].shape[-1] == clips
     # The narrations reach both through the encoder.
     other = dict(batch, narration=batch["narration"].flip(-1))

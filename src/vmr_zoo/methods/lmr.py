@@ -59,14 +59,15 @@ class Narrations:
         query_dim: width of the words that only narrations are fused with; None: those of the video.
         fuse: fuse the narrations with the query first (VQF of Table VI).
         share_weights: fuse video and narrations with the same weights (WS of Table VI).
-        decode: the decoder reads them beside the clips (section III-D), not the clips alone (III-C).
+        decode: the decoder reads them beside the clips (section III-D), not the clips alone (III-C); without
+            effect where there are no clips.
     """
 
     dim: int | None
     query_dim: int | None
     fuse: bool
     share_weights: bool
-    decode: bool
+    decode: bool = False
 
     def checked_dim(self) -> int:
         """Returns `dim`.

@@ -15,9 +15,9 @@ No code was released. The paper leaves these points open; the choices here are:
 - Eq. 5: pairs of sentences on different videos only.
 - Frames and patches enter both injections with a root mean square of 1 (`scale`). Features of unit length
   vanish beside the normalised query of Eq. 1 and beside the biases of Eq. 3-4: the video would not count.
-- Eq. 2 and 5 train the side of the dynamic query alone: the text encoder, as Algorithm 1 and section 4.1.3
-  say, and their FC. The other side is a fixed target (`target`): its layers stay as they were drawn, and
-  x-tilde gets no gradient. If it is trained, both losses find constant solutions in a few epochs.
+- Eq. 2 and 5 train only what x^qd passes through: the text encoder, as Algorithm 1 and section 4.1.3 say,
+  and an FC. x-tilde and m-tilde are fixed targets (`target`): the layers that compute them stay as they were
+  drawn, and no gradient flows back through x-tilde. Trained targets become constant within a few epochs.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class VisualContext(nn.Module):
             dropout: in the decoder.
             scale: of the frames, "rms" or "as_read".
             decoder_query: what attends to the frames: the "static" query (Eq. 1), the "full" query, or a
-                "learned" vector (Table 3: "w/ Q^s", "w/ Q", "w/o Q").
+                "learned" vector (Table 3: "w/ Q^s", "w/ Q", "w/o Q"), learned with target="trained" only.
             target: x-tilde, "fixed" (the decoder stays as it was drawn, and Eq. 2 sends no gradient into the
                 static query) or "trained".
         """

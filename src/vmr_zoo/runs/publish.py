@@ -44,7 +44,7 @@ _PACKAGES = (
 )
 """The packages that decide a result; a list of all would show what else is installed here."""
 
-_ENVIRONMENT = ("seed", "python", "gpus", "cuda", "torch_threads")
+_ENVIRONMENT = ("seed", "python", "gpus", "cuda", "torch_threads", "preloaded")
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,7 @@ class FusedSequence(NamedTuple):
         sequence: (B, L, D).
         mask: (B, L), True = valid.
         position: (B, L, D).
-        clips: number of leading elements that represent the video; these are scored.
+        clips: number of leading elements that represent the video; only their scores are used.
         decoded: number of leading elements that the decoder reads.
         enhanced: (B, Lv, D) MESM's enhanced frames, which the aligner reads; None in other methods.
     """
