@@ -18,9 +18,9 @@ from collect import update_page
 
 from vmr_zoo.report.caveats import RISING
 from vmr_zoo.report.escape import markdown_table
+from vmr_zoo.report.sentence_probe import METRIC
 
 HERE = Path(__file__).parent
-METRIC = "R1@0.5"
 SPLITS = ("iid", "ood_time", "novel_word", "novel_composition", "paraphrase", "complex")
 
 Row = dict[str, str]
