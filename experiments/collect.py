@@ -27,9 +27,19 @@ from vmr_zoo.report.sentence_probe import METRIC, probed
 from vmr_zoo.report.store import store_run
 from vmr_zoo.report.study import by_data, study_table
 
+HERE = Path(__file__).parent
 FRONT = ("ood_shapes", "ood_charades")
 METRICS = ("R1@0.5", "R1@0.7", "mIoU")
 TRAINED = ("steps", "epochs", "best_epoch", "plateau", "train_cpu_seconds", "train_seconds", "parameters")
+
+
+def read_results(study: str) -> list[dict[str, str]]:
+    """Reads the results.csv of a study; no rows without one."""
+    file = HERE / study / "results.csv"
+    if not file.exists():
+        return []
+    with file.open(newline="", encoding="utf-8") as lines:
+        return list(csv.DictReader(lines))
 
 
 def read_run(run: Run) -> dict[str, str]:
@@ -47,30 +57,31 @@ def read_run(run: Run) -> dict[str, str]:
     return {key: "" if value is None else str(value) for key, value in row.items()}
 
 
-def merge(results: Path, runs: Path) -> list[dict[str, str]]:
-    """Adds the runs below a folder to results.csv, stores them beside it, and returns all rows."""
-    rows: dict[tuple[str, ...], dict[str, str]] = {}
-    if results.exists():
-        with results.open(newline="", encoding="utf-8") as file:
-            rows = {_key(row): row for row in csv.DictReader(file)}
+def merge(study: str, runs: Path) -> list[dict[str, str]]:
+    """Adds the runs below a folder to the results.csv of a study, stores them, and returns all rows."""
+    rows = {_key(row): row for row in read_results(study)}
     finished, unfinished = scan_runs(runs)
     if unfinished:
         print(summarize_unfinished(unfinished), file=sys.stderr)
     for run in finished:
         row = read_run(run)
         rows[_key(row)] = row
-        store_run(run, results.parent / "runs")
+        store_run(run, HERE / study / "runs")
     ordered = [rows[key] for key in sorted(rows)]
     columns = list(dict.fromkeys(column for row in ordered for column in row))
-    with results.open("w", newline="", encoding="utf-8") as file:
+    with (HERE / study / "results.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(ordered)
     return ordered
 
 
-def update_page(page: Path, tables: Sequence[str]) -> None:
-    """Replaces the tables of a page that have the header of one of ours; the first such one by our first."""
+def update_page(page: Path, tables: Sequence[str]) -> list[str]:
+    """Replaces the tables of a page that have the header of one of ours; the first such one by our first.
+
+    Returns:
+        The tables for which the page has no place.
+    """
     left = list(tables)
 
     def newer(match: re.Match[str]) -> str:
@@ -83,6 +94,20 @@ def update_page(page: Path, tables: Sequence[str]) -> None:
 
     text = re.sub(r"(?m)(?:^\|.*\n)+", newer, page.read_text(encoding="utf-8"))
     page.write_text(text, encoding="utf-8")
+    return left
+
+
+def update_own_page(page: Path, tables: Sequence[str]) -> None:
+    """Replaces the tables of a page that has a place for each of them.
+
+    Raises:
+        SystemExit: if it lacks one; the others are replaced.
+    """
+    if left := update_page(page, tables):
+        raise SystemExit(
+            f"'{page}' has no place for {len(left)} of {len(tables)} tables. Add their first lines:\n"
+            + "\n".join(table.partition("\n")[0] for table in left)
+        )
 
 
 def _key(row: dict[str, str]) -> tuple[str, ...]:
@@ -91,14 +116,13 @@ def _key(row: dict[str, str]) -> tuple[str, ...]:
 
 def main(study: str, runs: Path) -> None:
     """Updates results.csv of a study and its tables."""
-    folder = Path(__file__).parent / study
-    tables = {
-        title: study_table(rows) for title, rows in by_data(merge(folder / "results.csv", runs)).items()
-    }
+    tables = {title: study_table(rows) for title, rows in by_data(merge(study, runs)).items()}
     for title, table in tables.items():
         print("\n\n".join((f"### {title}", table.markdown(), *table.notes)), end="\n\n")
-    for page in (folder / "README.md", *([folder.parents[1] / "README.md"] if study in FRONT else [])):
-        update_page(page, [table.markdown() for table in tables.values()])
+    pages = [table.markdown() for table in tables.values()]
+    if study in FRONT:
+        update_page(HERE.parent / "README.md", pages)
+    update_own_page(HERE / study / "README.md", pages)
 
 
 if __name__ == "__main__":

@@ -11,14 +11,14 @@ from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 
-from collect import update_page
+from collect import HERE, read_results, update_own_page
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import get_all_study_summaries, load_study
 
 from vmr_zoo.report.escape import markdown_table
 
-STUDY = Path(__file__).parent / "recipes_shapes"
+STUDY = "recipes_shapes"
 COLUMNS = ("method", "trial", "state", "epochs", "mIoU", "learning rate", "batch size", "dropout")
 KEYS = ("method.training.optimizer.lr", "data.batch_size", "method.network.dropout")
 SHOWN = ("method", "trials", "stopped early", "recipe", "mIoU", "best trial", "its mIoU", "gain")
@@ -49,13 +49,9 @@ def _row(method: str, trial) -> Row:
     return dict(zip(COLUMNS, map(str, cells), strict=True))
 
 
-def read_results() -> dict[str, list[Row]]:
+def stored_searches() -> dict[str, list[Row]]:
     """Reads results.csv, by method."""
-    results = STUDY / "results.csv"
-    if not results.exists():
-        return {}
-    with results.open(newline="", encoding="utf-8") as file:
-        return {key: list(rows) for key, rows in groupby(csv.DictReader(file), itemgetter("method"))}
+    return {key: list(rows) for key, rows in groupby(read_results(STUDY), itemgetter("method"))}
 
 
 def table(by_method: dict[str, list[Row]]) -> str:
@@ -77,14 +73,14 @@ def _settings(trial: Row) -> str:
 
 def main(runs: Path) -> None:
     """Updates results.csv and the page, and prints the table."""
-    by_method = read_results() | read_searches(runs)
-    with (STUDY / "results.csv").open("w", newline="", encoding="utf-8") as file:
+    by_method = stored_searches() | read_searches(runs)
+    with (HERE / STUDY / "results.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(row for method in sorted(by_method) for row in by_method[method])
     shown = table(by_method)
     print(shown)
-    update_page(STUDY / "README.md", [shown])
+    update_own_page(HERE / STUDY / "README.md", [shown])
 
 
 if __name__ == "__main__":

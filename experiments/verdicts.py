@@ -8,10 +8,9 @@ The tables are in claims/README.md, claims_charades/README.md and the README.md 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from collect import update_page
+from collect import HERE, update_own_page
 
 from vmr_zoo.report.claim_tables import answers_frame, print_answers
 from vmr_zoo.report.claims import read_claims
@@ -19,7 +18,6 @@ from vmr_zoo.report.escape import markdown_table
 from vmr_zoo.report.runs import scan_runs
 from vmr_zoo.report.verdicts import Answer, answer_claims
 
-HERE = Path(__file__).parent
 STUDIES = {"claims": ("ood_shapes", "interventions"), "claims_charades": ("ood_charades",)}
 """The studies that answer the claims of a folder."""
 
@@ -38,11 +36,11 @@ def main() -> None:
         print_answers(answers)
         frame = answers_frame(answers)
         whole = frame.drop(columns=["why not settled", "file", "seeds"])
-        update_page(HERE / claims / "README.md", [markdown_table(list(whole), whole.to_numpy())])
+        update_own_page(HERE / claims / "README.md", [markdown_table(list(whole), whole.to_numpy())])
         rows = frame.to_dict("records")
         short = [(one["paper"], one["claim"], short_effect(one), one["verdict"]) for one in rows]
         front.append(markdown_table(("paper", "claim", "effect", "verdict"), short))
-    update_page(HERE.parent / "README.md", front)
+    update_own_page(HERE.parent / "README.md", front)
 
 
 def short_effect(answer: Mapping[Any, str]) -> str:

@@ -8,37 +8,25 @@ A row is compared with the same method and seed where nothing is turned: a row o
 
 from __future__ import annotations
 
-import csv
 from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import mean, stdev
 
-from collect import update_page
+from collect import HERE, read_results, update_own_page
 
 from vmr_zoo.report.caveats import RISING
 from vmr_zoo.report.escape import markdown_table
 from vmr_zoo.report.sentence_probe import METRIC
 
-HERE = Path(__file__).parent
 SPLITS = ("iid", "ood_time", "novel_word", "novel_composition", "paraphrase", "complex")
 
 Row = dict[str, str]
 
 
-def read(study: str) -> list[Row]:
-    """Reads the results.csv of a study; no rows without one."""
-    file = HERE / study / "results.csv"
-    if not file.exists():
-        return []
-    with file.open(newline="", encoding="utf-8") as lines:
-        return list(csv.DictReader(lines))
-
-
 def tables() -> list[str]:
     """Returns a table per method: differences in points, the switch that moves iid most first."""
-    own = read("fidelity")
-    rows = [row for row in (*read("ood_shapes"), *own) if row["features"] == "shapes"]
+    own = read_results("fidelity")
+    rows = [row for row in (*read_results("ood_shapes"), *own) if row["features"] == "shapes"]
     defaults = {(row["name"], row["seed"]): row for row in rows if "+" not in row["name"]}
     found: dict[str, dict[str, list[tuple[Row, Row]]]] = defaultdict(lambda: defaultdict(list))
     for row in own:
@@ -73,7 +61,7 @@ def main() -> None:
     """Prints the tables and updates the page."""
     shown = tables()
     print("\n\n".join(shown) or "No row of fidelity/results.csv has a counterpart where nothing is turned.")
-    update_page(HERE / "fidelity" / "README.md", shown)
+    update_own_page(HERE / "fidelity" / "README.md", shown)
 
 
 if __name__ == "__main__":

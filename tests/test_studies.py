@@ -175,7 +175,45 @@ def test_the_searches_show_what_their_results_say(monkeypatch):
     monkeypatch.syspath_prepend(EXPERIMENTS)
     searches = importlib.import_module("searches")
     readme = (EXPERIMENTS / "recipes_shapes" / "README.md").read_text(encoding="utf-8")
-    assert searches.table(searches.read_results()) in readme
+    assert searches.table(searches.stored_searches()) in readme
+
+
+def test_a_switch_is_worth_its_difference_to_the_same_seed(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    collect, worth = map(importlib.import_module, ("collect", "worth"))
+
+    def row(name, seed, score, plateau="True"):
+        scores = {f"{split} R1@0.5": str(score) for split in worth.SPLITS}
+        return {"name": name, "features": "shapes", "seed": seed, "plateau": plateau} | scores
+
+    stored = {
+        "ood_shapes": [row("tea-paper", "0", 70), row("tea-paper", "1", 60), row("emb-paper", "0", 10)],
+        "fidelity": [
+            row("tea-paper+gate", "0", 71),
+            row("tea-paper+gate", "1", 63),
+            row("tea-paper+unit", "0", 50, "False"),
+            row("tea-paper+order", "2", 99),
+        ],
+    }
+    monkeypatch.setattr(worth, "read_results", stored.get)
+    (table,) = worth.tables()
+    cells = [[cell.strip() for cell in line.split("|")[1:4]] for line in table.splitlines()]
+    assert cells[0] == ["tea", "n", "iid"]
+    assert cells[2:] == [["unit†", "1", "-20.0"], ["gate", "2", "+2.0 ± 1.4"]]
+    page = tmp_path / "README.md"
+    page.write_text("text\n\n| tea | n |\n")
+    with pytest.raises(SystemExit, match="no place for 1 of 1 tables"):
+        collect.update_own_page(page, [table])
+    page.write_text(f"text\n\n{table.splitlines()[0]}\n\nmore\n")
+    collect.update_own_page(page, [table])
+    assert page.read_text() == f"text\n\n{table}\n\nmore\n"
+
+
+def test_what_each_switch_is_worth_is_shown(monkeypatch):
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    readme = (EXPERIMENTS / "fidelity" / "README.md").read_text(encoding="utf-8")
+    for table in importlib.import_module("worth").tables():
+        assert table in readme
 
 
 @pytest.mark.parametrize("claims", ["claims", "claims_charades"])
