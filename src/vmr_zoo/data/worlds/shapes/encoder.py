@@ -55,6 +55,7 @@ _UNSIGNED = np.array([0.15, 0.013, 0.45])
 _PRESENT = np.array([1.0, 0.75, 0.7, 0.7, 1.7, 0.3])
 """Units in which a form is about 1: any; bar; triangle; square, cross, bar; star; kurtosis."""
 _LIMIT = 5.0
+_BLIND = ("colour", "form", "both")
 
 
 class Picture(NamedTuple):
@@ -79,8 +80,8 @@ class GridEncoder(VideoEncoder):
         hues: number of hue bins around the chroma plane.
         rows: number of patch rows.
         columns: number of patch columns.
-        blind: property that the features do not show: "colour" or "form". What shows it is 0; the other
-            numbers of a clip are scaled, so that its norm stays about the same: some methods read features as
+        blind: what the features do not show: "colour", "form" or "both". The numbers that show it are 0; the
+            others of a clip are scaled, so that its norm stays about the same: some methods read features as
             they are.
     """
 
@@ -89,7 +90,7 @@ class GridEncoder(VideoEncoder):
     hues: int = 16
     rows: int = 6
     columns: int = 8
-    blind: Literal["colour", "form"] | None = None
+    blind: Literal["colour", "form", "both"] | None = None
 
     one_process_per_core = True
 
@@ -100,8 +101,8 @@ class GridEncoder(VideoEncoder):
                 "Expected rows that divide 48, columns that divide 64, at least 2 samples, 3 hues and clips "
                 f"longer than 0 s, found {self}. Change features.video.encoder (vmr extract: encoder)."
             )
-        if self.blind not in (None, "colour", "form"):
-            raise unknown("property that the encoder can be blind to", self.blind, ("colour", "form"))
+        if self.blind is not None and self.blind not in _BLIND:
+            raise unknown("property that the encoder can be blind to", self.blind, _BLIND)
 
     @property
     def dim(self) -> int:  # type: ignore[override]
@@ -112,10 +113,12 @@ class GridEncoder(VideoEncoder):
     def blind_scale(self) -> float:
         """What the numbers of a clip that do not show the hidden property are multiplied by."""
         forms = _FORM_COLUMNS.stop - _FORM_COLUMNS.start
+        pooled = (_FORMS - 1) * (1 + _MOTIONS)  # forms of all hues together
         hidden = {
             None: 0,
             "colour": self.hues * _PER_HUE,
-            "form": self.hues * forms + (_FORMS - 1) * (1 + _MOTIONS),
+            "form": self.hues * forms + pooled,
+            "both": self.hues * _PER_HUE + pooled,
         }
         return math.sqrt(self.dim / (self.dim - hidden[self.blind]))
 
@@ -227,9 +230,9 @@ class GridEncoder(VideoEncoder):
         presence = np.concatenate((still[..., 1:2], still[..., 5:]), -1) / _PRESENT
         motion = np.concatenate((np.maximum(signed, 0), np.maximum(-signed, 0), unsigned), -1)
         by_form = np.einsum("thp,thm->tpm", presence, motion) / 4
-        if self.blind == "colour":
+        if self.blind in ("colour", "both"):
             by_hue[:] = 0
-        elif self.blind == "form":
+        if self.blind in ("form", "both"):
             by_hue[..., _FORM_COLUMNS] = 0
             presence[..., 1:] = 0
             by_form[:, 1:] = 0
@@ -260,9 +263,9 @@ class GridEncoder(VideoEncoder):
         texture = _cells(np.stack(textures, -1), *grid)
         texture[..., 1] = np.sqrt(np.maximum(texture[..., 1] - texture[..., 0] ** 2, 0))
         texture[..., 1:] *= 10
-        if self.blind == "colour":
+        if self.blind in ("colour", "both"):
             colour = np.concatenate((colour.sum(-1, keepdims=True), np.zeros_like(colour[..., 1:])), -1)
-        elif self.blind == "form":
+        if self.blind in ("form", "both"):
             texture[..., 4:] = 0
         moved = np.abs(colour[now] - colour[before])
         everything = np.concatenate((4 * colour[now], 10 * moved, texture), -1)
