@@ -115,11 +115,11 @@ class VisualContext(nn.Module):
             query = (static if self.decoder_query == "static" else full).unsqueeze(1)
         else:
             query = self.learned.expand(len(video), 1, -1)
+        if self.fixed:
+            query = query.detach()  # x-tilde is a target
         memory = self.frames(scaled(frames, self.scale))
         position = torch.zeros_like(query)
         context = self.decoder(query, position, memory, memory, None, rows=video).squeeze(1)  # Eq. 1
-        if self.fixed:
-            context = context.detach()
         difference = (self.project(dynamic) - context).square().mean(1)  # Eq. 2
         return (difference * usable).sum() / usable.sum().clamp(min=1)
 
