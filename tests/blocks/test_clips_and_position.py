@@ -2,12 +2,9 @@ from __future__ import annotations
 
 import math
 
-import pytest
 import torch
-from torch import nn
 
 from vmr_zoo.blocks.clips import WithinOne, clips_inside
-from vmr_zoo.blocks.detr_network import DETRNetwork
 from vmr_zoo.blocks.position import append_tef, sine_coordinates, sine_position
 
 
@@ -66,47 +63,15 @@ def test_tef_follows_the_valid_clips() -> None:
     torch.testing.assert_close(video[1, :, 3:], torch.tensor([[0, 0.5], [0.5, 1], [0, 0], [0, 0]]))
 
 
-@pytest.mark.parametrize("periods", [1, 8])
-def test_the_fastest_sine_has_its_periods_in_a_sequence(periods: int) -> None:
-    position = sine_position(torch.tensor([[True, True, True, False]]), 4, periods)[0]
-    step = 2 * math.pi * periods / 3
+def test_sine_position_spans_one_turn() -> None:
+    position = sine_position(torch.tensor([[True, True, True, False]]), 4)[0]
+    step = 2 * math.pi / 3
     expected = [math.sin(step), math.cos(step), math.sin(step / 100), math.cos(step / 100)]
-    torch.testing.assert_close(position[0], torch.tensor(expected), atol=1e-4, rtol=0)
-    torch.testing.assert_close(position[2, :2], torch.tensor([0.0, 1.0]), atol=1e-4, rtol=0)
+    torch.testing.assert_close(position[0], torch.tensor(expected), atol=1e-5, rtol=0)
+    torch.testing.assert_close(position[2, :2], torch.tensor([0.0, 1.0]), atol=1e-5, rtol=0)
 
 
 def test_sine_coordinates_gives_each_coordinate_its_share() -> None:
-    torch.testing.assert_close(
-        sine_coordinates(torch.tensor([1 / 3]), 4, 8),
-        sine_position(torch.ones(1, 3).bool(), 4, 8)[0, 0],
-        atol=1e-4,
-        rtol=0,
-    )
     both = sine_coordinates(torch.tensor([0.2, 0.7]), 8)
     torch.testing.assert_close(both[:4], sine_coordinates(torch.tensor([0.2]), 4))
     torch.testing.assert_close(both[4:], sine_coordinates(torch.tensor([0.7]), 4))
-
-
-def test_encoder_and_decoder_of_a_network_have_the_same_positions() -> None:
-    torch.manual_seed(0)
-    network = DETRNetwork(
-        dim=16,
-        heads=2,
-        feedforward_dim=16,
-        activation=nn.ReLU,
-        dropout=0.0,
-        input_dropout=0.0,
-        projection_layers=1,
-        encoder_layers=1,
-        decoder_layers=1,
-        queries=3,
-        position_periods=8.0,
-    )
-    mask = torch.ones(1, 5).bool()
-    encoded = network.joint_encoder(4, 4)(torch.randn(1, 5, 16), mask, torch.randn(1, 2, 16), mask[:, :2])
-    positions = sine_position(mask, 16, 8)
-    assert torch.equal(encoded.position[:, :5], positions)
-    decoder, memory = network.anchor_decoder(refine=False), torch.randn(1, 5, 16)
-    states, _ = decoder(memory, mask, positions)
-    decoder.position_periods = 1.0
-    assert (states - decoder(memory, mask, positions)[0]).abs().max() > 1e-3

@@ -247,7 +247,6 @@ class AnchorDecoder(nn.Module):
         dropout: float = 0.1,
         refine: bool = False,
         width_first: bool = False,
-        position_periods: float = 1.0,
     ) -> None:
         """Builds the stack.
 
@@ -262,10 +261,9 @@ class AnchorDecoder(nn.Module):
             refine: update the reference spans after every layer (DAB-DETR); otherwise they are constant.
             width_first: embed (width, centre) instead of (centre, width), the channel order of BM-DETR's
                 weights.
-            position_periods: of the fastest sine in a video, as in the memory's positions.
         """
         super().__init__()
-        self.dim, self.position_periods = dim, position_periods
+        self.dim = dim
         self.width_first = width_first
         layer = AnchorDecoderLayer(dim, heads, feedforward_dim, activation=activation, dropout=dropout)
         self.layers = copies(layer, layers)
@@ -310,8 +308,7 @@ class AnchorDecoder(nn.Module):
         states, references = [], [reference]
         for i, layer in enumerate(self.layers):
             detached = reference if i == 0 or self.refine is None else reference.detach()
-            spans = detached.flip(-1) if self.width_first else detached
-            sine = sine_coordinates(spans, self.dim, self.position_periods)
+            sine = sine_coordinates(detached.flip(-1) if self.width_first else detached, self.dim)
             query_position = self.position_head(sine)
             if i > 0:
                 sine = sine * self.sine_scale(x)

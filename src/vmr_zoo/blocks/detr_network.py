@@ -26,8 +26,6 @@ class DETRNetwork:
         decoder_layers: layers of the decoder.
         queries: M, the number of predicted moments.
         scale_positions: every encoder layer scales its positions by a network of its input (DAB-DETR).
-        position_periods: of the fastest sine of a position in a video, for clips, narrations and learnable
-            spans. 1 (DETR) hardly distinguishes neighbouring clips.
     """
 
     dim: int
@@ -41,7 +39,6 @@ class DETRNetwork:
     decoder_layers: int
     queries: int
     scale_positions: bool = False
-    position_periods: float = 1.0
 
     def input_projection(self, features_dim: int) -> InputProjection:
         """Projects features of width `features_dim` to D."""
@@ -68,7 +65,6 @@ class DETRNetwork:
             self.dim,
             projection_layers=self.projection_layers,
             input_dropout=self.input_dropout,
-            position_periods=self.position_periods,
         )
 
     def query_decoder(self) -> QueryDecoder:
@@ -95,5 +91,4 @@ class DETRNetwork:
             dropout=self.dropout,
             refine=refine,
             width_first=width_first,
-            position_periods=self.position_periods,
         )

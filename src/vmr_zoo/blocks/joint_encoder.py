@@ -53,7 +53,6 @@ class JointEncoder(nn.Module):
         *,
         projection_layers: int = 2,
         input_dropout: float = 0.5,
-        position_periods: float = 1.0,
     ) -> None:
         """Builds the projections around an encoder.
 
@@ -64,10 +63,9 @@ class JointEncoder(nn.Module):
             dim: D, its width.
             projection_layers: Linear maps per projection.
             input_dropout: in the projections.
-            position_periods: of the fastest sine in a video.
         """
         super().__init__()
-        self.dim, self.position_periods = dim, position_periods
+        self.dim = dim
         self.project_video = InputProjection(video_dim, dim, projection_layers, input_dropout)
         self.project_query = InputProjection(query_dim, dim, projection_layers, input_dropout)
         self.encoder = encoder
@@ -89,7 +87,6 @@ class JointEncoder(nn.Module):
             The memory with its mask and positions, which are sine for clips and zero for tokens.
         """
         mask = torch.cat((video_mask, query_mask), 1)
-        clips = sine_position(video_mask, self.dim, self.position_periods)
-        position = torch.cat((clips, torch.zeros_like(query)), 1)
+        position = torch.cat((sine_position(video_mask, self.dim), torch.zeros_like(query)), 1)
         memory = self.encoder(torch.cat((video, query), 1), mask, position)
         return Encoded(memory, mask, position, video.shape[1])

@@ -23,24 +23,20 @@ def append_tef(video: Tensor, mask: Tensor) -> Tensor:
     return torch.cat((video, ends * mask.unsqueeze(-1)), -1)
 
 
-_TEMPERATURE = 10000.0
-"""The fastest sine over the slowest."""
-
-
-def _sine(values: Tensor, dim: int) -> Tensor:
+def _sine(values: Tensor, dim: int, temperature: float) -> Tensor:
     """Embeds values (...) as interleaved sin (even channels) and cos (odd channels), (..., dim)."""
     channel = torch.arange(dim, device=values.device, dtype=values.dtype)
-    angle = values.unsqueeze(-1) / _TEMPERATURE ** (2 * (channel // 2) / dim)
+    angle = values.unsqueeze(-1) / temperature ** (2 * (channel // 2) / dim)
     return torch.where(channel.long() % 2 == 0, angle.sin(), angle.cos())
 
 
-def sine_position(mask: Tensor, dim: int, periods: float = 1.0) -> Tensor:
-    """Sine positions of a padded sequence, normalised by its length.
+def sine_position(mask: Tensor, dim: int, temperature: float = 10000.0) -> Tensor:
+    """Sine positions of a padded sequence, normalised to one period per sequence (DETR).
 
     Args:
         mask: (B, L), True = valid.
         dim: number of channels.
-        periods: of the fastest sine in a sequence; 1 as in DETR.
+        temperature: of the frequencies.
 
     Returns:
         (B, L, dim) float32, or float64 where that is torch's default; meaningless on padding.
@@ -48,19 +44,19 @@ def sine_position(mask: Tensor, dim: int, periods: float = 1.0) -> Tensor:
     # Not a narrower default: bfloat16 cannot count beyond 256.
     precision = torch.promote_types(torch.get_default_dtype(), torch.float32)
     count = mask.to(precision).cumsum(1)
-    return _sine(count / (count[:, -1:] + 1e-6) * (2 * math.pi * periods), dim)
+    return _sine(count / (count[:, -1:] + 1e-6) * 2 * math.pi, dim, temperature)
 
 
-def sine_coordinates(coordinates: Tensor, dim: int, periods: float = 1.0) -> Tensor:
+def sine_coordinates(coordinates: Tensor, dim: int, temperature: float = 10000.0) -> Tensor:
     """Sine embedding of coordinates in [0, 1], each in its share of the channels (DAB-DETR, sec. 4.2).
 
     Args:
         coordinates: (..., C).
         dim: total number of channels, divisible by C.
-        periods: of the fastest sine between 0 and 1.
+        temperature: of the frequencies.
 
     Returns:
         (..., dim), the channels of the first coordinate first.
     """
     share = dim // coordinates.shape[-1]
-    return _sine(coordinates * (2 * math.pi * periods), share).flatten(-2)
+    return _sine(coordinates * 2 * math.pi, share, temperature).flatten(-2)

@@ -161,7 +161,7 @@ class LMR(QDDETR):
         narration = (
             per_video(self.project_narration, batch, batch["narration"], training=self.training),
             batch["narration_mask"],
-            sine_coordinates(self._narration_ends(batch), self.dim, self.position_periods),
+            sine_coordinates(self._narration_ends(batch), self.dim),
         )
         words: tuple[Tensor, Tensor] | None = None
         if self.project_narration_query is not None:

@@ -214,7 +214,7 @@ class QDDETR(Method):
         self.needs |= {"all_spans"} if self.any_loss_on("margin") else set()
         if self.learns_mismatch:
             self.answer_evidence = "highest saliency of a clip"
-        self.dim, self.position_periods = network.dim, network.position_periods
+        self.dim = network.dim
         self.saliency, self.criterion, self.span_unit = saliency, criterion, span_unit
         self.project_video = network.input_projection(video_dim + 2)
         self.project_query = network.input_projection(query_dim)
@@ -249,7 +249,7 @@ class QDDETR(Method):
         return ProjectedInputs(
             per_video(self.project_clips, batch, batch["video"], mask, training=self.training),
             mask,
-            sine_position(mask, self.dim, self.position_periods),
+            sine_position(mask, self.dim),
             self.project_query(batch["query"]),
             batch["query_mask"],
         )
