@@ -20,6 +20,7 @@ from omegaconf import OmegaConf, open_dict
 
 from vmr_zoo.config.compose import config_dir, resolve_job_keys
 from vmr_zoo.config.resolvers import register_resolvers
+from vmr_zoo.data.worlds.shapes.world import Event, Scene
 from vmr_zoo.errors import VmrError
 from vmr_zoo.methods.base import Method
 from vmr_zoo.report.claim_tables import CLAIM_WRITERS, answers_frame
@@ -211,6 +212,23 @@ def test_a_switch_is_worth_its_difference_to_the_same_seed(monkeypatch, tmp_path
     page.write_text(f"text\n\n{table.splitlines()[0]}\n\nmore\n")
     collect.update_own_page(page, [table])
     assert page.read_text() == f"text\n\n{table}\n\nmore\n"
+
+
+def test_who_acts_is_shown(monkeypatch):
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    who_acts = importlib.import_module("who_acts")
+    shown = who_acts.table([EXPERIMENTS / "ood_shapes" / "runs"])
+    assert shown in (EXPERIMENTS / "ood_shapes" / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_guess_among_events_is_right_as_often_as_they_are_asked_about(monkeypatch):
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    who_acts = importlib.import_module("who_acts")
+    events = (Event(0, "grow", 0.0, 4.0, ()), Event(1, "grow", 5.0, 9.0, ()), Event(2, "spin", 5.0, 9.0, ()))
+    scene = Scene("test_0", 10, (), events, ())
+    assert who_acts._chance(scene, "grow", [[0.0, 4.0]]) == 0.5
+    assert who_acts._chance(scene, "grow", [[0.0, 4.0], [5.0, 9.0]]) == 1.0
+    assert who_acts._chance(scene, "spin", [[5.0, 9.0]]) == 1.0
 
 
 def test_what_each_switch_is_worth_is_shown(monkeypatch):

@@ -1,0 +1,92 @@
+"""Updates the table of ood_shapes/README.md on who acts: do methods read more than the action?
+
+python experiments/who_acts.py [RUNS …]      # of other runs, the table is only printed
+
+Half of the sentences ask about an action that several events of the video share: "the red square grows",
+while something else grows, too. Who reads the action alone has to guess there. The table has R1@0.5 on the
+other sentences ("one event") and on these ("several"), in per cent, mean over seeds.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from collect import HERE, update_own_page
+
+from vmr_zoo.data.worlds.shapes.generate import annotate, scenes
+from vmr_zoo.data.worlds.shapes.world import Scene, WorldSettings
+from vmr_zoo.report.escape import markdown_table
+from vmr_zoo.report.query_scores import load_scores
+from vmr_zoo.report.runs import scan_runs
+from vmr_zoo.report.sentence_probe import METRIC
+from vmr_zoo.spans import iou
+
+STUDY = HERE / "ood_shapes"
+SPLITS = ("iid", "ood_time")
+GUESS = "a guess among the events"
+TITLES = tuple(f"{split}, {which}" for split in SPLITS for which in ("one event", "several"))
+
+
+def chances() -> dict[str, pd.Series]:
+    """Returns for every query of a split how likely a random event with the asked action answers it."""
+    world = WorldSettings(train_videos=1)  # test videos do not depend on it
+    videos = {scene.video_id: scene for _, scene in scenes(world)}
+    rows = annotate(world)
+    return {
+        split: pd.Series(
+            {
+                row["query_id"]: _chance(videos[row["video_id"]], row["clauses"][0]["action"], row["moments"])
+                for row in rows[split]
+            }
+        )
+        for split in SPLITS
+    }
+
+
+def _chance(scene: Scene, action: str, moments: Sequence[Sequence[float]]) -> float:
+    events = torch.tensor([(event.start, event.end) for event in scene.events if event.action == action])
+    return float((iou(events[:, None], torch.tensor(moments)).amax(1) >= 0.5).float().mean())
+
+
+def table(folders: Sequence[Path]) -> str:
+    """Returns a row per method, best first, and one for guessing among the events with the asked action."""
+    guess = chances()
+
+    def cells(scores: Mapping[str, pd.Series]) -> list[float]:
+        kinds = (
+            (split, guess[split][which])
+            for split in SPLITS
+            for which in (guess[split] == 1, guess[split] < 1)
+        )
+        return [100 * scores[split][own.index].mean() for split, own in kinds]
+
+    found: dict[str, list[list[float]]] = defaultdict(list)
+    for run in (run for folder in folders for run in scan_runs(folder)[0]):
+        _, scores = load_scores(run, SPLITS, [METRIC])
+        features = run.header["features"]
+        name = run.header["name"].replace("-paper", "") + f", {features}" * (features != "shapes")
+        found[name].append(cells({split: scores[split][METRIC] for split in SPLITS}))
+    means = {name: np.mean(seeds, axis=0).tolist() for name, seeds in found.items()} | {GUESS: cells(guess)}
+    rows = [
+        (name, str(len(found[name])) if name in found else "", *(f"{cell:.1f}" for cell in own))
+        for name, own in sorted(means.items(), key=lambda row: -row[1][1])
+    ]
+    return markdown_table(("run", "n", *TITLES), rows)
+
+
+def main(folders: Sequence[Path]) -> None:
+    """Prints the table; without folders also updates the page."""
+    shown = table(folders or [STUDY / "runs"])
+    print(shown)
+    if not folders:
+        update_own_page(STUDY / "README.md", [shown])
+
+
+if __name__ == "__main__":
+    main([Path(folder) for folder in sys.argv[1:]])
