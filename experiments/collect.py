@@ -18,7 +18,7 @@ import csv
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,38 +76,36 @@ def merge(study: str, runs: Path) -> list[dict[str, str]]:
     return ordered
 
 
-def update_page(page: Path, tables: Sequence[str]) -> list[str]:
-    """Replaces the tables of a page that have the header of one of ours; the first such one by our first.
+def update_page(page: Path, tables: Mapping[str, str]) -> list[str]:
+    """Replaces the tables of a page, each of which stands below a line `<!-- table: TITLE -->`.
+
+    Args:
+        page: a Markdown file.
+        tables: by title.
 
     Returns:
-        The tables for which the page has no place.
+        The titles that the page does not have.
     """
-    left = list(tables)
+    left = dict(tables)
 
     def newer(match: re.Match[str]) -> str:
-        header = match[0].partition("\n")[0]
-        for table in left:
-            if table.partition("\n")[0] == header:
-                left.remove(table)
-                return f"{table}\n"
-        return match[0]
+        table = left.pop(match["title"], None)
+        return match[0] if table is None else f"{match['place']}\n\n{table}\n"
 
-    text = re.sub(r"(?m)(?:^\|.*\n)+", newer, page.read_text(encoding="utf-8"))
-    page.write_text(text, encoding="utf-8")
-    return left
+    places = r"(?m)^(?P<place><!-- table: (?P<title>.+) -->)\n(?:\n(?:\|.*\n)+)?"
+    page.write_text(re.sub(places, newer, page.read_text(encoding="utf-8")), encoding="utf-8")
+    return list(left)
 
 
-def update_own_page(page: Path, tables: Sequence[str]) -> None:
+def update_own_page(page: Path, tables: Mapping[str, str]) -> None:
     """Replaces the tables of a page that has a place for each of them.
 
     Raises:
         SystemExit: if it lacks one; the others are replaced.
     """
     if left := update_page(page, tables):
-        raise SystemExit(
-            f"'{page}' has no place for {len(left)} of {len(tables)} tables. Add their first lines:\n"
-            + "\n".join(table.partition("\n")[0] for table in left)
-        )
+        lines = "\n".join(f"<!-- table: {title} -->" for title in left)
+        raise SystemExit(f"'{page}' lacks a place for {len(left)} of {len(tables)} tables. Add:\n{lines}")
 
 
 def _key(row: dict[str, str]) -> tuple[str, ...]:
@@ -119,10 +117,10 @@ def main(study: str, runs: Path) -> None:
     tables = {title: study_table(rows) for title, rows in by_data(merge(study, runs)).items()}
     for title, table in tables.items():
         print("\n\n".join((f"### {title}", table.markdown(), *table.notes)), end="\n\n")
-    pages = [table.markdown() for table in tables.values()]
+    shown = {title: table.markdown() for title, table in tables.items()}
     if study in FRONT:
-        update_page(HERE.parent / "README.md", pages)
-    update_own_page(HERE / study / "README.md", pages)
+        update_page(HERE.parent / "README.md", shown)
+    update_own_page(HERE / study / "README.md", shown)
 
 
 if __name__ == "__main__":

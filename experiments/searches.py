@@ -80,7 +80,7 @@ def main(runs: Path) -> None:
         writer.writerows(row for method in sorted(by_method) for row in by_method[method])
     shown = table(by_method)
     print(shown)
-    update_own_page(HERE / STUDY / "README.md", [shown])
+    update_own_page(HERE / STUDY / "README.md", {"searches": shown})
 
 
 if __name__ == "__main__":

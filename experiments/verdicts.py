@@ -30,16 +30,16 @@ def stored_answers(claims: str) -> list[Answer]:
 
 def main() -> None:
     """Updates all pages."""
-    front = []
+    front = {}
     for claims in STUDIES:
         answers = stored_answers(claims)
         print_answers(answers)
         frame = answers_frame(answers)
         whole = frame.drop(columns=["why not settled", "file", "seeds"])
-        update_own_page(HERE / claims / "README.md", [markdown_table(list(whole), whole.to_numpy())])
+        update_own_page(HERE / claims / "README.md", {claims: markdown_table(list(whole), whole.to_numpy())})
         rows = frame.to_dict("records")
         short = [(one["paper"], one["claim"], short_effect(one), one["verdict"]) for one in rows]
-        front.append(markdown_table(("paper", "claim", "effect", "verdict"), short))
+        front[claims] = markdown_table(("paper", "claim", "effect", "verdict"), short)
     update_own_page(HERE.parent / "README.md", front)
 
 

@@ -1,10 +1,10 @@
 """Updates the table of ood_shapes/README.md on who acts: do methods read more than the action?
 
-python experiments/who_acts.py [RUNS …]      # of other runs, the table is only printed
+python experiments/who_acts.py [RUNS …]      # with RUNS, prints their table and leaves the page as it is
 
-Half of the sentences ask about an action that several events of the video share: "the red square grows",
-while something else grows, too. Who reads the action alone has to guess there. The table has R1@0.5 on the
-other sentences ("one event") and on these ("several"), in per cent, mean over seeds.
+For half of the sentences the video shows the action at another time, too: "the red square grows", and
+something else grows later. A method that reads only the action has to guess there. The table has R1@0.5 on
+the other sentences ("one time") and on these ("several times"), in per cent, mean over seeds.
 """
 
 from __future__ import annotations
@@ -23,18 +23,21 @@ from vmr_zoo.data.worlds.shapes.generate import annotate, scenes
 from vmr_zoo.data.worlds.shapes.world import Scene, WorldSettings
 from vmr_zoo.report.escape import markdown_table
 from vmr_zoo.report.query_scores import load_scores
-from vmr_zoo.report.runs import scan_runs
+from vmr_zoo.report.runs import scan_runs, summarize_unfinished
 from vmr_zoo.report.sentence_probe import METRIC
 from vmr_zoo.spans import iou
 
 STUDY = HERE / "ood_shapes"
 SPLITS = ("iid", "ood_time")
 GUESS = "a guess among the events"
-TITLES = tuple(f"{split}, {which}" for split in SPLITS for which in ("one event", "several"))
+TITLES = tuple(f"{split}, {which}" for split in SPLITS for which in ("one time", "several times"))
 
 
 def chances() -> dict[str, pd.Series]:
-    """Returns for every query of a split how likely a random event with the asked action answers it."""
+    """Returns for every query of a split how likely a random event with the asked action answers it.
+
+    0 for the three queries with "and then", whose moments are longer than their events.
+    """
     world = WorldSettings(train_videos=1)  # test videos do not depend on it
     videos = {scene.video_id: scene for _, scene in scenes(world)}
     rows = annotate(world)
@@ -67,11 +70,19 @@ def table(folders: Sequence[Path]) -> str:
         return [100 * scores[split][own.index].mean() for split, own in kinds]
 
     found: dict[str, list[list[float]]] = defaultdict(list)
-    for run in (run for folder in folders for run in scan_runs(folder)[0]):
-        _, scores = load_scores(run, SPLITS, [METRIC])
-        features = run.header["features"]
-        name = run.header["name"].replace("-paper", "") + f", {features}" * (features != "shapes")
-        found[name].append(cells({split: scores[split][METRIC] for split in SPLITS}))
+    for folder in folders:
+        finished, unfinished = scan_runs(folder)
+        if unfinished:
+            print(summarize_unfinished(unfinished), file=sys.stderr)
+        for run in finished:
+            header = run.header
+            if header["protocol"] != "shapes":
+                raise SystemExit(f"Expected runs on shapes, found {header['protocol']} in {run.directory}.")
+            _, scores = load_scores(run, SPLITS, [METRIC])
+            name = header["name"].replace("-paper", "")
+            if header["features"] != "shapes":
+                name += f", {header['features']}"
+            found[name].append(cells({split: scores[split][METRIC] for split in SPLITS}))
     means = {name: np.mean(seeds, axis=0).tolist() for name, seeds in found.items()} | {GUESS: cells(guess)}
     rows = [
         (name, str(len(found[name])) if name in found else "", *(f"{cell:.1f}" for cell in own))
@@ -85,7 +96,7 @@ def main(folders: Sequence[Path]) -> None:
     shown = table(folders or [STUDY / "runs"])
     print(shown)
     if not folders:
-        update_own_page(STUDY / "README.md", [shown])
+        update_own_page(STUDY / "README.md", {"who acts": shown})
 
 
 if __name__ == "__main__":

@@ -23,8 +23,8 @@ SPLITS = ("iid", "ood_time", "novel_word", "novel_composition", "paraphrase", "c
 Row = dict[str, str]
 
 
-def tables() -> list[str]:
-    """Returns a table per method: differences in points, the switch that moves iid most first."""
+def tables() -> dict[str, str]:
+    """Returns a table by method: differences in points, the switch that moves iid most first."""
     own = read_results("fidelity")
     rows = [row for row in (*read_results("ood_shapes"), *own) if row["features"] == "shapes"]
     defaults = {(row["name"], row["seed"]): row for row in rows if "+" not in row["name"]}
@@ -34,7 +34,7 @@ def tables() -> list[str]:
         default = defaults.get((name, row["seed"]))
         if switch and default:
             found[name.removesuffix("-paper")][switch].append((row, default))
-    return [_table(method, switches) for method, switches in sorted(found.items())]
+    return {method: _table(method, switches) for method, switches in sorted(found.items())}
 
 
 def _table(method: str, switches: dict[str, list[tuple[Row, Row]]]) -> str:
@@ -60,7 +60,8 @@ def _cell(values: Sequence[float]) -> str:
 def main() -> None:
     """Prints the tables and updates the page."""
     shown = tables()
-    print("\n\n".join(shown) or "No row of fidelity/results.csv has a counterpart where nothing is turned.")
+    nothing = "No row of fidelity/results.csv has a counterpart where nothing is turned."
+    print("\n\n".join(shown.values()) or nothing)
     update_own_page(HERE / "fidelity" / "README.md", shown)
 
 
