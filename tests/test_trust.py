@@ -182,7 +182,8 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     ("text", "reason"),
     [
         (BOMB, "an alias"),
-        ("a: " + "[" * 2000 + "]" * 2000, "levels"),
+        ("a: " + "[" * 500 + "]" * 500, "more than .* levels"),
+        ("a: " + "[" * 2000 + "]" * 2000, "level"),  # PyYAML 6.0.4 refuses this depth itself
         ("a: " + "x" * 300_000, "bytes"),
         ("a: !!python/object/apply:os.system ['touch PROOF']", "constructor"),
         ("secret: ${oc.env:HOME}", "refers to nothing but"),
