@@ -62,12 +62,11 @@ def table(folders: Sequence[Path]) -> str:
     guess = chances()
 
     def cells(scores: Mapping[str, pd.Series]) -> list[float]:
-        kinds = (
-            (split, guess[split][which])
-            for split in SPLITS
-            for which in (guess[split] == 1, guess[split] < 1)
-        )
-        return [100 * scores[split][own.index].mean() for split, own in kinds]
+        return [
+            100 * scores[split][own.index[which]].mean()
+            for split, own in guess.items()
+            for which in (own == 1, own < 1)
+        ]
 
     found: dict[str, list[list[float]]] = defaultdict(list)
     for folder in folders:

@@ -222,6 +222,7 @@ def test_who_acts_is_shown(monkeypatch):
     monkeypatch.syspath_prepend(EXPERIMENTS)
     who_acts = importlib.import_module("who_acts")
     shown = who_acts.table([EXPERIMENTS / "ood_shapes" / "runs"])
+    shown = f"<!-- table: who acts -->\n\n{shown}\n"
     assert shown in (EXPERIMENTS / "ood_shapes" / "README.md").read_text(encoding="utf-8")
 
 

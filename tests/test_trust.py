@@ -182,8 +182,9 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     ("text", "reason"),
     [
         (BOMB, "an alias"),
-        ("a: " + "[" * 500 + "]" * 500, "more than .* levels"),
-        ("a: " + "[" * 2000 + "]" * 2000, "level"),  # PyYAML 6.0.4 refuses this depth itself
+        ("a: " + "[" * 500 + "]" * 500, r"more than \d+ levels"),
+        # PyYAML 6.0.4 refuses this depth itself
+        ("a: " + "[" * 2000 + "]" * 2000, r"more than \d+ levels|exceeded maximum nesting depth"),
         ("a: " + "x" * 300_000, "bytes"),
         ("a: !!python/object/apply:os.system ['touch PROOF']", "constructor"),
         ("secret: ${oc.env:HOME}", "refers to nothing but"),

@@ -31,7 +31,8 @@ from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from vmr_zoo.errors import VmrError, unknown
+from vmr_zoo.errors import VmrError
+from vmr_zoo.utils.switches import check_switches
 from vmr_zoo.video.decode import sample
 from vmr_zoo.video.encoder import VideoEncoder
 
@@ -55,7 +56,6 @@ _UNSIGNED = np.array([0.15, 0.013, 0.45])
 _PRESENT = np.array([1.0, 0.75, 0.7, 0.7, 1.7, 0.3])
 """Units in which a form is about 1: any; bar; triangle; square, cross, bar; star; kurtosis."""
 _LIMIT = 5.0
-_BLIND = ("colour", "form", "both")
 
 
 class Picture(NamedTuple):
@@ -70,6 +70,7 @@ class Picture(NamedTuple):
     chroma: NDArray[np.uint16]
 
 
+@check_switches
 @dataclass(frozen=True)
 class GridEncoder(VideoEncoder):
     """Settings of the encoder, which determine the features and are part of their manifest.
@@ -90,7 +91,7 @@ class GridEncoder(VideoEncoder):
     hues: int = 16
     rows: int = 6
     columns: int = 8
-    blind: Literal["colour", "form", "both"] | None = None
+    blind: Literal["colour", "form", "both", None] = None
 
     one_process_per_core = True
 
@@ -101,8 +102,6 @@ class GridEncoder(VideoEncoder):
                 "Expected rows that divide 48, columns that divide 64, at least 2 samples, 3 hues and clips "
                 f"longer than 0 s, found {self}. Change features.video.encoder (vmr extract: encoder)."
             )
-        if self.blind is not None and self.blind not in _BLIND:
-            raise unknown("property that the encoder can be blind to", self.blind, _BLIND)
 
     @property
     def dim(self) -> int:  # type: ignore[override]
