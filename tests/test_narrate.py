@@ -24,7 +24,13 @@ TINY = [
     "data.protocol.processes=1",
     *(
         f"data.protocol.world.{key}={value}"
-        for key, value in {"train_videos": 2, "test_videos": 1, "fps": 4, "height": 48}.items()
+        for key, value in {
+            "train_videos": 2,
+            "selection_videos": 1,
+            "test_videos": 1,
+            "fps": 4,
+            "height": 48,
+        }.items()
     ),
 ]
 

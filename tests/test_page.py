@@ -254,7 +254,7 @@ def test_rows_are_drawn_a_hundred_at_a_time(tmp_path, chromium):
 
 def test_rendered_videos_play_unasked_and_stored_results_stand_below(tmp_path, monkeypatch, capsys):
     write(tmp_path, "good", {"iid": 150, "ood": 75})
-    settings = WorldSettings(train_videos=2, test_videos=1)
+    settings = WorldSettings(train_videos=2, selection_videos=1, test_videos=1)
     video = world_folder(settings, tmp_path / "cache") / "videos" / "v.mp4"
     video.parent.mkdir(parents=True)
     video.touch()

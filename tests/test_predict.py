@@ -25,7 +25,15 @@ from vmr_zoo.video.decode import duration
 
 WORLD = [
     f"data.protocol.world.{setting}"
-    for setting in ("train_videos=4", "test_videos=2", "shortest=16", "longest=20", "height=48", "fps=4")
+    for setting in (
+        "train_videos=4",
+        "selection_videos=2",
+        "test_videos=2",
+        "shortest=16",
+        "longest=20",
+        "height=48",
+        "fps=4",
+    )
 ]
 
 

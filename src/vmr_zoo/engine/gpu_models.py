@@ -124,9 +124,8 @@ def _rendered(cfg: DictConfig) -> tuple[dict[str, Path], float]:
     from vmr_zoo.data.worlds.shapes.generate import generate_world, scenes, video_path
 
     world = instantiate(compose("train", ["data=shapes"]).data.protocol.world)
-    world = replace(
-        world, train_videos=cfg.videos, test_videos=1, fps=cfg.frame_rate, height=cfg.frame_height
-    )
+    sizes = {"train_videos": cfg.videos, "selection_videos": 1, "test_videos": 1}
+    world = replace(world, **sizes, fps=cfg.frame_rate, height=cfg.frame_height)
     folder = generate_world(world, Path(cfg.out).expanduser() / "rendered")
     found = [scene for group, scene in scenes(world) if group == "train"]
     return {s.video_id: video_path(folder, s.video_id) for s in found}, float(sum(s.duration for s in found))

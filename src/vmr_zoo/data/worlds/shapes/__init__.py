@@ -25,7 +25,7 @@ __all__ = ["GridEncoder", "SceneNarrator", "WeakAlignment", "WorldSettings", "pr
 _VIDEOS = ("seed", "shortest", "longest", "time_bias")
 """Settings of a world on which it depends what a video with a given id shows."""
 
-_TRAIN_ALONE = ("train_videos", "wordings")
+_TRAIN_ALONE = ("train_videos", "selection_videos", "wordings")
 """Settings that change no test split."""
 
 

@@ -75,6 +75,15 @@ GROUPS = ("train", "selection", "test", "exchanged", "pairs")
 """Groups of videos. "test" serves iid, novel_word, paraphrase and complex; "exchanged" ood_time; "pairs"
 novel_composition."""
 
+_SIZES = {
+    "train": "train_videos",
+    "selection": "selection_videos",
+    "test": "test_videos",
+    "exchanged": "test_videos",
+    "pairs": "test_videos",
+}
+"""The setting that says how many videos a group has."""
+
 ASPECT = 4 / 3
 """Width of the frame, in units of its height."""
 
@@ -101,7 +110,8 @@ class WorldSettings:
     Attributes:
         seed: seed of the world; the narrator and training have their own seeds.
         train_videos: number of videos of the train split. Other videos do not depend on it.
-        test_videos: number of videos of each of the groups selection, test, exchanged and pairs.
+        selection_videos: number of videos of the selection split.
+        test_videos: number of videos of each of the groups test, exchanged and pairs.
         shortest: length of the shortest video in seconds.
         longest: length of the longest video in seconds.
         fps: frames per second.
@@ -113,7 +123,8 @@ class WorldSettings:
 
     seed: int = 0
     train_videos: int = 640
-    test_videos: int = 100
+    selection_videos: int = 100
+    test_videos: int = 300
     shortest: int = 16
     longest: int = 40
     fps: int = 8
@@ -124,11 +135,12 @@ class WorldSettings:
 
     def __post_init__(self) -> None:
         """Rejects impossible settings."""
-        if self.train_videos < 1 or self.test_videos < 1:
-            raise VmrError(
-                f"Expected at least 1 video per group, found train_videos={self.train_videos}, "
-                f"test_videos={self.test_videos}. Raise data.protocol.world.train_videos or test_videos."
-            )
+        for group, setting in _SIZES.items():
+            if self.size(group) < 1:
+                raise VmrError(
+                    f"Expected at least 1 video per group, found {setting}={self.size(group)}. "
+                    f"Raise data.protocol.world.{setting}."
+                )
         if self.wordings < 1:
             raise VmrError(
                 f"Expected at least 1 wording, found {self.wordings}. Raise data.protocol.world.wordings."
@@ -156,7 +168,8 @@ class WorldSettings:
 
     def size(self, group: str) -> int:
         """Returns the number of videos of a group."""
-        return self.train_videos if group == "train" else self.test_videos
+        size: int = getattr(self, _SIZES[group])
+        return size
 
 
 @dataclass(frozen=True, slots=True)
