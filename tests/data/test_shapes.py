@@ -57,8 +57,8 @@ def rows():
 def test_default_world_is_large_enough_and_what_version_says(rows):
     assert len({row["video_id"] for split in rows.values() for row in split}) >= 600
     assert sum(map(len, rows.values())) >= 2500
-    # A change of world or grammar changes the data of all results: raise VERSION, then update this. Sizes alone
-    # need no new version: a larger split begins with the smaller one.
+    # A change of world or grammar changes the data of all results: raise VERSION, then update this. Sizes
+    # alone need no new version: a larger split begins with the smaller one.
     digest = hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
     assert (VERSION, digest[:16]) == ("2", "94792865e433176f")
 
