@@ -25,6 +25,7 @@ from vmr_zoo.report.escape import markdown_table
 from vmr_zoo.report.query_scores import load_scores
 from vmr_zoo.report.runs import scan_runs, summarize_unfinished
 from vmr_zoo.report.sentence_probe import METRIC
+from vmr_zoo.report.stored_scores import VIDEO
 from vmr_zoo.spans import iou
 
 STUDY = HERE / "ood_shapes"
@@ -81,7 +82,7 @@ def table(folders: Sequence[Path]) -> str:
             name = header["name"].replace("-paper", "")
             if header["features"] != "shapes":
                 name += f", {header['features']}"
-            found[name].append(cells({split: scores[split][METRIC] for split in SPLITS}))
+            found[name].append(cells({split: scores[split][METRIC].droplevel(VIDEO) for split in SPLITS}))
     means = {name: np.mean(seeds, axis=0).tolist() for name, seeds in found.items()} | {GUESS: cells(guess)}
     rows = [
         (name, str(len(found[name])) if name in found else "", *(f"{cell:.1f}" for cell in own))

@@ -43,7 +43,7 @@ def rows_of(seed, unscored=False):
                 {
                     "split": split,
                     "query_id": f"{split}{number}",
-                    "video_id": "v",
+                    "video_id": f"v{number}",
                     "query": SENTENCES[number % 3],
                     "duration": 30.0,
                     "moments": moments,

@@ -46,7 +46,7 @@ def write_video(path):
 @pytest.fixture
 def page(tmp_path, capsys):
     """Two runs with two seeds; sentences, the name of a run and an error message attack the page."""
-    write_video(tmp_path / "videos" / "v.webm")
+    write_video(tmp_path / "videos" / "v50.webm")
     for name, right in {"good": 150, "bad": 50}.items():
         for seed in (0, 1):
             write(tmp_path, name, {"iid": right, "ood": right // 2}, seed)
@@ -69,7 +69,7 @@ def page(tmp_path, capsys):
     shutil.copy(tmp_path / "good" / "seed0" / "metrics.json", folder)
     curve, word = np.array([0.25, 0.5], np.float32), np.array([1.0], np.float32)
     save_file({"0/highlight": curve, "0/word_probability": word}, folder / "details.safetensors")
-    said = [Narration("v", 0.0, 2.0, EVIL), Narration("v", 25.0, 30.0, "nothing")]
+    said = [Narration("v50", 0.0, 2.0, EVIL), Narration("v50", 25.0, 30.0, "nothing")]
     write_narrations(tmp_path / "said.jsonl", said, dict.fromkeys(MANIFEST_KEYS))
     arguments = [
         f"narrations={tmp_path / 'said.jsonl'}",
@@ -99,7 +99,7 @@ def test_the_page_is_complete_and_escapes_text_from_data(page):
     (data,) = re.findall(r'<script type="application/json" class="data">(.*?)</script>', text, re.DOTALL)
     found = json.loads(data)
     queries = found["queries"]
-    assert found["narrations"] == {"v": [[0.0, 2.0, EVIL], [25.0, 30.0, "nothing"]]}
+    assert found["narrations"] == {"v50": [[0.0, 2.0, EVIL], [25.0, 30.0, "nothing"]]}
     good = found["runs"].index("good")
     assert queries[0]["answers"][good]["curves"] == {"highlight": [0.25, 0.5]}
     assert not queries[1]["answers"][good]["curves"]
@@ -255,7 +255,7 @@ def test_rows_are_drawn_a_hundred_at_a_time(tmp_path, chromium):
 def test_rendered_videos_play_unasked_and_stored_results_stand_below(tmp_path, monkeypatch, capsys):
     write(tmp_path, "good", {"iid": 150, "ood": 75})
     settings = WorldSettings(train_videos=2, selection_videos=1, test_videos=1)
-    video = world_folder(settings, tmp_path / "cache") / "videos" / "v.mp4"
+    video = world_folder(settings, tmp_path / "cache") / "videos" / "v0.mp4"
     video.parent.mkdir(parents=True)
     video.touch()
     world = {"_target_": "vmr_zoo.data.worlds.shapes.WorldSettings", **asdict(settings)}

@@ -13,9 +13,20 @@ from scipy.stats import bootstrap
 from vmr_zoo.cli import main
 from vmr_zoo.errors import VmrError
 from vmr_zoo.report.leaderboard import BEST, DROP, TABLE_KEYS, TIED, WORSE, leaderboards
-from vmr_zoo.report.query_scores import leaderboard_scores, read_predictions, run_query_scores
+from vmr_zoo.report.query_scores import (
+    leaderboard_scores,
+    query_index,
+    read_predictions,
+    run_query_scores,
+)
 from vmr_zoo.report.runs import REQUIRED_KEYS, filter_runs, finished_runs, scan_runs
-from vmr_zoo.report.significance import TEST, mark_significance, paired_bootstrap
+from vmr_zoo.report.significance import (
+    TEST,
+    mark_significance,
+    paired_bootstrap,
+    resampled_means,
+    video_codes,
+)
 
 QUERIES = 200
 
@@ -28,7 +39,7 @@ def write(root, name, hits, seed=0, **header):
         {
             "split": split,
             "query_id": f"{split}{number}",
-            "video_id": "v",
+            "video_id": f"v{number}",
             "query": "a star",
             "duration": 30.0,
             "moments": [[0.0, 10.0]],
@@ -92,7 +103,7 @@ def test_the_bootstrap_is_scipys_and_pairs_its_queries():
     rng = np.random.default_rng(0)
     a, b = rng.random(60), rng.random(60) - 0.1
     found, none, little = paired_bootstrap(
-        100 * np.stack([a - b, np.zeros(60), 0.01 + 0.001 * rng.random(60)]), resamples=4000
+        100 * np.stack([a - b, np.zeros(60), 0.01 + 0.001 * rng.random(60)]), np.arange(60), resamples=4000
     )
     expected = bootstrap(
         (100 * (a - b),), np.mean, n_resamples=4000, method="percentile", rng=np.random.default_rng(0)
@@ -101,6 +112,20 @@ def test_the_bootstrap_is_scipys_and_pairs_its_queries():
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
     assert none.p > 0.05
     assert little.p < 0.001  # far less noise in the differences than in either row
+
+
+def test_the_bootstrap_draws_videos_with_all_their_queries():
+    rng = np.random.default_rng(0)
+    videos = np.repeat(np.arange(20), rng.integers(1, 6, 20))
+    difference = rng.normal(size=20)[videos] + 0.1 * rng.normal(size=len(videos))
+    draws = np.random.default_rng(3).integers(0, 20, (500, 20))
+    naive = [np.concatenate([difference[videos == video] for video in drawn]).mean() for drawn in draws]
+    (means,) = resampled_means(difference[None], videos, 500, seed=3)
+    assert means == pytest.approx(naive)
+    (alone,) = resampled_means(difference[None], np.arange(len(videos)), 500, seed=3)
+    assert means.std() > 1.3 * alone.std()  # queries about one video are alike here
+    rows = [{"video_id": f"v{video}", "query_id": f"q{n}"} for n, video in enumerate(videos)]
+    assert video_codes(query_index(rows)).tolist() == videos.tolist()
 
 
 def test_scores_of_queries_average_to_the_metrics_of_the_run(trained_toy):

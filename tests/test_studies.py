@@ -17,7 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from vmr_zoo.config.compose import config_dir, resolve_job_keys
 from vmr_zoo.config.resolvers import register_resolvers
@@ -48,10 +48,17 @@ def name_of(path: Path) -> str:
     return f"{path.parent.name}/{path.stem}"
 
 
+def load_sweep(path: Path) -> DictConfig:
+    """A sweep with those of its folder on which it builds."""
+    cfg = OmegaConf.load(path)
+    bases = (path.with_name(f"{one}.yaml") for one in cfg.get("defaults", ()) if isinstance(one, str))
+    return OmegaConf.merge(*(load_sweep(base) for base in bases if base.is_file()), cfg)
+
+
 def jobs(sweep: Path) -> list[list[str]]:
     """The overrides of each job with the first seed."""
     register_resolvers()
-    cfg = OmegaConf.merge(*map(OmegaConf.load, (TABLE, sweep) if sweep in FIDELITY else (sweep,)))
+    cfg = load_sweep(sweep)
     params = {key: str(value) for key, value in cfg.hydra.sweeper.params.items()}
     params |= {"seed": params["seed"].split(",")[0]}
     parsed = OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in params.items()])

@@ -21,9 +21,9 @@ from vmr_zoo.engine.submission import PredictionRow
 from vmr_zoo.errors import VmrError, unknown
 from vmr_zoo.metrics.per_query import Floats
 from vmr_zoo.report.leaderboard import Leaderboard
-from vmr_zoo.report.query_scores import RowsBySplit, leaderboard_scores, mean_over_seeds
+from vmr_zoo.report.query_scores import RowsBySplit, leaderboard_scores, mean_over_seeds, query_index
 from vmr_zoo.report.runs import Run
-from vmr_zoo.report.significance import LEVEL, resampled_means
+from vmr_zoo.report.significance import LEVEL, resampled_means, video_codes
 
 FEW = 30
 """Queries below which a group is marked: its interval says little."""
@@ -67,7 +67,7 @@ class Cell(NamedTuple):
 
     Attributes:
         mean: over the queries, each averaged over seeds.
-        low: lower end of the interval that contains 95 % of the resampled means; NaN for a single query.
+        low: lower end of the interval that contains 95 % of the resampled means; NaN for a single video.
         high: its upper end.
         queries: the queries that the row has a score of.
     """
@@ -163,7 +163,7 @@ def group_queries(
         parser: counts clauses and verbs; None: HanTa, which needs no download.
 
     Returns:
-        One row per query id and one column per kind.
+        One row per query and one column per kind.
     """
     parser = ClauseCounts() if parser is None else parser
     measured: dict[str, Callable[[PredictionRow], float]] = {
@@ -187,7 +187,7 @@ def group_queries(
         for kind in kinds:
             value = round(measured[kind](row), 9)  # a boundary is a boundary, whatever the rounding
             found[kind].append(KINDS[kind].groups[bisect_left(KINDS[kind].upper, value)])
-    return pd.DataFrame(found, index=[str(row["query_id"]) for row in rows])
+    return pd.DataFrame(found, index=query_index(rows))
 
 
 def _longest(row: PredictionRow) -> tuple[float, float]:
@@ -265,11 +265,12 @@ def _cells(columns: Sequence[pd.Series | None], ids: pd.Index) -> dict[int, Cell
                 alike[known.tobytes()].append((number, values[known]))
     cells = {}
     tail = 50 * (1 - LEVEL)
-    for members in alike.values():
+    for mask, members in alike.items():
         values = np.stack([own for _, own in members])
         count = values.shape[1]
-        low, high = np.percentile(resampled_means(values, RESAMPLES), [tail, 100 - tail], axis=1)
+        videos = video_codes(ids[np.frombuffer(mask, bool)])
+        low, high = np.percentile(resampled_means(values, videos, RESAMPLES), [tail, 100 - tail], axis=1)
         for place, (number, own) in enumerate(members):
-            ends = (float(low[place]), float(high[place])) if count > 1 else (float("nan"), float("nan"))
+            ends = (float(low[place]), float(high[place])) if videos.any() else (float("nan"), float("nan"))
             cells[number] = Cell(float(own.mean()), *ends, count)
     return cells

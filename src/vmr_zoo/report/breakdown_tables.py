@@ -28,7 +28,7 @@ _LONGEST_NAME = 24
 """Characters of the name of a row in the terminal."""
 
 NOTE = (
-    "Per cent, mean over seeds and queries, with the 95 % interval of a bootstrap over the queries of the "
+    "Per cent, mean over seeds and queries, with the 95 % interval of a bootstrap over the videos of the "
     f"group ({RESAMPLES:,} resamples). n: queries of the group; {_FEW_SIGN}: fewer than {FEW}, too few to "
     "compare."
 )

@@ -12,7 +12,7 @@ import pandas as pd
 from vmr_zoo.report.charts import line_styles
 from vmr_zoo.report.leaderboard import Leaderboard
 from vmr_zoo.report.query_curves import Curves, stored_curves
-from vmr_zoo.report.query_scores import RowsBySplit
+from vmr_zoo.report.query_scores import RowsBySplit, query_index
 from vmr_zoo.report.runs import Run
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def _answer_text(row: PredictionRow) -> str:
 
 
 def _longest_moments(rows: Iterable[PredictionRow]) -> pd.DataFrame:
-    """Returns length and position of each query's longest moment, by query id."""
+    """Returns length and position of each query's longest moment."""
     annotated = [row for row in rows if row["moments"]]
     longest = [max(row["moments"], key=lambda moment: moment[1] - moment[0]) for row in annotated]
     return pd.DataFrame(
@@ -153,7 +153,7 @@ def _longest_moments(rows: Iterable[PredictionRow]) -> pd.DataFrame:
                 (m[0] + m[1]) / 2 / row["duration"] for m, row in zip(longest, annotated, strict=True)
             ],
         },
-        index=[str(row["query_id"]) for row in annotated],
+        index=query_index(annotated),
     )
 
 

@@ -23,7 +23,7 @@ from vmr_zoo.metrics.sets import SET_METRICS
 from vmr_zoo.metrics.settings import ON_SELECTION, MetricSettings
 from vmr_zoo.report.leaderboard import Leaderboard
 from vmr_zoo.report.runs import Run
-from vmr_zoo.report.stored_scores import SCORES, read_scores
+from vmr_zoo.report.stored_scores import QUERY, SCORES, VIDEO, read_scores
 from vmr_zoo.runs.config_sections import metric_settings
 from vmr_zoo.runs.directory import HEADER, METRICS, read_json
 
@@ -31,8 +31,8 @@ FIRST_IOU = "mIoU"
 """The metric whose score of a single query is the IoU of the top-ranked moment."""
 
 QueryScores = dict[str, pd.DataFrame]
-"""Scores of one run by split: (N, metrics) float32 in [0, 1], one row per query id; NaN where a metric does
-not apply to a query."""
+"""Scores of one run by split: (N, metrics) float32 in [0, 1], one row per query, see `query_index`; NaN where
+a metric does not apply to a query."""
 
 RowsBySplit = Mapping[str, Sequence[PredictionRow]]
 """Rows of predictions files by split."""
@@ -158,7 +158,7 @@ def run_query_scores(
         run: the run directory, whose config.yaml defines the metrics.
         splits: the splits to score.
         metrics: the metrics to keep, if they have scores of single queries; None: all.
-        indexes: query ids of earlier runs by split. Equal ids are shared to save memory; new ones are added.
+        indexes: indexes of earlier runs by split. Equal ones are shared to save memory; new ones are added.
 
     Raises:
         VmrError: if the predictions lack the ground truth or are broken.
@@ -172,16 +172,22 @@ def run_query_scores(
     scores: QueryScores = {}
     start = 0
     for name, own in annotated.items():
-        ids = pd.Index([str(row["query_id"]) for row in own])
-        if together is None or not ids.is_unique:
+        index = query_index(own)
+        if together is None or not index.get_level_values(QUERY).is_unique:
             scored = _score_checked(own, settings, name, f"{run}, split {name}")
         else:
             scored = {key: x[start : start + len(own)] for key, x in together.items()}
         start += len(own)
         scored = {**scored, **({} if rule is None else query_sets(own, rule))}
         kept = {key: x.astype(np.float32) for key, x in scored.items() if metrics is None or key in metrics}
-        scores[name] = pd.DataFrame(kept, index=_shared(ids, {} if indexes is None else indexes, name))
+        scores[name] = pd.DataFrame(kept, index=_shared(index, {} if indexes is None else indexes, name))
     return scores
+
+
+def query_index(rows: Sequence[PredictionRow]) -> pd.MultiIndex:
+    """Returns the index of scores of single queries: the id of the video, and that of the query."""
+    ids = [[str(row["video_id"]) for row in rows], [str(row["query_id"]) for row in rows]]
+    return pd.MultiIndex.from_arrays(ids, names=(VIDEO, QUERY))
 
 
 def rule_of_sets(run: Path, settings: MetricSettings) -> SetRule | None:
@@ -195,14 +201,14 @@ def rule_of_sets(run: Path, settings: MetricSettings) -> SetRule | None:
     return rule_of_run(run, read_json(run / METRICS)[HEADER], wanted)
 
 
-def _shared(ids: pd.Index, indexes: dict[str, list[pd.Index]], split: str) -> pd.Index:
+def _shared(index: pd.Index, indexes: dict[str, list[pd.Index]], split: str) -> pd.Index:
     """Returns the equal index that an earlier run has, else adds this one."""
     known = indexes.setdefault(split, [])
     for other in known:
-        if other.equals(ids):
+        if other.equals(index):
             return other
-    known.append(ids)
-    return ids
+    known.append(index)
+    return index
 
 
 def _score(rows: Sequence[PredictionRow], settings: MetricSettings) -> dict[str, Floats] | None:

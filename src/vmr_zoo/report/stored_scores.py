@@ -1,7 +1,8 @@
 """Scores of single queries in a file, small enough for a repository: what stays of a run's predictions.
 
-`scores.npz` holds, for each split, `SPLIT/ids`, (N,) text, and for each metric `SPLIT/METRIC`, (N,) float16
-in [0, 1], computed from the predictions in full precision. Hits are exact, a mean IoU to 0.01 points.
+`scores.npz` holds, for each split, the ids of the queries and of their videos, `SPLIT/ids` and
+`SPLIT/videos`, (N,) text, and for each metric `SPLIT/METRIC`, (N,) float16 in [0, 1], computed from the
+predictions in full precision. Hits are exact, a mean IoU to 0.01 points.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ from vmr_zoo.utils.files import atomic_path, check_regular
 
 SCORES = "scores.npz"
 
-_IDS = "ids"
+VIDEO, QUERY = "video", "query"
+"""Levels of the index of scores of single queries."""
+
+_IDS, _VIDEOS = "ids", "videos"
 _LARGEST = 2**26
 """Bytes of all arrays together."""
 
@@ -32,11 +36,12 @@ def write_scores(path: Path, scores: Mapping[str, pd.DataFrame]) -> None:
 
     Args:
         path: the file.
-        scores: (N, metrics) in [0, 1] by split, one row per query id.
+        scores: (N, metrics) in [0, 1] by split, one row per query.
     """
     arrays: dict[str, Any] = {}
     for split, frame in scores.items():
-        arrays[f"{split}/{_IDS}"] = np.asarray(frame.index, dtype=np.str_)
+        for key, level in ((_IDS, QUERY), (_VIDEOS, VIDEO)):
+            arrays[f"{split}/{key}"] = np.asarray(frame.index.get_level_values(level), dtype=np.str_)
         arrays |= {f"{split}/{name}": frame[name].to_numpy(np.float16) for name in frame}
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)
@@ -53,7 +58,7 @@ def read_scores(
         wanted: the metrics to read; None: all.
 
     Returns:
-        (N, metrics) float32 scores by split, one row per query id.
+        (N, metrics) float32 scores by split, one row per query.
 
     Raises:
         VmrError: if the file is broken or belongs to other metrics.
@@ -85,7 +90,8 @@ def _frames(arrays: Mapping[str, Any], wanted: Collection[str] | None) -> dict[s
     frames = {}
     for split in (name.removesuffix(f"/{_IDS}") for name in arrays if name.endswith(f"/{_IDS}")):
         names = [name.removeprefix(f"{split}/") for name in arrays if name.startswith(f"{split}/")]
-        kept = [name for name in names if name != _IDS and (wanted is None or name in wanted)]
+        kept = [n for n in names if n not in (_IDS, _VIDEOS) and (wanted is None or n in wanted)]
         values = {name: arrays[f"{split}/{name}"].astype(np.float32) for name in kept}
-        frames[split] = pd.DataFrame(values, index=pd.Index(arrays[f"{split}/{_IDS}"].astype(object)))
+        ids = [arrays[f"{split}/{key}"].astype(object) for key in (_VIDEOS, _IDS)]
+        frames[split] = pd.DataFrame(values, index=pd.MultiIndex.from_arrays(ids, names=(VIDEO, QUERY)))
     return frames

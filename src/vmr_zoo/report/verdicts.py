@@ -1,7 +1,7 @@
 """Answers claims with finished runs: an effect, its intervals over queries and over seeds, and a verdict.
 
 The error of an effect has two sources, the sample of queries and the seeds of training. A bootstrap over
-queries measures the first (scores averaged over seeds), the spread of the effect over seeds the second. Two
+videos measures the first (scores averaged over seeds), the spread of the effect over seeds the second. Two
 or three seeds often agree by chance, so the spread counts as at least that of all claims together: with each
 claim's own spread alone, 6 to 17 % of simulated sets of claims had a wrong verdict, instead of 5. The two
 variances add up, with Welch-Satterthwaite degrees of freedom. A claim *holds* if its effect has the claimed
@@ -23,13 +23,12 @@ import pandas as pd
 from scipy import stats
 
 from vmr_zoo.errors import VmrError, abbreviate
-from vmr_zoo.metrics.per_query import Floats
 from vmr_zoo.report.caveats import CAVEATS, find_caveats
 from vmr_zoo.report.claims import Cell, Claim, describe, select_runs
 from vmr_zoo.report.leaderboard import TABLE_KEYS
 from vmr_zoo.report.query_scores import QueryScores, load_scores
 from vmr_zoo.report.runs import Run
-from vmr_zoo.report.significance import LEVEL, RESAMPLES, resampled_means
+from vmr_zoo.report.significance import LEVEL, RESAMPLES, resampled_means, video_codes
 
 HOLDS, FAILS, OPEN = "holds", "does not hold", "not settled"
 
@@ -65,7 +64,7 @@ class Effect:
         high: its upper end.
         by_seed: the effect of each seed.
         queries: number of queries of each split.
-        error: standard deviation over resamples of queries.
+        error: standard deviation over resamples.
         common: the spread over seeds that all claims of a report share.
     """
 
@@ -232,7 +231,7 @@ def _estimate(claim: Claim, runs: Sequence[Run], scores: Scores) -> Answer:
     except VmrError as error:  # the predictions of one run; other claims do not need it
         return Answer(claim, reasons=(str(error),))
     if effect is None:
-        return Answer(claim, reasons=("the rows share no query",))
+        return Answer(claim, reasons=("the rows share queries of fewer than two videos",))
     reasons = [] if len(common) >= claim.seeds else [f"{len(common)} of at least {claim.seeds} seeds"]
     for name, found in {_name(found[common[0]]): found for _, found in rows}.items():
         reasons += [f"{name}: {problem}" for problem in _shortcomings([found[seed] for seed in common])]
@@ -287,13 +286,15 @@ def _effect(
     queries = {}
     for number, split in enumerate(dict.fromkeys(cell.split for cell, _ in rows)):
         cells = [(cell.sign, found) for cell, found in rows if cell.split == split]
-        difference = _differences(cells, split, claim.metric, seeds, scores)
-        if not difference.shape[1]:
+        table = _differences(cells, split, claim.metric, seeds, scores)
+        videos = video_codes(table.index)
+        if not videos.any():  # of one video there is no second sample
             return None
-        queries[split] = difference.shape[1]
-        by_seed += difference.mean(1)
-        # Splits hold different queries, which are resampled independently.
-        resampled += resampled_means(difference.mean(0, keepdims=True), seed=number)[0]
+        queries[split] = len(table)
+        by_seed += table.mean().to_numpy()
+        # Splits are resampled independently.
+        mean = table.mean(axis=1).to_numpy()[None]
+        resampled += resampled_means(mean, videos, seed=number)[0]
     tail = 50 * (1 - LEVEL)
     low, high = np.percentile(resampled, [tail, 100 - tail])
     return Effect(
@@ -312,11 +313,10 @@ def _differences(
     metric: str,
     seeds: Sequence[int],
     scores: Scores,
-) -> Floats:
-    """Returns (seeds, queries) signed sums of the cells of one split, in points."""
+) -> pd.DataFrame:
+    """Returns (queries, seeds) signed sums of the cells of one split, in points."""
     columns: list[pd.Series] = []
     for seed in seeds:
         parts = [sign * scores(found[seed])[split][metric].astype(np.float64) for sign, found in cells]
-        columns.append(sum(parts[1:], parts[0]))  # aligned by query id; NaN where a row lacks one
-    table = pd.concat(columns, axis=1).dropna()
-    return 100.0 * table.to_numpy(np.float64).T
+        columns.append(sum(parts[1:], parts[0]))  # aligned by query; NaN where a row lacks one
+    return 100.0 * pd.concat(columns, axis=1).dropna()
