@@ -37,7 +37,7 @@ TITLES = tuple(f"{split}, {which}" for split in SPLITS for which in ("one time",
 def chances() -> dict[str, pd.Series]:
     """Returns for every query of a split how likely a random event with the asked action answers it.
 
-    0 for the three queries with "and then", whose moments are longer than their events.
+    0 for the few queries with "and then" whose moments are more than twice as long as their events.
     """
     world = WorldSettings(train_videos=1)  # test videos do not depend on it
     videos = {scene.video_id: scene for _, scene in scenes(world)}
@@ -78,11 +78,16 @@ def table(folders: Sequence[Path]) -> str:
             header = run.header
             if header["protocol"] != "shapes":
                 raise SystemExit(f"Expected runs on shapes, found {header['protocol']} in {run.directory}.")
-            _, scores = load_scores(run, SPLITS, [METRIC])
+            _, loaded = load_scores(run, SPLITS, [METRIC])
+            scores = {split: loaded[split][METRIC].droplevel(VIDEO) for split in SPLITS}
+            if any(not own.index.isin(scores[split].index).all() for split, own in guess.items()):
+                raise SystemExit(
+                    f"{run.directory} lacks sentences of today's test splits: train or test it again."
+                )
             name = header["name"].replace("-paper", "")
             if header["features"] != "shapes":
                 name += f", {header['features']}"
-            found[name].append(cells({split: scores[split][METRIC].droplevel(VIDEO) for split in SPLITS}))
+            found[name].append(cells(scores))
     means = {name: np.mean(seeds, axis=0).tolist() for name, seeds in found.items()} | {GUESS: cells(guess)}
     rows = [
         (name, str(len(found[name])) if name in found else "", *(f"{cell:.1f}" for cell in own))

@@ -221,6 +221,15 @@ def test_the_error_adds_queries_and_seeds_and_p_is_corrected_for_the_number_of_c
     assert answers["other0"].p is None
 
 
+def test_splits_about_the_same_videos_share_their_draws(tmp_path):
+    # Both splits have the same difference for each video, so the drop has no error.
+    write_run(tmp_path / "runs", "good", {"iid": 0.75, "ood": 0.75}, 0)
+    write_run(tmp_path / "runs", "bad", {"iid": 0.5, "ood": 0.5}, 0)
+    effect = answer(tmp_path, **{"kind": "drop", "from": "iid", "to": "ood", "seeds": 1}).effect
+    assert effect is not None
+    assert (effect.mean, effect.low, effect.high, effect.error) == (0, 0, 0, 0)
+
+
 def test_sets_of_claims_without_effects_rarely_have_a_verdict():
     """Seeds differ by 1 to 3 points, queries by 1.4. With each claim's own spread, 17 % of such sets err."""
     generator = np.random.default_rng(0)

@@ -125,7 +125,16 @@ def test_the_bootstrap_draws_videos_with_all_their_queries():
     (alone,) = resampled_means(difference[None], np.arange(len(videos)), 500, seed=3)
     assert means.std() > 1.3 * alone.std()  # queries about one video are alike here
     rows = [{"video_id": f"v{video}", "query_id": f"q{n}"} for n, video in enumerate(videos)]
-    assert video_codes(query_index(rows)).tolist() == videos.tolist()
+    (codes,) = video_codes(query_index(rows))
+    assert codes.tolist() == videos.tolist()
+    again, backwards = video_codes(query_index(rows), query_index(rows[::-1]))
+    assert (again.tolist(), backwards.tolist()) == (videos.tolist(), videos[::-1].tolist())
+
+
+@pytest.mark.parametrize(("videos", "least"), [(1, 1.0), (2, 0.5), (6, 1 / 32)])
+def test_few_videos_are_never_significant(videos, least):
+    (difference,) = paired_bootstrap(np.ones((1, 60)), np.arange(60) % videos, resamples=500)
+    assert difference.p == pytest.approx(max(least, 2 / 501))
 
 
 def test_scores_of_queries_average_to_the_metrics_of_the_run(trained_toy):

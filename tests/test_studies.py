@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import hydra
+import pandas as pd
 import pytest
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.hydra import Hydra
@@ -49,7 +50,7 @@ def name_of(path: Path) -> str:
 
 
 def load_sweep(path: Path) -> DictConfig:
-    """A sweep with those of its folder on which it builds."""
+    """A sweep, merged over the sweeps of its folder that its defaults name."""
     cfg = OmegaConf.load(path)
     bases = (path.with_name(f"{one}.yaml") for one in cfg.get("defaults", ()) if isinstance(one, str))
     return OmegaConf.merge(*(load_sweep(base) for base in bases if base.is_file()), cfg)
@@ -175,12 +176,15 @@ def test_a_study_shows_what_its_results_say(study, monkeypatch):
         }
     runs, unfinished = scan_runs(folder / "runs")
     assert not unfinished
+    asked: dict[str, pd.Index] = {}
     for run in runs:
         row = rows[*(str(run.header[key]) for key in ("protocol", "features", "name", "seed"))]
         _, scores = load_scores(run, list(run.metrics), ["R1@0.5"])  # refuses scores of another run
         assert scores
         for split, values in run.metrics.items():
             assert row[f"{split} R1@0.5"] == f"{values['R1@0.5']:.2f}"
+        for split, frame in scores.items():  # one sample of queries for all rows
+            assert frame.index.equals(asked.setdefault(f"{run.header['protocol']} {split}", frame.index))
 
 
 def test_the_searches_show_what_their_results_say(monkeypatch):

@@ -197,11 +197,15 @@ def test_paraphrases_ask_the_same_in_other_patterns(rows):
     assert not {row["query"] for row in rows["paraphrase"]} & {row["query"] for row in rows["train"]}
 
 
-def test_more_training_videos_leave_the_others_alone():
-    larger = replace(TINY, train_videos=TINY.train_videos + 3)
+@pytest.mark.parametrize(("setting", "groups"), [("train", 1), ("selection", 1), ("test", 3)])
+def test_more_videos_leave_the_others_alone(setting, groups):
+    key = f"{setting}_videos"
+    larger = replace(TINY, **{key: getattr(TINY, key) + 3})
     few, many = ({s.video_id: s for _, s in scenes(settings)} for settings in (TINY, larger))
-    assert len(many) == len(few) + 3
+    assert len(many) == len(few) + 3 * groups
     assert all(many[video_id] == scene for video_id, scene in few.items())
+    for split, rows in annotate(TINY).items():
+        assert annotate(larger)[split][: len(rows)] == rows
 
 
 # ---------------------------------------------------------------- videos

@@ -268,7 +268,7 @@ def _cells(columns: Sequence[pd.Series | None], ids: pd.Index) -> dict[int, Cell
     for mask, members in alike.items():
         values = np.stack([own for _, own in members])
         count = values.shape[1]
-        videos = video_codes(ids[np.frombuffer(mask, bool)])
+        (videos,) = video_codes(ids[np.frombuffer(mask, bool)])
         low, high = np.percentile(resampled_means(values, videos, RESAMPLES), [tail, 100 - tail], axis=1)
         for place, (number, own) in enumerate(members):
             ends = (float(low[place]), float(high[place])) if videos.any() else (float("nan"), float("nan"))

@@ -28,9 +28,9 @@ _LONGEST_NAME = 24
 """Characters of the name of a row in the terminal."""
 
 NOTE = (
-    "Per cent, mean over seeds and queries, with the 95 % interval of a bootstrap over the videos of the "
-    f"group ({RESAMPLES:,} resamples). n: queries of the group; {_FEW_SIGN}: fewer than {FEW}, too few to "
-    "compare."
+    "Per cent, mean over seeds and queries, with the 95 % interval of a bootstrap of videos, each with "
+    f"its queries of the group ({RESAMPLES:,} resamples). n: queries of the group; {_FEW_SIGN}: fewer than "
+    f"{FEW}, too few to compare."
 )
 
 

@@ -1,7 +1,7 @@
 """Stores finished runs in a repository, without weights, predictions and paths of this machine.
 
 A stored run is a run directory with `metrics.json`, `config.yaml`, the metrics of its probes, and hits and
-IoU of the single queries of its test splits (`stored_scores`), 40 to 80 kB. Leaderboards, significance and
+IoU of the single queries of its test splits (`stored_scores`), 40 to 130 kB. Leaderboards, significance and
 claims read it like any other run; what needs predictions says that there are none.
 """
 

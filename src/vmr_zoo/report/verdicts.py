@@ -47,6 +47,9 @@ class Spread(NamedTuple):
 
 NO_SPREAD = Spread(0.0, 0)
 
+FEWEST_VIDEOS = 6
+"""With fewer videos even a sign test cannot reach 5 %."""
+
 Rows = Mapping[int, Run]
 """The run of a row by seed."""
 
@@ -231,7 +234,7 @@ def _estimate(claim: Claim, runs: Sequence[Run], scores: Scores) -> Answer:
     except VmrError as error:  # the predictions of one run; other claims do not need it
         return Answer(claim, reasons=(str(error),))
     if effect is None:
-        return Answer(claim, reasons=("the rows share queries of fewer than two videos",))
+        return Answer(claim, reasons=("the rows share no queries, or those of too few videos",))
     reasons = [] if len(common) >= claim.seeds else [f"{len(common)} of at least {claim.seeds} seeds"]
     for name, found in {_name(found[common[0]]): found for _, found in rows}.items():
         reasons += [f"{name}: {problem}" for problem in _shortcomings([found[seed] for seed in common])]
@@ -280,21 +283,31 @@ def _effect(
     seeds: Sequence[int],
     scores: Scores,
 ) -> Effect | None:
-    """Sums the cells, split by split, over the queries that all of them have."""
+    """Sums the cells, split by split, over the queries that all of them have; None: of too few videos.
+
+    All splits share their draws, as they may be about the same videos.
+    """
+    tables = {
+        split: _differences(
+            [(cell.sign, found) for cell, found in rows if cell.split == split],
+            split,
+            claim.metric,
+            seeds,
+            scores,
+        )
+        for split in dict.fromkeys(cell.split for cell, _ in rows)
+    }
+    codes = video_codes(*(table.index for table in tables.values()))
+    if min(len(np.unique(videos)) for videos in codes) < FEWEST_VIDEOS:
+        return None
+    number = 1 + max(int(videos.max()) for videos in codes)
     resampled = np.zeros(RESAMPLES)
     by_seed = np.zeros(len(seeds))
-    queries = {}
-    for number, split in enumerate(dict.fromkeys(cell.split for cell, _ in rows)):
-        cells = [(cell.sign, found) for cell, found in rows if cell.split == split]
-        table = _differences(cells, split, claim.metric, seeds, scores)
-        videos = video_codes(table.index)
-        if not videos.any():  # of one video there is no second sample
-            return None
-        queries[split] = len(table)
+    for table, videos in zip(tables.values(), codes, strict=True):
         by_seed += table.mean().to_numpy()
-        # Splits are resampled independently.
-        mean = table.mean(axis=1).to_numpy()[None]
-        resampled += resampled_means(mean, videos, seed=number)[0]
+        resampled += resampled_means(table.mean(axis=1).to_numpy()[None], videos, number=number)[0]
+    if not np.isfinite(resampled).all():
+        return None
     tail = 50 * (1 - LEVEL)
     low, high = np.percentile(resampled, [tail, 100 - tail])
     return Effect(
@@ -302,7 +315,7 @@ def _effect(
         float(low),
         float(high),
         dict(zip(seeds, map(float, by_seed), strict=True)),
-        queries,
+        {split: len(table) for split, table in tables.items()},
         float(resampled.std()),
     )
 

@@ -25,7 +25,7 @@ __all__ = ["GridEncoder", "SceneNarrator", "WeakAlignment", "WorldSettings", "pr
 _VIDEOS = ("seed", "shortest", "longest", "time_bias")
 """Settings of a world on which it depends what a video with a given id shows."""
 
-_TRAIN_ALONE = ("train_videos", "selection_videos", "wordings")
+_NO_TEST = ("train_videos", "selection_videos", "wordings")
 """Settings that change no test split."""
 
 
@@ -57,7 +57,7 @@ def protocol(
     changed = {
         one.name: getattr(world, one.name) for one in fields(world) if getattr(world, one.name) != one.default
     }
-    settings = [f"{name}={value}" for name, value in changed.items() if name not in _TRAIN_ALONE]
+    settings = [f"{name}={value}" for name, value in changed.items() if name not in _NO_TEST]
     videos = [f"{name}={value}" for name, value in changed.items() if name in _VIDEOS]
     return Protocol(
         "shapes",
