@@ -27,6 +27,7 @@ from vmr_zoo.report.verdicts import (
     OPEN,
     Answer,
     Effect,
+    Spread,
     answer_claims,
     holm,
     with_common_spread,
@@ -200,8 +201,11 @@ def test_the_error_adds_queries_and_seeds_and_p_is_corrected_for_the_number_of_c
     assert effect.seed_interval == pytest.approx((3 - half, 3 + half))
     total = np.sqrt(1 + 1 / 3)
     assert effect.p_above(0) == pytest.approx(2 * stats.t.sf(3 / total, 2 * (4 / 3) ** 2 / (1 / 3) ** 2))
+    shared = replace(effect, common=Spread(2.0, 8))  # the larger variance, the mean of 2 and 8
+    total = np.sqrt(1 + 2 / 3)
+    assert shared.p_above(0) == pytest.approx(2 * stats.t.sf(3 / total, 5 * (5 / 3) ** 2 / (2 / 3) ** 2))
     assert effect.p_above(4) == 1
-    assert effect.flipped().p_above(-4) == pytest.approx(2 * stats.t.sf(1 / total, 32))
+    assert effect.flipped().p_above(-4) == pytest.approx(2 * stats.t.sf(1 / np.sqrt(4 / 3), 32))
     assert holm([0.02, 0.001, 0.04]) == pytest.approx([0.04, 0.003, 0.04])
     # Seven points over 200 queries convince alone, not among twenty.
     for seed in (0, 1, 2):
