@@ -4,11 +4,11 @@ The error of an effect has two sources, the sample of queries and the seeds of t
 videos measures the first (scores averaged over seeds), the spread of the effect over seeds the second. Two
 or three seeds often agree by chance, so the spread counts as at least that of all claims together. Its
 degrees of freedom are the mean of the claim's own and those of all: with its own alone, two seeds settled an
-effect of 8 points in 67 to 73 % of simulated sets of claims, and now in 84 to 93 %. The two variances add up, with Welch-Satterthwaite degrees of freedom. A
-claim *holds* if its effect has the claimed sign, and *does not hold* if its effect is below `margin`; both
-after Holm's correction for the number of claims. How often simulated sets of claims had a wrong verdict is in
-docs/report.md. Anything else is *not settled*, and so is a claim with rows that are missing, were still
-rising, or do not read their sentences.
+effect of 8 points in 67 to 73 % of simulated sets of claims, and now in 84 to 93 %. The two variances add
+up, with Welch-Satterthwaite degrees of freedom. A claim *holds* if its effect has the claimed sign, and
+*does not hold* if its effect is below `margin`; both after Holm's correction for the number of claims. How
+often simulated sets of claims had a wrong verdict is in docs/report.md. Anything else is *not settled*, and
+so is a claim with rows that are missing, were still rising, or do not read their sentences.
 """
 
 from __future__ import annotations
