@@ -53,6 +53,10 @@ def rows_of(seed, unscored=False):
     return rows
 
 
+def is_right(row):
+    return row["pred_relevant_windows"][0][:2] == row["moments"][0]
+
+
 @pytest.fixture
 def runs(tmp_path):
     root = tmp_path / "runs"
@@ -117,6 +121,24 @@ def test_groups_average_and_resample_their_own_queries(runs, tmp_path, capsys):
     assert "n=20 (few)" in shown
     assert f"fewer than {FEW}" in " ".join(shown.split())
     assert "mIoU on" not in shown  # the terminal shows the leading metric
+
+
+def test_queries_of_one_video_are_drawn_together(runs, tmp_path):
+    for predictions in runs.glob("*/*/predictions.jsonl"):
+        rows = sorted(map(json.loads, predictions.read_text().splitlines()), key=is_right)
+        for number, row in enumerate(row for row in rows if row["split"] == "iid"):
+            row["video_id"] = f"v{number // 8}"  # hard and easy videos
+        predictions.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / "by.csv"
+    arguments = [f"runs={runs}", "by=moments", "columns=[R1@0.5]", "format=csv", f"out={out}"]
+    assert report(*arguments) == 0
+    cell = pd.read_csv(out).query("run == 'other' and split == 'iid'").set_index("group").loc[ALL]
+    assert (cell["queries"], cell["few"]) == (80, "yes")  # of ten videos
+    right = sorted(100.0 * is_right(row) for row in rows_of(0) if row["split"] == "iid")
+    by_video = np.reshape(right, (10, 8))
+    rng = np.random.default_rng(5)
+    means = [by_video[rng.integers(0, 10, 10)].mean() for _ in range(4000)]
+    assert [cell["low"], cell["high"]] == pytest.approx(np.percentile(means, [2.5, 97.5]), abs=2.5)
 
 
 def test_every_table_fits_80_columns(runs, capsys, monkeypatch):

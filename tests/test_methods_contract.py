@@ -220,6 +220,14 @@ def test_every_parameter_learns(method: Method) -> None:
     assert len(moving) > 0.9 * sum(p.requires_grad for p in method.parameters())
 
 
+@pytest.mark.parametrize("index", [0, 1])  # row 1 has no negative and no shift
+def test_the_last_batch_of_an_epoch_may_be_one_row(method: Method, index: int) -> None:
+    if not learns(method):
+        pytest.skip("has no parameters")
+    method.total_loss(losses(method.train(), row(make_batch(method.needs), index))).backward()
+    assert all(p.grad.isfinite().all() for p in method.parameters() if p.grad is not None)
+
+
 def test_a_step_lowers_the_loss_on_its_own_batch(method: Method) -> None:
     if not learns(method):
         pytest.skip("has no parameters")

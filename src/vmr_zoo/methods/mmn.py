@@ -215,8 +215,16 @@ class MMN(Method):
 
     def sentences(self, vectors: Tensor) -> SentenceEmbeddings:
         """Projects sentence vectors (S, Dt) into both joint spaces (FC of VDI Eq. 6 and 8)."""
-        normed = self.text_norm(vectors)
+        normed = self._norm(vectors)
         return SentenceEmbeddings(normed, self.iou_sentence(normed), self.contrastive_sentence(normed))
+
+    def _norm(self, vectors: Tensor) -> Tensor:
+        norm = self.text_norm
+        if self.training and len(vectors) == 1 and isinstance(norm, nn.BatchNorm1d):
+            # One sentence has no variance; torch raises. Its own mean would turn it into zeros.
+            mean, variance = norm.running_mean, norm.running_var
+            return F.batch_norm(vectors, mean, variance, norm.weight, norm.bias, eps=norm.eps)
+        return norm(vectors)
 
     def forward(
         self, batch: Batch, visible: Tensor | None = None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -24,9 +24,10 @@ from vmr_zoo.report.leaderboard import Leaderboard
 from vmr_zoo.report.query_scores import RowsBySplit, leaderboard_scores, mean_over_seeds, query_index
 from vmr_zoo.report.runs import Run
 from vmr_zoo.report.significance import LEVEL, resampled_means, video_codes
+from vmr_zoo.report.stored_scores import VIDEO
 
 FEW = 30
-"""Queries below which a group is marked: its interval says little."""
+"""Videos below which a group is marked: its interval says little."""
 
 RESAMPLES = 2_000
 
@@ -70,12 +71,14 @@ class Cell(NamedTuple):
         low: lower end of the interval that contains 95 % of the resampled means; NaN for a single video.
         high: its upper end.
         queries: the queries that the row has a score of.
+        videos: the videos of these queries.
     """
 
     mean: float
     low: float
     high: float
     queries: int
+    videos: int
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,7 @@ class Breakdown:
         kind: key of `KINDS`.
         metric: the metric.
         groups: number of queries by group, `ALL` first; without empty groups.
+        few: the groups with queries of fewer than `FEW` videos.
         cells: for each row of the leaderboard, its cells by group.
     """
 
@@ -96,17 +100,13 @@ class Breakdown:
     kind: str
     metric: str
     groups: Mapping[str, int]
+    few: Collection[str]
     cells: Sequence[Mapping[str, Cell]]
 
     @property
     def title(self) -> str:
         """Names metric, split and groups."""
         return f"{self.metric} on {self.split} by {KINDS[self.kind].title}"
-
-    @property
-    def few(self) -> list[str]:
-        """The groups with fewer than `FEW` queries."""
-        return [group for group, queries in self.groups.items() if queries < FEW]
 
 
 def read_kinds(by: str | Sequence[str]) -> list[str]:
@@ -241,16 +241,18 @@ def _tables(
     tables = []
     for kind in map(str, groups):
         found = {ALL: whole}
-        sizes = {ALL: len(groups)}
+        members = {ALL: groups.index}
         for group in KINDS[kind].groups:
             ids = groups.index[groups[kind] == group]
             if len(ids):
-                found[group], sizes[group] = _cells(columns, ids), len(ids)
+                found[group], members[group] = _cells(columns, ids), ids
         cells = [
             {group: own[number] for group, own in found.items() if number in own}
             for number in range(len(columns))
         ]
-        tables.append(Breakdown(board, split, kind, metric, sizes, cells))
+        sizes = {group: len(ids) for group, ids in members.items()}
+        few = {group for group, ids in members.items() if ids.get_level_values(VIDEO).nunique() < FEW}
+        tables.append(Breakdown(board, split, kind, metric, sizes, few, cells))
     return tables
 
 
@@ -272,5 +274,5 @@ def _cells(columns: Sequence[pd.Series | None], ids: pd.Index) -> dict[int, Cell
         low, high = np.percentile(resampled_means(values, videos, RESAMPLES), [tail, 100 - tail], axis=1)
         for place, (number, own) in enumerate(members):
             ends = (float(low[place]), float(high[place])) if videos.any() else (float("nan"), float("nan"))
-            cells[number] = Cell(float(own.mean()), *ends, count)
+            cells[number] = Cell(float(own.mean()), *ends, count, 1 + int(videos.max()))
     return cells

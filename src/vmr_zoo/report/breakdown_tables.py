@@ -29,8 +29,8 @@ _LONGEST_NAME = 24
 
 NOTE = (
     "Per cent, mean over seeds and queries, with the 95 % interval of a bootstrap of videos, each with "
-    f"its queries of the group ({RESAMPLES:,} resamples). n: queries of the group; {_FEW_SIGN}: fewer than "
-    f"{FEW}, too few to compare."
+    f"its queries of the group ({RESAMPLES:,} resamples). n: queries of the group; {_FEW_SIGN}: of "
+    f"fewer than {FEW} videos, too few to compare."
 )
 
 
@@ -144,7 +144,7 @@ def breakdown_frame(tables: Sequence[Breakdown]) -> pd.DataFrame:
             "low": None if math.isnan(cell.low) else round(cell.low, DECIMALS),
             "high": None if math.isnan(cell.high) else round(cell.high, DECIMALS),
             "queries": cell.queries,
-            "few": "yes" if cell.queries < FEW else "no",
+            "few": "yes" if cell.videos < FEW else "no",
         }
         for table in tables
         for row, cells in zip(table.board.rows, table.cells, strict=True)
