@@ -14,7 +14,7 @@ from vmr_zoo.data.annotations.records import Split
 from vmr_zoo.data.batches.sampling import RowBatch
 from vmr_zoo.data.batches.split_dataset import SplitDataset
 from vmr_zoo.data.features.source import NarrationSource
-from vmr_zoo.engine.probes import BlankQuery, BlankVideo, OtherQuery, ShuffledVideo
+from vmr_zoo.engine.probes import BlankQuery, BlankVideo, OtherNarration, OtherQuery, ShuffledVideo
 from vmr_zoo.errors import VmrError
 
 PATCHES = 3
@@ -94,6 +94,29 @@ def test_a_shuffled_video_keeps_its_clips_and_narrations(features):
     assert not torch.equal(other["video"], shuffled["video"])
 
 
+def test_other_narrations_are_those_of_another_video(features):
+    plain, other = batch(features), batch(OtherNarration()(features, SPLIT).features)
+    own = {}
+    for video, narration in zip(plain["video_id"], plain["narration"], strict=True):
+        own.setdefault(video, narration)
+    for video, narration in zip(other["video_id"], other["narration"], strict=True):
+        assert any(torch.equal(narration, theirs) for name, theirs in own.items() if name != video)
+    assert same(plain, other, "video", "patches", "query", "narration_spans", "spans")
+    again, seeded = (batch(OtherNarration(seed)(features, SPLIT).features) for seed in (0, 1))
+    assert same(other, again, "narration")
+    assert not same(other, seeded, "narration")
+    queries = [replace(query, duration=2 * query.duration) for query in SPLIT.queries]
+    half = queries[0].video_id
+    queries = [replace(q, duration=q.duration / 2) if q.video_id == half else q for q in queries]
+    longer = OtherNarration()(features, Split("s", tuple(queries))).features
+    assert longer.narration.load(half)[1].max() == 6.0  # of 12 seconds out of 24
+    with pytest.raises(VmrError, match="these features have none"):
+        OtherNarration()(replace(features, narration=None, narration_dim=None), SPLIT)
+    alone = Split("one", tuple(query for query in SPLIT.queries if query.video_id == half))
+    with pytest.raises(VmrError, match="one has one video only"):
+        OtherNarration()(features, alone)
+
+
 def test_a_blank_query_is_one_of_the_sentences_for_all(features):
     probed = BlankQuery()(features, SPLIT)
     plain, blank = batch(features), batch(probed.features)
@@ -125,7 +148,9 @@ def test_another_query_comes_from_another_video(features):
         OtherQuery()(features, alone)
 
 
-@pytest.mark.parametrize("probe", [BlankVideo(), ShuffledVideo(), BlankQuery(), OtherQuery()])
+@pytest.mark.parametrize(
+    "probe", [BlankVideo(), ShuffledVideo(), OtherNarration(), BlankQuery(), OtherQuery()]
+)
 def test_a_row_does_not_depend_on_its_batch(features, probe):
     served = probe(features, SPLIT).features
     together = batch(served)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
@@ -121,6 +121,47 @@ class ShuffledVideo(Probe):
         return ProbedFeatures(_with_clips(features, shuffled, narration), {})
 
 
+@dataclass(frozen=True)
+class OtherNarration(Probe):
+    """The narrations of each video become those of another video of the split, stretched to its length.
+
+    Attributes:
+        seed: of the draw.
+    """
+
+    seed: int = 0
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """Includes the seed unless it is 0."""
+        return _name("other_narration", self.seed)
+
+    def __call__(self, features: FeatureSet, split: Split) -> ProbedFeatures:
+        """Replaces the narrations.
+
+        Raises:
+            VmrError: if the features have no narrations, or the split has one video only.
+        """
+        narration = features.narration
+        if narration is None:
+            raise VmrError(
+                "probe=other_narration replaces narrations, but these features have none. Choose another "
+                "probe, or features with narrations."
+            )
+        durations = _video_durations(split)
+        _check_several(durations, split, self.name, "takes the narrations of another video", "blank_video")
+        videos = sorted(durations)
+
+        def of_another(video_id: str) -> tuple[Array, Array]:
+            others = [other for other in videos if other != video_id]
+            rng = np.random.default_rng((self.seed, zlib.crc32(video_id.encode())))
+            other = others[int(rng.integers(len(others)))]
+            vectors, times = narration.load(other)
+            return vectors, times * np.float32(durations[video_id] / durations[other])
+
+        return ProbedFeatures(replace(features, narration=_ReplacedNarrations(narration, of_another)), {})
+
+
 class BlankQuery(Probe):
     """Every sentence is the split's most typical one, by the mean of its token features."""
 
@@ -165,17 +206,20 @@ class OtherQuery(Probe):
         """
         rng = np.random.default_rng(self.seed)
         video = np.unique([query.video_id for query in split.queries], return_inverse=True)[1]
-        if not video.any():
-            raise VmrError(
-                f"probe=other_query takes a sentence about another video of the split, but {split.name} has "
-                "one video only. "
-                "Choose another split or probe=blank_query."
-            )
+        _check_several(set(video), split, self.name, "takes a sentence about another video", "blank_query")
         chosen = {}
         for row, query in enumerate(split.queries):
             others = np.flatnonzero(video != video[row])
             chosen[query] = split.queries[int(rng.choice(others))]
         return with_sentences(features, chosen)
+
+
+def _check_several(videos: Collection[object], split: Split, probe: str, does: str, instead: str) -> None:
+    if len(videos) < 2:
+        raise VmrError(
+            f"probe={probe} {does} of the split, but {split.name} has one video only. "
+            f"Choose another split or probe={instead}."
+        )
 
 
 def _name(name: str, seed: int) -> str:
