@@ -23,7 +23,10 @@ SPLIT = toy.protocol().tests["iid"]
 
 
 class Narrations(NarrationSource):
-    """Three sentences on clips 1, 5-6 and 11 of twelve, each with the features of its middle clip."""
+    """Three sentences on clips 1, 5-6 and 11 of twelve, each with the features of its middle clip.
+
+    The first ends later in some videos.
+    """
 
     dim = toy.DIM
 
@@ -31,7 +34,7 @@ class Narrations(NarrationSource):
         return {}
 
     def load(self, video_id):
-        times = np.array([[1, 2], [5, 7], [11, 12]], np.float32)
+        times = np.array([[1, 2 + int(video_id[1:]) % 2 / 4], [5, 7], [11, 12]], np.float32)
         return toy.Video().load(video_id)[[1, 6, 11]], times
 
 
@@ -96,12 +99,16 @@ def test_a_shuffled_video_keeps_its_clips_and_narrations(features):
 
 def test_other_narrations_are_those_of_another_video(features):
     plain, other = batch(features), batch(OtherNarration()(features, SPLIT).features)
-    own = {}
-    for video, narration in zip(plain["video_id"], plain["narration"], strict=True):
-        own.setdefault(video, narration)
-    for video, narration in zip(other["video_id"], other["narration"], strict=True):
-        assert any(torch.equal(narration, theirs) for name, theirs in own.items() if name != video)
-    assert same(plain, other, "video", "patches", "query", "narration_spans", "spans")
+    given, replaced = (
+        list(zip(one["video_id"], one["narration"], one["narration_spans"], strict=True))
+        for one in (plain, other)
+    )
+    for video, narration, spans in replaced:
+        sources = [row for row in given if row[0] != video and torch.equal(row[1], narration)]
+        assert sources
+        assert all(torch.equal(row[2], spans) for row in sources)
+    assert any(not torch.equal(own[2], new[2]) for own, new in zip(given, replaced, strict=True))
+    assert same(plain, other, "video", "patches", "query", "spans")
     again, seeded = (batch(OtherNarration(seed)(features, SPLIT).features) for seed in (0, 1))
     assert same(other, again, "narration")
     assert not same(other, seeded, "narration")
@@ -227,6 +234,8 @@ def test_eval_names_the_probe(train_toy, vmr, capsys):
     assert header["probe"] == "shuffled_video_3"
     assert vmr("eval", f"run={run}", "split=iid", "probe=blank") == 2
     assert "blank_video" in capsys.readouterr().err
+    assert vmr("eval", f"run={run}", "split=iid", "probe=other_narration") == 2
+    assert "does not read (narration)" in capsys.readouterr().err
 
 
 def test_eval_needs_no_training_only_inputs(train_toy, vmr, capsys, monkeypatch):

@@ -137,6 +137,12 @@ def test_every_switch_is_in_a_sweep():
     assert rows <= swept
 
 
+@pytest.mark.parametrize("sweep", FIDELITY, ids=lambda path: path.stem)
+def test_the_page_counts_the_settings_of_a_sweep(sweep):
+    page = (EXPERIMENTS / "fidelity" / "README.md").read_text(encoding="utf-8")
+    assert f"| `{sweep.stem}` | {len(jobs(sweep))} |" in page
+
+
 def test_a_switch_names_the_run_and_an_unknown_one_is_refused(compose):
     sweep = EXPERIMENTS / "fidelity/moment_detr.yaml"
     cfg = compose(sweep, ["data=shapes", "method=moment_detr", "switch=moment_detr/margin_pairs"])

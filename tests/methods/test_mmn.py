@@ -93,15 +93,16 @@ def test_each_video_is_computed_once():
     assert moments.video.tolist() == [0, 1, 0, 2]
 
 
-def test_batch_norm_takes_a_sentence_alone():
-    method = build("mmn", changes={"text_norm": {"_target_": "torch.nn.BatchNorm1d", "_partial_": True}})
+@pytest.mark.parametrize("name", ["mmn", "vdi"])
+def test_batch_norm_takes_a_sentence_alone(name):
+    method = build(name, changes={"text_norm": {"_target_": "torch.nn.BatchNorm1d", "_partial_": True}})
     vectors = torch.randn(4, method.text.dim)
     for _ in range(200):  # until the running statistics are those of the batch
         together = method.sentences(vectors).normed
     unbiased = torch.tensor(3 / 4).sqrt()  # of the running variance
     alone = method.sentences(vectors[2:3]).normed
     torch.testing.assert_close(alone, together[2:3] * unbiased, rtol=1e-3, atol=1e-4)
-    method.total_loss(method.losses(row(make_batch(), 3))).backward()
+    method.total_loss(method.losses(row(make_batch(method.needs), 3))).backward()
 
 
 def contrast(own_cells: str = "dissimilar", **changes) -> MutualContrast:

@@ -53,8 +53,8 @@ def evaluate(cfg: DictConfig) -> None:
         cfg: composed from `conf/eval.yaml`.
 
     Raises:
-        VmrError: if the run is incomplete, its features changed, a requested split of other data shares
-            videos with the training data, or a probe finds no replacement.
+        VmrError: if the run is incomplete, its features changed, other data share videos with the training
+            data, or a probe does not suit the method or the split.
     """
     run = Path(cfg.run)
     stored = directory.load_config(run, paths=cfg.paths)
@@ -68,13 +68,14 @@ def evaluate(cfg: DictConfig) -> None:
         header |= {"change": changes, "name": f"{header['name']} with {', '.join(changes)}"}
     probe: Probe | None = instantiate(cfg.probe) if cfg.get("probe") else None
     if probe is not None:
-        header["probe"] = probe.name
-        header["name"] += f" asked with {probe.name.replace('_', ' ')}"
+        header |= probe.header_entry(header["name"])
 
     # Inputs of training or details alone need not be available.
     unread = TRAINING_ONLY - {"negative_query"} if cfg.frame_probability else TRAINING_ONLY
     unread |= frozenset() if cfg.details else FOR_DETAILS
     method, data = rebuild(stored, run, unread, changes, transfer)
+    if probe is not None:
+        probe.check(method.needs)
     header[directory.DIGEST] = directory.weights_digest(run)
     header |= moment_sets.header_entry(run, header, method.metrics.settings)
     splits = _requested_splits(data, cfg.split, transfer is not None or rejection is not None)

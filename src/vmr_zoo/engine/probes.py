@@ -46,9 +46,28 @@ class Probe(ABC):
 
     Attributes:
         name: as in `probe=<name>`; with the seed where there are several.
+        needs: the inputs that it replaces and that not every method reads (`Method.needs`).
     """
 
     name: str
+    needs: frozenset[str] = frozenset()
+
+    def header_entry(self, name: str) -> dict[str, str]:
+        """Returns what the header of the results says about the probe, given the name of the run."""
+        return {"probe": self.name, "name": f"{name} asked with {self.name.replace('_', ' ')}"}
+
+    def check(self, needs: Collection[str]) -> None:
+        """Checks that a method reads what the probe replaces, given the needs of the method.
+
+        Raises:
+            VmrError: if it does not: its score could not change.
+        """
+        if unread := self.needs - set(needs):
+            raise VmrError(
+                f"probe={self.name} replaces input that this method does not read "
+                f"({', '.join(sorted(unread))}), so its score cannot change. Choose another probe, or a run "
+                "that reads it, such as one of TEA or LMR."
+            )
 
     @abstractmethod
     def __call__(self, features: FeatureSet, split: Split) -> ProbedFeatures:
@@ -130,6 +149,7 @@ class OtherNarration(Probe):
     """
 
     seed: int = 0
+    needs = frozenset({"narration"})
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -149,7 +169,7 @@ class OtherNarration(Probe):
                 "probe, or features with narrations."
             )
         durations = _video_durations(split)
-        _check_several(durations, split, self.name, "takes the narrations of another video", "blank_video")
+        _check_several(durations, split, "probe=other_narration takes the narrations of another video")
         videos = sorted(durations)
 
         def of_another(video_id: str) -> tuple[Array, Array]:
@@ -206,7 +226,12 @@ class OtherQuery(Probe):
         """
         rng = np.random.default_rng(self.seed)
         video = np.unique([query.video_id for query in split.queries], return_inverse=True)[1]
-        _check_several(set(video), split, self.name, "takes a sentence about another video", "blank_query")
+        _check_several(
+            set(video),
+            split,
+            "probe=other_query takes a sentence about another video",
+            " or probe=blank_query",
+        )
         chosen = {}
         for row, query in enumerate(split.queries):
             others = np.flatnonzero(video != video[row])
@@ -214,11 +239,10 @@ class OtherQuery(Probe):
         return with_sentences(features, chosen)
 
 
-def _check_several(videos: Collection[object], split: Split, probe: str, does: str, instead: str) -> None:
+def _check_several(videos: Collection[object], split: Split, does: str, instead: str = "") -> None:
     if len(videos) < 2:
         raise VmrError(
-            f"probe={probe} {does} of the split, but {split.name} has one video only. "
-            f"Choose another split or probe={instead}."
+            f"{does} of the split, but {split.name} has one video only. Choose another split{instead}."
         )
 
 

@@ -220,7 +220,12 @@ class MMN(Method):
 
     def _norm(self, vectors: Tensor) -> Tensor:
         norm = self.text_norm
-        if self.training and len(vectors) == 1 and isinstance(norm, nn.BatchNorm1d):
+        if (
+            self.training
+            and len(vectors) == 1
+            and isinstance(norm, nn.BatchNorm1d)
+            and norm.track_running_stats
+        ):
             # One sentence has no variance; torch raises. Its own mean would turn it into zeros.
             mean, variance = norm.running_mean, norm.running_var
             return F.batch_norm(vectors, mean, variance, norm.weight, norm.bias, eps=norm.eps)

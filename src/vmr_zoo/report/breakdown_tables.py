@@ -29,8 +29,8 @@ _LONGEST_NAME = 24
 
 NOTE = (
     "Per cent, mean over seeds and queries, with the 95 % interval of a bootstrap of videos, each with "
-    f"its queries of the group ({RESAMPLES:,} resamples). n: queries of the group; {_FEW_SIGN}: of "
-    f"fewer than {FEW} videos, too few to compare."
+    f"its queries of the group ({RESAMPLES:,} resamples). n: queries of the group; {_FEW_SIGN}: they "
+    f"are about fewer than {FEW} videos, too few to compare."
 )
 
 
@@ -131,7 +131,10 @@ def _breakdowns_markdown(tables: Sequence[Breakdown]) -> str:
 
 
 def breakdown_frame(tables: Sequence[Breakdown]) -> pd.DataFrame:
-    """Returns a row per cell: its table, run, split and group, then metric, mean, interval and queries."""
+    """Returns a row per cell: its table, run, split and group, then metric, mean, interval and queries.
+
+    `few`: the queries that the run has a score of are about fewer than `FEW` videos.
+    """
     records = [
         {
             "table": table.board.title,
