@@ -125,7 +125,7 @@ def test_every_switch_changes_what_is_trained(sweep, compose):
         return {key: value for key, value in cfg.items() if key not in NOT_TRAINED}
 
     full, *switched = map(trained, jobs(sweep))
-    assert switched
+    assert len(switched) >= 2
     for number, cfg in enumerate(switched, 1):
         assert cfg != full, jobs(sweep)[number]
 

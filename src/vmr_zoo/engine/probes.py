@@ -16,7 +16,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -45,12 +45,17 @@ class Probe(ABC):
     """A replacement of inputs.
 
     Attributes:
-        name: as in `probe=<name>`; with the seed where there are several.
+        kind: as in `probe=<kind>`.
         needs: the inputs that it replaces and that not every method reads (`Method.needs`).
     """
 
-    name: str
-    needs: frozenset[str] = frozenset()
+    kind: ClassVar[str]
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    @property
+    def name(self) -> str:
+        """Names the results; with the seed where there are several."""
+        return self.kind
 
     def header_entry(self, name: str) -> dict[str, str]:
         """Returns what the header of the results says about the probe, given the name of the run."""
@@ -64,7 +69,7 @@ class Probe(ABC):
         """
         if unread := self.needs - set(needs):
             raise VmrError(
-                f"probe={self.name} replaces input that this method does not read "
+                f"probe={self.kind} replaces input that this method does not read "
                 f"({', '.join(sorted(unread))}), so its score cannot change. Choose another probe, or a run "
                 "that reads it, such as one of TEA or LMR."
             )
@@ -79,6 +84,22 @@ class Probe(ABC):
         """
 
 
+@dataclass(frozen=True)
+class SeededProbe(Probe):
+    """A replacement that is drawn.
+
+    Attributes:
+        seed: of the draw.
+    """
+
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """Includes the seed unless it is 0."""
+        return f"{self.kind}_{self.seed}" if self.seed else self.kind
+
+
 class BlankVideo(Probe):
     """Every clip of every video is the split's most typical clip, and every narration its most typical one.
 
@@ -86,7 +107,7 @@ class BlankVideo(Probe):
     narrations also reveal where something happens.
     """
 
-    name = "blank_video"
+    kind = "blank_video"
 
     def __call__(self, features: FeatureSet, split: Split) -> ProbedFeatures:
         """Replaces clips, patches and narrations."""
@@ -102,20 +123,10 @@ class BlankVideo(Probe):
         return ProbedFeatures(_with_clips(features, blank, narration), {})
 
 
-@dataclass(frozen=True)
-class ShuffledVideo(Probe):
-    """Shuffles the clips of each video; a narration moves with the clip at its middle.
+class ShuffledVideo(SeededProbe):
+    """Shuffles the clips of each video; a narration moves with the clip at its middle."""
 
-    Attributes:
-        seed: of the permutation.
-    """
-
-    seed: int = 0
-
-    @property
-    def name(self) -> str:  # type: ignore[override]
-        """Includes the seed unless it is 0."""
-        return _name("shuffled_video", self.seed)
+    kind = "shuffled_video"
 
     def __call__(self, features: FeatureSet, split: Split) -> ProbedFeatures:
         """Replaces clips, patches and narrations."""
@@ -140,21 +151,11 @@ class ShuffledVideo(Probe):
         return ProbedFeatures(_with_clips(features, shuffled, narration), {})
 
 
-@dataclass(frozen=True)
-class OtherNarration(Probe):
-    """The narrations of each video become those of another video of the split, stretched to its length.
+class OtherNarration(SeededProbe):
+    """The narrations of each video become those of another video of the split, stretched to its length."""
 
-    Attributes:
-        seed: of the draw.
-    """
-
-    seed: int = 0
+    kind = "other_narration"
     needs = frozenset({"narration"})
-
-    @property
-    def name(self) -> str:  # type: ignore[override]
-        """Includes the seed unless it is 0."""
-        return _name("other_narration", self.seed)
 
     def __call__(self, features: FeatureSet, split: Split) -> ProbedFeatures:
         """Replaces the narrations.
@@ -185,7 +186,7 @@ class OtherNarration(Probe):
 class BlankQuery(Probe):
     """Every sentence is the split's most typical one, by the mean of its token features."""
 
-    name = "blank_query"
+    kind = "blank_query"
 
     def __call__(self, features: FeatureSet, split: Split) -> ProbedFeatures:
         """Replaces the sentences.
@@ -203,20 +204,10 @@ class BlankQuery(Probe):
         return with_sentences(features, dict.fromkeys(split.queries, typical))
 
 
-@dataclass(frozen=True)
-class OtherQuery(Probe):
-    """Each sentence becomes one about another video of the split, which may happen to fit this one too.
+class OtherQuery(SeededProbe):
+    """Each sentence becomes one about another video of the split, which may happen to fit this one too."""
 
-    Attributes:
-        seed: of the draw.
-    """
-
-    seed: int = 0
-
-    @property
-    def name(self) -> str:  # type: ignore[override]
-        """Includes the seed unless it is 0."""
-        return _name("other_query", self.seed)
+    kind = "other_query"
 
     def __call__(self, features: FeatureSet, split: Split) -> ProbedFeatures:
         """Replaces the sentences.
@@ -244,10 +235,6 @@ def _check_several(videos: Collection[object], split: Split, does: str, instead:
         raise VmrError(
             f"{does} of the split, but {split.name} has one video only. Choose another split{instead}."
         )
-
-
-def _name(name: str, seed: int) -> str:
-    return f"{name}_{seed}" if seed else name
 
 
 def _video_durations(split: Split) -> dict[str, float]:
