@@ -17,19 +17,24 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from vmr_zoo.report.runs import Run, scan_runs, summarize_unfinished
 from vmr_zoo.report.sentence_probe import METRIC, probed
 from vmr_zoo.report.store import store_run
 from vmr_zoo.report.study import by_data, study_table
+from vmr_zoo.runs.record import OVERRIDES
 
 HERE = Path(__file__).parent
 FRONT = ("ood_shapes", "ood_charades")
 METRICS = ("R1@0.5", "R1@0.7", "mIoU")
+DIGITS = 16  # of the SHA-256 of a run's weights
 TRAINED = ("steps", "epochs", "best_epoch", "plateau", "train_cpu_seconds", "train_seconds", "parameters")
 
 
@@ -50,11 +55,24 @@ def read_run(run: Run) -> dict[str, str]:
     row |= {key: header.get(key) for key in TRAINED}
     git = environment["git"] or {"revision": "", "dirty": False}
     row["revision"] = git["revision"][:10] + "+changes" * git["dirty"]
-    row["preloaded"] = " ".join(environment.get("preloaded", []))  # kernels decide the last bits
+    row["preloaded"] = " ".join(environment.get("preloaded", []))  # kernels and threads decide the last bits
+    row["threads"] = environment["torch_threads"]
+    row["command"] = _command(run)
+    row["weights"] = (header.get("weights_sha256") or "")[:DIGITS]
     for split, scores in run.metrics.items():
         row |= {f"{split} {metric}": f"{scores[metric]:.2f}" for metric in METRICS}
     row |= {f"other {split} {METRIC}": f"{score:.2f}" for split, score in probed(run).items()}
     return {key: "" if value is None else str(value) for key, value in row.items()}
+
+
+def _command(run: Run) -> str:
+    """Returns the overrides that trained a run, without what names this machine."""
+    session = yaml.safe_load((run.directory / OVERRIDES).read_text(encoding="utf-8"))[0]
+    typed = [
+        text for text in session["overrides"] if not re.match(r"\+*(run|resume|logger|paths\.\w+)=", text)
+    ]
+    config = [] if session["config"] == "train" else ["--config-name", session["config"]]
+    return shlex.join([*config, *typed])
 
 
 def merge(study: str, runs: Path) -> list[dict[str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -187,10 +188,36 @@ def test_a_study_shows_what_its_results_say(study, monkeypatch):
         row = rows[*(str(run.header[key]) for key in ("protocol", "features", "name", "seed"))]
         _, scores = load_scores(run, list(run.metrics), ["R1@0.5"])  # refuses scores of another run
         assert scores
+        assert (run.header.get("weights_sha256") or "").startswith(row.get("weights", ""))
         for split, values in run.metrics.items():
             assert row[f"{split} R1@0.5"] == f"{values['R1@0.5']:.2f}"
         for split, frame in scores.items():  # one sample of queries for all rows
             assert frame.index.equals(asked.setdefault(f"{run.header['protocol']} {split}", frame.index))
+
+
+@pytest.mark.parametrize("study", ["ood_shapes", "interventions", "fidelity"])
+def test_the_command_of_a_row_trains_it(study, monkeypatch, compose):
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    rows = importlib.import_module("collect").read_results(study)
+    commands = {row["command"].rpartition("seed=")[0]: row for row in rows}
+    for row in commands.values():
+        *config, name = shlex.split(row["command"])[:2] if row["command"].startswith("--") else ["train"]
+        cfg = compose(EXPERIMENTS / study / name, shlex.split(row["command"])[2 * bool(config) :])
+        assert (cfg.name, cfg.data.features.name) == (row["name"], row["features"])
+        assert str(cfg.seed) == row["seed"]
+
+
+def test_a_row_is_the_same_or_says_what_differs(monkeypatch):
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    reproduce = importlib.import_module("reproduce")
+    rows = [{"name": "a", "steps": "9", "command": "method=a", "weights": "0f", "iid mIoU": "1.00"}]
+    rows += [rows[0] | {"steps": "0"}, rows[0] | {"command": ""}]
+    monkeypatch.setattr(reproduce, "read_results", {"study": rows}.get)
+    assert reproduce.draw_rows("study", 1, 0) == rows[:1]
+    again = rows[0] | {"revision": "new", "train_seconds": "5", "other iid R1@0.5": "2.00"}
+    assert reproduce.differences(rows[0], again) == []
+    changed = again | {"weights": "1f", "iid mIoU": "1.01"}
+    assert reproduce.differences(rows[0], changed) == ["weights 0f -> 1f", "iid mIoU 1.00 -> 1.01"]
 
 
 def test_the_searches_show_what_their_results_say(monkeypatch):

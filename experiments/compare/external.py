@@ -12,7 +12,6 @@ VIDEOS holds VIDEO_ID.mp4; a line of QUERIES.jsonl has video_id and query, and n
 
 from __future__ import annotations
 
-import colorsys
 import json
 import re
 import sys
@@ -22,6 +21,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from matplotlib.colors import rgb_to_hsv
 
 FPS = 4
 HUES = {
@@ -55,9 +55,7 @@ def measure(path: Path) -> dict[str, dict[str, np.ndarray]]:
         small = frame[::2, ::2].astype(np.float32) / 255
         high, low = small.max(-1), small.min(-1)
         vivid = (high - low) > 0.35
-        hue = np.zeros(small.shape[:2])
-        hue[vivid] = [colorsys.rgb_to_hsv(*pixel)[0] for pixel in small[vivid]]
-        distance = np.abs(hue[..., None] - centres)
+        distance = np.abs(rgb_to_hsv(small)[..., :1] - centres)
         nearest = np.minimum(distance, 1 - distance).argmin(-1)
         for number, colour in enumerate(("", *HUES)):
             mask = vivid if not colour else vivid & (nearest == number - 1)
