@@ -60,8 +60,8 @@ def read_run(run: Run) -> dict[str, str]:
     row["command"] = _command(run)
     row["weights"] = (header.get("weights_sha256") or "")[:DIGITS]
     for split, scores in run.metrics.items():
-        row |= {f"{split} {metric}": f"{scores[metric]:.2f}" for metric in METRICS}
-    row |= {f"other {split} {METRIC}": f"{score:.2f}" for split, score in probed(run).items()}
+        row |= {f"{split} {metric}": f"{scores[metric]:.4f}" for metric in METRICS}
+    row |= {f"other {split} {METRIC}": f"{score:.4f}" for split, score in probed(run).items()}
     return {key: "" if value is None else str(value) for key, value in row.items()}
 
 

@@ -190,7 +190,7 @@ def test_a_study_shows_what_its_results_say(study, monkeypatch):
         assert scores
         assert (run.header.get("weights_sha256") or "").startswith(row.get("weights", ""))
         for split, values in run.metrics.items():
-            assert row[f"{split} R1@0.5"] == f"{values['R1@0.5']:.2f}"
+            assert row[f"{split} R1@0.5"] == f"{values['R1@0.5']:.4f}"
         for split, frame in scores.items():  # one sample of queries for all rows
             assert frame.index.equals(asked.setdefault(f"{run.header['protocol']} {split}", frame.index))
 
