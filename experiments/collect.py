@@ -35,6 +35,7 @@ HERE = Path(__file__).parent
 FRONT = ("ood_shapes", "ood_charades")
 METRICS = ("R1@0.5", "R1@0.7", "mIoU")
 DIGITS = 16  # of the SHA-256 of a run's weights
+MACHINE = re.compile(r"[+~]*(run|resume|hydra[./][^=]*|(logger|paths)[.@/\w]*)(=|$)")
 TRAINED = ("steps", "epochs", "best_epoch", "plateau", "train_cpu_seconds", "train_seconds", "parameters")
 
 
@@ -55,8 +56,11 @@ def read_run(run: Run) -> dict[str, str]:
     row |= {key: header.get(key) for key in TRAINED}
     git = environment["git"] or {"revision": "", "dirty": False}
     row["revision"] = git["revision"][:10] + "+changes" * git["dirty"]
-    row["preloaded"] = " ".join(environment.get("preloaded", []))  # kernels and threads decide the last bits
+    # The processor and its kernels decide the last bits.
+    row["preloaded"] = " ".join(environment.get("preloaded", []))
     row["threads"] = environment["torch_threads"]
+    row["processor"] = environment["processor"]
+    row["torch"] = environment["packages"]["torch"]
     row["command"] = _command(run)
     row["weights"] = (header.get("weights_sha256") or "")[:DIGITS]
     for split, scores in run.metrics.items():
@@ -66,12 +70,13 @@ def read_run(run: Run) -> dict[str, str]:
 
 
 def _command(run: Run) -> str:
-    """Returns the overrides that trained a run, without what names this machine."""
-    session = yaml.safe_load((run.directory / OVERRIDES).read_text(encoding="utf-8"))[0]
-    typed = [
-        text for text in session["overrides"] if not re.match(r"\+*(run|resume|logger|paths\.\w+)=", text)
-    ]
-    config = [] if session["config"] == "train" else ["--config-name", session["config"]]
+    """Returns the overrides that trained a run, without what names this machine; "" where none did alone."""
+    file = run.directory / OVERRIDES
+    sessions = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else []
+    if not sessions or "overrides" not in sessions[0] or any("raised" in session for session in sessions):
+        return ""
+    typed = [text for text in sessions[0]["overrides"] if not MACHINE.match(text)]
+    config = [] if sessions[0]["config"] == "train" else ["--config-name", sessions[0]["config"]]
     return shlex.join([*config, *typed])
 
 
