@@ -82,13 +82,13 @@ def _command(run: Run) -> str:
 
 def merge(study: str, runs: Path) -> list[dict[str, str]]:
     """Adds the runs below a folder to the results.csv of a study, stores them, and returns all rows."""
-    rows = {_key(row): row for row in read_results(study)}
+    rows = {row_key(row): row for row in read_results(study)}
     finished, unfinished = scan_runs(runs)
     if unfinished:
         print(summarize_unfinished(unfinished), file=sys.stderr)
     for run in finished:
         row = read_run(run)
-        rows[_key(row)] = row
+        rows[row_key(row)] = row
         store_run(run, HERE / study / "runs")
     ordered = [rows[key] for key in sorted(rows)]
     columns = list(dict.fromkeys(column for row in ordered for column in row))
@@ -131,7 +131,8 @@ def update_own_page(page: Path, tables: Mapping[str, str]) -> None:
         raise SystemExit(f"'{page}' lacks a place for {len(left)} of {len(tables)} tables. Add:\n{lines}")
 
 
-def _key(row: dict[str, str]) -> tuple[str, ...]:
+def row_key(row: dict[str, str]) -> tuple[str, ...]:
+    """Returns what distinguishes a row from the others of its study."""
     return row["protocol"], row["features"], row["name"], row["seed"]
 
 

@@ -21,9 +21,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from collect import HERE, read_results, read_run
+from collect import HERE, read_results, read_run, row_key
 
-from vmr_zoo.report.runs import Run, scan_runs
+from vmr_zoo.report.runs import Run, finished_runs
+from vmr_zoo.report.store import run_place
+from vmr_zoo.runs.directory import METRICS
 
 MACHINE = ("processor", "torch", "threads", "preloaded")
 """Columns that say where a row was trained; another place can change the last bits."""
@@ -38,8 +40,7 @@ def draw_rows(study: str, count: int, draw: int) -> list[dict[str, str]]:
     """
 
     def chance(row: dict[str, str]) -> bytes:
-        key = (str(draw), row["protocol"], row["features"], row["name"], row["seed"])
-        return hashlib.sha256(" ".join(key).encode()).digest()
+        return hashlib.sha256(" ".join((str(draw), *row_key(row))).encode()).digest()
 
     trained = [row for row in read_results(study) if row.get("command") and row["steps"] != "0"]
     if not 0 < count <= len(trained):
@@ -50,16 +51,14 @@ def draw_rows(study: str, count: int, draw: int) -> list[dict[str, str]]:
 
 def train_again(study: str, row: dict[str, str]) -> Run:
     """Trains a row by the command that trained it; a run that an earlier call finished is kept."""
-    place = Path(
-        "runs/reproduced", study, f"{row['protocol']}-{row['features']}", row["name"], f"seed{row['seed']}"
-    )
-    if (place / "metrics.json").is_file():
+    place = Path("runs/reproduced", study, run_place(row))
+    if (place / METRICS).is_file():
         print(f"{place} was trained by an earlier call. Remove it to train it now.")
     vmr = Path(sys.executable).with_name("vmr")
     command = [str(vmr), "train", "--config-dir", str(HERE / study), *shlex.split(row["command"])]
     here = [f"run={place}", "resume=true", "logger=csv", "trainer.accelerator=cpu", "hydra.mode=RUN"]
     subprocess.run([*command, *here], check=True, env=os.environ | {"OMP_NUM_THREADS": row["threads"]})
-    (run,), _ = scan_runs(place)
+    (run,) = finished_runs(place)
     return run
 
 

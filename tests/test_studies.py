@@ -205,8 +205,10 @@ def test_the_command_of_a_row_trains_it(study, monkeypatch, compose):
     rows = importlib.import_module("collect").read_results(study)
     commands = {row["command"].rpartition("seed=")[0]: row for row in rows}
     for row in commands.values():
-        *config, name = shlex.split(row["command"])[:2] if row["command"].startswith("--") else ["train"]
-        cfg = compose(EXPERIMENTS / study / name, shlex.split(row["command"])[2 * bool(config) :])
+        config, overrides = "train", shlex.split(row["command"])
+        if overrides[0] == "--config-name":
+            _, config, *overrides = overrides
+        cfg = compose(EXPERIMENTS / study / config, overrides)
         assert (cfg.name, cfg.data.features.name) == (row["name"], row["features"])
         assert str(cfg.seed) == row["seed"]
 

@@ -7,7 +7,9 @@ claims read it like any other run; what needs predictions says that there are no
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from vmr_zoo.config.foreign import leaves_folder
 from vmr_zoo.data.annotations.records import SELECTION
@@ -22,6 +24,11 @@ from vmr_zoo.utils.files import write_json
 
 _LEFT_OUT = "mAP"
 """Metrics of the ranking: their scores of single queries would double the size."""
+
+
+def run_place(header: Mapping[str, Any]) -> str:
+    """Returns the place of a run in a folder of runs, PROTOCOL-FEATURES/NAME/seedN."""
+    return f"{header['protocol']}-{header['features']}/{header['name']}/seed{header['seed']}"
 
 
 def store_run(run: Run, folder: Path) -> Path:
@@ -44,7 +51,7 @@ def store_run(run: Run, folder: Path) -> Path:
     kept = [name for name in names if not name.startswith(_LEFT_OUT)]
     _, scores = load_scores(run, [split for split in run.metrics if split != SELECTION], kept)
     header = files[METRICS][HEADER]
-    place = f"{header['protocol']}-{header['features']}/{header['name']}/seed{header['seed']}"
+    place = run_place(header)
     if leaves_folder(place):
         raise VmrError(
             f"Expected names in the header of {run.directory}, found '{place}': it leaves {folder}."
