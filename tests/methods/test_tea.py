@@ -128,3 +128,14 @@ def test_a_sentence_shorter_than_a_snippet_belongs_to_the_one_around_its_centre(
     )
     assert aligned[0, 1].tolist() == [1.0, 0.0]
     assert aligned[0, 2].tolist() == [0.0, 1.0]
+
+
+@pytest.mark.parametrize("seconds", range(2, 129))
+def test_one_caption_a_second_belongs_to_the_snippet_that_begins_with_it(seconds):
+    """In float32 the times of 282 of these captions are just below the edge of their snippet."""
+    times = torch.arange(seconds).float() / seconds
+    present = torch.ones(1, seconds, dtype=torch.bool)
+    aligned = align_narration(
+        torch.eye(seconds)[None], present, torch.stack((times, times), 1)[None], present
+    )
+    assert torch.equal(aligned[0], torch.eye(seconds))

@@ -177,6 +177,22 @@ def test_eq_2_sends_no_gradient_into_the_static_query_if_the_target_is_fixed(tar
     assert part.project.weight.grad is not None
 
 
+@pytest.mark.parametrize("target", ["fixed", "trained"])
+def test_a_fixed_target_is_the_same_at_every_step(target):
+    """Also in training mode: dropout would move x-tilde more than another video does."""
+    fixed = f"method.visual_context.target={target}", f"method.spatial_dynamic.target={target}"
+    vdi = build("vdi", *fixed).train()
+    maps = vdi.heatmaps(make_batch(NEEDS))
+    query = torch.randn(4, 1, vdi.visual_context.project.in_features)
+    memory = torch.randn(4, 5, query.shape[2])
+    targets = [
+        lambda: vdi.visual_context.decoder(query, torch.zeros_like(query), memory, memory, None),
+        lambda: vdi.spatial_dynamic.dynamics(maps),
+    ]
+    for compute in targets:
+        assert torch.equal(compute(), compute()) == (target == "fixed")
+
+
 def test_retrieving_by_parts_of_the_query():
     batch = make_batch(NEEDS)
     full, static, dynamic = (

@@ -13,6 +13,11 @@ WithinOne = Literal["own", "before"]
 """The clip of a moment that is inside one clip, for `clips_inside`."""
 
 
+def whole_clips(times: Tensor) -> Tensor:
+    """Rounds times in clips down, (...), but not those that float32 put just below a whole clip."""
+    return (times + times * _EDGE).floor()
+
+
 def clips_inside(
     spans: Tensor,
     span_mask: Tensor,
@@ -37,8 +42,7 @@ def clips_inside(
     Returns:
         (B, Lv) bool, False on padding.
     """
-    exact = spans * (duration / clip_seconds)[:, None, None]
-    ends = (exact + exact * _EDGE).floor()
+    ends = whole_clips(spans * (duration / clip_seconds)[:, None, None])
     count = video_mask.sum(1)[:, None]
     first, last = ends[..., 0], ends[..., 1] - 1
     if within_one == "own":

@@ -11,7 +11,7 @@ No code was released. The paper leaves these points open; this implementation ch
   read the same words.
 - The position of a narration is the sine position of its end, as a fraction of the duration; clip i of T is
   at (i + 1) / T. Where only the first clips of a video are read, their time is the scale of both. Nothing in
-  the sequence of Eq. 5 marks which part is text.
+  the sequence marks which part is text.
 - The decoder reads the N_v video tokens of F^m (section III-C), not the N_v + N_t that H is indexed to
   (III-D; `narrations.decode`); only video tokens are scored (Eq. 5).
 - The content of a moment query is the mean of the projected words (those of the video: F^l of III-A),
@@ -87,8 +87,7 @@ class LMR(QDDETR):
     """LMR.
 
     Attributes:
-        narrations: how they enter the encoder; None leaves them out (Table V): the sequence of Eq. 5 is the
-            video.
+        narrations: how they enter the encoder; None leaves them out (Table V).
         visual: VFE of Table V; without it the sequence is the narrations.
         language_queries: LMQ of Table V; without it the decoder starts from zeros.
     """

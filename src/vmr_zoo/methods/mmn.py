@@ -13,9 +13,9 @@ Differs from the released code (MCG-NJU/MMN) in three switches (paper | released
 Both variants take the released values where VDI's equations leave out what the released code has, because a
 literal reading hardly trains: Eq. 6-7 put a raw cosine into the cross-entropy against the raw IoU of every
 pair (`iou_score.scale: 1`, `low: 0`, `high: 1`), Eq. 8 has neither margin nor top-k (`contrast.margin: 0`,
-`positives: 1`), and Eq. 10 multiplies the plain scores and takes the argmax (`ranking.fusion_power: 1`).
-The late factor of the contrastive losses is also the released one, although that code logs that it turns them
-off.
+`positives: 1`), and Eq. 10 multiplies the cosines and takes the argmax (`ranking.fusion_power: 1` multiplies
+shifted scores). The late factor of the contrastive losses is also the released one, although that code logs
+that it turns them off.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vmr_zoo.blocks.attention_unit import SpanNetwork
+from vmr_zoo.blocks.clips import whole_clips
 from vmr_zoo.blocks.per_video import per_video
 from vmr_zoo.blocks.span_predictor import EndpointBranch, ProposalBranch, SpanRanking
 from vmr_zoo.errors import VmrError
@@ -50,7 +51,7 @@ def align_narration(narration: Tensor, narration_mask: Tensor, spans: Tensor, ma
     centre = (snippet + 0.5) / count.unsqueeze(1)
     start, end = spans.unsqueeze(1).unbind(-1)
     contains = (start <= centre) & (centre < end) & mask.unsqueeze(-1)
-    own = torch.minimum((spans.mean(2) * count).floor(), count - 1).unsqueeze(1) == snippet
+    own = torch.minimum(whole_clips(spans.mean(2) * count), count - 1).unsqueeze(1) == snippet
     inside = torch.where(contains.any(1, keepdim=True), contains, own) & narration_mask.unsqueeze(1)
     distance = (torch.maximum(start - centre, centre - end)).clamp(min=0.0)
     nearest = distance.masked_fill(~narration_mask.unsqueeze(1), torch.inf).argmin(2)

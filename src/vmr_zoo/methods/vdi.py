@@ -7,7 +7,8 @@ are losses: inference costs as much as MMN's and reads no patches.
 
 No code was released. The paper leaves these points open; the choices here are:
 - Masked words keep their position and are excluded from attention (CLIP has no mask token).
-- Queries without nouns, or with nouns only, are excluded from both injections.
+- Queries without nouns are excluded from both injections. A final period is a word of Q^d, so no sentence
+  that ends with one lacks Q^d.
 - Eq. 2: the squared norm is a mean over D.
 - Eq. 3-4: the middle frame of each of `frames` segments of the whole video, with its own global feature; no
   softmax; positions are added, because the mean of the sequence model would ignore the order otherwise. Every
@@ -79,7 +80,8 @@ class VisualContext(nn.Module):
             dim: D, width of the sentence vectors.
             heads: attention heads of the decoder.
             feedforward_dim: width of its position-wise network.
-            dropout: in the decoder.
+            dropout: in the decoder, with target="trained" only: it would move a fixed target more than
+                another video does.
             scale: of the frames, "rms" or "as_read".
             decoder_query: what attends to the frames: the "static" query (Eq. 1), the "full" query, or a
                 "learned" vector (Table 3: "w/ Q^s", "w/ Q", "w/o Q"), learned with target="trained" only.
@@ -91,6 +93,7 @@ class VisualContext(nn.Module):
         self.frames = nn.Identity() if video_dim == dim else nn.Linear(video_dim, dim)
         learned = decoder_query == "learned"
         self.learned = nn.Parameter(torch.randn(dim) * dim**-0.5) if learned else None
+        dropout = 0.0 if self.fixed else dropout
         self.decoder = QueryDecoderLayer(dim, heads, feedforward_dim, dropout=dropout)
         self.requires_grad_(not self.fixed)
         self.project = nn.Linear(dim, dim)
@@ -154,7 +157,7 @@ class SpatialDynamic(nn.Module):
             sequence: "transformer", the mean state of an encoder, or "lstm", its last state (Table 3).
             heads: attention heads of the encoder.
             feedforward_dim: width of its position-wise network.
-            dropout: in the encoder.
+            dropout: in the encoder, with target="trained" only.
             scale: of frames and patches, "rms" or "as_read".
             target: m-tilde, "fixed" (its layers stay as they were drawn) or "trained".
         """
@@ -165,6 +168,7 @@ class SpatialDynamic(nn.Module):
         self.flatten = nn.Linear(patch_count, dim)
         self.encoder = self.lstm = None
         if sequence == "transformer":
+            dropout = dropout if target == "trained" else 0.0
             self.encoder = Encoder(dim, heads, feedforward_dim, 1, dropout=dropout)
         else:
             self.lstm = nn.LSTM(dim, dim, batch_first=True)

@@ -36,7 +36,7 @@ class SceneNarrator:
     """
 
     seed: int = 0
-    window: float = 2.0
+    window: float = 1.0
     miss: float = 0.2
     confuse: float = 0.15
     hallucinate: float = 0.1
