@@ -12,7 +12,7 @@ from rich.text import Text
 
 from vmr_zoo.cli.next_step import next_command
 from vmr_zoo.engine.doctor import diagnose
-from vmr_zoo.errors import VmrError, abbreviate
+from vmr_zoo.errors import abbreviate
 from vmr_zoo.utils.files import atomic_write
 
 if TYPE_CHECKING:
@@ -51,10 +51,7 @@ def main(cfg: DictConfig) -> int:
     console = Console()
     show(report, console)
     if cfg.get("out"):
-        try:
-            atomic_write(cfg.out, json.dumps(report, indent=2, allow_nan=False) + "\n")
-        except OSError as error:
-            raise VmrError(f"Cannot write out={cfg.out}: {error.strerror}. Choose another file.") from error
+        atomic_write(cfg.out, json.dumps(report, indent=2, allow_nan=False) + "\n")
         console.print(Text(f"Wrote {cfg.out}."), soft_wrap=True)
     console.print(Text(_next(report)), soft_wrap=True)
     return 0 if report["ok"] else 1

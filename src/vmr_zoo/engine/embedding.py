@@ -190,27 +190,25 @@ def write_features(folder: Path, rows: list[Sentence], encoder: TextEncoder) -> 
     manifest = {**encoder.manifest(), "layout": "qid{qid}.npz: last_hidden_state, pooler_output"}
     beside = folder / "manifest.json"
     try:
-        if beside.is_file():
-            if json.loads(beside.read_text(encoding="utf-8")) != manifest:
-                raise VmrError(f"{folder} holds features of another encoder ({beside}). Choose another out=.")
-        elif folder.is_dir() and any(folder.glob("qid*.npz")):
-            raise VmrError(
-                f"{folder} holds features of unknown origin (no {beside.name}). Choose another out=."
-            )
-        atomic_write(beside, json.dumps(manifest, indent=2) + "\n")
-        starts = range(0, len(rows), _AT_ONCE)
-        for start in track(starts, "Writing", transient=True, disable=len(starts) < 2):
-            part = rows[start : start + _AT_ONCE]
-            texts = [row.text for row in part]
-            for row, states, pooled in zip(part, encoder.states(texts), encoder.pooled(texts), strict=True):
-                with atomic_path(folder / f"qid{row.query_id}.npz") as path:
-                    np.savez(
-                        path,
-                        last_hidden_state=states.astype(np.float16),
-                        pooler_output=pooled.astype(np.float16),
-                    )
+        stored = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else None
     except (OSError, ValueError) as error:
-        raise VmrError(f"Cannot write features to {folder} ({error}). Choose another out=.") from error
+        raise VmrError(f"{beside} cannot be read ({error}). Choose another out=.") from error
+    if stored is None and folder.is_dir() and any(folder.glob("qid*.npz")):
+        raise VmrError(f"{folder} holds features of unknown origin (no {beside.name}). Choose another out=.")
+    if stored not in (None, manifest):
+        raise VmrError(f"{folder} holds features of another encoder ({beside}). Choose another out=.")
+    atomic_write(beside, json.dumps(manifest, indent=2) + "\n")
+    starts = range(0, len(rows), _AT_ONCE)
+    for start in track(starts, "Writing", transient=True, disable=len(starts) < 2):
+        part = rows[start : start + _AT_ONCE]
+        texts = [row.text for row in part]
+        for row, states, pooled in zip(part, encoder.states(texts), encoder.pooled(texts), strict=True):
+            with atomic_path(folder / f"qid{row.query_id}.npz") as path:
+                np.savez(
+                    path,
+                    last_hidden_state=states.astype(np.float16),
+                    pooler_output=pooled.astype(np.float16),
+                )
 
 
 def read_queries(file: Path) -> list[Sentence]:

@@ -174,10 +174,7 @@ def _claim(out: Path, parts: Path, manifest: dict[str, Any]) -> dict[str, Any]:
                 f"{out} exists, but not {parts}, which is required to continue it. Choose another out= or "
                 "delete it."
             )
-        try:
-            atomic_write(file, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
-        except OSError as error:
-            raise VmrError(f"Cannot write {file}: {error.strerror}. Choose another out=.") from error
+        atomic_write(file, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
     try:
         stored: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
