@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,8 +38,6 @@ from vmr_zoo.utils.files import atomic_write
 _PRINTED_ROWS = 50
 """Rows of a table that the terminal shows beside a page, which has all of them."""
 
-_CHOICES = {"format": tuple(LEADERBOARD_WRITERS), "source": ("runs", "wandb"), "log": (None, "wandb")}
-
 
 def main(cfg: DictConfig) -> int:
     """Prints or writes the tables.
@@ -53,11 +51,11 @@ def main(cfg: DictConfig) -> int:
     Raises:
         VmrError: if there is nothing to report, or an argument is invalid.
     """
-    choices = _CHOICES | ({"format": tuple(CLAIM_WRITERS)} if cfg.claims and not cfg.html else {})
-    choices |= {"format": tuple(BREAKDOWN_WRITERS)} if cfg.by and not cfg.html else {}
-    for key, valid in choices.items():
-        if cfg[key] not in valid:
-            raise unknown(key, cfg[key], [one for one in valid if one])
+    formats: Iterable[str] = LEADERBOARD_WRITERS
+    if not cfg.html and (cfg.by or cfg.claims):
+        formats = BREAKDOWN_WRITERS if cfg.by else CLAIM_WRITERS
+    if cfg.format not in formats:
+        raise unknown("format", cfg.format, formats)
     _check_combinations(cfg)
     if cfg.reliability:
         check_suffix(Path(cfg.reliability))

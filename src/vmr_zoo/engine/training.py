@@ -43,7 +43,6 @@ from vmr_zoo.engine.trainers import build_trainer, quiet_lightning
 from vmr_zoo.engine.validity import refuse_unselected, refuse_untrainable, selection_origin
 from vmr_zoo.engine.wandb_logger import close_wandb
 from vmr_zoo.engine.weights import check_checkpoint, export_weights
-from vmr_zoo.errors import VmrError
 from vmr_zoo.methods.base import Method, parameter_count
 from vmr_zoo.runs import directory, resume
 from vmr_zoo.runs.directory import HEADER
@@ -71,8 +70,6 @@ def train(cfg: DictConfig) -> None:
         VmrError: for any user-fixable error, before training starts where possible.
         SystemExit: after an interruption, 128 plus the signal's number; the run can be resumed.
     """
-    if not isinstance(cfg.seed, int) or cfg.seed < 0:
-        raise VmrError(f"Expected seed to be a whole number, 0 or more; found {cfg.seed!r}. Use seed=0.")
     try:
         with torch_threads(cfg.threads), collected_log() as journal:
             if cfg.trainer.get("fast_dev_run"):

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from vmr_zoo.data.annotations.records import SELECTION, TRAIN, Protocol, Split
 from vmr_zoo.data.batches.negatives import NegativePool, NegativeSampling
-from vmr_zoo.data.batches.residency import RESIDENCIES, memory_budget
+from vmr_zoo.data.batches.residency import Residency, memory_budget
 from vmr_zoo.data.batches.sampling import EpochBatchSampler, ResumableLoader, group_by_video
 from vmr_zoo.data.batches.shifting import TemporalShift
 from vmr_zoo.data.batches.split_dataset import Choices, SplitDataset
@@ -144,8 +144,8 @@ class VMRDataModule(lightning.LightningDataModule):
     word_counts: str | Path | None = None
     content_words: ContentWords | None = None
     max_lost_words: float | None = 0.05
-    storage: str = "float32"
-    residency: str = "auto"
+    storage: Literal["float32", "float16"] = "float32"
+    residency: Residency = "auto"
     num_workers: int = 0
     repeat_batch: int | None = None
 
@@ -159,10 +159,6 @@ class VMRDataModule(lightning.LightningDataModule):
     def _check_options(self) -> None:
         for need in sorted(frozenset(self.needs) - NEEDS):
             raise unknown("need of the method", need, NEEDS)
-        if self.storage not in STORAGE:
-            raise unknown("data.storage", self.storage, STORAGE)
-        if self.residency not in RESIDENCIES:
-            raise unknown("data.residency", self.residency, RESIDENCIES)
         if self.residency == "device" and self.num_workers:
             raise VmrError(
                 f"data.num_workers={self.num_workers} builds batches in other processes, which cannot gather "

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from vmr_zoo.data.features.source import VideoSource
 from vmr_zoo.errors import VmrError
 from vmr_zoo.utils.machine import free_memory
 
-RESIDENCIES = ("auto", "disk", "memory", "device")
+Residency = Literal["auto", "disk", "memory", "device"]
 """Values of `data.residency`, explained in `VMRDataModule`."""
 
 _SHARE = 0.5
@@ -156,7 +156,7 @@ def load_videos(
         source: the features, prepared.
         ids: the videos.
         dtype: type in which features are held.
-        residency: one of `RESIDENCIES`.
+        residency: as in `VMRDataModule`.
         split: its name, for the progress bar.
         show_progress: whether to show one.
     """
