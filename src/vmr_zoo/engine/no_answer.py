@@ -111,11 +111,12 @@ class RejectionTest:
     def _check_selection(self, data: VMRDataModule, splits: Sequence[str]) -> None:
         """Refuses to choose a threshold on what it is tested on."""
         tested = {query.query_id for name in splits for query in data.split(name).queries}
-        if data.protocol.selected_on_test or tested & {q.query_id for q in data.protocol.selection.queries}:
+        protocol = data.protocol
+        if protocol.selected_on_test or tested & {query.query_id for query in protocol.selection.queries}:
             raise VmrError(
                 "The threshold of rejection is chosen on the selection split, which is a test split here "
-                f"({data.selection_origin}; split={','.join(splits)}). Choose test splits alone, or give a "
-                "threshold (no_answer.threshold=0.5)."
+                f"({protocol.selection_origin}; split={','.join(splits)}). Choose test splits alone, or give "
+                "a threshold (no_answer.threshold=0.5)."
             )
 
     def query_source(self, data: VMRDataModule, donors: Sequence[Query]) -> QuerySource | None:

@@ -306,7 +306,7 @@ def _write_results(
         metrics[name] |= values
     header = {
         **_identity(cfg, data, method),
-        **({"selection": selection_origin(trainer, data.selection_origin)} if parameters else {}),
+        **({"selection": selection_origin(trainer, data.protocol.selection_origin)} if parameters else {}),
         "parameters": parameters,
         directory.DIGEST: directory.weights_digest(run),
         "epochs": trainer.current_epoch,
@@ -373,7 +373,7 @@ def _identity(cfg: DictConfig, data: VMRDataModule, method: Method) -> dict[str,
         **({"settings": data.protocol.settings} if data.protocol.settings else {}),
         "features": f"{data.features.name}{held}",
         "origin": data.features.origin,
-        "selection": data.selection_origin,
+        "selection": data.protocol.selection_origin,
         "selection_metric": data.selection_metric,
         "rounding": method.metrics.settings.rounding.description,
         "seed": cfg.seed,

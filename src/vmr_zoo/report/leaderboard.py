@@ -80,12 +80,6 @@ class LeaderboardRow:
         """Takes the name as label unless there is one."""
         self.label = self.label or self.name
 
-    @property
-    def method_and_variant(self) -> tuple[str, str]:
-        """Method and variant."""
-        header = self.runs[0].header
-        return str(header["method"]), str(header["variant"])
-
     @functools.cached_property
     def family(self) -> str:
         """The family of its method; "" if the method declares none."""

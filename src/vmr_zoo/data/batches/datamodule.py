@@ -197,11 +197,6 @@ class VMRDataModule(lightning.LightningDataModule):
         """The test splits, in the order of the loaders that `test_dataloader` returns."""
         return tuple(self.protocol.tests)
 
-    @property
-    def selection_origin(self) -> str:
-        """Where the selection split comes from; it marks numbers selected on a test split."""
-        return self.protocol.selection_origin
-
     def prepare_data(self, splits: Collection[str] | None = None) -> None:
         """Prepares and checks the features; under DDP the first process does so before the others.
 
@@ -306,10 +301,6 @@ class VMRDataModule(lightning.LightningDataModule):
         """Returns a loader for each of `test_names`."""
         return [self.eval_dataloader(name) for name in self.test_names]
 
-    def predict_dataloader(self) -> list[DataLoader[Batch]]:
-        """Returns a loader for each of `test_names`."""
-        return self.test_dataloader()
-
     def eval_dataloader(
         self, split: str, *, details: bool = False, negatives: bool = False
     ) -> DataLoader[Batch]:
@@ -362,15 +353,6 @@ class VMRDataModule(lightning.LightningDataModule):
         if name not in self.protocol.splits:
             raise unknown(f"split of {self.name}", name, self.protocol.splits)
         return self.protocol.splits[name]
-
-    def negative_statistics(self) -> dict[str, int]:
-        """Counts the training queries with a negative left after each criterion.
-
-        Returns:
-            `queries`, `with_same_video`, `and_iou_below`, `and_similarity_below`, `candidates`; empty if
-            negatives come from other videos.
-        """
-        return dict(self.negative_pool.counts)
 
     @cached_property
     def negative_pool(self) -> NegativePool:
