@@ -264,7 +264,7 @@ def _synchronise(device: torch.device) -> None:
 
 
 @contextmanager
-def gpu_load(device: str, every: float = 0.5) -> Iterator[dict[str, Any]]:
+def gpu_load(device: str) -> Iterator[dict[str, Any]]:
     """Yields a dictionary that receives "utilisation", the mean share of time in which the GPU was busy.
 
     The driver reports it; it stays empty on a CPU and where the driver's tool is not installed.
@@ -277,7 +277,7 @@ def gpu_load(device: str, every: float = 0.5) -> Iterator[dict[str, Any]]:
     stop = threading.Event()
 
     def sample() -> None:
-        while not stop.wait(every):
+        while not stop.wait(0.5):
             if (text := nvidia_smi("utilization.gpu")) and text.isdecimal():
                 samples.append(float(text) / 100)
 
