@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
-from rich.progress import track
 
 from vmr_zoo.config.compose import build
 from vmr_zoo.data.annotations.records import Protocol
@@ -26,6 +25,7 @@ from vmr_zoo.data.features.queries import EncodedQueries
 from vmr_zoo.data.narrations import read_narrations
 from vmr_zoo.data.text.encoder import EmbeddingWork, TextEncoder
 from vmr_zoo.errors import VmrError, unknown
+from vmr_zoo.utils.console import progress
 from vmr_zoo.utils.files import atomic_path, atomic_write
 
 if TYPE_CHECKING:
@@ -199,7 +199,7 @@ def write_features(folder: Path, rows: list[Sentence], encoder: TextEncoder) -> 
         raise VmrError(f"{folder} holds features of another encoder ({beside}). Choose another out=.")
     atomic_write(beside, json.dumps(manifest, indent=2) + "\n")
     starts = range(0, len(rows), _AT_ONCE)
-    for start in track(starts, "Writing", transient=True, disable=len(starts) < 2):
+    for start in progress(starts, "Writing"):
         part = rows[start : start + _AT_ONCE]
         texts = [row.text for row in part]
         for row, states, pooled in zip(part, encoder.states(texts), encoder.pooled(texts), strict=True):

@@ -13,11 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import track
-
 from vmr_zoo.engine.retriever import Answer, EncodedVideo, Retriever
 from vmr_zoo.errors import VmrError
+from vmr_zoo.utils.console import progress
 from vmr_zoo.utils.files import append_row, write_rows
 from vmr_zoo.video.decode import VideoError
 
@@ -61,7 +59,7 @@ def answer_file(
         else:
             answered[number] = earlier
     failed: dict[str, str] = {}
-    for name, numbers in track(by_video.items(), "Searching", transient=True, console=Console(stderr=True)):
+    for name, numbers in progress(by_video.items(), "Searching", shown_from=1):
         try:
             video = retriever.encode(folder / name, narrations)
         except VideoError as error:

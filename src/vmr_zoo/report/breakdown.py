@@ -13,8 +13,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from rich.console import Console
-from rich.progress import track
 
 from vmr_zoo.data.text.parsing import ClauseCounts, count_words
 from vmr_zoo.engine.submission import PredictionRow
@@ -25,6 +23,7 @@ from vmr_zoo.report.query_scores import RowsBySplit, leaderboard_scores, mean_ov
 from vmr_zoo.report.runs import Run
 from vmr_zoo.report.significance import LEVEL, resampled_means, video_codes
 from vmr_zoo.report.stored_scores import VIDEO
+from vmr_zoo.utils.console import progress
 
 FEW = 30
 """Videos below which a group is marked: its interval says little."""
@@ -176,14 +175,7 @@ def group_queries(
     }
     parsed = "clauses" in kinds or "verbs" in kinds
     found: dict[str, list[str]] = defaultdict(list)
-    shown = track(
-        rows,
-        "Parsing sentences",
-        transient=True,
-        console=Console(stderr=True),
-        disable=not parsed or len(rows) < 200,
-    )
-    for row in shown:
+    for row in progress(rows, "Parsing sentences", 200) if parsed else rows:
         for kind in kinds:
             value = round(measured[kind](row), 9)  # a boundary is a boundary, whatever the rounding
             found[kind].append(KINDS[kind].groups[bisect_left(KINDS[kind].upper, value)])

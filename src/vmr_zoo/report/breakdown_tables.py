@@ -16,8 +16,8 @@ from vmr_zoo.report.breakdown import FEW, RESAMPLES, Breakdown, Cell
 from vmr_zoo.report.caveats import legend, signs
 from vmr_zoo.report.data_tables import DECIMALS
 from vmr_zoo.report.escape import markdown, markdown_table, one_line
-from vmr_zoo.report.terminal import report_console
 from vmr_zoo.report.writers import csv_text
+from vmr_zoo.utils.console import wide_console
 
 _FEW_SIGN = "(few)"
 
@@ -36,7 +36,7 @@ NOTE = (
 
 def print_breakdowns(tables: Sequence[Breakdown]) -> None:
     """Prints the tables to the terminal: one block per split, kind and metric, in which no number is cut."""
-    console = report_console()
+    console = wide_console()
     heading = ""
     for table in tables:
         if table.board.heading != heading:

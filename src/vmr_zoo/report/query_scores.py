@@ -10,8 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from rich.console import Console
-from rich.progress import track
 
 from vmr_zoo.data.annotations.records import Query, Split
 from vmr_zoo.engine.moment_sets import SetRule, query_sets, rule_of_run
@@ -26,6 +24,7 @@ from vmr_zoo.report.runs import Run
 from vmr_zoo.report.stored_scores import QUERY, SCORES, VIDEO, read_scores
 from vmr_zoo.runs.config_sections import metric_settings
 from vmr_zoo.runs.directory import HEADER, METRICS, read_json
+from vmr_zoo.utils.console import progress
 
 FIRST_IOU = "mIoU"
 """The metric whose score of a single query is the IoU of the top-ranked moment."""
@@ -65,13 +64,7 @@ def leaderboard_scores(
     ]
     scores: list[list[QueryScores]] = [[] for _ in board.rows]
     indexes: dict[str, list[pd.Index]] = {}
-    for number, run in track(
-        numbered,
-        "Reading predictions",
-        transient=True,
-        console=Console(stderr=True),
-        disable=len(numbered) < 4,
-    ):
+    for number, run in progress(numbered, "Reading predictions", 4):
         rows, own = load_scores(run, board.splits, [*board.metrics, FIRST_IOU], indexes)
         scores[number].append(own)
         if visit is not None:

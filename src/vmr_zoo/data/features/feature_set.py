@@ -8,14 +8,13 @@ from dataclasses import InitVar, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from rich.progress import track
-
 from vmr_zoo.data.annotations.records import Protocol
 from vmr_zoo.data.features.files import VideoFiles
 from vmr_zoo.data.features.packed import PackedVideos
 from vmr_zoo.data.features.problems import FeatureError, Problem
 from vmr_zoo.data.features.source import FeatureSource, NarrationSource, QuerySource, VideoSource
 from vmr_zoo.errors import VmrError, abbreviate, unknown
+from vmr_zoo.utils.console import progress
 
 log = logging.getLogger(__name__)
 
@@ -326,7 +325,7 @@ def _failures(
     if depth == "sample" or source.computed:
         ids = ids[:: max(1, -(-len(ids) // _SAMPLE))]
     failures: dict[str, list[tuple[str, str]]] = {}
-    for identifier in track(ids, f"Reading {part} features", transient=True, disable=len(ids) <= _SAMPLE):
+    for identifier in progress(ids, f"Reading {part} features", _SAMPLE + 1):
         try:
             load(identifier)
         except FeatureError as error:
