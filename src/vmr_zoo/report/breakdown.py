@@ -19,9 +19,9 @@ from vmr_zoo.engine.submission import PredictionRow
 from vmr_zoo.errors import VmrError, unknown
 from vmr_zoo.metrics.per_query import Floats
 from vmr_zoo.report.leaderboard import Leaderboard
-from vmr_zoo.report.query_scores import RowsBySplit, leaderboard_scores, mean_over_seeds, query_index
+from vmr_zoo.report.query_scores import RowsBySplit, leaderboard_scores, query_index, split_means
 from vmr_zoo.report.runs import Run
-from vmr_zoo.report.significance import LEVEL, resampled_means, video_codes
+from vmr_zoo.report.significance import percentile_interval, resampled_means, video_codes
 from vmr_zoo.report.stored_scores import VIDEO
 from vmr_zoo.utils.console import progress
 
@@ -207,12 +207,7 @@ def break_down(boards: Sequence[Leaderboard], kinds: Sequence[str]) -> list[Brea
             groups = collector.groups.get(split)
             if groups is None:
                 continue
-            rows = [
-                mean_over_seeds([seed[split] for seed in seeds])
-                if seeds and all(split in seed for seed in seeds)
-                else None
-                for seeds in scores
-            ]
+            rows = split_means(scores, split)
             for metric in board.metrics:
                 columns = [None if row is None or metric not in row else row[metric] for row in rows]
                 if any(column is not None for column in columns):
@@ -258,12 +253,11 @@ def _cells(columns: Sequence[pd.Series | None], ids: pd.Index) -> dict[int, Cell
             if known.any():
                 alike[known.tobytes()].append((number, values[known]))
     cells = {}
-    tail = 50 * (1 - LEVEL)
     for mask, members in alike.items():
         values = np.stack([own for _, own in members])
         count = values.shape[1]
         (videos,) = video_codes(ids[np.frombuffer(mask, bool)])
-        low, high = np.percentile(resampled_means(values, videos, RESAMPLES), [tail, 100 - tail], axis=1)
+        low, high = percentile_interval(resampled_means(values, videos, RESAMPLES))
         for place, (number, own) in enumerate(members):
             ends = (float(low[place]), float(high[place])) if videos.any() else (float("nan"), float("nan"))
             cells[number] = Cell(float(own.mean()), *ends, count, 1 + int(videos.max()))

@@ -20,7 +20,7 @@ from vmr_zoo.metrics.calibration import BINS, CALIBRATION_METRICS, ECE, ECE_ISOT
 from vmr_zoo.metrics.sets import SET_METRICS
 from vmr_zoo.report.elsewhere import external_label, group_runs, is_external
 from vmr_zoo.report.families import family_order, find_family
-from vmr_zoo.report.runs import REFERENCE_SPLITS, Run
+from vmr_zoo.report.runs import REFERENCE_SPLITS, Run, metric_names
 from vmr_zoo.runs.directory import EXTERNAL
 
 TABLE_KEYS = ("protocol", "features", "origin", "selection", "rounding")
@@ -236,7 +236,7 @@ def leaderboards(runs: Sequence[Run], metrics: Sequence[str], sort: str | None =
     Raises:
         VmrError: if no run has one of the metrics, or no table the column to sort by.
     """
-    known = {name for run in runs for values in run.metrics.values() for name in values}
+    known = metric_names(runs)
     for name in metrics:
         if name in DERIVED_METRICS and name not in known:
             raise VmrError(
@@ -332,7 +332,7 @@ def _leaderboard(shared: dict[str, str], rows: dict[str, list[Run]], metrics: Se
 
 def _shown_metrics(runs: Sequence[Run], metrics: Sequence[str]) -> list[str]:
     """Returns the wanted metrics that a table has, else those that the headers of its runs name for it."""
-    present = {name for run in runs for values in run.metrics.values() for name in values}
+    present = metric_names(runs)
     own = runs[0].header.get("columns") or metrics
     return [name for name in metrics if name in present] or list(own)
 
