@@ -28,7 +28,7 @@ from vmr_zoo.utils.download import (
     progress_bars,
     remote_size,
 )
-from vmr_zoo.utils.files import atomic_path, write_json
+from vmr_zoo.utils.files import atomic_path, write_json, writing
 from vmr_zoo.utils.hashing import sha256_of
 
 
@@ -164,7 +164,7 @@ def _fetch_source(
     by_hand = f"Or fetch it by hand ({source.page}) and put "
     mirror = f"sources.{name}.url=… sets a mirror"
     try:
-        with progress_bars(console) as progress:
+        with progress_bars(console) as progress, writing(root):
             if source.archive is not None:
                 place = root / paths[0]
                 archive = PublishedFile(**source.archive)
@@ -190,11 +190,6 @@ def _fetch_source(
                     write_json(_record_of(place), {"size": published.size, "sha256": found})
     except DownloadError as error:
         raise VmrError(f"{error} {by_hand}; {mirror}.") from error
-    except OSError as error:
-        raise VmrError(
-            f"Cannot write {error.filename or root}: {error.strerror}. Choose another paths.annotations, "
-            "or fix its permissions or free space."
-        ) from error
 
 
 def _extract_member(archive: Path, path: str, published: PublishedFile, place: Path, url: str) -> None:
