@@ -40,8 +40,7 @@ def main(cfg: DictConfig) -> int:
             "under paths.cache anyway."
         )
     source.prepare(data.protocol)
-    videos = [query.video_id for split in data.protocol.splits.values() for query in split.queries]
-    distinct = list(dict.fromkeys(videos))
+    distinct = list(dict.fromkeys(query.video_id for query in data.protocol.queries))
     worst = pack(source, progress(distinct, "Packing"), cfg.out, cfg.dtype)
     packed = PackedVideos(cfg.out, source)
     corrupt = packed.corrupt()

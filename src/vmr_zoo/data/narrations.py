@@ -181,7 +181,7 @@ class NarrationFile(NarrationSource):
 
     def prepare(self, protocol: Protocol) -> None:
         """Embeds all sentences about the protocol's videos that are not cached yet."""
-        videos = {query.video_id for split in protocol.splits.values() for query in split.queries}
+        videos = {query.video_id for query in protocol.queries}
         self.encoder.embed(text for video in sorted(videos) for text in self.texts(video))
 
     def load(self, video_id: str) -> tuple[Array, Array]:

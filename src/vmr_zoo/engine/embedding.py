@@ -92,7 +92,7 @@ def _embed_data_set(cfg: DictConfig, encoder: TextEncoder | None, console: Conso
     """Embeds the sentences and narrations of a protocol with `encoder`, else with those of the features."""
     name = cfg.features.name
     protocol: Protocol = build(cfg.data.protocol)
-    texts = [query.text for split in protocol.splits.values() for query in split.queries]
+    texts = [query.text for query in protocol.queries]
     if encoder is None:
         failed = _embed_sentences(cfg, texts, console)
     else:

@@ -165,6 +165,11 @@ class Protocol:
         return {TRAIN: self.train, SELECTION: self.selection, **self.tests}
 
     @property
+    def queries(self) -> list[Query]:
+        """The queries of all splits, train first."""
+        return [query for split in self.splits.values() for query in split.queries]
+
+    @property
     def published(self) -> dict[str, Split]:
         """As `splits`, with the sizes that papers report: nothing is held out of train."""
         return self.splits | {TRAIN: self.published_train or self.train}

@@ -225,7 +225,7 @@ class FeatureSet:
 
     def _missing(self, protocol: Protocol, needs: Collection[str] | None) -> _Missing:
         """Finds missing ids; opens no feature file."""
-        queries = [query for split in protocol.splits.values() for query in split.queries]
+        queries = protocol.queries
         videos = list(dict.fromkeys(query.video_id for query in queries))
         sources = self.sources(needs)
         of_queries = self.query.missing(queries)
@@ -244,7 +244,7 @@ class FeatureSet:
     ) -> list[Problem]:
         """Loads everything that is not missing, and groups the failures."""
         sources = self.sources(needs)
-        queries = [query for split in protocol.splits.values() for query in split.queries]
+        queries = protocol.queries
         durations = {query.video_id: query.duration for query in queries}
         by_id = {query.query_id: query for query in queries}
         videos = _present(durations, missing.videos)
