@@ -26,7 +26,7 @@ from vmr_zoo.data.narrations import read_narrations
 from vmr_zoo.data.text.encoder import EmbeddingWork, TextEncoder
 from vmr_zoo.errors import VmrError, unknown
 from vmr_zoo.utils.console import progress
-from vmr_zoo.utils.files import atomic_path, atomic_write
+from vmr_zoo.utils.files import atomic_path, write_json
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -197,7 +197,7 @@ def write_features(folder: Path, rows: list[Sentence], encoder: TextEncoder) -> 
         raise VmrError(f"{folder} holds features of unknown origin (no {beside.name}). Choose another out=.")
     if stored not in (None, manifest):
         raise VmrError(f"{folder} holds features of another encoder ({beside}). Choose another out=.")
-    atomic_write(beside, json.dumps(manifest, indent=2) + "\n")
+    write_json(beside, manifest)
     starts = range(0, len(rows), _AT_ONCE)
     for start in progress(starts, "Writing"):
         part = rows[start : start + _AT_ONCE]

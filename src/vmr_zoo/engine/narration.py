@@ -24,7 +24,7 @@ from vmr_zoo.data.narrations import Narration, write_narrations
 from vmr_zoo.errors import VmrError, printable
 from vmr_zoo.narrators import Narrated, Narrator
 from vmr_zoo.utils.console import progress
-from vmr_zoo.utils.files import atomic_write, write_rows
+from vmr_zoo.utils.files import atomic_write, write_json, write_rows
 from vmr_zoo.video.files import shard
 
 
@@ -172,7 +172,7 @@ def _claim(out: Path, parts: Path, manifest: dict[str, Any]) -> dict[str, Any]:
                 f"{out} exists, but not {parts}, which is required to continue it. Choose another out= or "
                 "delete it."
             )
-        atomic_write(file, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+        write_json(file, manifest)
     try:
         stored: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
