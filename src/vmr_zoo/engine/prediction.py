@@ -15,12 +15,11 @@ from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, ListConfig
 from torch import Tensor
 
-from vmr_zoo.data.annotations.records import SELECTION
+from vmr_zoo.data.annotations.records import SELECTION, selecting_split
 from vmr_zoo.engine.frame_probability import FrameProbability
 from vmr_zoo.engine.progress import PredictionBar, has_terminal
 from vmr_zoo.engine.scoring import score_rows
 from vmr_zoo.engine.trainers import build_trainer, quiet_lightning
-from vmr_zoo.engine.validity import NOT_SELECTED
 from vmr_zoo.metrics.settings import shown_metrics
 from vmr_zoo.runs import directory
 from vmr_zoo.runs.environment import describe_environment
@@ -192,11 +191,10 @@ def print_metrics(header: Mapping[str, Any], metrics: Mapping[str, Mapping[str, 
 
 def _describe_weights(header: Mapping[str, Any]) -> str:
     """Says how the weights behind a table were selected."""
-    if header["selection"] == NOT_SELECTED:
+    split = selecting_split(header["selection"])
+    if not split:
         return "weights of the last epoch, no checkpoint was selected"
     epoch = f"epoch {header['best_epoch']} of {header['epochs']}, " if header.get("best_epoch") else ""
-    origin = header["selection"]
-    split = f"the {origin} selection split" if origin in ("published", "generated") else f"{origin}"
     return f"weights of {epoch}best {header['selection_metric']} on {split}"
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from vmr_zoo.config.compose import config_dir
-from vmr_zoo.engine.validity import NOT_SELECTED
+from vmr_zoo.data.annotations.records import NOT_SELECTED
 from vmr_zoo.metrics.settings import shown_metrics
 from vmr_zoo.report.escape import markdown, markdown_table
 

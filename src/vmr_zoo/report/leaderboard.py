@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from vmr_zoo.data.annotations.records import SELECTION
+from vmr_zoo.data.annotations.records import SELECTION, selecting_split
 from vmr_zoo.engine.moment_sets import SET_SOURCES, rule_from_header
 from vmr_zoo.errors import VmrError, unknown
 from vmr_zoo.metrics.calibration import BINS, CALIBRATION_METRICS, ECE, ECE_ISOTONIC, RIGHT_FROM
@@ -387,10 +387,8 @@ def _without_method(part: str, method: str) -> str:
 
 def _selection_title(selection: str) -> str:
     """Says which split chose the weights."""
-    if selection.startswith("none"):
-        return "weights of the last epoch, chosen by no validation"
-    split = f"the {selection} validation split" if selection in ("published", "generated") else selection
-    return f"weights chosen on {split}"
+    split = selecting_split(selection)
+    return f"weights chosen on {split}" if split else "weights of the last epoch, chosen by no validation"
 
 
 def features_title(header: Mapping[str, Any]) -> str:
