@@ -9,10 +9,11 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig
 from rich.console import Console
 
 from vmr_zoo.cli import predict_output as output
+from vmr_zoo.config.values import plain
 from vmr_zoo.errors import VmrError
 from vmr_zoo.utils.hashing import sha256_of
 from vmr_zoo.video.container import check_file
@@ -152,8 +153,7 @@ def _answer_videos(cfg: DictConfig) -> int:
     from vmr_zoo.engine.video_search import search_videos
 
     queries = _queries(cfg)
-    places = OmegaConf.to_container(cfg.video) if isinstance(cfg.video, ListConfig) else str(cfg.video)
-    videos = list_videos(places, "video")  # type: ignore[arg-type]
+    videos = list_videos(plain(cfg.video), "video")
     with _quiet(cfg):
         search = search_videos(load_retriever(cfg, cfg.run), videos, queries, cfg.narrations, cfg.top_k)
         clips = _cut(cfg, queries, search.moments)
