@@ -126,8 +126,7 @@ def wandb_logger(
         tags=list(dict.fromkeys(tag[:_LONGEST_TAG] for tag in tags)),
         resume=resume,
         log_model=log_model,
-        # Lightning sets WANDB_MODE instead, which wandb has read before: looking for a key sets it up.
-        **(({"mode": "offline"} if offline else {}) | options),
+        **(({"mode": "offline"} if offline else {}) | options),  # Lightning sets WANDB_MODE, too late
     )
     logger.upload = upload
     # Lightning passes an argument of old versions of wandb, which warns about it in every process.

@@ -59,7 +59,7 @@ class WrappedQueries(QuerySource):
         self.sentence_dim = source.sentence_dim
 
     def _of(self, query: Query) -> Query:
-        """Returns the query that the other source is asked for."""
+        """Returns the query that the other source gets."""
         return query
 
     @property
