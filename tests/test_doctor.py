@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vmr_zoo.cli import doctor
 from vmr_zoo.errors import VmrError
+from vmr_zoo.utils.files import WriteError
 
 ROOT = Path(__file__).parents[2] / "shared" / "data"
 
@@ -172,7 +173,7 @@ def test_without_a_feature_directory_that_is_said_and_is_no_failure(
 
 
 def test_broken_annotations_and_an_unwritable_report(small: Path) -> None:
-    with pytest.raises(VmrError, match="Cannot write out="):
+    with pytest.raises(WriteError, match=f"Cannot write {small / 'data'}: "):
         run(small, out=str(small / "data"))
     (small / "data/charades_cd/charades_val.json").write_text("{")
     with pytest.raises(VmrError, match=r"charades_val.json, line 1"):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
@@ -23,6 +25,7 @@ from vmr_zoo.data.annotations.protocols import PUBLISHED_PROTOCOLS
 from vmr_zoo.data.annotations.records import Protocol
 from vmr_zoo.errors import VmrError
 from vmr_zoo.utils.download import DownloadSettings
+from vmr_zoo.utils.files import WriteError
 
 ROOT = Path(__file__).parents[2] / "shared" / "data"
 PARTS = ("train", "val", "test_iid", "test_ood")
@@ -327,8 +330,15 @@ def test_members_of_an_archive_go_to_their_places_alone(
 
 
 def test_a_file_without_a_known_checksum_is_recorded_and_then_compared(
-    small: dict[str, Any], server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small: dict[str, Any],
+    server: Server,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
     facts = {key: value for key, value in small.items() if key != "_target_"} | {"files": {TRAIN: None}}
     source, place = AnnotationSource(**facts), tmp_path / TRAIN
 
@@ -345,6 +355,10 @@ def test_a_file_without_a_known_checksum_is_recorded_and_then_compared(
     place.unlink()
     server.files["charades_train.json"] = body[::-1]
     with pytest.raises(VmrError, match="checksum does not match"):
+        fetch()
+    monkeypatch.setattr(Path, "replace", full)
+    server.files["charades_train.json"] = body
+    with pytest.raises(WriteError, match=f"Cannot write {tmp_path}: No space left"):
         fetch()
 
 

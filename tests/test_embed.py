@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -81,7 +84,9 @@ def test_words_for_narrations_are_embedded_beside_sentences_in_files(
     assert "words for narrations by all-MiniLM-L6-v2: 3 computed" in said
 
 
-def test_files_are_read_back_as_they_were_written(offline: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_are_read_back_as_they_were_written(
+    offline: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = [{"qid": 7, "query": TEXTS[0], "vid": "x"}, {"qid": 8, "query": TEXTS[1], "vid": "x"}]
     (offline / "q.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
     out = offline / "features" / "clip_text_features"
@@ -97,6 +102,13 @@ def test_files_are_read_back_as_they_were_written(offline: Path, capsys: pytest.
     expected = l2_normalise(SentenceEncoder(offline / "cache").tokens(TEXTS[:1])[0])
     np.testing.assert_allclose(loaded, expected, atol=1e-3)
 
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "savez", full)
+        assert main(command) == 3
+    assert "qid7.npz: No space left on device." in " ".join(capsys.readouterr().err.split())
     glove = offline / "glove.txt"
     glove.write_text("person 1 2\nsits 3 4\n")
     other = ["text_encoder=glove", f"text_encoder.file={glove}", "text_encoder.dim=2"]

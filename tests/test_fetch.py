@@ -26,7 +26,7 @@ from rich.console import Console
 from vmr_zoo.config.compose import compose, config_dir
 from vmr_zoo.data.features import unpack
 from vmr_zoo.data.features.fetch import Fetched, fetch_features
-from vmr_zoo.data.features.published import FeatureSource, Repository, choose
+from vmr_zoo.data.features.published import PublishedFeatures, Repository, choose
 from vmr_zoo.errors import VmrError
 from vmr_zoo.utils.archives import check_name
 from vmr_zoo.utils.download import DownloadSettings
@@ -155,7 +155,7 @@ def tar(files: dict[str, bytes], mode: str = "w:gz", **kinds: bytes) -> bytes:
     return stream.getvalue()
 
 
-def source(**changes: Any) -> FeatureSource:
+def source(**changes: Any) -> PublishedFeatures:
     known = {
         "title": "Small features",
         "features": "slowfast_clip_1s",
@@ -166,10 +166,10 @@ def source(**changes: Any) -> FeatureSource:
         "citation": "Someone 2020",
         "repositories": [Repository(REPO, {"all.tar.gz*": None})],
     }
-    return FeatureSource(**known | changes)
+    return PublishedFeatures(**known | changes)
 
 
-def run(folder: Path, one: FeatureSource | None = None, accepted: bool = False) -> Fetched | None:
+def run(folder: Path, one: PublishedFeatures | None = None, accepted: bool = False) -> Fetched | None:
     network = DownloadSettings(timeout=5, retries=0, backoff=0)
     return fetch_features("small", one or source(), folder, network, accepted, Console(quiet=True))
 
@@ -194,7 +194,7 @@ KEPT = {"fetched.json", "licence/LICENCE.txt", f"licence/{REPO}/README.md"}
 def test_the_command_ends_with_features_that_the_reader_reads(
     vmr: Callable[..., int], hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    entry = {"_target_": "vmr_zoo.data.features.published.FeatureSource", **source().__dict__}
+    entry = {"_target_": "vmr_zoo.data.features.published.PublishedFeatures", **source().__dict__}
     entry["repositories"] = [
         {
             "_target_": "vmr_zoo.data.features.published.Repository",

@@ -57,9 +57,7 @@ def test_means_equal_the_loops():
     )
     for part in (slice(0, 1), slice(1, 3)):
         cut = {key: value[part] for key, value in batch.items()}
-        measure.on_predict_batch_end(
-            None, method, {"details": {"frame_probability": probability[part]}}, cut, 0
-        )
+        measure.add(method, {"details": {"frame_probability": probability[part]}}, cut)
     inside, outside = naive(rows)
     expected = {"p_inside": inside, "p_outside": outside, "p_difference": inside - outside}
     assert measure.metrics() == pytest.approx(expected)

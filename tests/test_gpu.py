@@ -232,7 +232,6 @@ def test_no_item_starts_that_would_end_too_late(cfg: Any) -> None:
 def test_settings_that_contradict_each_other_are_refused(cfg: Any, tmp_path: Path) -> None:
     for changes, expected in (
         ({"device": "cpu", "size": "full"}, "size=tiny"),
-        ({"device": "tpu"}, "device"),
         ({"stages": ["snyc"]}, "sync"),
         ({"only": "no/such"}, "list=true"),
     ):

@@ -226,14 +226,14 @@ def test_auto_holds_what_fits_and_reads_the_rest_for_every_batch(source, monkeyp
     whole = 4 * 9 * 4  # bytes: three videos of together nine clips of four numbers
     for free, held in ((2 * whole, True), (2 * whole - 2, False)):
         monkeypatch.setattr("vmr_zoo.data.batches.residency.free_memory", lambda free=free: free)
-        found = load_videos(source, IDS, torch.float32, "auto", "train", show_progress=False)
+        found = load_videos(source, IDS, torch.float32, "auto", "train")
         assert isinstance(found, Ragged) is held
         assert found.lengths.tolist() == [2, 3, 4]
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_batches_are_gathered_on_a_device(source, device):
-    held = load_videos(source, IDS, torch.float32, "memory", "train", show_progress=False)
+    held = load_videos(source, IDS, torch.float32, "memory", "train")
     gathered = RaggedOnDevice(held, torch.device(device))
     for rows, longest in (([2, 0, 0], None), ([0, 1], 5)):
         values, mask = gathered.pad(rows, longest)

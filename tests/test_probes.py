@@ -11,6 +11,7 @@ from hydra.utils import instantiate
 import toy
 from vmr_zoo.config.compose import compose
 from vmr_zoo.data.annotations.records import Split
+from vmr_zoo.data.batches.datamodule import VMRDataModule
 from vmr_zoo.data.batches.sampling import RowBatch
 from vmr_zoo.data.batches.split_dataset import SplitDataset
 from vmr_zoo.data.features.source import NarrationSource
@@ -153,6 +154,54 @@ def test_another_query_comes_from_another_video(features):
     alone = Split("one", tuple(query for query in split.queries if query.video_id == "v200"))
     with pytest.raises(VmrError, match="one has one video only"):
         OtherQuery()(features, alone)
+
+
+class BetweenEnds(toy.Sentence):
+    """Sentences with a start and an end token, as CLIP's."""
+
+    end_ids = (90, 91)
+    encodes = True
+
+    def load(self, query):
+        return np.pad(super().load(query), ((1, 1), (0, 0)))
+
+    def token_ids(self, query):
+        return np.array([90, *super().token_ids(query), 91])
+
+    def noun_mask(self, query):
+        return np.pad(super().noun_mask(query), 1)
+
+    def token_text(self, query):
+        return ["", *query.text.split(), ""]
+
+    def listed_id(self, token):
+        return int(token)
+
+
+@pytest.mark.parametrize("counted", [False, True])
+def test_the_words_of_another_query_are_those_it_would_have_itself(features, tmp_path, counted):
+    counts = tmp_path / "counts.txt"
+    counts.write_text("12 9\n3 4\n")
+    data = VMRDataModule(
+        "toy",
+        toy.protocol(),
+        replace(features, query=BetweenEnds()),
+        needs={"query_tokens", "query_words", "word_weights"},
+        word_counts=counts if counted else None,
+    )
+    (own,) = data.eval_dataloader("iid", details=True)
+    probed = OtherQuery()(data.features, data.split("iid"))
+    data.features = probed.features
+    data._loaded.clear()
+    (asked,) = data.eval_dataloader("iid", details=True)
+    sentences = [query.text for query in data.split("iid").queries]
+    rows = [sentences.index(probed.sentences[query.query_id]) for query in data.split("iid").queries]
+    assert not same(own, asked, "query_tokens")
+    for name in ("query", "query_tokens", "query_words", "word_weights"):
+        assert torch.equal(asked[name], own[name][rows]), name
+    assert (asked["query_words"][:, [0, -1]] == torch.tensor([-1, -2])).all()
+    assert not asked["word_weights"][:, [0, -1]].any()
+    assert data.features.query.encodes
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vmr_zoo.engine.gpu import DONE, stored_rows
+from vmr_zoo.report.escape import markdown_table
 from vmr_zoo.utils.files import atomic_write
 
 START, END = "<!-- made by experiments/gpu/table.py -->", "<!-- end -->"
@@ -89,10 +90,8 @@ def _code(machine: Row) -> str:
 
 def markdown(heads: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
     """Returns a table; a cell without a value is empty."""
-    rows = [heads, ["---"] * len(heads), *lines]
-    return "\n".join(
-        "| " + " | ".join("" if cell is None else str(cell) for cell in row) + " |" for row in rows
-    )
+    rows = [["" if cell is None else str(cell) for cell in line] for line in lines]
+    return markdown_table(heads, rows, escaped=True)
 
 
 def milliseconds(times: Row) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from vmr_zoo.report.escape import markdown_table
 from vmr_zoo.report.runs import finished_runs
 
 PREFIX = "shapes_narrator_error_"
@@ -89,6 +90,7 @@ if __name__ == "__main__":
     parser.add_argument("--plot", type=Path)
     arguments = parser.parse_args()
     found = numbers(arguments.runs, arguments.metric)
-    print(table(found).to_markdown(index=False, disable_numparse=True))
+    rows = table(found).map(str)
+    print(markdown_table(list(rows), rows.to_numpy()))
     if arguments.plot:
         plot(found, arguments.metric, arguments.plot)

@@ -248,7 +248,7 @@ def test_a_negative_is_another_query_of_the_video_at_another_time_and_changes_wi
                 assert all(queries[f].video_id == queries[query_id].video_id for f in found)
                 assert query_id not in found
     assert {len(names) for names in drawn.values()} == {0, 1, 2}
-    with_negative = everything.negative_statistics()["and_iou_below"]
+    with_negative = everything.negative_pool.counts["and_iou_below"]
     assert sum(bool(names) for names in drawn.values()) == with_negative
 
 
@@ -521,6 +521,6 @@ def test_lightning_resumes_a_run_with_the_very_batches_it_would_have_seen(tmp_pa
 
 def test_lightning_predicts_every_query_of_every_test_split_once():
     data = module()
-    predicted = trainer().predict(Recorder(), datamodule=data)
+    predicted = trainer().predict(Recorder(), data.test_dataloader())
     names = [[q for batch in split for q in batch] for split in predicted]
     assert names == [[q.query_id for q in protocol().tests[name].queries] for name in data.test_names]

@@ -52,7 +52,7 @@ PROTOCOL = Protocol(
     "published",
 )
 VIDEOS = sorted({video for videos in SPLITS.values() for video in videos})
-QUERIES = sorted(query.query_id for one in PROTOCOL.splits.values() for query in one.queries)
+QUERIES = sorted(query.query_id for query in PROTOCOL.queries)
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
@@ -12,8 +12,8 @@ from rich.text import Text
 
 from vmr_zoo.cli.next_step import next_command
 from vmr_zoo.engine.doctor import diagnose
-from vmr_zoo.errors import VmrError, abbreviate
-from vmr_zoo.utils.files import atomic_write
+from vmr_zoo.errors import abbreviate
+from vmr_zoo.utils.files import write_json
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -51,10 +51,7 @@ def main(cfg: DictConfig) -> int:
     console = Console()
     show(report, console)
     if cfg.get("out"):
-        try:
-            atomic_write(cfg.out, json.dumps(report, indent=2, allow_nan=False) + "\n")
-        except OSError as error:
-            raise VmrError(f"Cannot write out={cfg.out}: {error.strerror}. Choose another file.") from error
+        write_json(Path(cfg.out), report)
         console.print(Text(f"Wrote {cfg.out}."), soft_wrap=True)
     console.print(Text(_next(report)), soft_wrap=True)
     return 0 if report["ok"] else 1

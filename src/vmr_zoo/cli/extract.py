@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from vmr_zoo.config.compose import build
+from vmr_zoo.config.values import plain
 from vmr_zoo.data.annotations.video_files import match_videos
 from vmr_zoo.data.worlds.shapes.features import features_folder
 from vmr_zoo.data.worlds.shapes.generate import video_path, world_folder
@@ -83,7 +83,7 @@ def encoder_node(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         VmrError: if it names a class outside this package.
     """
-    node: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    node: dict[str, Any] = plain(cfg)
     if not str(node.get("_target_")).startswith(PACKAGE):
         raise VmrError(
             f"encoder._target_={node.get('_target_')}; expected a class of this package ({PACKAGE}…)."
@@ -99,7 +99,7 @@ def _videos(cfg: DictConfig) -> tuple[dict[str, Path], list[Failure], Any]:
             raise VmrError(
                 "Expected videos=FOLDER (or a glob, a file, a .txt of paths, a list), or data=NAME."
             )
-        return find_videos(_plain(cfg.videos)), [], None
+        return find_videos(plain(cfg.videos)), [], None
     protocol: Protocol = build(cfg.data.protocol)
     if "world" in cfg.data.protocol:
         if cfg.videos is not None:
@@ -109,7 +109,7 @@ def _videos(cfg: DictConfig) -> tuple[dict[str, Path], list[Failure], Any]:
         return {video_id: video_path(folder, video_id) for video_id in protocol.video_ids}, [], world
     if cfg.videos is None:
         raise VmrError(f"data={cfg.data.name} includes no videos: set videos=FOLDER.")
-    found = find_videos(_plain(cfg.videos))
+    found = find_videos(plain(cfg.videos))
     chosen, missing = match_videos(protocol, found)
     failures = [
         Failure(video_id, "missing", f"No file named {video_id}.* in videos={cfg.videos}.")
@@ -117,11 +117,6 @@ def _videos(cfg: DictConfig) -> tuple[dict[str, Path], list[Failure], Any]:
     ]
     # A feature file keeps the name of the video file: readers try the same names.
     return {name: found[name] for name in chosen.values()}, failures, None
-
-
-def _plain(value: Any) -> Any:
-    """Converts a list of the configuration to a plain one."""
-    return OmegaConf.to_container(value) if OmegaConf.is_list(value) else str(value)
 
 
 def _report(failures: list[Failure], console: Console) -> None:

@@ -21,7 +21,7 @@ from vmr_zoo.config.arguments import as_typed
 from vmr_zoo.config.compose import compose, config_dir
 from vmr_zoo.config.files import read_yaml
 from vmr_zoo.data.features.fetch import DOWNLOADS, LICENCE, Fetched, fetch_features
-from vmr_zoo.data.features.published import FeatureSource, choose
+from vmr_zoo.data.features.published import PublishedFeatures, choose
 from vmr_zoo.engine.doctor import diagnose
 from vmr_zoo.errors import VmrError, abbreviate, printable
 
@@ -84,14 +84,14 @@ from public pages, and records commits and checksums on first use.
 Next: vmr fetch features=NAME data=NAME"""
 
 
-def _catalogue(file: str | None) -> dict[str, FeatureSource]:
+def _catalogue(file: str | None) -> dict[str, PublishedFeatures]:
     """Reads the entries of a file, or those of `conf/published`.
 
     Raises:
         VmrError: if the file is not YAML, or holds anything but entries.
     """
     shipped = (config_dir() / "published" / f"{name}.yaml" for name in ("hub", "browser"))
-    entries: dict[str, FeatureSource] = {}
+    entries: dict[str, PublishedFeatures] = {}
     for path in [Path(file)] if file else shipped:
         try:
             tree = read_yaml(path)
@@ -99,7 +99,7 @@ def _catalogue(file: str | None) -> dict[str, FeatureSource]:
             entries.update(instantiate(tree, _convert_="all"))
         except (YAMLError, InstantiationException, TypeError, ValueError) as error:
             raise VmrError(f"{path} is no catalogue as those in conf/published ({error}).") from error
-    if wrong := [name for name, entry in entries.items() if not isinstance(entry, FeatureSource)]:
+    if wrong := [name for name, entry in entries.items() if not isinstance(entry, PublishedFeatures)]:
         raise VmrError(f"{file} names no features under {abbreviate(wrong)}; see conf/published.")
     return entries
 
@@ -108,7 +108,7 @@ _WIDTHS = {"entry": 25, "data=": 20, "GB": 5, "licence": 12, "from": 8, "seen": 
 """Columns of the list, which fit into 80 characters."""
 
 
-def _list(sources: Mapping[str, FeatureSource], console: Console) -> None:
+def _list(sources: Mapping[str, PublishedFeatures], console: Console) -> None:
     """Prints what is published, by feature set."""
     for features in sorted({source.features for source in sources.values()}):
         table = Table(title=f"features={features}", title_justify="left", box=None, padding=(0, 1, 0, 0))
@@ -149,7 +149,7 @@ def _report(done: Fetched, folder: Path, console: Console) -> None:
         console.print(Text.assemble(("warning: ", "yellow"), warning), soft_wrap=True)
 
 
-def _by_hand(source: FeatureSource, folder: Path, doctor: list[str]) -> str:
+def _by_hand(source: PublishedFeatures, folder: Path, doctor: list[str]) -> str:
     """Says how to download files that need a browser."""
     places = ", ".join(sorted({target.replace("{name}", "…") for target in source.place.values()}))
     listed = "\n".join(f"     {url}  ({what})" for what, url in source.browser.items())

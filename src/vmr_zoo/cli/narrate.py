@@ -9,6 +9,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from rich.console import Console
 
+from vmr_zoo.config.values import plain
 from vmr_zoo.data.annotations.video_files import match_videos
 from vmr_zoo.engine.narration import Summary, narrate
 from vmr_zoo.errors import VmrError, abbreviate, printable
@@ -55,8 +56,7 @@ def _find_videos(cfg: DictConfig) -> tuple[dict[str, Path], list[str]]:
     """Returns the path by video id, and, with a data set, the ids without a file."""
     protocol = None if cfg.get("data") is None else instantiate(cfg.data.protocol)
     if cfg.videos is not None:
-        listed = OmegaConf.to_container(cfg.videos) if OmegaConf.is_config(cfg.videos) else str(cfg.videos)
-        found = find_videos(listed)  # type: ignore[arg-type]
+        found = find_videos(plain(cfg.videos))
     elif protocol is not None and protocol.name == "shapes":
         from vmr_zoo.data.worlds.shapes.generate import generate_world
 

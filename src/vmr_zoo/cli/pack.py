@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from rich.progress import track
 
 from vmr_zoo.cli.next_step import next_command
 from vmr_zoo.data.features.packed import PackedVideos, pack
 from vmr_zoo.errors import VmrError, abbreviate
+from vmr_zoo.utils.console import progress
 
 if TYPE_CHECKING:
     from vmr_zoo.data.batches.datamodule import VMRDataModule
@@ -40,9 +40,8 @@ def main(cfg: DictConfig) -> int:
             "under paths.cache anyway."
         )
     source.prepare(data.protocol)
-    videos = [query.video_id for split in data.protocol.splits.values() for query in split.queries]
-    distinct = list(dict.fromkeys(videos))
-    worst = pack(source, track(distinct, "Packing", transient=True), cfg.out, cfg.dtype)
+    distinct = list(dict.fromkeys(query.video_id for query in data.protocol.queries))
+    worst = pack(source, progress(distinct, "Packing"), cfg.out, cfg.dtype)
     packed = PackedVideos(cfg.out, source)
     corrupt = packed.corrupt()
     clips = sum(packed.length(video) for video in distinct)

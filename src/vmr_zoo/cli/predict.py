@@ -9,11 +9,13 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig
 from rich.console import Console
 
 from vmr_zoo.cli import predict_output as output
+from vmr_zoo.config.values import plain
 from vmr_zoo.errors import VmrError
+from vmr_zoo.utils.files import check_picture
 from vmr_zoo.utils.hashing import sha256_of
 from vmr_zoo.video.container import check_file
 from vmr_zoo.video.files import LISTS, list_videos
@@ -21,8 +23,6 @@ from vmr_zoo.video.files import LISTS, list_videos
 if TYPE_CHECKING:
     from vmr_zoo.engine.retriever import Retriever
     from vmr_zoo.engine.video_search import FoundMoment
-
-_PICTURES = (".png", ".pdf", ".svg")
 
 
 def main(cfg: DictConfig) -> int:
@@ -62,8 +62,8 @@ def _check_arguments(cfg: DictConfig) -> None:
         raise VmrError("Expected out=FILE.jsonl for the answers to the rows of the CSV file.")
     elif Path(cfg.out).is_dir():
         raise VmrError(f"Expected out=FILE.jsonl, found the folder {cfg.out}.")
-    if cfg.picture and Path(cfg.picture).suffix.lower() not in _PICTURES:
-        raise VmrError(f"Cannot write picture={cfg.picture}. Name a .png, .pdf or .svg file.")
+    if cfg.picture:
+        check_picture(cfg.picture, "picture")
     if cfg.cut and Path(cfg.cut).is_file():
         raise VmrError(f"Expected cut=FOLDER for the clips, found the file {cfg.cut}.")
 
@@ -152,8 +152,7 @@ def _answer_videos(cfg: DictConfig) -> int:
     from vmr_zoo.engine.video_search import search_videos
 
     queries = _queries(cfg)
-    places = OmegaConf.to_container(cfg.video) if isinstance(cfg.video, ListConfig) else str(cfg.video)
-    videos = list_videos(places, "video")  # type: ignore[arg-type]
+    videos = list_videos(plain(cfg.video), "video")
     with _quiet(cfg):
         search = search_videos(load_retriever(cfg, cfg.run), videos, queries, cfg.narrations, cfg.top_k)
         clips = _cut(cfg, queries, search.moments)

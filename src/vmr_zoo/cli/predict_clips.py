@@ -7,10 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import track
-
 from vmr_zoo.errors import printable
+from vmr_zoo.utils.console import progress
 from vmr_zoo.video.cut import cut
 
 if TYPE_CHECKING:
@@ -50,8 +48,7 @@ def write_clips(paths: Sequence[Sequence[Path]], found: Sequence[Sequence[FoundM
         for job in zip(one_query, moments, strict=True)
     ]
     silent = []
-    console = Console(stderr=True)
-    for path, one in track(jobs, "Writing clips", transient=True, console=console, disable=len(jobs) < 2):
+    for path, one in progress(jobs, "Writing clips"):
         if not cut(one.video, one.moment.start, one.moment.end, path):
             silent.append(f"{path.name} has no sound: the clock of {printable(one.video)} is not continuous.")
     return silent

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from vmr_zoo.report.paper_matching import compare_with_papers
 from vmr_zoo.report.paper_tables import is_requested
 from vmr_zoo.report.prediction_browser import browsing
 from vmr_zoo.report.query_scores import leaderboard_scores
-from vmr_zoo.report.reliability import check_suffix, save_reliability
+from vmr_zoo.report.reliability import save_reliability
 from vmr_zoo.report.runs import UNREADABLE, Run, UnfinishedRun, filter_runs
 from vmr_zoo.report.significance import mark_significance
 from vmr_zoo.report.study import StudyTable, read_study
@@ -33,12 +33,10 @@ from vmr_zoo.report.terminal import print_leaderboards
 from vmr_zoo.report.transfer import transfer_boards
 from vmr_zoo.report.verdicts import Answer, answer_claims
 from vmr_zoo.report.writers import LEADERBOARD_WRITERS, PAPER_TABLE_WRITERS, print_paper_tables
-from vmr_zoo.utils.files import atomic_write
+from vmr_zoo.utils.files import atomic_write, check_picture
 
 _PRINTED_ROWS = 50
 """Rows of a table that the terminal shows beside a page, which has all of them."""
-
-_CHOICES = {"format": tuple(LEADERBOARD_WRITERS), "source": ("runs", "wandb"), "log": (None, "wandb")}
 
 
 def main(cfg: DictConfig) -> int:
@@ -53,14 +51,14 @@ def main(cfg: DictConfig) -> int:
     Raises:
         VmrError: if there is nothing to report, or an argument is invalid.
     """
-    choices = _CHOICES | ({"format": tuple(CLAIM_WRITERS)} if cfg.claims and not cfg.html else {})
-    choices |= {"format": tuple(BREAKDOWN_WRITERS)} if cfg.by and not cfg.html else {}
-    for key, valid in choices.items():
-        if cfg[key] not in valid:
-            raise unknown(key, cfg[key], [one for one in valid if one])
+    formats: Iterable[str] = LEADERBOARD_WRITERS
+    if not cfg.html and (cfg.by or cfg.claims):
+        formats = BREAKDOWN_WRITERS if cfg.by else CLAIM_WRITERS
+    if cfg.format not in formats:
+        raise unknown("format", cfg.format, formats)
     _check_combinations(cfg)
     if cfg.reliability:
-        check_suffix(Path(cfg.reliability))
+        check_picture(cfg.reliability, "reliability")
     claims = read_claims(Path(cfg.claims)) if cfg.claims else []
     study = read_study(Path(cfg.study)) if cfg.study else []
     runs, unfinished = _find_runs(cfg)

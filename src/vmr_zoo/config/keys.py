@@ -166,6 +166,7 @@ VERB_KINDS: dict[str, dict[str, Kind]] = {
         "format": Choice(("table", "markdown", "csv", "long", "latex", "json")),
         "runs": Text(exists="folder"),
         "source": Choice(("runs", "wandb")),
+        "log": Choice(("wandb",), null=True),
         "columns": NAMES,
         "where": Container(dict, null=True),
         "printed": NAMES,

@@ -39,7 +39,7 @@ def check_values(verb: str, cfg: DictConfig, overrides: Sequence[str]) -> None:
             continue
         kind = kind_of(verb, key)
         if kind is not None:
-            value = _plain(OmegaConf.select(cfg, key))
+            value = plain(OmegaConf.select(cfg, key))
             check_kind(key, value, kind)
             if isinstance(kind, Text) and "${" in str(value) and ("." in key or verb == "train"):
                 # Hydra resolves the arguments of constructors twice.
@@ -57,7 +57,8 @@ def _is_missing(cfg: DictConfig, key: str) -> bool:
     return not isinstance(node, DictConfig) or leaf not in node or OmegaConf.is_missing(node, leaf)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Converts a node of a configuration to a plain list or mapping; returns other values as they are."""
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
@@ -87,7 +88,7 @@ def _check_argument(cfg: DictConfig, key: str) -> None:
         return
     hint = _type_of_argument(node["_target_"], name)
     if hint is not None:
-        check_type(path, _plain(node[name]), hint)
+        check_type(path, plain(node[name]), hint)
 
 
 def _constructor(cfg: DictConfig, key: str) -> tuple[DictConfig, str, str] | None:

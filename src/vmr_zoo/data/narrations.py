@@ -30,7 +30,7 @@ from vmr_zoo.data.text.encoder import TextEncoder
 from vmr_zoo.data.text.lost_words import LostWords
 from vmr_zoo.errors import VmrError
 from vmr_zoo.utils.arrays import Array
-from vmr_zoo.utils.files import atomic_path, atomic_write
+from vmr_zoo.utils.files import atomic_path, write_json
 
 MANIFEST_KEYS = ("model", "revision", "prompt", "sampling_rate", "seed", "date")
 """Required keys of a narration manifest; null where not applicable. `prompt` may be a list."""
@@ -75,7 +75,7 @@ def write_narrations(path: str | Path, narrations: Iterable[Narration], manifest
         for one in narrations:
             row = {"video_id": one.video_id, "start": one.start, "end": one.end, "text": one.text}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    atomic_write(manifest_path(path), json.dumps(dict(manifest), indent=2, ensure_ascii=False) + "\n")
+    write_json(manifest_path(path), dict(manifest))
 
 
 def read_narrations(path: str | Path) -> tuple[dict[str, list[Narration]], dict[str, Any]]:
@@ -181,7 +181,7 @@ class NarrationFile(NarrationSource):
 
     def prepare(self, protocol: Protocol) -> None:
         """Embeds all sentences about the protocol's videos that are not cached yet."""
-        videos = {query.video_id for split in protocol.splits.values() for query in split.queries}
+        videos = {query.video_id for query in protocol.queries}
         self.encoder.embed(text for video in sorted(videos) for text in self.texts(video))
 
     def load(self, video_id: str) -> tuple[Array, Array]:

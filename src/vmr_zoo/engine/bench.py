@@ -64,10 +64,8 @@ def _settings(cfg: DictConfig) -> dict[str, list[str]]:
     """Returns the overrides of each of the settings to compare.
 
     Raises:
-        VmrError: for an unknown name, a setting that occurs twice, or a number of rounds below 1.
+        VmrError: for an unknown name, or a setting that occurs twice.
     """
-    if not isinstance(cfg.rounds, int) or cfg.rounds < 1:
-        raise VmrError(f"Expected rounds to be a whole number, 1 or more; found {cfg.rounds!r}.")
     found: dict[str, list[str]] = {}
     for setting in map(str, cfg.settings):
         if setting in found:

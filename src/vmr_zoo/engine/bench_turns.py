@@ -22,11 +22,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from vmr_zoo.data.annotations.records import TRAIN
 from vmr_zoo.engine.clocks import PredictClock, StepClock
+from vmr_zoo.engine.device import peak_gb, reset_peak
 from vmr_zoo.engine.flops import count_flops, matrix_rate
 from vmr_zoo.engine.trainers import build_trainer, quiet_lightning
 from vmr_zoo.errors import VmrError
 from vmr_zoo.methods.base import Method, parameter_count
-from vmr_zoo.utils.machine import peak_memory, processor, reset_peak_memory
+from vmr_zoo.utils.machine import processor
 from vmr_zoo.utils.parallel import torch_threads
 
 if TYPE_CHECKING:
@@ -213,12 +214,12 @@ class Subject:
     def _measured(self, phase: str) -> Iterator[None]:
         """Records the peak memory of a phase, and CPU time / (wall time x threads)."""
         device = self._trainer.strategy.root_device
-        _reset_peak(device)
+        reset_peak(device)
         wall, cpu = time.perf_counter(), time.process_time()
         yield
         elapsed = time.perf_counter() - wall
         self._shares[phase].append((time.process_time() - cpu) / (elapsed * torch.get_num_threads()))
-        self._peaks[phase] = max(_peak(device), self._peaks.get(phase, 0.0))
+        self._peaks[phase] = max(peak_gb(device), self._peaks.get(phase, 0.0))
 
 
 @contextmanager
@@ -262,17 +263,3 @@ def _hardware(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{processor()}, {os.cpu_count()} cores"
-
-
-def _reset_peak(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    else:
-        reset_peak_memory()
-
-
-def _peak(device: torch.device) -> float:
-    """Returns the peak memory in GB since `_reset_peak`: of the process, or of torch on the GPU."""
-    if device.type == "cuda":
-        return float(torch.cuda.max_memory_allocated(device)) / 1e9
-    return peak_memory() / 1e9

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
-from rich.progress import track
 
 from vmr_zoo.config.compose import build
 from vmr_zoo.data.annotations.records import Protocol
@@ -26,7 +25,8 @@ from vmr_zoo.data.features.queries import EncodedQueries
 from vmr_zoo.data.narrations import read_narrations
 from vmr_zoo.data.text.encoder import EmbeddingWork, TextEncoder
 from vmr_zoo.errors import VmrError, unknown
-from vmr_zoo.utils.files import atomic_path, atomic_write
+from vmr_zoo.utils.console import progress
+from vmr_zoo.utils.files import atomic_path, write_json
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -92,7 +92,7 @@ def _embed_data_set(cfg: DictConfig, encoder: TextEncoder | None, console: Conso
     """Embeds the sentences and narrations of a protocol with `encoder`, else with those of the features."""
     name = cfg.features.name
     protocol: Protocol = build(cfg.data.protocol)
-    texts = [query.text for split in protocol.splits.values() for query in split.queries]
+    texts = [query.text for query in protocol.queries]
     if encoder is None:
         failed = _embed_sentences(cfg, texts, console)
     else:
@@ -190,27 +190,25 @@ def write_features(folder: Path, rows: list[Sentence], encoder: TextEncoder) -> 
     manifest = {**encoder.manifest(), "layout": "qid{qid}.npz: last_hidden_state, pooler_output"}
     beside = folder / "manifest.json"
     try:
-        if beside.is_file():
-            if json.loads(beside.read_text(encoding="utf-8")) != manifest:
-                raise VmrError(f"{folder} holds features of another encoder ({beside}). Choose another out=.")
-        elif folder.is_dir() and any(folder.glob("qid*.npz")):
-            raise VmrError(
-                f"{folder} holds features of unknown origin (no {beside.name}). Choose another out=."
-            )
-        atomic_write(beside, json.dumps(manifest, indent=2) + "\n")
-        starts = range(0, len(rows), _AT_ONCE)
-        for start in track(starts, "Writing", transient=True, disable=len(starts) < 2):
-            part = rows[start : start + _AT_ONCE]
-            texts = [row.text for row in part]
-            for row, states, pooled in zip(part, encoder.states(texts), encoder.pooled(texts), strict=True):
-                with atomic_path(folder / f"qid{row.query_id}.npz") as path:
-                    np.savez(
-                        path,
-                        last_hidden_state=states.astype(np.float16),
-                        pooler_output=pooled.astype(np.float16),
-                    )
+        stored = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else None
     except (OSError, ValueError) as error:
-        raise VmrError(f"Cannot write features to {folder} ({error}). Choose another out=.") from error
+        raise VmrError(f"{beside} cannot be read ({error}). Choose another out=.") from error
+    if stored is None and folder.is_dir() and any(folder.glob("qid*.npz")):
+        raise VmrError(f"{folder} holds features of unknown origin (no {beside.name}). Choose another out=.")
+    if stored not in (None, manifest):
+        raise VmrError(f"{folder} holds features of another encoder ({beside}). Choose another out=.")
+    write_json(beside, manifest)
+    starts = range(0, len(rows), _AT_ONCE)
+    for start in progress(starts, "Writing"):
+        part = rows[start : start + _AT_ONCE]
+        texts = [row.text for row in part]
+        for row, states, pooled in zip(part, encoder.states(texts), encoder.pooled(texts), strict=True):
+            with atomic_path(folder / f"qid{row.query_id}.npz") as path:
+                np.savez(
+                    path,
+                    last_hidden_state=states.astype(np.float16),
+                    pooler_output=pooled.astype(np.float16),
+                )
 
 
 def read_queries(file: Path) -> list[Sentence]:

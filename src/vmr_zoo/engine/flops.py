@@ -11,6 +11,8 @@ import lightning
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from vmr_zoo.engine.device import synchronise
+
 if TYPE_CHECKING:
     from vmr_zoo.data.batches.datamodule import VMRDataModule
     from vmr_zoo.methods.base import Method
@@ -74,17 +76,12 @@ def matrix_rate(device: torch.device, precision: str) -> float:
     c = torch.empty_like(a)
 
     def seconds(products: int) -> float:
-        _synchronise(device)
+        synchronise(device)
         started = time.perf_counter()
         for _ in range(products):
             torch.mm(a, b, out=c)
-        _synchronise(device)
+        synchronise(device)
         return (time.perf_counter() - started) / products
 
     seconds(2)
     return 2 * size**3 / statistics.median(seconds(2) for _ in range(5))
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

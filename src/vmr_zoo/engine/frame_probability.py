@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from vmr_zoo.errors import VmrError
 
 if TYPE_CHECKING:
-    import lightning
-
     from vmr_zoo.types import Batch
 
 INSIDE, OUTSIDE, DIFFERENCE = "p_inside", "p_outside", "p_difference"
@@ -35,23 +32,14 @@ def mean_inside_outside(probability: Tensor, inside: Tensor, video_mask: Tensor)
     return torch.stack(means, 1)
 
 
-class FrameProbability(Callback):
-    """Collects the means of every row while Lightning predicts with details."""
+class FrameProbability:
+    """Collects the means of every row of batches that are predicted with details."""
 
     def __init__(self) -> None:
-        super().__init__()
         self._rows: list[Tensor] = []
 
-    def on_predict_batch_end(
-        self,
-        trainer: lightning.Trainer,
-        pl_module: lightning.LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Adds the rows of a batch.
+    def add(self, method: Any, outputs: Any, batch: Batch) -> None:
+        """Adds the rows of a batch, given the method and its predictions.
 
         Raises:
             VmrError: if the method has no frame probability.
@@ -59,10 +47,10 @@ class FrameProbability(Callback):
         if "frame_probability" not in outputs.get("details", {}):
             raise VmrError(
                 f"Expected a method with a frame probability for frame_probability=true, found "
-                f"{type(pl_module).__name__}, which has none. It needs BM-DETR with method.background."
+                f"{type(method).__name__}, which has none. It needs BM-DETR with method.background."
             )
         mask = batch["video_mask"]
-        inside = cast(Any, pl_module).clips_inside(batch)
+        inside = method.clips_inside(batch)
         probability = outputs["details"]["frame_probability"].detach().float()
         self._rows.append(mean_inside_outside(probability, inside, mask).double().cpu())
 

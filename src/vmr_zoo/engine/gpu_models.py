@@ -15,6 +15,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from vmr_zoo.config.compose import build, compose
+from vmr_zoo.engine.device import peak_gb, reset_peak, synchronise
 from vmr_zoo.engine.gpu import Skipped
 from vmr_zoo.errors import unknown
 
@@ -60,7 +61,7 @@ def extraction(cfg: DictConfig, name: str, dtype: str) -> dict[str, Any]:
     )
     videos, seconds = _rendered(cfg)
     encoder: VideoEncoder = build(composed.encoder)
-    _reset_peak(cfg.device)
+    reset_peak(cfg.device)
     with tempfile.TemporaryDirectory() as folder:
         clip = next(iter(encoder.clips(next(iter(videos.values())))))
         size = min(cfg.clips, 256 if cfg.device == "cuda" else 32)
@@ -76,7 +77,7 @@ def extraction(cfg: DictConfig, name: str, dtype: str) -> dict[str, Any]:
         "clips_per_second": size / encoding,
         "videos_per_second": len(videos) / extracting,
         "video_seconds_per_second": seconds / extracting,
-        "peak_gb": _peak_gb(cfg.device),
+        "peak_gb": peak_gb(cfg.device) if cfg.device == "cuda" else None,
     }
 
 
@@ -99,7 +100,7 @@ def narration(cfg: DictConfig, size: str) -> dict[str, Any]:
     narrator: VisionLanguageNarrator = instantiate(compose("narrate", ["narrator=llava"]).narrator)
     if size == "tiny":
         narrator = replace(narrator, dtype="float32", batch_size=2, max_new_tokens=4)
-    _reset_peak(cfg.device)
+    reset_peak(cfg.device)
     processor, model = _llava(size, narrator, cfg.device)
     narrator.use(processor, model)
     draw = np.random.default_rng(0)
@@ -115,7 +116,7 @@ def narration(cfg: DictConfig, size: str) -> dict[str, Any]:
         "segments_per_second": rate,
         "tokens_per_second": rate * narrator.max_new_tokens,
         "video_seconds_per_second": rate * narrator.seconds,
-        "peak_gb": _peak_gb(cfg.device),
+        "peak_gb": peak_gb(cfg.device) if cfg.device == "cuda" else None,
     }
 
 
@@ -195,21 +196,9 @@ def _tokenizer(narrator: VisionLanguageNarrator) -> Any:
 def _seconds(work: Callable[[], object], repeats: int, device: str) -> float:
     """Returns the mean time of some repetitions, after one that does not count."""
     work()
-    if device == "cuda":
-        torch.cuda.synchronize()
+    synchronise(device)
     started = time.perf_counter()
     for _ in range(repeats):
         work()
-    if device == "cuda":
-        torch.cuda.synchronize()
+    synchronise(device)
     return (time.perf_counter() - started) / repeats
-
-
-def _reset_peak(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-
-
-def _peak_gb(device: str) -> float | None:
-    """Returns the most memory that tensors took on the GPU since `_reset_peak`; None on a CPU."""
-    return torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else None

@@ -22,6 +22,7 @@ from vmr_zoo.config.compose import compose
 from vmr_zoo.data.features.packed import pack
 from vmr_zoo.engine.bench import compare
 from vmr_zoo.engine.callbacks import LearningRate, NonFiniteLoss, SeedSteps, StepTime
+from vmr_zoo.engine.device import synchronise
 from vmr_zoo.engine.gpu import Skipped, nvidia_smi
 from vmr_zoo.engine.trainers import build_trainer, quiet_lightning
 from vmr_zoo.engine.training import train
@@ -126,7 +127,7 @@ class Profile(Callback):
             kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]
             self.profiler = profile(activities=kinds)
             self.profiler.start()
-            _synchronise(pl_module.device)
+            synchronise(pl_module.device)
             self._started = time.perf_counter()
 
     def on_train_batch_end(
@@ -143,7 +144,7 @@ class Profile(Callback):
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Stops the profiler."""
         assert self.profiler is not None
-        _synchronise(pl_module.device)
+        synchronise(pl_module.device)
         self.seconds = time.perf_counter() - self._started
         self.profiler.stop()
 
@@ -258,13 +259,8 @@ def _fit(cfg: DictConfig, callbacks: Sequence[Callback]) -> None:
         trainer.fit(method, datamodule=data)
 
 
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 @contextmanager
-def gpu_load(device: str, every: float = 0.5) -> Iterator[dict[str, Any]]:
+def gpu_load(device: str) -> Iterator[dict[str, Any]]:
     """Yields a dictionary that receives "utilisation", the mean share of time in which the GPU was busy.
 
     The driver reports it; it stays empty on a CPU and where the driver's tool is not installed.
@@ -277,7 +273,7 @@ def gpu_load(device: str, every: float = 0.5) -> Iterator[dict[str, Any]]:
     stop = threading.Event()
 
     def sample() -> None:
-        while not stop.wait(every):
+        while not stop.wait(0.5):
             if (text := nvidia_smi("utilization.gpu")) and text.isdecimal():
                 samples.append(float(text) / 100)
 

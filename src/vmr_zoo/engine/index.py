@@ -30,7 +30,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from vmr_zoo.data.features.source import VideoSource
 from vmr_zoo.errors import printable
 from vmr_zoo.utils.arrays import Array
-from vmr_zoo.utils.files import append_row, atomic_path
+from vmr_zoo.utils.files import append_row, atomic_path, file_state
 from vmr_zoo.utils.hashing import content_hash, sha256_of
 from vmr_zoo.video.ahead import MOST_AT_ONCE
 from vmr_zoo.video.container import check_file
@@ -159,13 +159,9 @@ class VideoIndex:
 
     def _known(self, path: Path) -> tuple[list[int], str | None]:
         """Returns size and time of a file, and its hash; None if they are not those that were hashed."""
-        try:
-            found = path.stat()
-        except (OSError, ValueError):
-            return [], None
-        now = [found.st_size, found.st_mtime_ns]
+        now = file_state(path)
         state, digest = self._hashes.get(os.path.abspath(path), ([], ""))
-        return now, digest if state == now else None
+        return now, digest if now and state == now else None
 
     @cached_property
     def _hashes(self) -> dict[str, tuple[list[int], str]]:

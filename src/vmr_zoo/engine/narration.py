@@ -20,13 +20,11 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import track
-
 from vmr_zoo.data.narrations import Narration, write_narrations
 from vmr_zoo.errors import VmrError, printable
 from vmr_zoo.narrators import Narrated, Narrator
-from vmr_zoo.utils.files import atomic_write, write_rows
+from vmr_zoo.utils.console import progress
+from vmr_zoo.utils.files import atomic_write, write_json, write_rows
 from vmr_zoo.video.files import shard
 
 
@@ -123,7 +121,7 @@ def narrate(
     finished = _names(parts, ".part")
     todo = [video for video in mine if video not in finished]
     results = narrator.stream((video, videos[video]) for video in todo)
-    for narrated in track(results, "Narrating", len(todo), console=Console(stderr=True), transient=True):
+    for narrated in progress(results, "Narrating", shown_from=1, total=len(todo)):
         _write(parts, narrated)
 
     finished, failed = _names(parts, ".part"), _names(parts, ".failed")
@@ -174,10 +172,7 @@ def _claim(out: Path, parts: Path, manifest: dict[str, Any]) -> dict[str, Any]:
                 f"{out} exists, but not {parts}, which is required to continue it. Choose another out= or "
                 "delete it."
             )
-        try:
-            atomic_write(file, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
-        except OSError as error:
-            raise VmrError(f"Cannot write {file}: {error.strerror}. Choose another out=.") from error
+        write_json(file, manifest)
     try:
         stored: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

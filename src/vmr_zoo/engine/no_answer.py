@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import lightning
 import numpy as np
 from hydra.utils import instantiate
-from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig
 
 from vmr_zoo.config.compose import build
@@ -111,11 +110,12 @@ class RejectionTest:
     def _check_selection(self, data: VMRDataModule, splits: Sequence[str]) -> None:
         """Refuses to choose a threshold on what it is tested on."""
         tested = {query.query_id for name in splits for query in data.split(name).queries}
-        if data.protocol.selected_on_test or tested & {q.query_id for q in data.protocol.selection.queries}:
+        protocol = data.protocol
+        if protocol.selected_on_test or tested & {query.query_id for query in protocol.selection.queries}:
             raise VmrError(
                 "The threshold of rejection is chosen on the selection split, which is a test split here "
-                f"({data.selection_origin}; split={','.join(splits)}). Choose test splits alone, or give a "
-                "threshold (no_answer.threshold=0.5)."
+                f"({protocol.selection_origin}; split={','.join(splits)}). Choose test splits alone, or give "
+                "a threshold (no_answer.threshold=0.5)."
             )
 
     def query_source(self, data: VMRDataModule, donors: Sequence[Query]) -> QuerySource | None:
@@ -247,39 +247,23 @@ class _Answers:
         ]
 
 
-class _AnswerScores(Callback):
-    """Collects the answer score of every query while Lightning predicts."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scores: dict[str, float] = {}
-
-    def on_predict_batch_end(
-        self,
-        trainer: lightning.Trainer,
-        pl_module: lightning.LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Adds the queries of a batch."""
-        scores = pl_module.answer_score(outputs, batch).detach().double().cpu().tolist()  # type: ignore[operator]
-        self.scores |= {
-            query: float(f"{score:.7g}") for query, score in zip(batch["query_id"], scores, strict=True)
-        }
-
-
 def _predict(
     trainer: lightning.Trainer, method: Method, data: VMRDataModule, split: str
 ) -> list[dict[str, Any]]:
     """Returns the rows of a split with their answer scores."""
-    collector = _AnswerScores()
-    rows = predict_rows(trainer, method, data, split, further=[collector])
-    broken = [query for query, score in collector.scores.items() if not math.isfinite(score)]
+    scores: dict[str, float] = {}
+
+    def collect(method: Method, outputs: Any, batch: Batch) -> None:
+        found = method.answer_score(outputs, batch).detach().double().cpu().tolist()
+        scores.update(
+            (query, float(f"{score:.7g}")) for query, score in zip(batch["query_id"], found, strict=True)
+        )
+
+    rows = predict_rows(trainer, method, data, split, further=[collect])
+    broken = [query for query, score in scores.items() if not math.isfinite(score)]
     if broken:
         raise VmrError(
             f"{type(method).__name__} gives queries an answer score that is no number: {abbreviate(broken)}. "
             "Check the run: training may have diverged."
         )
-    return [{**row, "answer_score": collector.scores[row["query_id"]]} for row in rows]
+    return [{**row, "answer_score": scores[row["query_id"]]} for row in rows]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,12 +15,11 @@ from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, ListConfig
 from torch import Tensor
 
-from vmr_zoo.data.annotations.records import SELECTION
+from vmr_zoo.data.annotations.records import SELECTION, selecting_split
 from vmr_zoo.engine.frame_probability import FrameProbability
 from vmr_zoo.engine.progress import PredictionBar, has_terminal
 from vmr_zoo.engine.scoring import score_rows
 from vmr_zoo.engine.trainers import build_trainer, quiet_lightning
-from vmr_zoo.engine.validity import NOT_SELECTED
 from vmr_zoo.metrics.settings import shown_metrics
 from vmr_zoo.runs import directory
 from vmr_zoo.runs.environment import describe_environment
@@ -34,6 +33,9 @@ if TYPE_CHECKING:
     from vmr_zoo.types import Batch
 
 log = logging.getLogger(__name__)
+
+Collector = Callable[[Any, Any, "Batch"], None]
+"""Gets a method, its predictions and their batch."""
 
 
 def prediction_trainer(node: DictConfig, run: Path, batches: float = 1.0) -> lightning.Trainer:
@@ -78,7 +80,7 @@ def predict_rows(
     split: str,
     details: dict[str, Tensor] | None = None,
     frame_probability: FrameProbability | None = None,
-    further: Sequence[Callback] = (),
+    further: Sequence[Collector] = (),
 ) -> list[dict[str, Any]]:
     """Predicts a split.
 
@@ -90,19 +92,20 @@ def predict_rows(
         details: receives the details of each row as `<row>/<name>`, rows counted from 0, without padding;
             None: details and their inputs are not computed.
         frame_probability: measures the frame probability, with negative queries if the method uses them.
-        further: callbacks that look at the predicted batches, too.
+        further: get the predicted batches, too.
 
     Returns:
         The rows of predictions.jsonl: the query, its ground truth, and ranked windows in seconds, rounded as
         the data set requires.
     """
-    collector = _RowCollector(data, split, method)
+    collector = _RowCollector(data, split)
     method.details = details is not None or frame_probability is not None
     for bar in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(bar, PredictionBar):
             bar.split = split
-    collectors = [one for one in (collector, frame_probability, *further) if one is not None]
-    trainer.callbacks.extend(collectors)  # type: ignore[attr-defined]
+    measured = [] if frame_probability is None else [frame_probability.add]
+    callback = _Collecting([collector.add, *measured, *further])
+    trainer.callbacks.append(callback)  # type: ignore[attr-defined]
     try:
         with quiet_lightning():
             loader = data.eval_dataloader(
@@ -110,8 +113,7 @@ def predict_rows(
             )
             trainer.predict(method, dataloaders=loader, return_predictions=False)
     finally:
-        for one in collectors:
-            trainer.callbacks.remove(one)  # type: ignore[attr-defined]
+        trainer.callbacks.remove(callback)  # type: ignore[attr-defined]
         method.details = False
     if details is not None:
         details.update(collector.details)
@@ -189,23 +191,18 @@ def print_metrics(header: Mapping[str, Any], metrics: Mapping[str, Mapping[str, 
 
 def _describe_weights(header: Mapping[str, Any]) -> str:
     """Says how the weights behind a table were selected."""
-    if header["selection"] == NOT_SELECTED:
+    split = selecting_split(header["selection"])
+    if not split:
         return "weights of the last epoch, no checkpoint was selected"
     epoch = f"epoch {header['best_epoch']} of {header['epochs']}, " if header.get("best_epoch") else ""
-    origin = header["selection"]
-    split = f"the {origin} selection split" if origin in ("published", "generated") else f"{origin}"
     return f"weights of {epoch}best {header['selection_metric']} on {split}"
 
 
-class _RowCollector(Callback):
-    """Collects the rows of predictions.jsonl while Lightning predicts."""
+class _Collecting(Callback):
+    """Hands the batches that Lightning predicts to collectors."""
 
-    def __init__(self, data: VMRDataModule, split: str, method: Method) -> None:
-        self.split = split
-        self.queries = {query.query_id: query for query in data.split(split).queries}
-        self.method = method
-        self.rows: list[dict[str, Any]] = []
-        self.details: dict[str, Tensor] = {}
+    def __init__(self, collectors: Sequence[Collector]) -> None:
+        self.collectors = collectors
 
     def on_predict_batch_end(
         self,
@@ -216,7 +213,21 @@ class _RowCollector(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        windows = self.method.metrics.windows(outputs, batch)
+        for collect in self.collectors:
+            collect(pl_module, outputs, batch)
+
+
+class _RowCollector:
+    """Collects the rows of predictions.jsonl."""
+
+    def __init__(self, data: VMRDataModule, split: str) -> None:
+        self.split = split
+        self.queries = {query.query_id: query for query in data.split(split).queries}
+        self.rows: list[dict[str, Any]] = []
+        self.details: dict[str, Tensor] = {}
+
+    def add(self, method: Method, outputs: Any, batch: Batch) -> None:
+        windows = method.metrics.windows(outputs, batch)
         scores = outputs["scores"].detach().float().cpu().numpy().astype(np.float64)
         saliency = outputs["saliency"].detach().float().cpu().numpy() if "saliency" in outputs else None
         details = {name: x.detach().float().cpu() for name, x in outputs.get("details", {}).items()}

@@ -23,6 +23,7 @@ import numpy as np
 from vmr_zoo.data.annotations.records import Query, Split
 from vmr_zoo.data.features.feature_set import FeatureSet
 from vmr_zoo.data.features.source import NarrationSource, QuerySource, VideoSource
+from vmr_zoo.data.features.wrapped import WrappedNarrations, WrappedQueries, WrappedVideos
 from vmr_zoo.errors import VmrError
 from vmr_zoo.utils.arrays import Array
 
@@ -281,34 +282,31 @@ def _with_clips(
     )
 
 
-class _ReplacedClips(VideoSource):
+class _ReplacedClips(WrappedVideos):
     """Replaced clips or patches of a source."""
 
     def __init__(self, source: VideoSource, clip_source: ClipSource) -> None:
-        self.source, self.clip_source = source, clip_source
-        self.dim = source.dim
+        super().__init__(source)
+        self.clip_source = clip_source
 
     def load(self, video_id: str) -> Array:
         own = self.source.load(video_id)
         taken_from, rows = self.clip_source(video_id, len(own))
         return (own if taken_from == video_id else self.source.load(taken_from))[rows]
 
-    def manifest(self) -> dict[str, Any]:
-        return self.source.manifest()
 
-
-class _ReplacedNarrations(NarrationSource):
+class _ReplacedNarrations(WrappedNarrations):
     """Replaced narrations of a source."""
 
     def __init__(self, source: NarrationSource, replacement: Callable[[str], tuple[Array, Array]]) -> None:
-        self.source, self.replacement = source, replacement
-        self.dim = source.dim
+        super().__init__(source)
+        self.replacement = replacement
 
     def load(self, video_id: str) -> tuple[Array, Array]:
         return self.replacement(video_id)
 
-    def manifest(self) -> dict[str, Any]:
-        return self.source.manifest()
+    def texts(self, video_id: str) -> list[str]:
+        return []  # the source knows the sentences that were replaced
 
 
 def _blank_narrations(source: NarrationSource, durations: Mapping[str, float]) -> NarrationSource:
@@ -345,29 +343,12 @@ def with_sentences(
     return ProbedFeatures(replaced, sentences)
 
 
-class _ReplacedQueries(QuerySource):
+class _ReplacedQueries(WrappedQueries):
     """Replaced sentences of a source; those of other splits stay."""
 
     def __init__(self, source: QuerySource, chosen: Mapping[Query, Query]) -> None:
-        self.source, self.chosen = source, chosen
-        self.dim = source.dim
-        self.has_token_ids, self.has_noun_masks = source.has_token_ids, source.has_noun_masks
-        self.sentence_dim = source.sentence_dim
+        super().__init__(source)
+        self.chosen = chosen
 
     def _of(self, query: Query) -> Query:
         return self.chosen.get(query, query)
-
-    def load(self, query: Query) -> Array:
-        return self.source.load(self._of(query))
-
-    def noun_mask(self, query: Query) -> Array:
-        return self.source.noun_mask(self._of(query))
-
-    def token_ids(self, query: Query) -> Array:
-        return self.source.token_ids(self._of(query))
-
-    def sentence(self, query: Query) -> Array:
-        return self.source.sentence(self._of(query))
-
-    def manifest(self) -> dict[str, Any]:
-        return self.source.manifest()

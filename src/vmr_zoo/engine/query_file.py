@@ -13,12 +13,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import track
-
 from vmr_zoo.engine.retriever import Answer, EncodedVideo, Retriever
 from vmr_zoo.errors import VmrError
-from vmr_zoo.utils.files import append_row, write_rows
+from vmr_zoo.utils.console import progress
+from vmr_zoo.utils.files import append_row, file_state, write_rows
 from vmr_zoo.video.decode import VideoError
 
 _CHUNK = 256
@@ -61,7 +59,7 @@ def answer_file(
         else:
             answered[number] = earlier
     failed: dict[str, str] = {}
-    for name, numbers in track(by_video.items(), "Searching", transient=True, console=Console(stderr=True)):
+    for name, numbers in progress(by_video.items(), "Searching", shown_from=1):
         try:
             video = retriever.encode(folder / name, narrations)
         except VideoError as error:
@@ -125,20 +123,11 @@ class Partial:
         """Returns the answer to a query, if it was given for this sentence and this file."""
         state, row = self._answers.get(query["query_id"], ([], {}))
         same = all(row.get(key) == query[key] for key in ("query_id", "video", "query"))
-        return row if same and state == _state(video) else None
+        return row if same and state == file_state(video) else None
 
     def add(self, row: Mapping[str, Any], video: Path) -> None:
         """Writes an answer."""
-        append_row(self.path, [_state(video), row])
-
-
-def _state(path: Path) -> list[int]:
-    """Returns size and time of a file, by which another file of its name is recognised."""
-    try:
-        found = path.stat()
-    except (OSError, ValueError):
-        return []
-    return [found.st_size, found.st_mtime_ns]
+        append_row(self.path, [file_state(video), row])
 
 
 def _answer_row(row: dict[str, str], video: EncodedVideo, answer: Answer) -> dict[str, Any]:

@@ -18,13 +18,12 @@ import numpy as np
 from vmr_zoo.data.annotations.protocols import find_split
 from vmr_zoo.data.annotations.records import SELECTION, Protocol, Split
 from vmr_zoo.engine.answer_files import WINDOWS, read_answers
-from vmr_zoo.engine.elsewhere import EXCERPT, MISSES, REFUSE, SKIP, UNPARSED, AnswerMatcher, Tally
+from vmr_zoo.engine.elsewhere import EXCERPT, REFUSE, SKIP, UNPARSED, AnswerMatcher, Tally
 from vmr_zoo.engine.elsewhere_run import check_run, write_run
 from vmr_zoo.engine.moment_sets import SetRule, query_sets, set_rule
 from vmr_zoo.engine.scoring import SubmissionScores, score_queries
 from vmr_zoo.engine.submission import LocatedRow, PredictionRow, read_rows
-from vmr_zoo.engine.units import UNITS
-from vmr_zoo.errors import VmrError, abbreviate, unknown
+from vmr_zoo.errors import VmrError, abbreviate
 from vmr_zoo.metrics.per_query import Floats
 from vmr_zoo.metrics.settings import LISTED, MetricSettings, shown_metrics
 from vmr_zoo.utils.files import atomic_write
@@ -69,9 +68,6 @@ def score_file(cfg: Any) -> None:
     from hydra.utils import instantiate
 
     paths = _files(cfg)
-    for key, valid in (("missing", (REFUSE, MISSES)), ("extra", (REFUSE, SKIP)), ("unit", (None, *UNITS))):
-        if (value := cfg.get(key, valid[0])) not in valid:
-            raise unknown(key, str(value), [one for one in valid if one])
     run = Path(str(cfg.run)) if cfg.get("run") else None
     if run is not None:
         check_run(run, cfg.model)

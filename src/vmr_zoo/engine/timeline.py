@@ -48,18 +48,7 @@ def draw(video: EncodedVideo, answers: Sequence[Answer], out: str | Path) -> Non
     _draw_strip(axes[0], strip, strip_end)
     for axis, answer in zip(axes[1:], answers, strict=True):
         axis.set_title(answer.query, loc="left", fontsize=10, parse_math=False, wrap=True)
-        for rank, moment in reversed(list(enumerate(answer.moments))):
-            axis.barh(
-                -rank,
-                moment.end - moment.start,
-                left=moment.start,
-                height=0.8,
-                color="tab:blue",
-                alpha=1 / (1 + 0.6 * rank),
-            )
-            axis.text(moment.end, -rank, f" {rank + 1}", va="center", fontsize=8)
-        axis.set_yticks([])
-        axis.set_ylim(-max(1, len(answer.moments)) + 0.4, 0.6)
+        draw_ranked(axis, [(moment.start, moment.end) for moment in answer.moments])
         if answer.clip_scores is not None:
             edges = np.linspace(0, video.duration, len(answer.clip_scores) + 1)
             scores = axis.twinx()
@@ -69,6 +58,21 @@ def draw(video: EncodedVideo, answers: Sequence[Answer], out: str | Path) -> Non
     axes[-1].set_xlim(0, video.duration)
     axes[-1].set_xlabel("seconds")
     save_figure(figure, out, "picture", 120)
+
+
+def draw_ranked(axis: Axes, moments: Sequence[Sequence[float]], top: float = 0.6) -> None:
+    """Draws moments as bars below each other, the best one at the top and the darkest, with their ranks.
+
+    Args:
+        axis: where to draw.
+        moments: start and end in seconds, best first.
+        top: upper end of the axis; the bar of the best moment ends at 0.4.
+    """
+    for rank, (start, end) in reversed(list(enumerate(moments))):
+        axis.barh(-rank, end - start, left=start, height=0.8, color="tab:blue", alpha=1 / (1 + 0.6 * rank))
+        axis.text(end, -rank, f" {rank + 1}", va="center", fontsize=8)
+    axis.set_yticks([])
+    axis.set_ylim(-max(1, len(moments)) + 0.4, top)
 
 
 def save_figure(figure: Figure, out: str | Path, key: str, dpi: int) -> None:

@@ -43,7 +43,6 @@ from vmr_zoo.engine.trainers import build_trainer, quiet_lightning
 from vmr_zoo.engine.validity import refuse_unselected, refuse_untrainable, selection_origin
 from vmr_zoo.engine.wandb_logger import close_wandb
 from vmr_zoo.engine.weights import check_checkpoint, export_weights
-from vmr_zoo.errors import VmrError
 from vmr_zoo.methods.base import Method, parameter_count
 from vmr_zoo.runs import directory, resume
 from vmr_zoo.runs.directory import HEADER
@@ -71,8 +70,6 @@ def train(cfg: DictConfig) -> None:
         VmrError: for any user-fixable error, before training starts where possible.
         SystemExit: after an interruption, 128 plus the signal's number; the run can be resumed.
     """
-    if not isinstance(cfg.seed, int) or cfg.seed < 0:
-        raise VmrError(f"Expected seed to be a whole number, 0 or more; found {cfg.seed!r}. Use seed=0.")
     try:
         with torch_threads(cfg.threads), collected_log() as journal:
             if cfg.trainer.get("fast_dev_run"):
@@ -309,7 +306,7 @@ def _write_results(
         metrics[name] |= values
     header = {
         **_identity(cfg, data, method),
-        **({"selection": selection_origin(trainer, data.selection_origin)} if parameters else {}),
+        **({"selection": selection_origin(trainer, data.protocol.selection_origin)} if parameters else {}),
         "parameters": parameters,
         directory.DIGEST: directory.weights_digest(run),
         "epochs": trainer.current_epoch,
@@ -376,7 +373,7 @@ def _identity(cfg: DictConfig, data: VMRDataModule, method: Method) -> dict[str,
         **({"settings": data.protocol.settings} if data.protocol.settings else {}),
         "features": f"{data.features.name}{held}",
         "origin": data.features.origin,
-        "selection": data.selection_origin,
+        "selection": data.protocol.selection_origin,
         "selection_metric": data.selection_metric,
         "rounding": method.metrics.settings.rounding.description,
         "seed": cfg.seed,

@@ -16,6 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from vmr_zoo.config.compose import build
+from vmr_zoo.config.values import plain
 from vmr_zoo.data.annotations.protocols import refuse_shared_videos
 from vmr_zoo.data.annotations.records import Protocol, shared_videos
 from vmr_zoo.errors import VmrError
@@ -182,8 +183,7 @@ def command_for_run(stored: DictConfig, cfg: DictConfig) -> DictConfig:
 
 def _resolved(config: DictConfig, key: str) -> Any:
     """Returns a value of a configuration as a plain tree."""
-    value = OmegaConf.select(config, key)
-    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+    return plain(OmegaConf.select(config, key))
 
 
 def _names_features() -> bool:

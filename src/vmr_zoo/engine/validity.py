@@ -5,10 +5,8 @@ from __future__ import annotations
 import lightning
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from vmr_zoo.data.annotations.records import NOT_SELECTED
 from vmr_zoo.errors import VmrError
-
-NOT_SELECTED = "none (weights of the last epoch)"
-"""Selection of a run whose checkpoint callback was removed: such runs have tables of their own."""
 
 
 def refuse_untrainable(trainer: lightning.Trainer) -> None:

@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from rich.console import Console
-from rich.progress import track
-
 from vmr_zoo.engine.retriever import Moment, Retriever
+from vmr_zoo.utils.console import progress
 from vmr_zoo.video.decode import VideoError
 
 _MANY = 20
@@ -73,9 +71,8 @@ def search_videos(
         failed = retriever.index.add(new)
     found: list[list[FoundMoment]] = [[] for _ in queries]
     notes: dict[Path, dict[str, str]] = {}
-    console = Console(stderr=True)
     left = [path for path in videos if path not in failed]
-    for path in track(left, "Searching", transient=True, console=console, disable=len(left) < _MANY):
+    for path in progress(left, "Searching", _MANY):
         try:
             video = retriever.encode(path, narrations)
         except VideoError as error:

@@ -126,7 +126,7 @@ def wandb_logger(
         tags=list(dict.fromkeys(tag[:_LONGEST_TAG] for tag in tags)),
         resume=resume,
         log_model=log_model,
-        **(_mode(offline) | options),
+        **(({"mode": "offline"} if offline else {}) | options),  # Lightning sets WANDB_MODE, too late
     )
     logger.upload = upload
     # Lightning passes an argument of old versions of wandb, which warns about it in every process.
@@ -154,14 +154,6 @@ def _stays_offline(offline: bool | None, log_model: Literal["all"] | bool) -> bo
             "offline. Log in (`wandb login`), or leave it out: the run directory keeps the checkpoints."
         )
     return offline
-
-
-def _mode(offline: bool) -> dict[str, Any]:
-    """Returns the mode for wandb.init.
-
-    Lightning sets WANDB_MODE instead, which wandb has read before: looking for a key sets it up.
-    """
-    return {"mode": "offline"} if offline else {}
 
 
 def _check_names(given: Mapping[str, Any], tags: Sequence[str]) -> None:

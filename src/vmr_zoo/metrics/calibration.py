@@ -44,22 +44,21 @@ class Bin(NamedTuple):
     right: float
 
 
-def reliability(scores: Floats, right: Bools, bins: int = BINS) -> list[Bin]:
+def reliability(scores: Floats, right: Bools) -> list[Bin]:
     """Divides queries into bins of equal width by the score of their best window; empty bins are left out.
 
     Args:
         scores: (B,) in [0, 1].
         right: (B,) whether the window is right.
-        bins: number of bins.
 
-    >>> found = reliability(np.array([0.1, 0.9, 1.0]), np.array([False, True, False]), bins=2)
+    >>> found = reliability(np.array([0.1, 0.95, 1.0]), np.array([False, True, False]))
     >>> [(one.queries, one.score, one.right) for one in found]
-    [(1, 0.1, 0.0), (2, 0.95, 0.5)]
+    [(1, 0.1, 0.0), (2, 0.975, 0.5)]
     """
-    edges = np.linspace(0.0, 1.0, bins + 1)
-    place = np.clip(np.searchsorted(edges, scores, side="left") - 1, 0, bins - 1)
+    edges = np.linspace(0.0, 1.0, BINS + 1)
+    place = np.clip(np.searchsorted(edges, scores, side="left") - 1, 0, BINS - 1)
     found = []
-    for number in range(bins):
+    for number in range(BINS):
         inside = place == number
         if inside.any():
             low, high = float(edges[number]), float(edges[number + 1])
@@ -68,18 +67,17 @@ def reliability(scores: Floats, right: Bools, bins: int = BINS) -> list[Bin]:
     return found
 
 
-def calibration_error(scores: Floats, right: Bools, bins: int = BINS) -> float:
+def calibration_error(scores: Floats, right: Bools) -> float:
     """Returns the expected calibration error in [0, 1].
 
     Args:
         scores: (B,) in [0, 1], B at least 1.
         right: (B,) whether the window is right.
-        bins: number of bins.
 
-    >>> round(calibration_error(np.array([0.1, 0.9, 1.0]), np.array([False, True, False]), bins=2), 4)
-    0.3333
+    >>> round(calibration_error(np.array([0.1, 0.95, 1.0]), np.array([False, True, False])), 4)
+    0.35
     """
-    gaps = [one.queries * abs(one.score - one.right) for one in reliability(scores, right, bins)]
+    gaps = [one.queries * abs(one.score - one.right) for one in reliability(scores, right)]
     return sum(gaps) / len(scores)
 
 

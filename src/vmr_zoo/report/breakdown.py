@@ -13,18 +13,17 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from rich.console import Console
-from rich.progress import track
 
 from vmr_zoo.data.text.parsing import ClauseCounts, count_words
 from vmr_zoo.engine.submission import PredictionRow
 from vmr_zoo.errors import VmrError, unknown
 from vmr_zoo.metrics.per_query import Floats
 from vmr_zoo.report.leaderboard import Leaderboard
-from vmr_zoo.report.query_scores import RowsBySplit, leaderboard_scores, mean_over_seeds, query_index
+from vmr_zoo.report.query_scores import RowsBySplit, leaderboard_scores, query_index, split_means
 from vmr_zoo.report.runs import Run
-from vmr_zoo.report.significance import LEVEL, resampled_means, video_codes
+from vmr_zoo.report.significance import percentile_interval, resampled_means, video_codes
 from vmr_zoo.report.stored_scores import VIDEO
+from vmr_zoo.utils.console import progress
 
 FEW = 30
 """Videos below which a group is marked: its interval says little."""
@@ -176,14 +175,7 @@ def group_queries(
     }
     parsed = "clauses" in kinds or "verbs" in kinds
     found: dict[str, list[str]] = defaultdict(list)
-    shown = track(
-        rows,
-        "Parsing sentences",
-        transient=True,
-        console=Console(stderr=True),
-        disable=not parsed or len(rows) < 200,
-    )
-    for row in shown:
+    for row in progress(rows, "Parsing sentences", 200) if parsed else rows:
         for kind in kinds:
             value = round(measured[kind](row), 9)  # a boundary is a boundary, whatever the rounding
             found[kind].append(KINDS[kind].groups[bisect_left(KINDS[kind].upper, value)])
@@ -215,12 +207,7 @@ def break_down(boards: Sequence[Leaderboard], kinds: Sequence[str]) -> list[Brea
             groups = collector.groups.get(split)
             if groups is None:
                 continue
-            rows = [
-                mean_over_seeds([seed[split] for seed in seeds])
-                if seeds and all(split in seed for seed in seeds)
-                else None
-                for seeds in scores
-            ]
+            rows = split_means(scores, split)
             for metric in board.metrics:
                 columns = [None if row is None or metric not in row else row[metric] for row in rows]
                 if any(column is not None for column in columns):
@@ -266,12 +253,11 @@ def _cells(columns: Sequence[pd.Series | None], ids: pd.Index) -> dict[int, Cell
             if known.any():
                 alike[known.tobytes()].append((number, values[known]))
     cells = {}
-    tail = 50 * (1 - LEVEL)
     for mask, members in alike.items():
         values = np.stack([own for _, own in members])
         count = values.shape[1]
         (videos,) = video_codes(ids[np.frombuffer(mask, bool)])
-        low, high = np.percentile(resampled_means(values, videos, RESAMPLES), [tail, 100 - tail], axis=1)
+        low, high = percentile_interval(resampled_means(values, videos, RESAMPLES))
         for place, (number, own) in enumerate(members):
             ends = (float(low[place]), float(high[place])) if videos.any() else (float("nan"), float("nan"))
             cells[number] = Cell(float(own.mean()), *ends, count, 1 + int(videos.max()))

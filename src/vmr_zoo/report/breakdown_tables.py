@@ -15,9 +15,9 @@ from rich.text import Text
 from vmr_zoo.report.breakdown import FEW, RESAMPLES, Breakdown, Cell
 from vmr_zoo.report.caveats import legend, signs
 from vmr_zoo.report.data_tables import DECIMALS
-from vmr_zoo.report.escape import markdown, one_line
-from vmr_zoo.report.terminal import report_console
+from vmr_zoo.report.escape import markdown, markdown_table, one_line
 from vmr_zoo.report.writers import csv_text
+from vmr_zoo.utils.console import wide_console
 
 _FEW_SIGN = "(few)"
 
@@ -36,7 +36,7 @@ NOTE = (
 
 def print_breakdowns(tables: Sequence[Breakdown]) -> None:
     """Prints the tables to the terminal: one block per split, kind and metric, in which no number is cut."""
-    console = report_console()
+    console = wide_console()
     heading = ""
     for table in tables:
         if table.board.heading != heading:
@@ -124,8 +124,7 @@ def _breakdowns_markdown(tables: Sequence[Breakdown]) -> str:
             [f"{row.label}{signs(row)}", *(_inline(table, number, group) for group in table.groups)]
             for number, row in enumerate(table.board.rows)
         ]
-        frame = pd.DataFrame([[markdown(text) for text in row] for row in rows], columns=["run", *titles])
-        text = frame.rename(columns=markdown).to_markdown(index=False, disable_numparse=True)
+        text = markdown_table(["run", *titles], rows)
         parts.append(f"### {markdown(f'{table.title}; {table.board.title}')}\n\n{text}\n")
     return "\n".join([*parts, f"{markdown(NOTE)}\n"])
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from vmr_zoo.config.compose import config_dir
-from vmr_zoo.engine.validity import NOT_SELECTED
+from vmr_zoo.data.annotations.records import NOT_SELECTED
 from vmr_zoo.metrics.settings import shown_metrics
-from vmr_zoo.report.escape import markdown
+from vmr_zoo.report.escape import markdown, markdown_table
 
 if TYPE_CHECKING:
     from vmr_zoo.runs.publish import Staged
@@ -84,14 +84,11 @@ def _metadata(staged: Staged, licence: str | None) -> str:
 
 def _table(metrics: Mapping[str, Mapping[str, float | None]]) -> str:
     columns = shown_metrics(metrics)
-    lines = [
-        f"| split | {' | '.join(map(markdown, columns))} |",
-        f"|---|{'---:|' * len(columns)}",
+    rows = [
+        [split, *("" if (value := values.get(name)) is None else f"{value:.2f}" for name in columns)]
+        for split, values in metrics.items()
     ]
-    for split, values in metrics.items():
-        cells = [f"{value:.2f}" if (value := values.get(name)) is not None else "" for name in columns]
-        lines.append(f"| {markdown(split)} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return markdown_table(["split", *columns], rows, right=1)
 
 
 def _selection(header: Mapping[str, Any]) -> str:
@@ -160,10 +157,9 @@ def _details(staged: Staged) -> str:
             f"{key}={value}" for key, value in (header.get("overrides") or {}).items()
         ),
     }
-    lines = [
-        f"| {name} | {markdown(str(value))} |" for name, value in rows.items() if value not in (None, "")
-    ]
-    return "\n".join(["| | |", "|---|---|", *lines])
+    return markdown_table(
+        ("", ""), [(name, str(value)) for name, value in rows.items() if value not in (None, "")]
+    )
 
 
 def _paper(target: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from vmr_zoo.data.annotations.records import selecting_split
 from vmr_zoo.report.leaderboard import Leaderboard, LeaderboardRow
 from vmr_zoo.report.runs import Run
 from vmr_zoo.report.sentence_probe import LEAST_LOSS, METRIC, probe_row
@@ -58,7 +59,7 @@ def find_caveats(runs: Sequence[Run]) -> dict[str, bool]:
     probe = probe_row(runs)
     if probe is not None:
         found[BLIND.key] = not probe.reads_sentence
-    found[UNSELECTED.key] = any(str(run.header["selection"]).startswith("none") for run in runs)
+    found[UNSELECTED.key] = not all(selecting_split(str(run.header["selection"])) for run in runs)
     found[DEBUG.key] = any(bool(run.header.get("debug")) for run in runs)
     return found
 

@@ -237,20 +237,28 @@ def _draw_in_and_out(figure: Figure, data: _Charted) -> bool:
     return bool(drops)
 
 
+def split_panels(figure: Figure, splits: Sequence[str], sharex: bool = False) -> list[Axes]:
+    """Makes a panel per split, three in a row, with its name as title."""
+    columns = min(3, len(splits))
+    grid = figure.subplots(-(-len(splits) // columns), columns, sharex=sharex, sharey=True, squeeze=False)
+    axes = list(grid.ravel())
+    for axis in axes[len(splits) :]:
+        axis.remove()
+    for axis, split in zip(axes, splits, strict=False):
+        axis.set_title(plain_label(split), fontsize=9)
+    return axes[: len(splits)]
+
+
 def _draw_recall(figure: Figure, data: _Charted) -> bool:
     """Draws R1 over IoU thresholds, one panel per split."""
-    columns = min(3, len(data.splits))
-    axes = figure.subplots(-(-len(data.splits) // columns), columns, sharey=True, squeeze=False).ravel()
-    for axis, split in zip(axes, data.splits, strict=False):
+    axes = split_panels(figure, data.splits)
+    for axis, split in zip(axes, data.splits, strict=True):
         for runs, style in zip(data.seeds, data.styles, strict=True):
             firsts = [run[split][FIRST_IOU].to_numpy() for run in runs if split in run]
             if firsts:
                 curves = [[100 * np.mean(iou >= t) for t in THRESHOLDS] for iou in firsts]
                 _draw_band(axis, THRESHOLDS, curves, style)
-        axis.set_title(plain_label(split), fontsize=9)
         axis.set_xlabel("IoU")
-    for axis in axes[len(data.splits) :]:
-        axis.remove()
     axes[0].set_ylabel("R1, per cent")
     return True
 

@@ -11,7 +11,7 @@ import pandas as pd
 from rich.table import Table
 from rich.text import Text
 
-from vmr_zoo.report.escape import csv_cell, markdown
+from vmr_zoo.report.escape import csv_cell, markdown, markdown_table
 from vmr_zoo.report.significance import LEVEL
 from vmr_zoo.report.verdicts import FAILS, HOLDS, OPEN, Answer
 from vmr_zoo.utils.console import wide_console
@@ -111,11 +111,11 @@ def answers_frame(answers: Sequence[Answer]) -> pd.DataFrame:
 def _markdown(answers: Sequence[Answer]) -> str:
     frame = answers_frame(answers)
     open_ones = frame[frame["why not settled"] != ""]
-    table = frame.drop(columns=["why not settled", "file", "seeds"]).map(markdown)
+    table = frame.drop(columns=["why not settled", "file", "seeds"])
     lines = [
         "### Claims",
         "",
-        table.to_markdown(index=False, disable_numparse=True),
+        markdown_table(list(map(str, table)), table.to_numpy()),
         "",
         f"{summary(answers)}. {NOTE}",
     ]

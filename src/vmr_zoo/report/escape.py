@@ -33,10 +33,25 @@ def markdown(text: str) -> str:
     return re.sub(r"^(\s*)([#+-])(?=\s|#)", r"\1\\\2", text)
 
 
-def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Returns a Markdown table with escaped cells, without padding: it changes only where its cells do."""
-    titles, *cells = (tuple(map(markdown, row)) for row in (columns, *rows))
-    return "\n".join(f"| {' | '.join(row)} |" for row in (titles, ("---",) * len(titles), *cells))
+def markdown_table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    right: int | None = None,
+    escaped: bool = False,
+) -> str:
+    """Returns a Markdown table, without padding: it changes only where its cells do.
+
+    Args:
+        columns: their titles.
+        rows: their cells.
+        right: columns from this one on are aligned at the right; None: none.
+        escaped: whether titles and cells are Markdown; else they are escaped.
+    """
+    titles, *cells = (tuple(row if escaped else map(markdown, row)) for row in (columns, *rows))
+    left = len(titles) if right is None else right
+    rule = ["---:" if number >= left else "---" for number in range(len(titles))]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (titles, rule, *cells))
 
 
 def latex(text: str) -> str:

@@ -13,14 +13,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from vmr_zoo.data.annotations.records import SELECTION
+from vmr_zoo.data.annotations.records import SELECTION, selecting_split
 from vmr_zoo.engine.moment_sets import SET_SOURCES, rule_from_header
 from vmr_zoo.errors import VmrError, unknown
 from vmr_zoo.metrics.calibration import BINS, CALIBRATION_METRICS, ECE, ECE_ISOTONIC, RIGHT_FROM
 from vmr_zoo.metrics.sets import SET_METRICS
 from vmr_zoo.report.elsewhere import external_label, group_runs, is_external
 from vmr_zoo.report.families import family_order, find_family
-from vmr_zoo.report.runs import REFERENCE_SPLITS, Run
+from vmr_zoo.report.runs import REFERENCE_SPLITS, Run, metric_names
 from vmr_zoo.runs.directory import EXTERNAL
 
 TABLE_KEYS = ("protocol", "features", "origin", "selection", "rounding")
@@ -79,12 +79,6 @@ class LeaderboardRow:
     def __post_init__(self) -> None:
         """Takes the name as label unless there is one."""
         self.label = self.label or self.name
-
-    @property
-    def method_and_variant(self) -> tuple[str, str]:
-        """Method and variant."""
-        header = self.runs[0].header
-        return str(header["method"]), str(header["variant"])
 
     @functools.cached_property
     def family(self) -> str:
@@ -242,7 +236,7 @@ def leaderboards(runs: Sequence[Run], metrics: Sequence[str], sort: str | None =
     Raises:
         VmrError: if no run has one of the metrics, or no table the column to sort by.
     """
-    known = {name for run in runs for values in run.metrics.values() for name in values}
+    known = metric_names(runs)
     for name in metrics:
         if name in DERIVED_METRICS and name not in known:
             raise VmrError(
@@ -338,7 +332,7 @@ def _leaderboard(shared: dict[str, str], rows: dict[str, list[Run]], metrics: Se
 
 def _shown_metrics(runs: Sequence[Run], metrics: Sequence[str]) -> list[str]:
     """Returns the wanted metrics that a table has, else those that the headers of its runs name for it."""
-    present = {name for run in runs for values in run.metrics.values() for name in values}
+    present = metric_names(runs)
     own = runs[0].header.get("columns") or metrics
     return [name for name in metrics if name in present] or list(own)
 
@@ -393,10 +387,8 @@ def _without_method(part: str, method: str) -> str:
 
 def _selection_title(selection: str) -> str:
     """Says which split chose the weights."""
-    if selection.startswith("none"):
-        return "weights of the last epoch, chosen by no validation"
-    split = f"the {selection} validation split" if selection in ("published", "generated") else selection
-    return f"weights chosen on {split}"
+    split = selecting_split(selection)
+    return f"weights chosen on {split}" if split else "weights of the last epoch, chosen by no validation"
 
 
 def features_title(header: Mapping[str, Any]) -> str:

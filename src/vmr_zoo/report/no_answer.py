@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vmr_zoo.report.leaderboard import Leaderboard, leaderboards
-from vmr_zoo.report.runs import Run
+from vmr_zoo.report.runs import Run, metric_names
 from vmr_zoo.runs.directory import NO_ANSWER
 
 _MEANINGS = {
@@ -32,13 +32,13 @@ def rejection_boards(runs: Sequence[Run], metrics: Sequence[str], evals: bool = 
     ]
     if not found:
         return []
-    known = _metrics(found)
+    known = metric_names(found)
     return leaderboards(found, [name for name in metrics if name in known] or found[0].header["columns"])
 
 
 def without_rejection(runs: Sequence[Run], metrics: Sequence[str]) -> list[str]:
     """Returns the metrics of the other tables: not those that only results of rejection have."""
-    known = _metrics([one for run in runs for one in run.rejections]) - _metrics(runs)
+    known = metric_names([one for run in runs for one in run.rejections]) - metric_names(runs)
     return [name for name in metrics if name not in known]
 
 
@@ -67,7 +67,3 @@ def rejection_notes(board: Leaderboard) -> list[str]:
 
 def _listed(facts: dict[str, dict[str, Any]], key: str) -> str:
     return " or ".join(dict.fromkeys(str(one[key]) for one in facts.values()))
-
-
-def _metrics(runs: Sequence[Run]) -> set[str]:
-    return {name for run in runs for values in run.metrics.values() for name in values}

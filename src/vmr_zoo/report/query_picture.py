@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vmr_zoo.engine.query_details import QueryDetails
-from vmr_zoo.engine.timeline import filmstrip, save_figure
+from vmr_zoo.engine.timeline import draw_ranked, filmstrip, save_figure
 from vmr_zoo.types import DETAILS
 from vmr_zoo.utils.arrays import Array
 from vmr_zoo.video.decode import sample
@@ -182,12 +182,7 @@ def _word_labels(found: QueryDetails, count: int) -> list[str]:
 def _draw_moments(axis: Axes, found: QueryDetails) -> None:
     for start, end in found.query.moments:
         axis.barh(1, end - start, left=start, height=0.8, color="tab:green")
-    best = found.row["pred_relevant_windows"][:MOMENTS]
-    for rank, (start, end, _) in reversed(list(enumerate(best))):
-        axis.barh(-rank, end - start, left=start, height=0.8, color="tab:blue", alpha=1 / (1 + 0.6 * rank))
-        axis.text(end, -rank, f" {rank + 1}", va="center", fontsize=7)
-    axis.set_yticks([])
-    axis.set_ylim(-len(best) + 0.4, 1.6)
+    draw_ranked(axis, [window[:2] for window in found.row["pred_relevant_windows"][:MOMENTS]], top=1.6)
 
 
 def _draw_narrations(axis: Axes, narrations: Sequence[tuple[float, float, str]]) -> None:

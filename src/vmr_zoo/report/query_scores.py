@@ -10,8 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from rich.console import Console
-from rich.progress import track
 
 from vmr_zoo.data.annotations.records import Query, Split
 from vmr_zoo.engine.moment_sets import SetRule, query_sets, rule_of_run
@@ -23,9 +21,10 @@ from vmr_zoo.metrics.sets import SET_METRICS
 from vmr_zoo.metrics.settings import ON_SELECTION, MetricSettings
 from vmr_zoo.report.leaderboard import Leaderboard
 from vmr_zoo.report.runs import Run
-from vmr_zoo.report.stored_scores import QUERY, SCORES, VIDEO, read_scores
+from vmr_zoo.report.stored_scores import QUERY, SCORES, index_of, read_scores
 from vmr_zoo.runs.config_sections import metric_settings
 from vmr_zoo.runs.directory import HEADER, METRICS, read_json
+from vmr_zoo.utils.console import progress
 
 FIRST_IOU = "mIoU"
 """The metric whose score of a single query is the IoU of the top-ranked moment."""
@@ -65,13 +64,7 @@ def leaderboard_scores(
     ]
     scores: list[list[QueryScores]] = [[] for _ in board.rows]
     indexes: dict[str, list[pd.Index]] = {}
-    for number, run in track(
-        numbered,
-        "Reading predictions",
-        transient=True,
-        console=Console(stderr=True),
-        disable=len(numbered) < 4,
-    ):
+    for number, run in progress(numbered, "Reading predictions", 4):
         rows, own = load_scores(run, board.splits, [*board.metrics, FIRST_IOU], indexes)
         scores[number].append(own)
         if visit is not None:
@@ -186,8 +179,7 @@ def run_query_scores(
 
 def query_index(rows: Sequence[PredictionRow]) -> pd.MultiIndex:
     """Returns the index of scores of single queries: the id of the video, and that of the query."""
-    ids = [[str(row["video_id"]) for row in rows], [str(row["query_id"]) for row in rows]]
-    return pd.MultiIndex.from_arrays(ids, names=(VIDEO, QUERY))
+    return index_of([str(row["video_id"]) for row in rows], [str(row["query_id"]) for row in rows])
 
 
 def rule_of_sets(run: Path, settings: MetricSettings) -> SetRule | None:
@@ -242,6 +234,16 @@ def _score_checked(
         for row in rows
     )
     return score_queries(locate_rows(rows, source), Split(split, queries), settings, source).queries
+
+
+def split_means(scores: Sequence[Sequence[QueryScores]], split: str) -> list[pd.DataFrame | None]:
+    """Returns the scores of each row in one split, averaged over seeds; None if one of its runs has none."""
+    return [
+        mean_over_seeds([seed[split] for seed in seeds])
+        if seeds and all(split in seed for seed in seeds)
+        else None
+        for seeds in scores
+    ]
 
 
 def mean_over_seeds(runs: Sequence[pd.DataFrame]) -> pd.DataFrame:

@@ -11,7 +11,7 @@ import numpy as np
 
 from vmr_zoo.errors import VmrError
 from vmr_zoo.metrics.calibration import BINS, RIGHT_FROM, Bin, reliability
-from vmr_zoo.report.charts import COLOURS, STYLE, LineStyle, line_styles, plain_label, to_svg
+from vmr_zoo.report.charts import COLOURS, STYLE, LineStyle, line_styles, plain_label, split_panels, to_svg
 from vmr_zoo.report.derived import Confidence, confidences
 from vmr_zoo.report.elsewhere import has_scores
 from vmr_zoo.report.leaderboard import Leaderboard
@@ -33,8 +33,6 @@ TITLE = (
     f"Reliability: how often the first moment has IoU >= {RIGHT_FROM:g}, against its score; "
     f"those of {BINS} bins with {LEAST} or more queries"
 )
-
-_SUFFIXES = (".png", ".svg", ".pdf")
 
 _ROWS = 7
 """Rows of a picture: as many as there are colours."""
@@ -96,12 +94,11 @@ class Reliability:
             file: .png, .svg or .pdf.
 
         Raises:
-            VmrError: for another suffix, or if no row has probabilities.
+            VmrError: if no row has probabilities.
         """
         from matplotlib import rc_context
         from matplotlib.figure import Figure
 
-        check_suffix(file)
         drawn = [number for number in range(len(self.board.rows)) if number in self._found][:_ROWS]
         figure = Figure(figsize=(11, 2.9 * self._lines), layout="constrained")
         styles = dict(zip(drawn, line_styles(len(drawn)), strict=True))
@@ -127,11 +124,9 @@ class Reliability:
 
     def _draw(self, figure: Figure, styles: Mapping[int, LineStyle], colours: Sequence[str]) -> bool:
         """Draws a panel per split; the area of a marker is the share of the queries in its bin."""
-        splits = self._splits
-        columns = min(3, len(splits))
-        axes = figure.subplots(-(-len(splits) // columns), columns, sharex=True, sharey=True, squeeze=False)
         drawn = False
-        for axis, split in zip(axes.ravel(), splits, strict=False):
+        axes = split_panels(figure, self._splits, sharex=True)
+        for axis, split in zip(axes, self._splits, strict=True):
             axis.plot([0, 1], [0, 100], color="grey", linewidth=0.8, linestyle="--")
             for number, style in styles.items():
                 every = self.bins(number, split)
@@ -143,22 +138,9 @@ class Reliability:
                 axis.plot(x, y, **look)
                 area = [160 * one.queries / total for one in bins]
                 axis.scatter(x, y, s=area, color=colours[style.series], alpha=0.5, linewidths=0)
-            axis.set_title(plain_label(split), fontsize=9)
             axis.set_xlabel("score")
-        for axis in axes.ravel()[len(splits) :]:
-            axis.remove()
-        axes[0, 0].set_ylabel(f"IoU >= {RIGHT_FROM:g}, per cent")
+        axes[0].set_ylabel(f"IoU >= {RIGHT_FROM:g}, per cent")
         return drawn
-
-
-def check_suffix(file: Path) -> None:
-    """Refuses a picture that cannot be written.
-
-    Raises:
-        VmrError: names the valid suffixes.
-    """
-    if file.suffix.lower() not in _SUFFIXES:
-        raise VmrError(f"Expected reliability=FILE with {', '.join(_SUFFIXES)}; found '{file.name}'.")
 
 
 def save_reliability(boards: Sequence[Leaderboard], file: Path) -> list[Path]:
@@ -172,9 +154,8 @@ def save_reliability(boards: Sequence[Leaderboard], file: Path) -> list[Path]:
         The written files.
 
     Raises:
-        VmrError: for another suffix, without predictions, or if no row of a table has probabilities.
+        VmrError: without predictions, or if no row of a table has probabilities.
     """
-    check_suffix(file)
     written = []
     for place, board in enumerate(boards, start=1):
         diagram = Reliability(board)

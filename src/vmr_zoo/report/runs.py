@@ -342,6 +342,11 @@ def _section(run: Path, name: str) -> Mapping[str, Any]:
     return content if isinstance(content, Mapping) else {}
 
 
+def metric_names(runs: Sequence[Run]) -> set[str]:
+    """Returns the names of all metrics that one of the runs has."""
+    return {name for run in runs for values in run.metrics.values() for name in values}
+
+
 def filter_runs(runs: Sequence[Run], where: Mapping[str, Any]) -> list[Run]:
     """Keeps the runs whose headers, overrides or configurations match.
 

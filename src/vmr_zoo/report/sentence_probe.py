@@ -42,12 +42,11 @@ class SentenceProbe:
         return self.loss >= LEAST_LOSS
 
 
-def probe_row(runs: Sequence[Run], metric: str = METRIC) -> SentenceProbe | None:
+def probe_row(runs: Sequence[Run]) -> SentenceProbe | None:
     """Compares the scores of a row with those that `vmr eval run=RUN probe=other_query` wrote.
 
     Args:
         runs: the runs of one row, one for each seed.
-        metric: the metric of both scores.
 
     Returns:
         The scores on the in-distribution split if it was probed, else on the first probed split; None if no
@@ -55,8 +54,8 @@ def probe_row(runs: Sequence[Run], metric: str = METRIC) -> SentenceProbe | None
     """
     pairs: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for run in runs:
-        for split, other in probed(run, metric).items():
-            own = run.metrics.get(split, {}).get(metric)
+        for split, other in probed(run).items():
+            own = run.metrics.get(split, {}).get(METRIC)
             if own is not None:
                 pairs[split].append((own, other))
     if not pairs:
@@ -71,7 +70,7 @@ def probe_files(run: Run) -> list[Path]:
     return sorted(run.directory.glob(f"{EVALUATIONS}/*-{PROBE}*/{METRICS}"))
 
 
-def probed(run: Run, metric: str = METRIC) -> Mapping[str, float]:
+def probed(run: Run) -> Mapping[str, float]:
     """Returns the score with other sentences by split, averaged over the probe's own seeds."""
     if run.path is None or run.evals or not (run.path / EVALUATIONS).is_dir():
         return {}
@@ -84,6 +83,6 @@ def probed(run: Run, metric: str = METRIC) -> Mapping[str, float]:
         if content[HEADER].get("change") or TRANSFER in content[HEADER]:
             continue
         for split, values in content.items():
-            if split != HEADER and values.get(metric) is not None:
-                found[split][probe] = values[metric]  # the latest of equal probes counts
+            if split != HEADER and values.get(METRIC) is not None:
+                found[split][probe] = values[METRIC]  # the latest of equal probes counts
     return {split: statistics.fmean(by_probe.values()) for split, by_probe in found.items()}

@@ -16,7 +16,7 @@ from __future__ import annotations
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -25,7 +25,7 @@ from scipy.stats import false_discovery_control
 
 from vmr_zoo.metrics.per_query import Floats
 from vmr_zoo.report.leaderboard import BEST, TIED, WORSE, Leaderboard
-from vmr_zoo.report.query_scores import QueryScores, mean_over_seeds
+from vmr_zoo.report.query_scores import QueryScores, split_means
 from vmr_zoo.report.stored_scores import VIDEO
 
 Videos = NDArray[np.intp]
@@ -71,12 +71,7 @@ def mark_significance(board: Leaderboard, scores: Sequence[Sequence[QueryScores]
     """
     compared: dict[tuple[int, str, str], Difference] = {}
     for split in board.splits:
-        rows = [
-            mean_over_seeds([seed[split] for seed in seeds])
-            if seeds and all(split in seed for seed in seeds)
-            else None
-            for seeds in scores
-        ]
+        rows = split_means(scores, split)
         best: dict[str, int] = {}
         for metric in board.metrics:
             key = split, metric
@@ -166,12 +161,27 @@ def paired_bootstrap(
         seed: seed of the draws.
     """
     means = resampled_means(differences, videos, resamples, seed)
-    tail = 50 * (1 - LEVEL)
-    low, high = np.percentile(means, [tail, 100 - tail], axis=1)
+    low, high = percentile_interval(means)
     # One more in each count: the observed sample is a possible resample, and no p is 0.
     less, more = ((1 + side.sum(1)) / (resamples + 1) for side in (means <= 0, means >= 0))
-    p = np.minimum(1.0, np.maximum(2 * np.minimum(less, more), 2.0 ** -int(videos.max())))
+    p = np.minimum(1.0, np.maximum(2 * np.minimum(less, more), least_p(1 + int(videos.max()))))
     return [Difference(*map(float, four)) for four in zip(differences.mean(1), low, high, p, strict=True)]
+
+
+def percentile_interval(means: Floats) -> tuple[Any, Any]:
+    """Returns the ends of the interval that contains `LEVEL` of resampled means, along the last axis."""
+    tail = 50 * (1 - LEVEL)
+    low, high = np.percentile(means, [tail, 100 - tail], axis=-1)
+    return low, high
+
+
+def least_p(videos: int) -> float:
+    """Returns the least two-sided p that a sign test over so many videos can have.
+
+    >>> least_p(1), least_p(6)
+    (1.0, 0.03125)
+    """
+    return 2.0 ** (1 - videos)
 
 
 def resampled_means(

@@ -31,6 +31,11 @@ _TOLERANCE = 0.05
 """Points between the mean of the stored scores and the metric: float16 accounts for 0.01."""
 
 
+def index_of(videos: Any, queries: Any) -> pd.MultiIndex:
+    """Returns the index of scores of single queries, from (N,) ids of their videos and their own."""
+    return pd.MultiIndex.from_arrays([videos, queries], names=(VIDEO, QUERY))
+
+
 def write_scores(path: Path, scores: Mapping[str, pd.DataFrame]) -> None:
     """Writes the scores of one run.
 
@@ -93,5 +98,5 @@ def _frames(arrays: Mapping[str, Any], wanted: Collection[str] | None) -> dict[s
         kept = [n for n in names if n not in (_IDS, _VIDEOS) and (wanted is None or n in wanted)]
         values = {name: arrays[f"{split}/{name}"].astype(np.float32) for name in kept}
         ids = [arrays[f"{split}/{key}"].astype(object) for key in (_VIDEOS, _IDS)]
-        frames[split] = pd.DataFrame(values, index=pd.MultiIndex.from_arrays(ids, names=(VIDEO, QUERY)))
+        frames[split] = pd.DataFrame(values, index=index_of(*ids))
     return frames

@@ -20,7 +20,8 @@ from vmr_zoo.report.caveats import BLIND, RISING
 from vmr_zoo.report.escape import markdown_table, one_line
 from vmr_zoo.report.runs import REFERENCE_SPLITS
 from vmr_zoo.report.sentence_probe import LEAST_LOSS, METRIC
-from vmr_zoo.report.terminal import report_console, short_title
+from vmr_zoo.report.terminal import short_title
+from vmr_zoo.utils.console import wide_console
 
 _TITLE = 7
 """Characters of a title in the terminal, as wide as "100.0" and a gap."""
@@ -49,7 +50,7 @@ class StudyTable:
 
     def print(self) -> None:
         """Prints the table to the terminal."""
-        console = report_console()
+        console = wide_console()
         console.print(Text(one_line(self.title), "bold"))
         table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
         for place, title in enumerate(self.columns):

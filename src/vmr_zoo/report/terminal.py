@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 
@@ -15,9 +14,7 @@ from vmr_zoo.report.caveats import signs
 from vmr_zoo.report.escape import one_line
 from vmr_zoo.report.leaderboard import BEST, Leaderboard
 from vmr_zoo.report.notes import table_notes
-
-_NARROWEST = 60
-"""Columns of a terminal below which rows wrap rather than lose digits."""
+from vmr_zoo.utils.console import wide_console
 
 _LONGEST_NAME = 24
 """Characters of a name of a row in a table that would not fit otherwise; a legend has the whole name."""
@@ -40,7 +37,7 @@ def print_leaderboards(boards: Sequence[Leaderboard], costs: bool = False, most:
         costs: whether to add a table of parameters, times and memory.
         most: rows to print of each table; None: all.
     """
-    console = report_console()
+    console = wide_console()
     for board in boards:
         console.print(Text(one_line(board.heading), "bold"))
         console.print(Text(one_line(f"{board.conditions}."), "dim"))
@@ -53,13 +50,6 @@ def print_leaderboards(boards: Sequence[Leaderboard], costs: bool = False, most:
         notes = table_notes(board, BEST_SIGN if board.compared else "Bold")
         console.print(Text(one_line(" ".join(notes)), "dim"))
         console.print()
-
-
-def report_console() -> Console:
-    """Returns a console as wide as the terminal, or as COLUMNS says; a pipe or a file has any width."""
-    console = Console(highlight=False)
-    known = console.is_terminal or os.environ.get("COLUMNS", "").isdigit()
-    return Console(width=max(console.width, _NARROWEST) if known else 1000, highlight=False)
 
 
 def _print_metric(console: Console, board: Leaderboard, metric: str, most: int | None) -> None:

@@ -30,7 +30,14 @@ from vmr_zoo.report.claims import Cell, Claim, describe, select_runs
 from vmr_zoo.report.leaderboard import TABLE_KEYS
 from vmr_zoo.report.query_scores import QueryScores, load_scores
 from vmr_zoo.report.runs import Run
-from vmr_zoo.report.significance import LEVEL, RESAMPLES, resampled_means, video_codes
+from vmr_zoo.report.significance import (
+    LEVEL,
+    RESAMPLES,
+    least_p,
+    percentile_interval,
+    resampled_means,
+    video_codes,
+)
 
 HOLDS, FAILS, OPEN = "holds", "does not hold", "not settled"
 
@@ -48,9 +55,6 @@ class Spread(NamedTuple):
 
 
 NO_SPREAD = Spread(0.0, 0)
-
-FEWEST_VIDEOS = 6
-"""With fewer videos even a sign test cannot reach 5 %."""
 
 Rows = Mapping[int, Run]
 """The run of a row by seed."""
@@ -301,7 +305,7 @@ def _effect(
         for split in dict.fromkeys(cell.split for cell, _ in rows)
     }
     codes = video_codes(*(table.index for table in tables.values()))
-    if min(len(np.unique(videos)) for videos in codes) < FEWEST_VIDEOS:
+    if least_p(min(len(np.unique(videos)) for videos in codes)) > 1 - LEVEL:
         return None
     number = 1 + max(int(videos.max()) for videos in codes)
     resampled = np.zeros(RESAMPLES)
@@ -311,8 +315,7 @@ def _effect(
         resampled += resampled_means(table.mean(axis=1).to_numpy()[None], videos, number=number)[0]
     if not np.isfinite(resampled).all():
         return None
-    tail = 50 * (1 - LEVEL)
-    low, high = np.percentile(resampled, [tail, 100 - tail])
+    low, high = percentile_interval(resampled)
     return Effect(
         float(by_seed.mean()),
         float(low),

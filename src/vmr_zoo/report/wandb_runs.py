@@ -20,9 +20,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import track
-
 from vmr_zoo.config.foreign import own_paths
 from vmr_zoo.engine.wandb_layout import (
     ARTIFACT_TYPE,
@@ -39,6 +36,7 @@ from vmr_zoo.report.leaderboard import TABLE_KEYS, Leaderboard
 from vmr_zoo.report.runs import REQUIRED_KEYS, Run, wrong_types
 from vmr_zoo.runs import hub
 from vmr_zoo.runs.directory import CONFIG, HEADER, METRICS, ORIGIN, PREDICTIONS
+from vmr_zoo.utils.console import progress
 from vmr_zoo.utils.files import check_regular, write_json
 from vmr_zoo.utils.hashing import sha256_of
 
@@ -100,8 +98,7 @@ def fetch_runs(entity: str | None, project: str) -> list[Run]:
         pages = wandb.Api(timeout=_TIMEOUT).runs(
             path, filters={"state": "finished"}, order="+created_at", per_page=_PAGE, lazy=False
         )
-        console = Console(stderr=True)
-        listed = list(track(pages, f"Reading {path}", total=len(pages), transient=True, console=console))
+        listed = list(progress(pages, f"Reading {path}", total=len(pages)))
     except Exception as error:  # of wandb, of its service (a private class) or of the network
         raise _cannot_read(path, error) from error
     runs = [run for run in map(_rebuild_run, listed) if run is not None]
@@ -165,8 +162,7 @@ def with_files(runs: Sequence[Run]) -> list[Run]:
             "with where={…}, or use source=runs."
         )
     root = Path(own_paths()["cache"]).expanduser() / "wandb"
-    console = Console(stderr=True)
-    shown = track(online, "Reading files", transient=True, console=console, disable=len(online) < 2)
+    shown = progress(online, "Reading files")
     client = functools.cache(lambda: _wandb().Api(timeout=_TIMEOUT))  # which asks the server who it is
     return [replace(run, path=_local_folder(run, root, client)) for run in shown]
 

@@ -35,7 +35,7 @@ def print_paper_tables(tables: Sequence[PaperTable]) -> None:
         console.print(Text("\n".join(one.notes), "dim"), "\n", soft_wrap=True, sep="")
 
 
-def _metric_frames(board: Leaderboard, costs: bool) -> list[pd.DataFrame]:
+def _metric_tables(board: Leaderboard, costs: bool) -> list[str]:
     """Returns a table of Markdown per metric, with a column per split, and that of costs if wanted."""
     names = [escape.markdown(f"{row.label}{signs(row)}") for row in board.rows]
     tables = []
@@ -50,9 +50,11 @@ def _metric_frames(board: Leaderboard, costs: bool) -> list[pd.DataFrame]:
         titles, cells = board.cost()
         tables.append((["cost", *titles], cells))
     return [
-        pd.DataFrame(
+        escape.markdown_table(
+            [*map(escape.markdown, titles)],
             [[name, *own] for name, own in zip(names, cells, strict=True)],
-            columns=[escape.markdown(title) for title in titles],
+            right=1,
+            escaped=True,
         )
         for titles, cells in tables
     ]
@@ -67,31 +69,20 @@ def _leaderboards_markdown(boards: Sequence[Leaderboard], costs: bool) -> str:
 
 
 def _board_markdown(board: Leaderboard, costs: bool) -> str:
-    parts = [f"### {escape.markdown(board.title)}", *map(_markdown_table, _metric_frames(board, costs))]
+    parts = [f"### {escape.markdown(board.title)}", *_metric_tables(board, costs)]
     notes = "\n".join(f"- {escape.markdown(note)}" for note in table_notes(board))
     return "\n\n".join([*parts, notes]) + "\n"
 
 
 def _paper_tables_markdown(tables: Sequence[PaperTable]) -> str:
-    return "\n".join(
-        _markdown(one.title, one.frame(), *one.labels)
-        + "\n"
-        + "".join(f"- {escape.markdown(note)}\n" for note in one.notes)
-        for one in tables
-    )
+    return "\n".join(map(_paper_table_markdown, tables))
 
 
-def _markdown(title: str, frame: pd.DataFrame, *texts: str) -> str:
-    """Writes a table; columns other than `texts` hold numbers that were formatted here."""
-    for column in texts:
-        frame[column] = frame[column].map(escape.markdown)
-    frame = frame.rename(columns=escape.markdown)
-    return f"### {escape.markdown(title)}\n\n{_markdown_table(frame)}\n"
-
-
-def _markdown_table(frame: pd.DataFrame) -> str:
-    align = ("left", *["right"] * (len(frame.columns) - 1))
-    return str(frame.to_markdown(index=False, disable_numparse=True, colalign=align))
+def _paper_table_markdown(one: PaperTable) -> str:
+    frame = one.frame()
+    table = escape.markdown_table(list(map(str, frame)), frame.to_numpy(), right=1)
+    notes = "".join(f"- {escape.markdown(note)}\n" for note in one.notes)
+    return f"### {escape.markdown(one.title)}\n\n{table}\n\n{notes}"
 
 
 def csv_text(frame: pd.DataFrame) -> str:

@@ -174,6 +174,29 @@ def check_regular(path: str | Path) -> int:
     return found.st_size
 
 
+def check_picture(path: str | Path, key: str) -> None:
+    """Refuses a picture that cannot be written, before anything is computed for it.
+
+    Args:
+        path: the picture.
+        key: the key that named it, for the error.
+
+    Raises:
+        VmrError: for an unknown suffix.
+    """
+    if Path(path).suffix.lower() not in (".png", ".pdf", ".svg"):
+        raise VmrError(f"Cannot write {key}={path}. Name a .png, .pdf or .svg file.")
+
+
+def file_state(path: str | Path) -> list[int]:
+    """Returns size and time of a file, by which another file of its name is recognised; empty without one."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return []
+    return [found.st_size, found.st_mtime_ns]
+
+
 def atomic_write(path: str | Path, content: str | bytes) -> None:
     """Writes text (UTF-8) or bytes under a temporary name and renames it to `path`."""
     with atomic_path(path) as temporary:

@@ -11,16 +11,9 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
 from joblib import Parallel, cpu_count, delayed
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from vmr_zoo.errors import VmrError
+from vmr_zoo.utils.console import progress
 
 _WATCH = "end with the parent"
 
@@ -40,18 +33,6 @@ def torch_threads(count: int | None = None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def progress_bar(count: int) -> Progress:
-    """Returns a progress bar that disappears at the end; hidden for a single item."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    return Progress(*columns, transient=True, disable=count < 2)
 
 
 def _watched(parent: int, work: Callable[[Item], Result], item: Item) -> Result:
@@ -86,14 +67,13 @@ def in_parallel(
         VmrError: if a process was killed, which usually means too little memory.
     """
     count = max(1, min(processes or cpu_count(), len(items)))
-    with progress_bar(len(items)) as progress:
-        # Not concurrent.futures: a job of a sweep, a process of joblib's, could not start processes with it.
-        run = Parallel(count, backend="loky" if count > 1 else "sequential", return_as="generator")
-        try:
-            done = run(delayed(_watched)(os.getpid(), work, item) for item in items)
-            yield from progress.track(done, total=len(items), description=what)
-        except BrokenProcessPool as error:
-            raise VmrError(
-                f"{what}: a worker process died, probably out of memory. Run again with fewer processes "
-                "(vmr extract: processes=1; data=shapes: data.protocol.processes=1); finished ones are kept."
-            ) from error
+    # Not concurrent.futures: a job of a sweep, a process of joblib's, could not start processes with it.
+    run = Parallel(count, backend="loky" if count > 1 else "sequential", return_as="generator")
+    try:
+        done = run(delayed(_watched)(os.getpid(), work, item) for item in items)
+        yield from progress(done, what, total=len(items))
+    except BrokenProcessPool as error:
+        raise VmrError(
+            f"{what}: a worker process died, probably out of memory. Run again with fewer processes "
+            "(vmr extract: processes=1; data=shapes: data.protocol.processes=1); finished ones are kept."
+        ) from error

@@ -18,6 +18,7 @@ import numpy as np
 
 from vmr_zoo.errors import abbreviate, printable
 from vmr_zoo.utils.arrays import Array
+from vmr_zoo.utils.files import file_state
 from vmr_zoo.video.clock import Clock, Note, PacketLog
 from vmr_zoo.video.container import Opened, VideoError, describe, open_video
 
@@ -38,7 +39,9 @@ __all__ = [
 _REMEMBERED = 256
 """Timelines kept in memory, of the files that were decoded last."""
 
-_timelines: dict[tuple[str, int, int], Timeline] = {}
+_Key = tuple[str | int, ...]
+
+_timelines: dict[_Key, Timeline] = {}
 _remembering = threading.Lock()  # several threads decode
 
 
@@ -131,7 +134,7 @@ def remember(path: str | Path, found: Timeline) -> None:
     _remember(_key(path), found)
 
 
-def _remember(key: tuple[str, int, int], found: Timeline) -> None:
+def _remember(key: _Key, found: Timeline) -> None:
     with _remembering:
         _timelines[key] = found
         while len(_timelines) > _REMEMBERED:
@@ -167,13 +170,9 @@ def duration(path: str | Path) -> float:
     return timeline(path).seconds
 
 
-def _key(path: str | Path) -> tuple[str, int, int]:
+def _key(path: str | Path) -> _Key:
     """Identifies a file and its content."""
-    try:
-        found = Path(path).stat()
-    except (OSError, ValueError):  # no file: opening it says so
-        return str(path), 0, 0
-    return str(Path(path).absolute()), found.st_size, found.st_mtime_ns
+    return str(Path(path).absolute()), *file_state(path)
 
 
 def decoded(path: str | Path, opened: Opened) -> Iterator[tuple[float, float, av.VideoFrame]]:

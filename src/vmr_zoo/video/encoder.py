@@ -18,6 +18,9 @@ from vmr_zoo.video.decode import VideoError
 
 T = TypeVar("T")
 
+_BATCH = 32
+"""Clips per forward pass."""
+
 _listener: ContextVar[Callable[[float], None] | None] = ContextVar("listener", default=None)
 
 
@@ -103,13 +106,12 @@ def reporting(listener: Callable[[float], None]) -> Iterator[None]:
         _listener.reset(token)
 
 
-def encode_video(encoder: VideoEncoder, path: Path, batch_size: int = 32) -> Array:
+def encode_video(encoder: VideoEncoder, path: Path) -> Array:
     """Encodes one file, while a thread decodes the next batch of clips.
 
     Args:
         encoder: encodes the clips.
         path: any video that PyAV decodes.
-        batch_size: clips per forward pass.
 
     Returns:
         (T, dim) float32.
@@ -117,8 +119,8 @@ def encode_video(encoder: VideoEncoder, path: Path, batch_size: int = 32) -> Arr
     Raises:
         VideoError: if the file holds no usable video or is shorter than one clip.
     """
-    with closing(ahead(encoder.clips(path), batch_size)) as clips:
-        batches = iter(lambda: list(itertools.islice(clips, batch_size)), [])
+    with closing(ahead(encoder.clips(path), _BATCH)) as clips:
+        batches = iter(lambda: list(itertools.islice(clips, _BATCH)), [])
         features = []
         for batch in batches:
             features.append(encoder.encode(batch)[0])

@@ -27,8 +27,9 @@ from joblib import cpu_count
 
 from vmr_zoo.errors import VmrError, unknown
 from vmr_zoo.utils.arrays import Array
+from vmr_zoo.utils.console import progress
 from vmr_zoo.utils.files import append_row, atomic_path
-from vmr_zoo.utils.parallel import in_parallel, progress_bar
+from vmr_zoo.utils.parallel import in_parallel
 from vmr_zoo.video.ahead import MOST_AT_ONCE, ahead_of_all
 from vmr_zoo.video.decode import Timeline, VideoError, remembered
 from vmr_zoo.video.encoder import VideoEncoder
@@ -106,11 +107,10 @@ def extract(
         done = in_parallel(_extract_one, work, "Extracting features", processes)
         return [failure for failure in done if failure is not None]
     failed = {}
-    with progress_bar(len(jobs)) as progress:
-        results = _batched(jobs, encoder, storage, batch_size, threads or min(cpu_count(), MOST_AT_ONCE))
-        for failure in progress.track(results, total=len(jobs), description="Extracting features"):
-            if failure is not None:
-                failed[failure.video_id] = failure
+    results = _batched(jobs, encoder, storage, batch_size, threads or min(cpu_count(), MOST_AT_ONCE))
+    for failure in progress(results, "Extracting features", total=len(jobs)):
+        if failure is not None:
+            failed[failure.video_id] = failure
     return [failed[job.video_id] for job in jobs if job.video_id in failed]
 
 

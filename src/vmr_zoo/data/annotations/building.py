@@ -49,15 +49,14 @@ def pool_of(name: str) -> str:
     return next((pool for pool, names in POOLS.items() if name in names), "")
 
 
-def held_out_videos(video_ids: tuple[str, ...], share: float = HELD_OUT_SHARE) -> frozenset[str]:
+def held_out_videos(video_ids: tuple[str, ...]) -> frozenset[str]:
     """Chooses the videos that are held out of train for selection.
 
     The choice depends on the ids alone, not on their order, the machine or a seed: videos are ranked by a
-    hash, and the first `share` of them, at least one, is held out.
+    hash, and the first `HELD_OUT_SHARE` of them, at least one, is held out.
 
     Args:
         video_ids: distinct videos of the train split.
-        share: share of the videos, between 0 and 1.
 
     Raises:
         VmrError: if there are fewer than two videos.
@@ -68,7 +67,7 @@ def held_out_videos(video_ids: tuple[str, ...], share: float = HELD_OUT_SHARE) -
             "at least one each. Use a larger train split."
         )
     ranked = sorted(video_ids, key=lambda video: hashlib.sha256(f"{_SALT}:{video}".encode()).digest())
-    return frozenset(ranked[: max(1, round(share * len(ranked)))])
+    return frozenset(ranked[: max(1, round(HELD_OUT_SHARE * len(ranked)))])
 
 
 def build_protocol(

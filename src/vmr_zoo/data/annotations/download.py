@@ -13,6 +13,7 @@ import zipfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
@@ -27,54 +28,43 @@ from vmr_zoo.utils.download import (
     progress_bars,
     remote_size,
 )
-from vmr_zoo.utils.files import atomic_path, write_json
+from vmr_zoo.utils.files import atomic_path, write_json, writing
 from vmr_zoo.utils.hashing import sha256_of
 
 
+@dataclass(frozen=True)
 class AnnotationSource:
-    """Files that are published together."""
+    """Files that are published together.
 
-    def __init__(
-        self,
-        title: str,
-        read_by: Collection[str],
-        url: str,
-        archive: Mapping[str, int | str] | None,
-        page: str,
-        licence: str,
-        terms: str,
-        must_accept: bool,
-        citation: str,
-        files: Mapping[str, Mapping[str, int | str] | None],
-    ) -> None:
-        """Stores the description.
+    Attributes:
+        title: common name.
+        read_by: data sets and feature sets that read these files.
+        url: URL of the zip archive with the files, or of the folder that contains them under their names.
+        archive: `size` and `sha256` of the archive; None without one.
+        page: page on which the authors publish.
+        licence: summary of the licence.
+        terms: page with the terms.
+        must_accept: whether the licence has to be accepted before use.
+        citation: paper to cite.
+        files: `size` and `sha256` by path below the annotations directory; None: not known. The first
+            download then records them in `FILE.sha256`.
+    """
 
-        Args:
-            title: common name.
-            read_by: data sets and feature sets that read these files.
-            url: URL of the zip archive with the files, or of the folder that contains them under their names.
-            archive: `size` and `sha256` of the archive; None without one.
-            page: page on which the authors publish.
-            licence: summary of the licence.
-            terms: page with the terms.
-            must_accept: whether the licence has to be accepted before use.
-            citation: paper to cite.
-            files: `size` and `sha256` by path below the annotations directory; None: not known. The first
-                download then records them in `FILE.sha256`.
-        """
-        self.title = title
-        self.read_by = read_by
-        self.url = url.rstrip("/")
-        self.archive = PublishedFile(**archive) if archive else None  # type: ignore[arg-type]
-        self.page = page
-        self.licence = licence
-        self.terms = terms
-        self.must_accept = must_accept
-        self.citation = citation
-        self.files = {
-            path: None if file is None else PublishedFile(**file)  # type: ignore[arg-type]
-            for path, file in files.items()
-        }
+    title: str
+    read_by: Collection[str]
+    url: str
+    archive: Mapping[str, Any] | None
+    page: str
+    licence: str
+    terms: str
+    must_accept: bool
+    citation: str
+    files: Mapping[str, Mapping[str, Any] | None]
+
+    def known(self, path: str) -> PublishedFile | None:
+        """Returns what is published of a file, or None."""
+        facts = self.files[path]
+        return PublishedFile(**facts) if facts else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +125,8 @@ def download(
 def _missing(source: AnnotationSource, root: Path, outcome: DownloadResult, console: Console) -> list[str]:
     """Returns the files of a source that do not exist, and notes the others in `outcome`."""
     missing = []
-    for path, listed in source.files.items():
-        published = listed or _recorded(root / path)
+    for path in source.files:
+        published = source.known(path) or _recorded(root / path)
         if not (root / path).exists():
             missing.append(path)
         elif published is None or _matches(root / path, published):
@@ -174,23 +164,24 @@ def _fetch_source(
     by_hand = f"Or fetch it by hand ({source.page}) and put "
     mirror = f"sources.{name}.url=… sets a mirror"
     try:
-        with progress_bars(console) as progress:
+        with progress_bars(console) as progress, writing(root):
             if source.archive is not None:
                 place = root / paths[0]
-                part = part_of(place.with_name(source.url.rsplit("/", 1)[-1]), source.archive.sha256)
+                archive = PublishedFile(**source.archive)
+                part = part_of(place.with_name(source.url.rsplit("/", 1)[-1]), archive.sha256)
                 by_hand += f"its {', '.join(PurePosixPath(path).name for path in paths)} into {place.parent}"
-                fetch(source.url, part, source.archive, network, progress)
+                fetch(source.url, part, archive, network, progress)
                 for path in paths:
-                    member = source.files[path]
+                    member = source.known(path)
                     assert member is not None  # an archive whose content is not known has no entry
                     _extract_member(part, path, member, root / path, source.url)
                 part.unlink()
                 return
             for path in paths:
                 place = root / path
-                url = f"{source.url}/{place.name}"
+                url = f"{source.url.rstrip('/')}/{place.name}"
                 by_hand = f"Or fetch it by hand ({source.page}) and put it at {place}"
-                known = source.files[path] or _recorded(place)
+                known = source.known(path) or _recorded(place)
                 published = known or PublishedFile(remote_size(url, network.timeout), None)
                 part = part_of(place, published.sha256)
                 found = fetch(url, part, published, network, progress)
@@ -199,11 +190,6 @@ def _fetch_source(
                     write_json(_record_of(place), {"size": published.size, "sha256": found})
     except DownloadError as error:
         raise VmrError(f"{error} {by_hand}; {mirror}.") from error
-    except OSError as error:
-        raise VmrError(
-            f"Cannot write {error.filename or root}: {error.strerror}. Choose another paths.annotations, "
-            "or fix its permissions or free space."
-        ) from error
 
 
 def _extract_member(archive: Path, path: str, published: PublishedFile, place: Path, url: str) -> None:

@@ -18,8 +18,11 @@ SELECTION = "selection"
 TRAIN = "train"
 
 PUBLISHED = "published"
+GENERATED = "generated"
 HELD_OUT = "held out of train by video"
 NO_TRAINING = "none: no training data"
+NOT_SELECTED = "none (weights of the last epoch)"
+"""Selection of a run whose checkpoint callback was removed: such runs have tables of their own."""
 
 MAX_TIME = 1e9
 """Largest valid time in seconds or frames; results computed from valid times stay finite."""
@@ -103,7 +106,8 @@ class Protocol:
         train: training queries, without the videos held out for selection.
         selection: queries that select checkpoints; part of the test data only if `selected_on_test`.
         tests: test splits by name.
-        selection_origin: `PUBLISHED`, `HELD_OUT`, `NO_TRAINING`, or a text that starts with "test".
+        selection_origin: `PUBLISHED`, `GENERATED`, `HELD_OUT`, `NO_TRAINING`, or a text that starts with
+            "test".
         published_train: the train split as published, if videos were held out of `train`.
         doubts: sentences about times that may not be in seconds; every run repeats them.
         pool: the set of videos that the video ids belong to, such as "charades": an id of one pool names
@@ -165,6 +169,11 @@ class Protocol:
         return {TRAIN: self.train, SELECTION: self.selection, **self.tests}
 
     @property
+    def queries(self) -> list[Query]:
+        """The queries of all splits, train first."""
+        return [query for split in self.splits.values() for query in split.queries]
+
+    @property
     def published(self) -> dict[str, Split]:
         """As `splits`, with the sizes that papers report: nothing is held out of train."""
         return self.splits | {TRAIN: self.published_train or self.train}
@@ -207,6 +216,13 @@ class Protocol:
     def selected_on_test(self) -> bool:
         """Whether checkpoints are selected on test data; this marks every number of the run."""
         return self.selection_origin.startswith("test")
+
+
+def selecting_split(origin: str) -> str:
+    """Names the split that chose the weights of a run, given where it comes from; "" if none did."""
+    if origin.startswith("none"):
+        return ""
+    return f"the {origin} validation split" if origin in (PUBLISHED, GENERATED) else origin
 
 
 def shared_videos(a: Iterable[Split], b: Iterable[Split]) -> set[str]:

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from vmr_zoo.data.annotations.records import SELECTION, TRAIN, Protocol, Split
 from vmr_zoo.data.batches.negatives import NegativePool, NegativeSampling
-from vmr_zoo.data.batches.residency import RESIDENCIES, memory_budget
+from vmr_zoo.data.batches.residency import Residency, memory_budget
 from vmr_zoo.data.batches.sampling import EpochBatchSampler, ResumableLoader, group_by_video
 from vmr_zoo.data.batches.shifting import TemporalShift
 from vmr_zoo.data.batches.split_dataset import Choices, SplitDataset
@@ -144,8 +144,8 @@ class VMRDataModule(lightning.LightningDataModule):
     word_counts: str | Path | None = None
     content_words: ContentWords | None = None
     max_lost_words: float | None = 0.05
-    storage: str = "float32"
-    residency: str = "auto"
+    storage: Literal["float32", "float16"] = "float32"
+    residency: Residency = "auto"
     num_workers: int = 0
     repeat_batch: int | None = None
 
@@ -159,10 +159,6 @@ class VMRDataModule(lightning.LightningDataModule):
     def _check_options(self) -> None:
         for need in sorted(frozenset(self.needs) - NEEDS):
             raise unknown("need of the method", need, NEEDS)
-        if self.storage not in STORAGE:
-            raise unknown("data.storage", self.storage, STORAGE)
-        if self.residency not in RESIDENCIES:
-            raise unknown("data.residency", self.residency, RESIDENCIES)
         if self.residency == "device" and self.num_workers:
             raise VmrError(
                 f"data.num_workers={self.num_workers} builds batches in other processes, which cannot gather "
@@ -200,11 +196,6 @@ class VMRDataModule(lightning.LightningDataModule):
     def test_names(self) -> tuple[str, ...]:
         """The test splits, in the order of the loaders that `test_dataloader` returns."""
         return tuple(self.protocol.tests)
-
-    @property
-    def selection_origin(self) -> str:
-        """Where the selection split comes from; it marks numbers selected on a test split."""
-        return self.protocol.selection_origin
 
     def prepare_data(self, splits: Collection[str] | None = None) -> None:
         """Prepares and checks the features; under DDP the first process does so before the others.
@@ -310,10 +301,6 @@ class VMRDataModule(lightning.LightningDataModule):
         """Returns a loader for each of `test_names`."""
         return [self.eval_dataloader(name) for name in self.test_names]
 
-    def predict_dataloader(self) -> list[DataLoader[Batch]]:
-        """Returns a loader for each of `test_names`."""
-        return self.test_dataloader()
-
     def eval_dataloader(
         self, split: str, *, details: bool = False, negatives: bool = False
     ) -> DataLoader[Batch]:
@@ -366,15 +353,6 @@ class VMRDataModule(lightning.LightningDataModule):
         if name not in self.protocol.splits:
             raise unknown(f"split of {self.name}", name, self.protocol.splits)
         return self.protocol.splits[name]
-
-    def negative_statistics(self) -> dict[str, int]:
-        """Counts the training queries with a negative left after each criterion.
-
-        Returns:
-            `queries`, `with_same_video`, `and_iou_below`, `and_similarity_below`, `candidates`; empty if
-            negatives come from other videos.
-        """
-        return dict(self.negative_pool.counts)
 
     @cached_property
     def negative_pool(self) -> NegativePool:

@@ -7,20 +7,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from numpy.typing import NDArray
-from rich.progress import track
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from vmr_zoo.data.features.source import VideoSource
 from vmr_zoo.errors import VmrError
+from vmr_zoo.utils.console import progress
 from vmr_zoo.utils.machine import free_memory
 
-RESIDENCIES = ("auto", "disk", "memory", "device")
+Residency = Literal["auto", "disk", "memory", "device"]
 """Values of `data.residency`, explained in `VMRDataModule`."""
+
+MANY = 1000
+"""Number of videos or queries from which loading shows a progress bar."""
 
 _SHARE = 0.5
 """Share of the free memory that the video features of one split may take under "auto"."""
@@ -148,7 +151,6 @@ def load_videos(
     dtype: torch.dtype,
     residency: str,
     split: str,
-    show_progress: bool,
 ) -> Ragged | RaggedOnDisk | RaggedOnDevice:
     """Loads the video features of a split to where they reside, or measures them if that is the disk.
 
@@ -156,15 +158,14 @@ def load_videos(
         source: the features, prepared.
         ids: the videos.
         dtype: type in which features are held.
-        residency: one of `RESIDENCIES`.
+        residency: as in `VMRDataModule`.
         split: its name, for the progress bar.
-        show_progress: whether to show one.
     """
     budget = memory_budget(residency)
 
     def load_within_budget() -> Iterator[NDArray[Any]]:
         left = budget
-        for video_id in track(ids, f"Loading {split} videos", transient=True, disable=not show_progress):
+        for video_id in progress(ids, f"Loading {split} videos", MANY):
             array = source.load(video_id)
             left -= array.size * dtype.itemsize
             if left < 0:
@@ -176,7 +177,7 @@ def load_videos(
         if len(held) == len(ids):
             return RaggedOnDevice(held) if residency == "device" else held
         del held
-    measured = track(ids, f"Measuring {split} videos", transient=True, disable=not show_progress)
+    measured = progress(ids, f"Measuring {split} videos", MANY)
     lengths = torch.tensor([source.length(video_id) for video_id in measured], dtype=torch.int64)
     return RaggedOnDisk(source.load, ids, lengths, dtype)
 

@@ -9,26 +9,23 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.progress import track
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from vmr_zoo.data.annotations.records import Query, Split
 from vmr_zoo.data.batches import sampling
 from vmr_zoo.data.batches.negatives import NegativePool, same_video_pairs
-from vmr_zoo.data.batches.residency import Ragged, load_videos
+from vmr_zoo.data.batches.residency import MANY, Ragged, load_videos
 from vmr_zoo.data.batches.sampling import RowBatch
 from vmr_zoo.data.batches.shifting import TemporalShift
 from vmr_zoo.data.features.feature_set import FeatureSet
 from vmr_zoo.data.text.tagging import ContentWords
 from vmr_zoo.errors import VmrError, abbreviate
 from vmr_zoo.types import Batch
+from vmr_zoo.utils.console import progress
 
 UNSEEN = 2**31 - 1
 """Rank of a token that the training split lacks: outside every vocabulary."""
-
-_MANY = 1000
-"""Number of queries from which loading shows a progress bar."""
 
 
 @dataclass(frozen=True)
@@ -217,13 +214,8 @@ class SplitDataset(Dataset[Batch]):
         queries, features = split.queries, self.features
         number = {video_id: i for i, video_id in enumerate(self.video_ids)}
         self.video_index = torch.tensor([number[query.video_id] for query in queries], dtype=torch.int64)
-        show_progress = len(self) >= _MANY
-        self.video = load_videos(
-            features.video, self.video_ids, storage, residency, split.name, show_progress
-        )
-        sentences = track(
-            queries, f"Loading {split.name} sentences", transient=True, disable=not show_progress
-        )
+        self.video = load_videos(features.video, self.video_ids, storage, residency, split.name)
+        sentences = progress(queries, f"Loading {split.name} sentences", MANY)
         self.query = Ragged((features.query.load(query) for query in sentences), storage)
         self.clips = self.video.lengths[self.video_index]
         self.duration = torch.tensor([query.duration for query in queries], dtype=torch.float64)

@@ -120,20 +120,11 @@ class ExtractedVideos(VideoFiles):
 class ExtractedPatches(VideoFiles):
     """Patch vectors of the one folder that has them, with as many clips as the clip vectors."""
 
-    def __init__(
-        self,
-        folders: Sequence[str | Path],
-        normalise: bool = False,
-        max_clips: int | None = None,
-        overlong: Literal["truncate", "mean_pool"] = "truncate",
-    ) -> None:
+    def __init__(self, folders: Sequence[str | Path]) -> None:
         """Finds the folder with patches.
 
         Args:
             folders: all folders of `ExtractedVideos`; the shortest determines the number of clips.
-            normalise: whether to L2-normalise each patch vector.
-            max_clips: longest video in clips.
-            overlong: treatment of longer videos.
 
         Raises:
             VmrError: if not exactly one folder has patches.
@@ -144,8 +135,7 @@ class ExtractedPatches(VideoFiles):
         manifests = [read_manifest(folder) for folder in folders]
         place = next(number for number, manifest in enumerate(manifests) if manifest["patches"] is not None)
         self.found = manifests[place]
-        source = _PatchFiles(self.found, FileStore(folders[place], ".npz", key="patches"), normalise)
-        super().__init__([source], max_clips, overlong)
+        super().__init__([_PatchFiles(self.found, FileStore(folders[place], ".npz", key="patches"))])
         others = [folder for number, folder in enumerate(folders) if number != place]
         self._lengths = [FileStore(folder, ".npz", key="features") for folder in others]
 
@@ -159,7 +149,7 @@ class ExtractedPatches(VideoFiles):
         return patches[: min([len(patches), *(len(store.read(video_id)[0]) for store in self._lengths)])]
 
     def manifest(self) -> dict[str, Any]:
-        """Returns the treatment of long videos and the folder's manifest."""
+        """Returns the order and the folder's manifest."""
         settings = {key: value for key, value in self.found.items() if key != "encoder"}
         return {**super().manifest(), "encoder": settings}
 
@@ -176,8 +166,8 @@ def extracted_patches(folders: Sequence[str | Path]) -> ExtractedPatches | None:
 class _PatchFiles(FileFeatures):
     """Patch vectors as `vmr extract` stores them: (T, P, dim), without a token for the whole frame."""
 
-    def __init__(self, manifest: Mapping[str, Any], store: FileStore, normalise: bool) -> None:
-        super().__init__(manifest["backbone"], manifest["patch_dim"], store, normalise)
+    def __init__(self, manifest: Mapping[str, Any], store: FileStore) -> None:
+        super().__init__(manifest["backbone"], manifest["patch_dim"], store, normalise=False)
         self.count = manifest["patches"]
         self.part = "patches"
 
@@ -191,4 +181,4 @@ class _PatchFiles(FileFeatures):
         array = array.astype(np.float32)
         if not np.isfinite(array).all():
             raise FeatureError("not finite", f"{where} holds NaN or infinite values.")
-        return l2_normalise(array) if self.normalise else array
+        return array

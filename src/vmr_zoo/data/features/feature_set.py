@@ -8,14 +8,13 @@ from dataclasses import InitVar, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from rich.progress import track
-
 from vmr_zoo.data.annotations.records import Protocol
 from vmr_zoo.data.features.files import VideoFiles
 from vmr_zoo.data.features.packed import PackedVideos
 from vmr_zoo.data.features.problems import FeatureError, Problem
 from vmr_zoo.data.features.source import FeatureSource, NarrationSource, QuerySource, VideoSource
 from vmr_zoo.errors import VmrError, abbreviate, unknown
+from vmr_zoo.utils.console import progress
 
 log = logging.getLogger(__name__)
 
@@ -226,7 +225,7 @@ class FeatureSet:
 
     def _missing(self, protocol: Protocol, needs: Collection[str] | None) -> _Missing:
         """Finds missing ids; opens no feature file."""
-        queries = [query for split in protocol.splits.values() for query in split.queries]
+        queries = protocol.queries
         videos = list(dict.fromkeys(query.video_id for query in queries))
         sources = self.sources(needs)
         of_queries = self.query.missing(queries)
@@ -245,7 +244,7 @@ class FeatureSet:
     ) -> list[Problem]:
         """Loads everything that is not missing, and groups the failures."""
         sources = self.sources(needs)
-        queries = [query for split in protocol.splits.values() for query in split.queries]
+        queries = protocol.queries
         durations = {query.video_id: query.duration for query in queries}
         by_id = {query.query_id: query for query in queries}
         videos = _present(durations, missing.videos)
@@ -326,7 +325,7 @@ def _failures(
     if depth == "sample" or source.computed:
         ids = ids[:: max(1, -(-len(ids) // _SAMPLE))]
     failures: dict[str, list[tuple[str, str]]] = {}
-    for identifier in track(ids, f"Reading {part} features", transient=True, disable=len(ids) <= _SAMPLE):
+    for identifier in progress(ids, f"Reading {part} features", _SAMPLE + 1):
         try:
             load(identifier)
         except FeatureError as error:

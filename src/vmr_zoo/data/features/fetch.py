@@ -17,7 +17,7 @@ from rich.progress import Progress
 from rich.text import Text
 
 from vmr_zoo.data.features.hub import Listing, RemoteFile, list_repository
-from vmr_zoo.data.features.published import FeatureSource, matches
+from vmr_zoo.data.features.published import PublishedFeatures, matches
 from vmr_zoo.data.features.record import Record
 from vmr_zoo.data.features.unpack import place_content
 from vmr_zoo.errors import VmrError, abbreviate, printable
@@ -84,7 +84,7 @@ class _Download:
 
 def fetch_features(
     name: str,
-    source: FeatureSource,
+    source: PublishedFeatures,
     folder: Path,
     network: DownloadSettings,
     accepted: bool,
@@ -124,7 +124,7 @@ def fetch_features(
         return _Call(name, source, folder, network, record, progress).run()
 
 
-def licence_text(source: FeatureSource) -> str:
+def licence_text(source: PublishedFeatures) -> str:
     """Returns what is shown of the licence, and kept beside the files."""
     origins = [f"{one.type} {one.name} on the Hugging Face hub" for one in source.repositories]
     origins += [f"{facts['url']}" for facts in source.links.values()]
@@ -139,7 +139,7 @@ class _Call:
     """The work of one call, while the folder is locked."""
 
     name: str
-    source: FeatureSource
+    source: PublishedFeatures
     folder: Path
     network: DownloadSettings
     record: Record

@@ -19,7 +19,7 @@ from vmr_zoo.data.annotations.records import Query
 from vmr_zoo.data.features.problems import FeatureError, Problem
 from vmr_zoo.data.features.source import QuerySource, VideoSource
 from vmr_zoo.data.features.store import ArrayStore
-from vmr_zoo.errors import VmrError, abbreviate, unknown
+from vmr_zoo.errors import VmrError, abbreviate
 from vmr_zoo.utils.arrays import Array, Epsilon, l2_normalise
 from vmr_zoo.utils.switches import check_switches
 
@@ -50,8 +50,6 @@ class FileFeatures:
                 of (T, 1 + P, dim).
             epsilon: as in `l2_normalise`.
         """
-        if part not in ("vector", "global", "patches"):
-            raise unknown("part of a feature file", part, ("vector", "global", "patches"))
         self.backbone = backbone
         self.dim = dim
         self.store = store
@@ -178,8 +176,6 @@ class VideoFiles(VideoSource):
                 clips into `max_clips` bins of (nearly) equal length, duration / max_clips seconds each.
             bin_edges: rule of these bins, as in `mean_pool`.
         """
-        if overlong not in ("truncate", "mean_pool"):
-            raise unknown("treatment of overlong videos", overlong, ("truncate", "mean_pool"))
         if not sources:
             raise VmrError("VideoFiles needs at least one source.")
         if len(sources) > 1 and any(source.part == "patches" for source in sources):

@@ -40,7 +40,7 @@ class Repository:
 
 
 @dataclass(frozen=True)
-class FeatureSource:
+class PublishedFeatures:
     """Features that are published together.
 
     Attributes:
@@ -124,7 +124,7 @@ def matches(path: str, pattern: str) -> bool:
 
 
 def choose(
-    sources: Mapping[str, FeatureSource], features: str | None, data: str | None, name: str | None
+    sources: Mapping[str, PublishedFeatures], features: str | None, data: str | None, name: str | None
 ) -> list[str]:
     """Selects entries of the catalogue.
 

@@ -203,7 +203,7 @@ class EncodedQueries(QuerySource):
 
     def prepare(self, protocol: Protocol) -> None:
         """Embeds all sentences of the protocol that are not cached yet."""
-        self.encode([query.text for split in protocol.splits.values() for query in split.queries])
+        self.encode([query.text for query in protocol.queries])
 
     def encode(self, texts: Sequence[str]) -> None:
         """Embeds the sentences that are not cached yet."""

@@ -7,16 +7,16 @@ In between they are kept here, in the type in which the splits hold them.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
 import torch
 
-from vmr_zoo.data.annotations.records import Protocol, Query, Split
+from vmr_zoo.data.annotations.records import Query, Split
 from vmr_zoo.data.features.feature_set import FeatureSet
-from vmr_zoo.data.features.problems import Problem
 from vmr_zoo.data.features.source import QuerySource, VideoSource
+from vmr_zoo.data.features.wrapped import WrappedQueries, WrappedVideos
 from vmr_zoo.utils.arrays import Array
 
 Key = TypeVar("Key")
@@ -91,18 +91,13 @@ class _Kept(Generic[Key]):
         self._arrays[key] = torch.from_numpy(writeable).to(self._dtype).numpy()
 
 
-class _VideosReadOnce(VideoSource):
+class _VideosReadOnce(WrappedVideos):
     """Clip features, kept between the first load and the last split that needs them."""
 
     def __init__(self, source: VideoSource, kept: _Kept[str]) -> None:
-        self.source = source
-        self.dim = source.dim
-        self.max_clips = source.max_clips
+        super().__init__(source)
         self._kept = kept
         self._lengths: dict[str, int] = {}
-
-    def prepare(self, protocol: Protocol) -> None:
-        self.source.prepare(protocol)
 
     def load(self, video_id: str) -> Array:
         kept = self._kept.take(video_id)
@@ -117,26 +112,13 @@ class _VideosReadOnce(VideoSource):
         known = self._lengths.get(video_id)
         return self.source.length(video_id) if known is None else known
 
-    def missing(self, video_ids: Sequence[str]) -> list[Problem]:
-        return self.source.missing(video_ids)
 
-    def manifest(self) -> dict[str, Any]:
-        return self.source.manifest()
-
-
-class _QueriesReadOnce(QuerySource):
+class _QueriesReadOnce(WrappedQueries):
     """Token features, kept between the first load and the last split that needs them."""
 
     def __init__(self, source: QuerySource, kept: _Kept[Query]) -> None:
-        self.source = source
-        self.dim = source.dim
-        self.has_token_ids, self.has_noun_masks = source.has_token_ids, source.has_noun_masks
-        self.end_ids = source.end_ids
-        self.sentence_dim = source.sentence_dim
+        super().__init__(source)
         self._kept = kept
-
-    def prepare(self, protocol: Protocol) -> None:
-        self.source.prepare(protocol)
 
     def load(self, query: Query) -> Array:
         kept = self._kept.take(query)
@@ -145,21 +127,3 @@ class _QueriesReadOnce(QuerySource):
         tokens = self.source.load(query)
         self._kept.keep(query, tokens)
         return tokens
-
-    def token_ids(self, query: Query) -> Array:
-        return self.source.token_ids(query)
-
-    def sentence(self, query: Query) -> Array:
-        return self.source.sentence(query)
-
-    def token_text(self, query: Query) -> list[str]:
-        return self.source.token_text(query)
-
-    def noun_mask(self, query: Query) -> Array:
-        return self.source.noun_mask(query)
-
-    def missing(self, queries: Sequence[Query]) -> list[Problem]:
-        return self.source.missing(queries)
-
-    def manifest(self) -> dict[str, Any]:
-        return self.source.manifest()

@@ -222,6 +222,3 @@ class Hdf5Store(ArrayStore):
             )
         check_inside(item, self.where(name))
         return np.asarray(item[()])
-
-
-# ---------------------------------------------------------------------------------------------- the set

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO
 
-from vmr_zoo.data.features.published import FeatureSource
+from vmr_zoo.data.features.published import PublishedFeatures
 from vmr_zoo.errors import VmrError, printable
 from vmr_zoo.utils.archives import JoinedFiles, is_archive, members
 from vmr_zoo.utils.files import atomic_path, writing
@@ -25,7 +25,7 @@ _CHUNK = 1 << 20
 def place_content(
     name: str,
     parts: Sequence[Path],
-    source: FeatureSource,
+    source: PublishedFeatures,
     folder: Path,
     left_out: list[str],
     advance: Callable[[int], object],
@@ -70,7 +70,7 @@ def place_content(
 def _unpack(
     name: str,
     parts: Sequence[Path],
-    source: FeatureSource,
+    source: PublishedFeatures,
     folder: Path,
     left_out: list[str],
     advance: Callable[[int], object],

@@ -118,7 +118,7 @@ def _generator(identifier: str) -> np.random.Generator:
 
 
 def _durations(protocol: Protocol) -> dict[str, float]:
-    return {query.video_id: query.duration for split in protocol.splits.values() for query in split.queries}
+    return {query.video_id: query.duration for query in protocol.queries}
 
 
 class RandomVideos(VideoSource):

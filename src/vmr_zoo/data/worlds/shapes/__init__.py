@@ -12,7 +12,7 @@ import json
 from dataclasses import fields
 from pathlib import Path
 
-from vmr_zoo.data.annotations.records import Protocol, Query, Split
+from vmr_zoo.data.annotations.records import GENERATED, Protocol, Query, Split
 from vmr_zoo.data.worlds.shapes.answers import SceneAnswers
 from vmr_zoo.data.worlds.shapes.encoder import GridEncoder
 from vmr_zoo.data.worlds.shapes.generate import SPLITS, generate_world, verify
@@ -64,7 +64,7 @@ def protocol(
         train,
         selection,
         splits,
-        "generated",
+        GENERATED,
         pool=" ".join(["shapes", *videos]),
         settings=" ".join(settings),
         answers=SceneAnswers(world, tuple(files.values())),

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from vmr_zoo.data.worlds.shapes import render
 from vmr_zoo.data.worlds.shapes.sentences import Question, ask
 from vmr_zoo.data.worlds.shapes.world import GROUPS, Scene, WorldSettings, sample_scene
 from vmr_zoo.utils.checksums import verify_checksums, write_checksums
-from vmr_zoo.utils.files import atomic_write, lock_folder
+from vmr_zoo.utils.files import atomic_write, lock_folder, write_rows
 from vmr_zoo.utils.parallel import in_parallel
 
 CHECKSUMS = "checksums.json"
@@ -109,7 +109,7 @@ def _generate(settings: WorldSettings, folder: Path, processes: int | None) -> N
         pass
     rows = annotate(settings)
     for split, listed in rows.items():
-        _write_jsonl(folder / "annotations" / f"{split}.jsonl", listed)
+        write_rows(folder / "annotations" / f"{split}.jsonl", listed)
     files = [*sorted((folder / "videos").glob("*.mp4")), *sorted((folder / "annotations").glob("*.jsonl"))]
     write_checksums(folder / CHECKSUMS, files)
     sizes = {
@@ -151,11 +151,6 @@ def video_path(folder: Path, video_id: str) -> Path:
 def digest(settings: dict[str, Any]) -> str:
     """Returns a short name for settings: the first 12 hex digits of their SHA-256."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def _write_jsonl(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Writes JSON Lines atomically."""
-    atomic_write(path, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows))
 
 
 def _render(job: tuple[Scene, Path, int, int]) -> None:
