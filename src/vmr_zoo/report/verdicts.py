@@ -2,19 +2,20 @@
 
 The error of an effect has two sources, the sample of queries and the seeds of training. A bootstrap over
 videos measures the first (scores averaged over seeds), the spread of the effect over seeds the second. Two
-or three seeds often agree by chance, so the spread counts as at least that of all claims together. Its
-degrees of freedom are the mean of the claim's own and those of all: with its own alone, two seeds settled an
-effect of 8 points in 67 to 73 % of simulated sets of claims, and now in 84 to 93 %. The two variances add
-up, with Welch-Satterthwaite degrees of freedom. A claim *holds* if its effect has the claimed sign, and
-*does not hold* if its effect is below `margin`; both after Holm's correction for the number of claims. How
-often simulated sets of claims had a wrong verdict is in docs/report.md. Anything else is *not settled*, and
-so is a claim with rows that are missing, were still rising, or do not read their sentences.
+or three seeds often agree by chance, so the spread counts as at least that of all claims of the paper, which
+compare the same methods. Its degrees of freedom are the mean of the claim's own and those of all these. The
+two variances add up, with Welch-Satterthwaite degrees of freedom. A claim *holds* if its effect has the
+claimed sign, and *does not hold* if its effect is below `margin`; both after Holm's correction for the
+number of claims. How often simulated sets of claims had a wrong verdict is in docs/report.md. Anything else
+is *not settled*, and so is a claim with rows that are missing, were still rising, or do not read their
+sentences.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -74,7 +75,7 @@ class Effect:
         by_seed: the effect of each seed.
         queries: number of queries of each split.
         error: standard deviation over resamples.
-        common: the spread over seeds that all claims of a report share.
+        common: the spread over seeds that the claims of its paper share.
     """
 
     mean: float
@@ -184,16 +185,29 @@ def answer_claims(claims: Sequence[Claim], runs: Sequence[Run]) -> list[Answer]:
 
 
 def with_common_spread(answers: Sequence[Answer]) -> list[Answer]:
-    """Gives each effect the spread over seeds that all of them share: their mean by degrees of freedom."""
-    spreads = [answer.effect.spread for answer in answers if answer.effect is not None]
-    freedom = sum(one.freedom for one in spreads)
-    if not freedom:
-        return list(answers)
-    common = Spread(sum(one.variance * one.freedom for one in spreads) / freedom, freedom)
+    """Gives each effect the spread over seeds of all claims of its paper: their mean by degrees of freedom.
+
+    Not of all claims: the seeds of one method would then decide what is known about another.
+    """
+    spreads: dict[str, list[Spread]] = defaultdict(list)
+    for answer in answers:
+        if answer.effect is not None:
+            spreads[answer.claim.paper].append(answer.effect.spread)
+    common = {paper: mean_spread(of_paper) for paper, of_paper in spreads.items()}
     return [
-        answer if answer.effect is None else replace(answer, effect=replace(answer.effect, common=common))
+        answer
+        if answer.effect is None
+        else replace(answer, effect=replace(answer.effect, common=common[answer.claim.paper]))
         for answer in answers
     ]
+
+
+def mean_spread(spreads: Sequence[Spread]) -> Spread:
+    """Returns the mean of spreads by their degrees of freedom; without any, `NO_SPREAD`."""
+    freedom = sum(one.freedom for one in spreads)
+    if not freedom:
+        return NO_SPREAD
+    return Spread(sum(one.variance * one.freedom for one in spreads) / freedom, freedom)
 
 
 def _claimed(answer: Answer) -> tuple[Effect, float]:
