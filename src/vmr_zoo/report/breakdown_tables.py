@@ -36,7 +36,7 @@ NOTE = (
 
 def print_breakdowns(tables: Sequence[Breakdown]) -> None:
     """Prints the tables to the terminal: one block per split, kind and metric, in which no number is cut."""
-    console = wide_console()
+    console = wide_console(fitted=True)
     heading = ""
     for table in tables:
         if table.board.heading != heading:

@@ -50,7 +50,7 @@ class StudyTable:
 
     def print(self) -> None:
         """Prints the table to the terminal."""
-        console = wide_console()
+        console = wide_console(fitted=True)
         console.print(Text(one_line(self.title), "bold"))
         table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
         for place, title in enumerate(self.columns):

@@ -37,7 +37,7 @@ def print_leaderboards(boards: Sequence[Leaderboard], costs: bool = False, most:
         costs: whether to add a table of parameters, times and memory.
         most: rows to print of each table; None: all.
     """
-    console = wide_console()
+    console = wide_console(fitted=True)
     for board in boards:
         console.print(Text(one_line(board.heading), "bold"))
         console.print(Text(one_line(f"{board.conditions}."), "dim"))

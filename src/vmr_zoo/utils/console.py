@@ -22,10 +22,14 @@ _NARROWEST = 60
 """Columns of a terminal below which rows wrap rather than lose digits."""
 
 
-def wide_console() -> Console:
-    """Returns a console as wide as the terminal, or as COLUMNS says; a pipe or a file has any width."""
+def wide_console(fitted: bool = False) -> Console:
+    """Returns a console as wide as the terminal; a pipe or a file has any width.
+
+    Args:
+        fitted: tables are laid out for the width, so a pipe has that of COLUMNS, if it is set.
+    """
     console = Console(highlight=False)
-    known = console.is_terminal or os.environ.get("COLUMNS", "").isdigit()
+    known = console.is_terminal or (fitted and os.environ.get("COLUMNS", "").isdigit())
     return Console(width=max(console.width, _NARROWEST) if known else 1000, highlight=False)
 
 
