@@ -41,7 +41,7 @@ $(INSTALLED): pyproject.toml
 	@touch $@
 
 # Re-running a sweep resumes it. conf/recipe/shapes sets one thread per job, so a sweep trains one model on each core. Both
-# come within 6 points of their best in 8 epochs; the other methods need longer (experiments/ood_shapes). The baselines see no video.
+# come within 8 points of their best in 8 epochs; the other methods need longer (experiments/ood_shapes). The baselines see no video.
 demo: $(INSTALLED)
 	$(BIN)/vmr extract data=shapes encoder=grid
 	$(BIN)/vmr narrate data=shapes narrator=shapes

@@ -18,7 +18,8 @@ from vmr_zoo.config.values import check_values
 
 pytestmark = pytest.mark.no_cover
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+PAGES += sorted([*(ROOT / "docs").rglob("*.md"), *(ROOT / "experiments").rglob("*.md")])
 
 
 def in_blocks(text: str) -> Iterator[str]:
@@ -59,7 +60,9 @@ def test_a_documented_command_composes_and_passes_the_checks(
     args = ["json=true" if arg == "--json" else arg for arg in args]
     check_options(args)
     if "--help" in args or "--config-name" in args:  # test_studies composes the sweeps of studies
-        assert "--config-dir" not in args or (ROOT / args[args.index("--config-dir") + 1]).is_dir()
+        if "--config-dir" in args:
+            folder, name = (args[args.index(option) + 1] for option in ("--config-dir", "--config-name"))
+            assert (ROOT / folder / f"{name}.yaml").is_file()
         return
     typed = as_typed(verb, args)
     chosen = []

@@ -160,7 +160,7 @@ def test_a_switch_names_the_run_and_an_unknown_one_is_refused(compose):
 
 
 def test_a_narrator_that_errs_has_features_of_its_own(compose):
-    sweep = EXPERIMENTS / "narrator_noise/sweep.yaml"
+    sweep = EXPERIMENTS / "interventions/narrator.yaml"
     cfg = compose(sweep, ["data=shapes", "method=tea", "narrator_error=0.25"])
     narrator = instantiate(cfg.features.narration.narrator)
     assert (narrator.miss, narrator.confuse, narrator.hallucinate) == (0.25, 0.25, 0.25)
