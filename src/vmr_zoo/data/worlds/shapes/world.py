@@ -4,7 +4,7 @@ A scene contains three or four coloured shapes. Each performs one action at a ti
 simultaneously. All draws come from a generator seeded by (seed, group, index): a video depends neither on the
 number of videos nor on the process that renders it.
 
-The *time prior* imitates biased benchmarks: most actions have a place in time (`places`). When something
+The *temporal prior* imitates biased benchmarks: most actions have a place in time (`places`). When something
 happens is uniform; which action it is depends on the time. In the group "exchanged" opposite actions exchange
 their places, and nothing else changes: times, actions, lengths and speeds are distributed as before.
 """
@@ -116,7 +116,7 @@ class WorldSettings:
         longest: length of the longest video in seconds.
         fps: frames per second.
         height: height in pixels; the width is 4/3 of it.
-        time_bias: strength of the time prior, 0 (none) to 1 (actions occur at their places where possible).
+        time_bias: strength of the temporal prior, 0 (none) to 1 (actions occur at their places where possible).
         complex_share: share of multi-clause sentences in train, selection, iid and ood_time.
         wordings: sentences per event in train, with independent references and words.
     """
