@@ -13,7 +13,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from vmr_zoo.errors import VmrError, unknown
+from vmr_zoo.errors import VmrError
+from vmr_zoo.utils.switches import check_switches
 
 WORD = re.compile(r"'\w+|\w+(?:-\w+)*|[^\w\s]")
 
@@ -39,6 +40,7 @@ _KINDS = [
 _VERBS = re.compile("(?P<finite>f(?:v*[fgni])*)|(?P<infinitive>tv*i)|(?P<participle>[gn](?:v*n)?)")
 
 
+@check_switches
 class Parser:
     """Base of `NounChunks` and `ClauseCounts`: a parser, loaded with the first sentence."""
 
@@ -55,8 +57,6 @@ class Parser:
         Raises:
             VmrError: for another parser.
         """
-        if parser not in ("hanta", "spacy", "auto"):
-            raise unknown("parser", parser, ("hanta", "spacy", "auto"))
         if parser == "auto":
             parser = "spacy" if _has_spacy(model) else "hanta"
         self.parser = parser
