@@ -72,9 +72,8 @@ def differences(row: dict[str, str], again: dict[str, str]) -> list[str]:
     ]
 
 
-def describe(row: dict[str, str], again: dict[str, str]) -> str:
-    """Says whether two rows are the same, and if not, what else differed."""
-    found = differences(row, again)
+def describe(row: dict[str, str], again: dict[str, str], found: list[str]) -> str:
+    """Says whether two rows are the same, given their `differences`, and if not, what else differed."""
     title = f"{row['name']}, seed {row['seed']}, of {row['revision']}, at {again['revision']}: "
     if not found:
         return f"{title}the same, weights {row['weights']}"
@@ -107,8 +106,9 @@ def main() -> int:
         except subprocess.CalledProcessError as error:
             print(f"Not trained: {shlex.join(error.cmd)}", file=sys.stderr)
             return 2
-        print(describe(row, again), flush=True)
-        failed |= bool(differences(row, again))
+        found = differences(row, again)
+        print(describe(row, again, found), flush=True)
+        failed |= bool(found)
     return int(failed)
 
 

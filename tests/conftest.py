@@ -112,3 +112,11 @@ def trained_toy(train_toy_in: Callable[..., int], tmp_path_factory: pytest.TempP
     run = tmp_path_factory.mktemp("trained") / "run"
     assert train_toy_in(run) == 0
     return run
+
+
+@pytest.fixture(scope="session")
+def whole(train_toy_in: Callable[..., int], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of four epochs on the toy data set that nothing stopped; only for reading."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    assert train_toy_in(run, "trainer.max_epochs=4") == 0
+    return run

@@ -40,14 +40,6 @@ def results(run: Path) -> tuple:
     return (run / "predictions.jsonl").read_bytes(), weights, (run / "metrics.csv").read_bytes()
 
 
-@pytest.fixture(scope="module")
-def whole(train_toy_in, tmp_path_factory):
-    """A run of four epochs that nothing stopped."""
-    run = tmp_path_factory.mktemp("whole") / "run"
-    assert train_toy_in(run, "trainer.max_epochs=4") == 0
-    return run
-
-
 class StopIn(Callback):
     """Sends a signal from the N-th call of one hook."""
 

@@ -258,11 +258,13 @@ def test_a_row_is_the_same_or_says_what_differs(monkeypatch):
     reproduce = importlib.import_module("reproduce")
     row = {"name": "a", "seed": "0", "revision": "old", "weights": "0f", "iid mIoU": "1.0000", "torch": "2"}
     again = row | {"revision": "new", "train_seconds": "5", "other iid R1@0.5": "2.00"}
-    assert reproduce.describe(row, again) == "a, seed 0, of old, at new: the same, weights 0f"
+    assert reproduce.differences(row, again) == []
+    assert reproduce.describe(row, again, []) == "a, seed 0, of old, at new: the same, weights 0f"
     changed = again | {"weights": "1f", "torch": "3"}
     del changed["iid mIoU"]
-    assert reproduce.differences(row, changed) == ["weights 0f -> 1f", "iid mIoU 1.0000 -> nothing"]
-    assert "trained elsewhere (torch 2 -> 3)" in reproduce.describe(row, changed)
+    found = ["weights 0f -> 1f", "iid mIoU 1.0000 -> nothing"]
+    assert reproduce.differences(row, changed) == found
+    assert "trained elsewhere (torch 2 -> 3)" in reproduce.describe(row, changed, found)
 
 
 def test_the_searches_show_what_their_results_say(monkeypatch):

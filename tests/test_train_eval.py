@@ -68,14 +68,6 @@ def test_equal_seeds_give_equal_runs_and_other_seeds_do_not(train_toy, trained_t
     assert not same_weights(a, c)
 
 
-@pytest.fixture(scope="module")
-def whole(train_toy_in, tmp_path_factory):
-    """A run of four epochs that nothing stopped."""
-    run = tmp_path_factory.mktemp("whole") / "run"
-    assert train_toy_in(run, "trainer.max_epochs=4") == 0
-    return run
-
-
 @pytest.mark.parametrize(
     ("number", "step", "code", "state_after"),
     [

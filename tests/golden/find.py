@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 COMMITTED = Path(__file__).parent / "cases"
@@ -16,3 +18,9 @@ def golden_case(name: str) -> Path:
         if (folder / name).is_file():
             return folder / name
     pytest.skip(f"{name} is too large to be committed and is not in ../shared/golden")
+
+
+def arrays(name: str) -> dict[str, np.ndarray[Any, Any]]:
+    """Returns what a golden case such as "mesm_a.npz" holds."""
+    with np.load(golden_case(name), allow_pickle=False) as file:
+        return dict(file)

@@ -11,7 +11,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from batches import shrink
-from golden.find import golden_case
+from golden.find import arrays, golden_case
 from vmr_zoo.config.compose import compose
 from vmr_zoo.errors import VmrError
 from vmr_zoo.parity.case import Case
@@ -32,11 +32,6 @@ def parity(name: str) -> DictConfig:
     return compose("parity", [f"method={CASES[name].split('/')[0]}", "case=x"])
 
 
-def arrays(name: str) -> dict[str, np.ndarray[Any, Any]]:
-    with np.load(golden_case(f"files/{name}.npz"), allow_pickle=False) as file:
-        return dict(file)
-
-
 def saved(content: dict[str, np.ndarray[Any, Any]], folder: Path) -> Case:
     np.savez(folder / "case.npz", **content)  # type: ignore[arg-type]
     return Case(folder / "case.npz")
@@ -52,7 +47,7 @@ def test_every_array_of_the_released_batches_is_recomputed(name: str) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_experiment_has_the_limits_of_the_recipe(name: str) -> None:
-    options = json.loads(str(arrays(name)["config"]))
+    options = json.loads(str(arrays(f"files/{name}.npz")["config"]))
     cfg = compose("train", [f"experiment={CASES[name]}", "variant=released", "paths.cache=x"])
     keys = {
         "bsz": "data.batch_size",
@@ -81,7 +76,7 @@ def with_last_altered(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 @pytest.mark.parametrize("name", COMMITTED)
 def test_one_altered_number_in_any_array_of_a_batch_fails(name: str, tmp_path: Path) -> None:
-    content = arrays(name)
+    content = arrays(f"files/{name}.npz")
     altered = {key: with_last_altered(array) for key, array in content.items() if key.startswith("batch/")}
     driving = [key for key in altered if key.endswith(DRIVES_OTHERS)]
     others = {key: array for key, array in altered.items() if key not in driving}
@@ -110,7 +105,7 @@ def test_one_altered_number_in_any_array_of_a_batch_fails(name: str, tmp_path: P
 def test_an_altered_annotation_fails(
     name: str, file: str, old: str, new: str, fails: set[str], tmp_path: Path
 ) -> None:
-    content = arrays(name)
+    content = arrays(f"files/{name}.npz")
     key = next(key for key in content if key.startswith("text/") and file in key)
     text = str(content[key])
     assert text.count(old) == 1
@@ -122,7 +117,7 @@ def test_an_altered_annotation_fails(
     ("file", "key"), [("c3d_features/AAAA1.npy", "src_vid"), ("qid2.npz#last_hidden_state", "src_txt")]
 )
 def test_an_altered_feature_fails(file: str, key: str, tmp_path: Path) -> None:
-    content = arrays("bm_detr_charades_c3d_files_a")
+    content = arrays("files/bm_detr_charades_c3d_files_a.npz")
     name = next(name for name in content if name.endswith(file))
     altered = content[name].copy()
     altered[3, 0] += 1
@@ -132,7 +127,7 @@ def test_an_altered_feature_fails(file: str, key: str, tmp_path: Path) -> None:
 
 
 def test_a_batch_with_one_video_twice_fails(tmp_path: Path) -> None:
-    content = arrays("bm_detr_charades_c3d_files_a")
+    content = arrays("files/bm_detr_charades_c3d_files_a.npz")
     qids = content["batch/train/qid"].copy()
     assert 13 in qids
     assert 0 in qids

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from omegaconf import DictConfig
 
-from golden.find import golden_case
+from golden.find import arrays, golden_case
 from vmr_zoo.config.compose import compose
 from vmr_zoo.parity.case import Case
 from vmr_zoo.parity.files import our_data
@@ -20,8 +20,8 @@ DRIVES_OTHERS = ("/sample_id", "train/video_id")
 """Arrays by which rows are chosen: others depend on them."""
 
 
-def path(method: str) -> Path:
-    return golden_case(f"files/{method}_charades_files_a.npz")
+def name(method: str) -> str:
+    return f"files/{method}_charades_files_a.npz"
 
 
 def parity(method: str) -> DictConfig:
@@ -42,12 +42,11 @@ def with_last_altered(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_array_is_recomputed_and_an_altered_number_fails(method: str, tmp_path: Path) -> None:
-    with np.load(path(method), allow_pickle=False) as file:
-        content = dict(file)
+    content = arrays(name(method))
     altered = {key: with_last_altered(array) for key, array in content.items() if key.startswith("batch/")}
     driving = [key for key in altered if key.endswith(DRIVES_OTHERS)]
     others = {key: array for key, array in altered.items() if key not in driving}
-    with our_data(parity(method), Case(path(method))) as ours:
+    with our_data(parity(method), Case(golden_case(name(method)))) as ours:
 
         def failed(changes: Mapping[str, np.ndarray[Any, Any]]) -> set[str]:
             return {v.key for v in ours.check(saved(content | changes, tmp_path)) if not v.passed}
@@ -70,8 +69,7 @@ def test_every_array_is_recomputed_and_an_altered_number_fails(method: str, tmp_
 def test_altered_text_fails(
     method: str, file: str, old: str, new: str, fails: set[str], tmp_path: Path
 ) -> None:
-    with np.load(path(method), allow_pickle=False) as stored:
-        content = dict(stored)
+    content = arrays(name(method))
     key = next(key for key in content if key.startswith("text/") and key.endswith(file))
     assert str(content[key]).count(old) == 1
     case = saved(content | {key: np.array(str(content[key]).replace(old, new))}, tmp_path)

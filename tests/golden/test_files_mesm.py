@@ -11,18 +11,13 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from golden.find import golden_case
+from golden.find import arrays
 from vmr_zoo.config.compose import compose
 from vmr_zoo.parity.case import Case
 from vmr_zoo.parity.files import our_data
 
 CASES = {"mesm_charades_files_a": "charades_sta", "mesm_tacos_files_a": "tacos"}
 """Experiment by case."""
-
-
-def arrays(name: str) -> dict[str, np.ndarray[Any, Any]]:
-    with np.load(golden_case(f"files/{name}.npz"), allow_pickle=False) as file:
-        return dict(file)
 
 
 def failed(content: Mapping[str, np.ndarray[Any, Any]], folder: Path) -> set[str]:
@@ -34,7 +29,7 @@ def failed(content: Mapping[str, np.ndarray[Any, Any]], folder: Path) -> set[str
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_array_is_recomputed_and_an_altered_number_in_any_fails(name: str, tmp_path: Path) -> None:
-    content = arrays(name)
+    content = arrays(f"files/{name}.npz")
     assert failed(content, tmp_path) == set()
     altered = {}
     # By these our rows are found: any change leaves no batch of ours that is like the recorded one.
@@ -55,7 +50,7 @@ def test_every_array_is_recomputed_and_an_altered_number_in_any_fails(name: str,
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_experiment_has_the_limits_of_the_recipe(name: str) -> None:
-    options = json.loads(str(arrays(name)["config"]))
+    options = json.loads(str(arrays(f"files/{name}.npz")["config"]))
     cfg = compose("train", [f"experiment=mesm/{CASES[name]}", "variant=released", "paths.cache=x"])
     words = (
         "features.query.encoder.longest" if name.startswith("mesm_charades") else "features.query.max_tokens"
@@ -80,7 +75,7 @@ def test_the_experiment_has_the_limits_of_the_recipe(name: str) -> None:
     ],
 )
 def test_an_altered_file_fails(name: str, old: str, new: str, fails: set[str], tmp_path: Path) -> None:
-    content = arrays(name)
+    content = arrays(f"files/{name}.npz")
     key = next(key for key in content if key.startswith("text/") and old in str(content[key]))
     changed = failed(content | {key: np.array(str(content[key]).replace(old, new))}, tmp_path)
     assert fails <= {key.rpartition("/")[2] for key in changed}

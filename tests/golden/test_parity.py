@@ -17,18 +17,13 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from golden import authors
-from golden.find import golden_case
+from golden.find import arrays, golden_case
 from vmr_zoo.config.compose import compose
 from vmr_zoo.methods.base import Method
 from vmr_zoo.parity.case import Case, Number, Released
 from vmr_zoo.parity.check import build_released, check_case
 
 CASES = [(m, f"{m}_{c}.npz") for m in ("moment_detr", "bm_detr") for c in "ab"]
-
-
-def arrays(file: str) -> dict[str, np.ndarray]:
-    with np.load(golden_case(file), allow_pickle=False) as stored:
-        return {key: stored[key] for key in stored.files}
 
 
 @pytest.mark.parametrize(("method", "file"), CASES)

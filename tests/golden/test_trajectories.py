@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from golden.find import golden_case
+from golden.find import arrays, golden_case
 from vmr_zoo.config.compose import compose
 from vmr_zoo.errors import VmrError
 from vmr_zoo.parity.case import Case
@@ -21,11 +21,6 @@ METHODS = ("moment_detr", "qd_detr", "bm_detr", "emb", "mesm", "mmn")
 
 def verdicts_of(method: str, path: Path) -> list[Verdict]:
     return check_trajectory(compose("parity", [f"method={method}", "case=x"]), Case(path)).verdicts
-
-
-def arrays(method: str) -> dict[str, np.ndarray[Any, Any]]:
-    with np.load(golden_case(f"trajectories/{method}_a.npz"), allow_pickle=False) as file:
-        return dict(file)
 
 
 def refused(method: str, content: dict[str, np.ndarray[Any, Any]], folder: Path) -> bool:
@@ -61,7 +56,7 @@ def test_every_step_is_repeated(method: str) -> None:
     ],
 )
 def test_an_altered_array_fails(key: str, tmp_path: Path) -> None:
-    content = arrays("mmn")
+    content = arrays("trajectories/mmn_a.npz")
     altered = content[key].copy()
     altered.flat[altered.size // 2] *= 1.01
     altered.flat[altered.size // 2] += 0.01
@@ -74,7 +69,7 @@ def test_an_altered_array_fails(key: str, tmp_path: Path) -> None:
     [("lr", 2e-4), ("clip_grad_norm", 4), ("milestones", [3, 4]), ("only_iou_epoch", 2), ("margin", 0.3)],
 )
 def test_an_altered_recipe_fails(option: str, value: Any, tmp_path: Path) -> None:
-    content = arrays("mmn")
+    content = arrays("trajectories/mmn_a.npz")
     options = json.loads(str(content["config"]))
     assert options[option] != value
     config = np.array(json.dumps(options | {option: value}))
@@ -84,7 +79,7 @@ def test_an_altered_recipe_fails(option: str, value: Any, tmp_path: Path) -> Non
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_no_kind_of_array_is_ignored(method: str, tmp_path: Path) -> None:
-    content = arrays(method)
+    content = arrays(f"trajectories/{method}_a.npz")
     kinds: dict[str, str] = {}
     for key, array in content.items():
         if array.dtype.kind in "fi" and array.size and not key.startswith(("init/", "noise/")):
@@ -112,7 +107,7 @@ def test_the_experiment_decides_the_recipe(vmr, tmp_path: Path, capsys) -> None:
 
 
 def test_padding_is_checked(tmp_path: Path) -> None:
-    content = arrays("mmn")
+    content = arrays("trajectories/mmn_a.npz")
     ids = content["step03/input/token_ids"].copy()
     ids[content["step03/input/wordlens"].argmin(), -1] = 7
     path = tmp_path / "case.npz"

@@ -22,18 +22,18 @@ from scipy.stats import gaussian_kde
 from torch import Tensor
 
 from vmr_zoo.errors import VmrError
-from vmr_zoo.methods.base import Method, Training
+from vmr_zoo.methods.base import Training
+from vmr_zoo.methods.one_pass import OnePass
 from vmr_zoo.types import Batch, Prediction
 
 
-class BiasKDE(Method):
+class BiasKDE(OnePass):
     """Draws moments from a kernel density of the training moments; has no trainable parameters.
 
     Attributes:
         moments: (N, 2) the normalised training moments, a buffer that is part of checkpoints.
     """
 
-    family = "Baselines"
     moments: Tensor
 
     def __init__(self, *, training: Training, seed: int = 0, samples: int = 10) -> None:
@@ -47,17 +47,10 @@ class BiasKDE(Method):
         Raises:
             VmrError: if `samples` is below 5.
         """
-        super().__init__(training)
-        if samples < 5:
-            raise VmrError(f"Expected method.samples >= 5, since R5 needs five predictions; found {samples}.")
+        super().__init__(training, samples)
         self.seed = seed
-        self.samples = samples
         self.register_buffer("moments", torch.zeros(0, 2))
         self._seen: list[Tensor] = []
-
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Returns no losses."""
-        return {}
 
     def fit_density(self, moments: Tensor) -> None:
         """Fits the density to (N, 2) normalised moments.
@@ -77,10 +70,6 @@ class BiasKDE(Method):
     def training_step(self, batch: Batch, batch_idx: int) -> None:  # type: ignore[override]
         """Collects the moments of one batch."""
         self._seen.append(batch["spans"][batch["span_mask"]])
-
-    def on_train_epoch_end(self) -> None:
-        """Stops after the first epoch; another would change nothing."""
-        self.trainer.should_stop = True
 
     def on_validation_epoch_start(self) -> None:
         """Fits the density after the training split, before the selection split."""

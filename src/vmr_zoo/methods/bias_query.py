@@ -25,7 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vmr_zoo.errors import VmrError
-from vmr_zoo.methods.base import Method, Training
+from vmr_zoo.methods.base import Training
+from vmr_zoo.methods.one_pass import OnePass
 from vmr_zoo.spans import iou, nms
 from vmr_zoo.types import Batch, Prediction
 
@@ -45,7 +46,7 @@ _NMS_IOU = 0.7
 _STORED = ("moments", "sentences", "centre", "widths")
 
 
-class BiasQuery(Method):
+class BiasQuery(OnePass):
     """Answers from the sentence alone; has no trainable parameters.
 
     Attributes:
@@ -57,7 +58,6 @@ class BiasQuery(Method):
         kernel: (N, C) the kernel between training moments and candidates; both follow from the others.
     """
 
-    family = "Baselines"
     moments: Tensor
     sentences: Tensor
     centre: Tensor
@@ -84,33 +84,22 @@ class BiasQuery(Method):
         Raises:
             VmrError: if `samples` is below 5, or a bandwidth or a temperature is not positive.
         """
-        super().__init__(training)
-        if samples < 5:
-            raise VmrError(f"Expected method.samples >= 5, since R5 needs five predictions; found {samples}.")
+        super().__init__(training, samples)
         for key, values in (("bandwidths", bandwidths), ("temperatures", temperatures)):
             if not values or min(values) <= 0:
                 raise VmrError(f"Expected positive numbers in method.{key}, found {list(values)}.")
         self.bandwidths, self.temperatures = list(bandwidths), list(temperatures)
-        self.samples = samples
         for name in _STORED:
             self.register_buffer(name, torch.zeros(0))
         for name in ("candidates", "kernel"):
             self.register_buffer(name, torch.zeros(0), persistent=False)
         self._seen: list[tuple[Tensor, Tensor, list[str]]] = []
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Returns no losses."""
-        return {}
-
     def training_step(self, batch: Batch, batch_idx: int) -> None:  # type: ignore[override]
         """Collects the sentences and moments of one batch."""
         row, place = batch["span_mask"].nonzero(as_tuple=True)
         videos = [batch["video_id"][index] for index in row.tolist()]
         self._seen.append((_mean_tokens(batch)[row], batch["spans"][row, place], videos))
-
-    def on_train_epoch_end(self) -> None:
-        """Stops after the first epoch; another would change nothing."""
-        self.trainer.should_stop = True
 
     def on_validation_epoch_start(self) -> None:
         """Fits the density after the training split, before the selection split."""

@@ -26,7 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vmr_zoo.errors import VmrError
-from vmr_zoo.methods.base import Method, Training
+from vmr_zoo.methods.base import Training
+from vmr_zoo.methods.one_pass import OnePass
 from vmr_zoo.spans import nms
 from vmr_zoo.types import Batch, Prediction
 from vmr_zoo.utils.switches import check_switches
@@ -38,7 +39,7 @@ _NMS_IOU = 0.7
 
 
 @check_switches
-class ClipZeroShot(Method):
+class ClipZeroShot(OnePass):
     """Ranks intervals by the similarity of clips and sentence in a joint space; has no parameters.
 
     Attributes:
@@ -73,29 +74,15 @@ class ClipZeroShot(Method):
         Raises:
             VmrError: if `samples` is below 5, or there is nothing to choose from.
         """
-        super().__init__(training)
-        if samples < 5:
-            raise VmrError(f"Expected method.samples >= 5, since R5 needs five predictions; found {samples}.")
+        super().__init__(training, samples)
         for key, values in (("smoothings", smoothings), ("powers", powers)):
             if not values or min(values) < 0:
                 raise VmrError(f"Expected numbers of 0 or more in method.{key}, found {list(values)}.")
-        self.samples = samples
         self.scores = scores
         self.settings = list(itertools.product(map(float, smoothings), map(float, powers)))
         self.trials = nn.ModuleList(training.metrics.clone() for _ in self.settings)
         only = self.settings[0] if len(self.settings) == 1 else (torch.nan, torch.nan)
         self.register_buffer("chosen", torch.tensor(only))
-
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Returns no losses."""
-        return {}
-
-    def training_step(self, batch: Batch, batch_idx: int) -> None:  # type: ignore[override]
-        """Does nothing."""
-
-    def on_train_epoch_end(self) -> None:
-        """Stops after the first epoch; another would change nothing."""
-        self.trainer.should_stop = True
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Answers one batch of the selection split with all settings."""
@@ -159,15 +146,17 @@ def _smooth(curve: Tensor, mask: Tensor, width: Tensor) -> Tensor:
     place = torch.arange(curve.shape[1], device=curve.device)
     first = (place - half).clamp(min=0)
     last = torch.minimum(place + half + 1, mask.sum(1, keepdim=True))
-    sums = F.pad(curve.double().cumsum(1), (1, 0))
-    mean = (sums.gather(1, last) - sums.gather(1, first)) / (last - first).clamp(min=1)
-    return mean.to(curve.dtype).masked_fill(~mask, 0)
+    return _interval_means(curve, first, last).masked_fill(~mask, 0)
 
 
 def _means(curve: Tensor, clips: Tensor, mask: Tensor) -> Tensor:
     """Averages (B, L) values over intervals (B, K, 2) in clips."""
     first, last = clips.round().long().unbind(-1)
-    last = torch.minimum(last, mask.sum(1, keepdim=True))
+    return _interval_means(curve, first, torch.minimum(last, mask.sum(1, keepdim=True)))
+
+
+def _interval_means(curve: Tensor, first: Tensor, last: Tensor) -> Tensor:
+    """Averages (B, L) values from `first` (B, K) to before `last` (B, K); 0 over nothing."""
     sums = F.pad(curve.double().cumsum(1), (1, 0))
     mean = (sums.gather(1, last) - sums.gather(1, first)) / (last - first).clamp(min=1)
     return mean.to(curve.dtype)

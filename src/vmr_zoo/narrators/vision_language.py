@@ -15,22 +15,22 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from vmr_zoo.errors import VmrError, first_line, unknown
+from vmr_zoo.errors import VmrError, first_line
 from vmr_zoo.narrators.segments import Segment, SegmentNarrator, draw
 from vmr_zoo.utils.arrays import Array
 from vmr_zoo.utils.hashing import sha256_of
-
-DTYPES = ("float32", "float16", "bfloat16")
+from vmr_zoo.utils.switches import check_switches
 
 _PROMPT = "{prompt}"
 _FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 """Files of a model: settings, weights, tokenizer, chat template. No pickled weights, no code."""
 
 
+@check_switches
 @dataclass(eq=False)
 class VisionLanguageNarrator(SegmentNarrator):
     """Prompts a model with every segment of a video; the model is loaded for the first answer.
@@ -58,7 +58,7 @@ class VisionLanguageNarrator(SegmentNarrator):
     template: str | None = field(kw_only=True)
     revision: str | None = None
     num_beams: int = 1
-    dtype: str = "float16"
+    dtype: Literal["float32", "float16", "bfloat16"] = "float16"
     device: str | None = None
     batch_size: int = 8
 
@@ -66,8 +66,6 @@ class VisionLanguageNarrator(SegmentNarrator):
         super().__post_init__()
         if self.batch_size < 1:
             raise VmrError(f"Expected narrator.batch_size of at least 1, found {self.batch_size}.")
-        if self.dtype not in DTYPES:
-            raise unknown("narrator.dtype", self.dtype, DTYPES)
         if self.template is not None and (_PROMPT not in self.template or not self.prompts):
             raise VmrError(
                 f"Expected narrator.template to contain {_PROMPT} and narrator.prompt to replace it; found "

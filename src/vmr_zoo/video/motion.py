@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torchvision
@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from vmr_zoo.errors import VmrError, unknown
 from vmr_zoo.utils.arrays import Array
+from vmr_zoo.utils.switches import check_switches
 from vmr_zoo.video.decode import sample
 from vmr_zoo.video.encoder import VideoEncoder, in_clips
 from vmr_zoo.video.torch_models import (
-    check_precision,
+    Precision,
     find_device,
     inference,
     same_random_weights,
@@ -31,6 +32,7 @@ _HEADS = ("fc", "head", "classifier")
 """Names of the last layers of torchvision's video models."""
 
 
+@check_switches
 class Motion(VideoEncoder):
     """A video classifier of torchvision without its last layer."""
 
@@ -45,7 +47,7 @@ class Motion(VideoEncoder):
         frames: int = 16,
         random_weights: bool = False,
         device: str | None = None,
-        dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+        dtype: Precision = "float32",
     ) -> None:
         """Loads the model; torchvision downloads the weights if necessary.
 
@@ -67,7 +69,6 @@ class Motion(VideoEncoder):
             raise unknown("video model of torchvision", model, names)
         if frames < 1 or clip_seconds <= 0:
             raise VmrError(f"Expected frames >= 1 and clip_seconds > 0, found {frames} and {clip_seconds}.")
-        check_precision(dtype)
         self.device = find_device(device)
         network, self._preset = _load(model, weights, random_weights)
         head = next(name for name in _HEADS if hasattr(network, name))

@@ -18,11 +18,12 @@ from torch import Tensor
 from vmr_zoo.errors import VmrError, nearest, unknown
 from vmr_zoo.utils.arrays import Array
 from vmr_zoo.utils.packaged import PACKAGED, open_clip_folder, open_clip_name, quiet
+from vmr_zoo.utils.switches import check_switches
 from vmr_zoo.video.decode import sample
 from vmr_zoo.video.encoder import VideoEncoder, in_clips
 from vmr_zoo.video.image_towers import ImageTower
 from vmr_zoo.video.torch_models import (
-    check_precision,
+    Precision,
     find_device,
     inference,
     same_random_weights,
@@ -33,6 +34,7 @@ _TOKENS = ("unprojected", "projected")
 _PREPROCESS = ("mean", "std", "interpolation", "resize_mode")
 
 
+@check_switches
 class OpenClip(VideoEncoder):
     """An image encoder of open_clip, applied to frames."""
 
@@ -45,7 +47,7 @@ class OpenClip(VideoEncoder):
         patch_tokens: Literal["unprojected", "projected"] | None = None,
         random_weights: bool = False,
         device: str | None = None,
-        dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+        dtype: Precision = "float32",
         preprocess: str | None = None,
     ) -> None:
         """Loads the model; open_clip downloads the weights if necessary.
@@ -72,7 +74,6 @@ class OpenClip(VideoEncoder):
             raise unknown("kind of patch tokens", str(patch_tokens), _TOKENS)
         if samples < 1 or clip_seconds <= 0:
             raise VmrError(f"Expected samples >= 1 and clip_seconds > 0, found {samples} and {clip_seconds}.")
-        check_precision(dtype)
         self.device = find_device(device)
         visual = _load(model, pretrained, preprocess, random_weights).visual.to(self.device).eval()
         self._tower = ImageTower(model, visual)

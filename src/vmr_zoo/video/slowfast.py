@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,12 +20,13 @@ from torch.nn import functional as F
 
 from vmr_zoo.errors import VmrError, abbreviate
 from vmr_zoo.utils.arrays import Array
+from vmr_zoo.utils.switches import check_switches
 from vmr_zoo.video.caffe2 import read_caffe2
 from vmr_zoo.video.container import VideoError, open_video
 from vmr_zoo.video.decode import sample
 from vmr_zoo.video.encoder import VideoEncoder, in_clips
 from vmr_zoo.video.torch_models import (
-    check_precision,
+    Precision,
     find_device,
     inference,
     same_random_weights,
@@ -49,6 +50,7 @@ _SLOW_KERNELS, _FAST_KERNELS = (1, 1, 3, 3), (3, 3, 3, 3)
 """Kernel sizes in time of the first convolution of a block, for the four stages."""
 
 
+@check_switches
 class SlowFast(VideoEncoder):
     """SlowFast R50, 8x8, without its last layer."""
 
@@ -63,7 +65,7 @@ class SlowFast(VideoEncoder):
         size: int = 224,
         random_weights: bool = False,
         device: str | None = None,
-        dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+        dtype: Precision = "float32",
     ) -> None:
         """Loads the weights.
 
@@ -84,7 +86,6 @@ class SlowFast(VideoEncoder):
             raise VmrError(f"Expected clip_seconds of SlowFast to be 1, 2, …; found {clip_seconds}.")
         if size < 32:
             raise VmrError(f"Expected size of at least 32 pixels, found {size}.")
-        check_precision(dtype)
         self.device = find_device(device)
         if random_weights:
             with same_random_weights():

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Iterator
+from typing import Literal
 
 import torch
 from torch import nn
 
-from vmr_zoo.errors import VmrError, unknown
+from vmr_zoo.errors import VmrError
 
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+Precision = Literal["float32", "bfloat16", "float16"]
 
 
 def find_device(name: str | None) -> torch.device:
@@ -27,18 +28,12 @@ def find_device(name: str | None) -> torch.device:
     return device
 
 
-def check_precision(dtype: str) -> None:
-    """Refuses a precision that is not one of `PRECISIONS`."""
-    if dtype not in PRECISIONS:
-        raise unknown("precision (dtype)", dtype, PRECISIONS)
-
-
 @contextlib.contextmanager
-def inference(device: torch.device, dtype: str) -> Iterator[None]:
+def inference(device: torch.device, dtype: Precision) -> Iterator[None]:
     """Disables gradients and computes in the given precision where torch considers it safe (autocast)."""
     with (
         torch.inference_mode(),
-        torch.autocast(device.type, dtype=PRECISIONS[dtype], enabled=dtype != "float32"),
+        torch.autocast(device.type, dtype=getattr(torch, dtype), enabled=dtype != "float32"),
     ):
         yield
 

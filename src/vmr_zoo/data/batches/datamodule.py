@@ -46,7 +46,6 @@ _AT_LEAST_ONE = (
     "eval_rows_per_video",
     "repeat_batch",
 )
-STORAGE = {"float32": torch.float32, "float16": torch.float16}
 SERVED_BY = {
     "narration": "a feature set with narrations (features.narration)",
     "narration_query": "a feature set with words for the narrations (features/narration_query=as_narration)",
@@ -239,7 +238,7 @@ class VMRDataModule(lightning.LightningDataModule):
                 )
         loaded = [self.split(name) for name in wanted]
         budget = memory_budget(self.residency)
-        self._read_once = read_once(self.features, loaded, STORAGE[self.storage], budget)
+        self._read_once = read_once(self.features, loaded, getattr(torch, self.storage), budget)
         self._read_once.prepare(self.protocol, self.needs)
         self._prepared = self.features
 
@@ -405,7 +404,7 @@ class VMRDataModule(lightning.LightningDataModule):
                 choices=self._choices(name, served),
                 word_ranks=self._word_ranks if "query_words" in served else None,
                 content_words=self.content_words or ContentWords(),
-                storage=STORAGE[self.storage],
+                storage=getattr(torch, self.storage),
                 residency=residency,
                 rated_clip_seconds=self.rated_clip_seconds,
                 rated_past_end=self.rated_past_end,

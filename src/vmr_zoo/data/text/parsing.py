@@ -7,13 +7,14 @@ English model; our own rules over its tags replace spaCy offline. The parser is 
 from __future__ import annotations
 
 import re
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from vmr_zoo.errors import VmrError, unknown
+from vmr_zoo.errors import VmrError
+from vmr_zoo.utils.switches import check_switches
 
 WORD = re.compile(r"'\w+|\w+(?:-\w+)*|[^\w\s]")
 
@@ -39,6 +40,15 @@ _KINDS = [
 _VERBS = re.compile("(?P<finite>f(?:v*[fgni])*)|(?P<infinitive>tv*i)|(?P<participle>[gn](?:v*n)?)")
 
 
+@cache
+def hanta() -> Any:
+    """Returns the tagger HanTa with its English model, loaded once."""
+    from HanTa.HanoverTagger import HanoverTagger
+
+    return HanoverTagger("morphmodel_en.pgz")
+
+
+@check_switches
 class Parser:
     """Base of `NounChunks` and `ClauseCounts`: a parser, loaded with the first sentence."""
 
@@ -55,8 +65,6 @@ class Parser:
         Raises:
             VmrError: for another parser.
         """
-        if parser not in ("hanta", "spacy", "auto"):
-            raise unknown("parser", parser, ("hanta", "spacy", "auto"))
         if parser == "auto":
             parser = "spacy" if _has_spacy(model) else "hanta"
         self.parser = parser
@@ -80,15 +88,9 @@ class Parser:
             The words, and a string with one letter per word.
         """
         words = list(WORD.finditer(text))
-        tags = [tag for _, _, tag in self._hanta.tag_sent([word.group() for word in words])]
+        tags = [tag for _, _, tag in hanta().tag_sent([word.group() for word in words])]
         letters = (next((kind for tags_, kind in kinds if re.fullmatch(tags_, tag)), rest) for tag in tags)
         return words, "".join(letters)
-
-    @cached_property
-    def _hanta(self) -> Any:
-        from HanTa.HanoverTagger import HanoverTagger
-
-        return HanoverTagger("morphmodel_en.pgz")
 
     @cached_property
     def _spacy(self) -> Any:

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from vmr_zoo.data.text.parsing import hanta
 from vmr_zoo.errors import VmrError
 from vmr_zoo.utils.switches import check_switches
 
@@ -48,7 +49,7 @@ class ContentWords:
     def marks(self, words: Sequence[str]) -> list[bool]:
         """Returns whether each word of a sentence is a noun, verb, adjective or adverb."""
         if self.tagger == "hanta":
-            return [_BNC.fullmatch(tag) is not None for _, _, tag in self._hanta.tag_sent(list(words))]
+            return [_BNC.fullmatch(tag) is not None for _, _, tag in hanta().tag_sent(list(words))]
         tags = self._looked_up(words) if self.tagger == "table" else [tag for _, tag in self._pos_tag(words)]
         return [_PENN.search(tag) is not None for tag in tags]
 
@@ -77,12 +78,6 @@ class ContentWords:
         if not isinstance(tags, dict) or not all(isinstance(tag, str) for tag in tags.values()):
             raise VmrError(f"Expected a JSON object of tags by word at {self.table}; found other JSON.")
         return tags
-
-    @cached_property
-    def _hanta(self) -> Any:
-        from HanTa.HanoverTagger import HanoverTagger
-
-        return HanoverTagger("morphmodel_en.pgz")
 
 
 def _nltk() -> Any:

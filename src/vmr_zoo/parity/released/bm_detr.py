@@ -16,7 +16,7 @@ from vmr_zoo.methods.base import Method
 from vmr_zoo.methods.bm_detr.background import WeightedFrames
 from vmr_zoo.methods.bm_detr.method import BMDETR, BMDETROutput
 from vmr_zoo.methods.bm_detr.shifting import TrainingRows
-from vmr_zoo.parity.case import Case, Number, Released, gradients, pairs, windows
+from vmr_zoo.parity.case import Case, Number, gradients, pairs, windows
 from vmr_zoo.parity.released import detr
 from vmr_zoo.parity.weights import WeightNames
 from vmr_zoo.spans import to_centre_width
@@ -43,7 +43,7 @@ _POOLING = {
 }
 
 
-class BMDETRReleased(Released):
+class BMDETRReleased(detr.DETRReleased):
     """BM-DETR."""
 
     names = WeightNames(
@@ -101,10 +101,6 @@ class BMDETRReleased(Released):
         if "shifting" not in (options.get("additional_losses") or ()):
             found["shifting"] = None
         return found
-
-    def data(self, options: Mapping[str, Any]) -> str:
-        """Returns the data set that a checkpoint was trained on."""
-        return detr.data(options)
 
     def recompute(self, method: Method, case: Case) -> dict[str, Number]:
         """Recomputes the arrays of a case; the tolerances are from the notes beside the cases."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vmr_zoo.errors import VmrError
 from vmr_zoo.metrics.settings import Rounding
-from vmr_zoo.parity.case import Number
+from vmr_zoo.parity.case import Number, Released
 from vmr_zoo.parity.weights import Replacement
 from vmr_zoo.spans import to_start_end
 
@@ -221,16 +221,19 @@ _DATA = {
 }
 
 
-def data(options: Mapping[str, Any]) -> str:
-    """Returns our data set for the authors' option dset_name.
+class DETRReleased(Released):
+    """What the adapters of the family share."""
 
-    Raises:
-        VmrError: if conf/data has no such data set.
-    """
-    name = str(options.get("dset_name"))
-    if name not in _DATA:
-        raise VmrError(
-            f"The checkpoint was trained on dset_name={name}, which corresponds to no data set of vmr_zoo. "
-            "Name the data set: data=…"
-        )
-    return _DATA[name]
+    def data(self, options: Mapping[str, Any]) -> str:
+        """Returns our data set for the authors' option dset_name.
+
+        Raises:
+            VmrError: if conf/data has no such data set.
+        """
+        name = str(options.get("dset_name"))
+        if name not in _DATA:
+            raise VmrError(
+                f"The checkpoint was trained on dset_name={name}, which corresponds to no data set of "
+                "vmr_zoo. Name the data set: data=…"
+            )
+        return _DATA[name]

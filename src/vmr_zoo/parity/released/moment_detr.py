@@ -14,7 +14,7 @@ from vmr_zoo.errors import VmrError
 from vmr_zoo.methods.base import Method
 from vmr_zoo.methods.moment_detr import MomentDETR, MomentDETROutput
 from vmr_zoo.metrics.settings import Rounding
-from vmr_zoo.parity.case import Case, Number, Released, encoder_layers, gradients, pairs, windows
+from vmr_zoo.parity.case import Case, Number, encoder_layers, gradients, pairs, windows
 from vmr_zoo.parity.released import detr
 from vmr_zoo.parity.weights import WeightNames
 from vmr_zoo.spans import to_centre_width
@@ -30,7 +30,7 @@ _LOSSES = {
 _ROUNDING = Rounding(decimals=4, clamp=(0, 150), multiple_of=2)  # on every data set
 
 
-class MomentDETRReleased(Released):
+class MomentDETRReleased(detr.DETRReleased):
     """Moment-DETR."""
 
     names = WeightNames(
@@ -62,10 +62,6 @@ class MomentDETRReleased(Released):
             "video_dim": detr.video_dim(weights),
             "query_dim": detr.query_dim(weights),
         }
-
-    def data(self, options: Mapping[str, Any]) -> str:
-        """Returns the data set that a checkpoint was trained on."""
-        return detr.data(options)
 
     def recompute(self, method: Method, case: Case) -> dict[str, Number]:
         """Recomputes the arrays of a case; the tolerances are from the notes beside the cases."""

@@ -19,7 +19,7 @@ from vmr_zoo.errors import VmrError
 from vmr_zoo.methods.base import Method
 from vmr_zoo.methods.qd_detr.method import QDDETR, MarginPairs, QDDETROutput
 from vmr_zoo.metrics.settings import Rounding
-from vmr_zoo.parity.case import Case, Number, Released, gradients, pairs
+from vmr_zoo.parity.case import Case, Number, gradients, pairs
 from vmr_zoo.parity.released import detr
 from vmr_zoo.parity.weights import Replacement, WeightNames
 from vmr_zoo.spans import to_centre_width, to_start_end
@@ -144,7 +144,7 @@ def unused_with(names: Any, decoder_layers: int) -> Any:
     return replace(names, unused=names.unused | extra)
 
 
-class QDDETRReleased(Released):
+class QDDETRReleased(detr.DETRReleased):
     """QD-DETR."""
 
     names: TefLast = TefLast(
@@ -168,10 +168,6 @@ class QDDETRReleased(Released):
             "criterion.every_layer": options["aux_loss"],
             **saliency_weights(options["lw_saliency"]),
         }
-
-    def data(self, options: Mapping[str, Any]) -> str:
-        """Names our data set for the authors' option dset_name."""
-        return detr.data(options)
 
     def recompute(self, method: Method, case: Case) -> dict[str, Number]:
         """Recomputes a case; the tolerances come from the notes beside the cases."""

@@ -14,29 +14,20 @@ from vmr_zoo.methods.bm_detr.method import BMDETR
 from vmr_zoo.parity.case import Case, Number
 from vmr_zoo.parity.released.bm_detr import LOSSES, BMDETRReleased, part_of
 from vmr_zoo.parity.trajectories import detr
-from vmr_zoo.parity.trajectories.base import Losses, ReleasedTrajectory, StepInputs
-from vmr_zoo.parity.trajectories.detr import Pairs
+from vmr_zoo.parity.trajectories.base import Losses, StepInputs
+from vmr_zoo.parity.trajectories.detr import DETRTrajectory, Pairs
 from vmr_zoo.types import Batch
 
 _RATED = ("hl", "qvhighlights")
 """Data sets whose first clip pair is of rated clips."""
 
 
-class BMDETRTrajectory(ReleasedTrajectory[Pairs]):
+class BMDETRTrajectory(DETRTrajectory):
     """BM-DETR."""
 
     sizes = detr.SIZES | {"alignment.pooling_dim"}
-    only = detr.ONLY
     counts = frozenset({"loss_class"})
     released: BMDETRReleased
-
-    def recipe(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns the values of the training loop by our key."""
-        return detr.recipe(options)
-
-    def epochs(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns the epoch of the drop of the learning rate."""
-        return detr.epochs(options)
 
     def loss_weights(self, options: Mapping[str, Any]) -> dict[str, float]:
         """Translates `weight_dict`."""

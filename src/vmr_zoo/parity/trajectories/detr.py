@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from vmr_zoo.blocks.clips import clips_inside
 from vmr_zoo.blocks.position import append_tef
 from vmr_zoo.parity.case import Case, Number, windows
-from vmr_zoo.parity.trajectories.base import StepInputs
+from vmr_zoo.parity.trajectories.base import ReleasedTrajectory, StepInputs
 from vmr_zoo.types import Batch
 
 SIZES = frozenset(
@@ -34,9 +34,6 @@ SIZES = frozenset(
         ),
     }
 )
-ONLY = {"lr_warmup": -1, "txt_drop_ratio": 0}
-"""Options that the authors' scripts leave at a value which turns them off, and that nothing here has."""
-
 SET_LOSSES = {
     "loss_span": "span_l1",
     "loss_giou": "span_giou",
@@ -65,18 +62,24 @@ class Pairs(NamedTuple):
         return self.positive, self.negative, torch.ones_like(self.positive, dtype=torch.bool)
 
 
-def recipe(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the values of the training loop by our key."""
-    return {
-        "trainer.gradient_clip_val": options["grad_clip"],
-        "trainer.max_epochs": options["n_epoch"],
-        "data.batch_size": options["bsz"],
-    }
+class DETRTrajectory(ReleasedTrajectory[Pairs]):
+    """What the adapters of the family share."""
 
+    sizes = SIZES
+    # The authors' scripts leave these at a value which turns them off, and nothing here has them.
+    only: ClassVar[Mapping[str, Any]] = {"lr_warmup": -1, "txt_drop_ratio": 0}
 
-def epochs(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the epoch of the drop of the learning rate."""
-    return {"training.scheduler.step_size": options["lr_drop"]}
+    def recipe(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the values of the training loop by our key."""
+        return {
+            "trainer.gradient_clip_val": options["grad_clip"],
+            "trainer.max_epochs": options["n_epoch"],
+            "data.batch_size": options["bsz"],
+        }
+
+    def epochs(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the epoch of the drop of the learning rate."""
+        return {"training.scheduler.step_size": options["lr_drop"]}
 
 
 def weights(options: Mapping[str, Any], names: Mapping[str, tuple[str, ...]]) -> dict[str, float]:

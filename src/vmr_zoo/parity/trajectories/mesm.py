@@ -63,7 +63,7 @@ class MESMTrajectory(ReleasedTrajectory[Draws]):
 
     def epochs(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the epoch of the drop of the learning rate."""
-        return detr.epochs(options)
+        return {"training.scheduler.step_size": options["lr_drop"]}
 
     def loss_weights(self, options: Mapping[str, Any]) -> dict[str, float]:
         """Translates `weight_dict`; without the triplets the margin loss is off."""

@@ -10,8 +10,8 @@ from vmr_zoo.methods.base import Method
 from vmr_zoo.methods.moment_detr import MomentDETR
 from vmr_zoo.parity.case import Case
 from vmr_zoo.parity.trajectories import detr
-from vmr_zoo.parity.trajectories.base import Losses, ReleasedTrajectory, StepInputs
-from vmr_zoo.parity.trajectories.detr import Pairs
+from vmr_zoo.parity.trajectories.base import Losses, StepInputs
+from vmr_zoo.parity.trajectories.detr import DETRTrajectory, Pairs
 from vmr_zoo.types import Batch
 
 _WEIGHTED = {
@@ -22,20 +22,10 @@ _WEIGHTED = {
 }
 
 
-class MomentDETRTrajectory(ReleasedTrajectory[Pairs]):
+class MomentDETRTrajectory(DETRTrajectory):
     """Moment-DETR."""
 
-    sizes = detr.SIZES
-    only = detr.ONLY
     counts = frozenset({"class_error"})
-
-    def recipe(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns the values of the training loop by our key."""
-        return detr.recipe(options)
-
-    def epochs(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns the epoch of the drop of the learning rate."""
-        return detr.epochs(options)
 
     def loss_weights(self, options: Mapping[str, Any]) -> dict[str, float]:
         """Translates `weight_dict`."""

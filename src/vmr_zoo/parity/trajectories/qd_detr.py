@@ -14,8 +14,8 @@ from vmr_zoo.methods.qd_detr.method import QDDETR
 from vmr_zoo.parity.case import Case, Number
 from vmr_zoo.parity.released.qd_detr import SALIENCY_LOSSES
 from vmr_zoo.parity.trajectories import detr
-from vmr_zoo.parity.trajectories.base import Losses, ReleasedTrajectory, StepInputs
-from vmr_zoo.parity.trajectories.detr import Pairs
+from vmr_zoo.parity.trajectories.base import Losses, StepInputs
+from vmr_zoo.parity.trajectories.detr import DETRTrajectory, Pairs
 from vmr_zoo.types import Batch
 
 WEIGHTED = {
@@ -26,22 +26,13 @@ WEIGHTED = {
 }
 
 
-class QDDETRTrajectory(ReleasedTrajectory[Pairs]):
+class QDDETRTrajectory(DETRTrajectory):
     """QD-DETR."""
 
     sizes = detr.SIZES | {"aligner.layers"}
-    only = detr.ONLY
     counts = frozenset({"class_error"})
     approximate = frozenset({"loss_saliency"})
     float64_tolerance = 2e-6
-
-    def recipe(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns the values of the training loop by our key."""
-        return detr.recipe(options)
-
-    def epochs(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns the epoch of the drop of the learning rate."""
-        return detr.epochs(options)
 
     def loss_weights(self, options: Mapping[str, Any]) -> dict[str, float]:
         """Translates `weight_dict`."""
