@@ -116,7 +116,7 @@ class WorldSettings:
         longest: length of the longest video in seconds.
         fps: frames per second.
         height: height in pixels; the width is 4/3 of it.
-        time_bias: strength of the temporal prior, 0 (none) to 1 (actions occur at their places where possible).
+        time_bias: strength of the temporal prior, 0 (none) to 1 (actions keep their places where possible).
         complex_share: share of multi-clause sentences in train, selection, iid and ood_time.
         wordings: sentences per event in train, with independent references and words.
     """
