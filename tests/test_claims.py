@@ -21,6 +21,7 @@ from vmr_zoo.report.query_scores import load_scores, read_predictions
 from vmr_zoo.report.runs import Run, scan_runs, setting
 from vmr_zoo.report.sentence_probe import probe_row
 from vmr_zoo.report.store import store_run
+from vmr_zoo.report.stored_scores import read_scores, write_scores
 from vmr_zoo.report.verdicts import (
     FAILS,
     HOLDS,
@@ -153,6 +154,8 @@ def test_an_effect_within_the_noise_of_seeds_is_open(tmp_path):
 def test_rows_that_cannot_decide_keep_a_claim_open(runs):
     assert "no run with R1@0.5: method=absent on iid" in answer(runs, b={"method": "absent"}).reason
     assert "no run with mAP" in answer(runs, metric="mAP").reason
+    blnd = {"method": "good", "features.video.blnd": None}
+    assert answer(runs, a=blnd).reason.startswith("no run has the setting features.video.blnd")
     assert answer(runs, seeds=4).reason == "3 of at least 4 seeds"
     root = runs / "runs"
     write_run(root, "rising", {"iid": 0.2}, 0, plateau=False)
@@ -171,6 +174,57 @@ def write_probe(run: Path, split: str, score: float, probe: str = "other_query",
     folder.mkdir(parents=True)
     header = json.loads((run / "metrics.json").read_text())["header"] | {"probe": probe}
     (folder / "metrics.json").write_text(json.dumps({"header": header, split: {"R1@0.5": score}}))
+
+
+@pytest.mark.parametrize("ends", [(None, "colour"), ("colour", None)])
+def test_a_mark_keeps_a_claim_open_at_either_end_of_an_interaction(tmp_path, ends):
+    for seed in (0, 1, 2):
+        for method, score in (("good", 0.8), ("bad", 0.6)):
+            write_run(tmp_path / "runs/full", method, {"iid": 0.7}, seed, plateau=method == "bad")
+            write_run(tmp_path / "runs/blind", method, {"iid": score}, seed, blind="colour", plateau=True)
+    for file in (tmp_path / "runs/blind").rglob("metrics.json"):  # a run's name omits its features
+        file.write_text(file.read_text().replace("+blind-colour", ""))
+    settings = {name: {"features.video.blind": end} for name, end in zip(("from", "to"), ends, strict=True)}
+    direction = "lower" if ends[0] else "higher"
+    found = answer(tmp_path, kind="interaction", split="iid", direction=direction, **settings)
+    assert found.verdict == OPEN
+    assert found.reason == "good-paper, features.video.blind=null: still improving when training ended"
+
+
+def test_scores_of_queries_that_a_stored_run_lacks_keep_only_their_claim_open(runs):
+    for run in scan_runs(runs / "runs")[0]:
+        write_scores(run.directory / "scores.npz", load_scores(run, ["iid"], ["R1@0.5"])[1])
+        (run.directory / "predictions.jsonl").unlink()
+        whole = {"header": run.header, **run.metrics, "iid": run.metrics["iid"] | {"mAP": 50.0}}
+        (run.directory / "metrics.json").write_text(json.dumps(whole))
+    stored = scan_runs(runs / "runs")[0]
+    whole = {"paper": "X", "section": "1", "claim": "c.", "kind": "rows", "split": "iid"}
+    rows = {"a": {"method": "good"}, "b": {"method": "bad"}}
+    (runs / "claims").mkdir()
+    for metric in ("mAP", "R1@0.5"):
+        (runs / f"claims/{metric}.yaml").write_text(yaml.safe_dump(whole | rows | {"metric": metric}))
+    found = {one.claim.metric: one for one in answer_claims(read_claims(runs / "claims"), stored)}
+    assert found["R1@0.5"].verdict == HOLDS
+    assert found["mAP"].reason == "good-paper has no scores of single queries for mAP on iid"
+
+
+def test_a_query_that_stands_twice_in_stored_scores_is_refused(tmp_path):
+    index = pd.MultiIndex.from_arrays([["v", "v"], ["q", "q"]], names=("video", "query"))
+    write_scores(tmp_path / "scores.npz", {"iid": pd.DataFrame({"R1@0.5": [1.0, 0.0]}, index=index)})
+    with pytest.raises(VmrError, match="a query of iid stands in it twice"):
+        read_scores(tmp_path / "scores.npz", {})
+
+
+@pytest.mark.parametrize("content", [{"iid": 5}, {"iid": {"R1@0.5": "x"}}, {"header": {}}, "{"])
+def test_a_broken_probe_makes_its_run_unreadable_and_no_other(runs, content):
+    run = runs / "runs/good-paper/seed0"
+    write_probe(run, "iid", 5.0)
+    file = run / "eval/iid-other_query-001/metrics.json"
+    whole = content if isinstance(content, str) else json.dumps(json.loads(file.read_text()) | content)
+    file.write_text(whole)
+    found, unfinished = scan_runs(runs / "runs")
+    assert len(found) == 5
+    assert [(one.path, one.state) for one in unfinished] == [(run, "unreadable")]
 
 
 def test_a_row_that_loses_little_with_other_sentences_is_marked(runs):
@@ -261,6 +315,10 @@ def test_sets_of_claims_without_effects_rarely_have_a_verdict():
         ({"a": "tea"}, "a: settings by key"),
         ({"margin": -1.0}, "margin >= 0"),
         ({"margin": True}, "margin: a number"),
+        ({"margin": float("nan")}, "margin >= 0"),
+        ({"margin": float("inf")}, "margin >= 0"),
+        ({"a": {1: "tea"}}, "a: settings by key"),
+        ({"where": "abc"}, "where: settings by key"),
         ({"seeds": 0}, "seeds >= 1"),
         ({"direction": "better"}, "Unknown direction"),
         ({"from": "iid"}, "Unknown key"),
@@ -274,6 +332,12 @@ def test_mistakes_in_a_claim_are_errors(tmp_path, content, message):
 
 
 def test_broken_or_absent_claims_are_errors(tmp_path):
+    (tmp_path / "defaults.yaml").write_text("where: [a]\n")
+    (tmp_path / "one.yaml").write_text("kind: rows\n")
+    with pytest.raises(VmrError, match=r"defaults\.yaml to have where: settings by key"):
+        read_claims(tmp_path)
+    (tmp_path / "defaults.yaml").unlink()
+    (tmp_path / "one.yaml").unlink()
     with pytest.raises(VmrError, match="no claim"):
         read_claims(tmp_path)
     for text in ("- a\n", "a: [\n", "\x00"):

@@ -20,11 +20,12 @@ from vmr_zoo.cli import main
 from vmr_zoo.data.narrations import MANIFEST_KEYS, Narration, write_narrations
 from vmr_zoo.data.worlds.shapes.generate import world_folder
 from vmr_zoo.data.worlds.shapes.world import WorldSettings
+from vmr_zoo.errors import VmrError
 from vmr_zoo.report.leaderboard import leaderboards
 from vmr_zoo.report.page import write_page
 from vmr_zoo.report.prediction_browser import Browsing
 from vmr_zoo.report.runs import finished_runs
-from vmr_zoo.report.study import read_study
+from vmr_zoo.report.study import StudyTable, read_study
 from vmr_zoo.runs.config_sections import rendered_videos
 
 CHROMIUM = next((path for name in ("chromium", "chromium-browser") if (path := shutil.which(name))), None)
@@ -295,6 +296,41 @@ def test_rendered_videos_play_unasked_and_stored_results_stand_below(tmp_path, m
     results.write_text("name,seed\nemb,0\n")
     assert main.main(arguments) == 2
     assert "is not the results.csv of a study" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("45.0", "abc"), "line 3 of .* found 'abc' as other iid R1@0.5"),
+        (("45.0", "nan"), "found 'nan' as other iid R1@0.5"),
+        (("tea,1", "emb,0"), "found seed 0 of emb again, after line 2"),
+        ((",50.0,45.0", ",50.0"), "fewer cells than columns"),
+        ((",50.0,45.0", ",50.0,45.0,1"), "more cells than columns"),
+        (("tea,1", "te\xff,1"), "is not a readable CSV file"),
+    ],
+)
+def test_results_of_a_study_with_a_mistake_are_refused(tmp_path, change, message):
+    text = (
+        "name,seed,steps,best_epoch,plateau,revision,iid R1@0.5,other iid R1@0.5\n"
+        "emb,0,9,4,True,abc,70.0,30.0\ntea,1,9,4,True,abc,50.0,45.0\n"
+    )
+    file = tmp_path / "results.csv"
+    file.write_bytes(text.encode("utf-8-sig"))
+    assert len(read_study(file)[0].rows) == 2
+    file.write_bytes(text.replace(*change).encode("latin-1"))
+    with pytest.raises(VmrError, match=message):
+        read_study(file)
+
+
+def test_a_study_fits_80_columns_and_loses_no_digit(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    splits = ("iid", "ood_time", "novel_word", "novel_composition", "paraphrase", "complex")
+    row = ("a_method+with_a_long_name+and_more", "3", *("84.9 ± 18.1" for _ in splits), "24.5 ± 1.7", "35")
+    StudyTable("title", ("run", "n", *splits, "other", "epoch"), [row], ()).print()
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 80
+    assert shown.count("± 18.1") == len(splits)
+    assert row[0] in shown  # below the table
 
 
 def test_tables_of_transfer_and_by_kind_are_on_the_page(tmp_path):

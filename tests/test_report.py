@@ -12,7 +12,19 @@ from scipy.stats import bootstrap
 
 from vmr_zoo.cli import main
 from vmr_zoo.errors import VmrError
-from vmr_zoo.report.leaderboard import BEST, DROP, TABLE_KEYS, TIED, WORSE, leaderboards
+from vmr_zoo.metrics.calibration import ECE
+from vmr_zoo.report.conclusion import conclusion
+from vmr_zoo.report.leaderboard import (
+    BEST,
+    DROP,
+    TABLE_KEYS,
+    TIED,
+    WORSE,
+    Leaderboard,
+    LeaderboardRow,
+    leaderboards,
+)
+from vmr_zoo.report.notes import table_notes
 from vmr_zoo.report.query_scores import (
     leaderboard_scores,
     query_index,
@@ -97,6 +109,32 @@ def test_only_significantly_worse_rows_are_marked(runs):
     assert marks["close"]["iid"] == TIED  # 2 of 200 queries apart
     assert marks["close"]["ood"] == WORSE
     assert marks["weak"] == dict.fromkeys(("iid", "ood", "far", "selection"), WORSE)
+
+
+def test_a_best_row_without_scores_of_queries_is_marked_and_nothing_is_said_to_be_compared(runs):
+    (board,) = leaderboards(finished_runs(runs), ["R1@0.5"])
+    scores = leaderboard_scores(board)
+    number = next(number for number, row in enumerate(board.rows) if row.name == "strong")
+    scores[number] = [{split: frame for split, frame in scores[number][0].items() if split != "iid"}]
+    mark_significance(board, scores)
+    marks = {row.name: row.marks.get(("iid", "R1@0.5")) for row in board.rows}
+    assert marks == {"strong": BEST, "close": None, "weak": None}
+    assert board.not_compared == ["iid"]
+    assert any(note.startswith("Not compared") and note.endswith(": iid.") for note in table_notes(board))
+    text = "".join(piece for piece, _ in conclusion(board, compared=True)[0])
+    assert "strong is best on iid" in text
+    assert text.endswith("Not compared, for lack of scores of single queries: close, weak.")
+
+
+def test_the_least_calibration_error_is_called_best():
+    values = {"low": {"iid": 2.0, "ood": 3.0}, "high": {"iid": 4.0, "ood": 9.0}}
+    rows = [
+        LeaderboardRow(name, [], {(split, ECE): [x] for split, x in own.items()})
+        for name, own in values.items()
+    ]
+    board = Leaderboard("table", ["iid", "ood", DROP], [ECE], rows)
+    for sentence in conclusion(board, compared=False)[:2]:
+        assert ("low", True) in sentence
 
 
 def test_the_bootstrap_is_scipys_and_pairs_its_queries():

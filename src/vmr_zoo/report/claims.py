@@ -10,6 +10,7 @@ each a row of runs on a split; the effect of the claim is the sum of their score
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,14 +134,17 @@ def _claim(path: Path, shared: Mapping[str, Any]) -> Claim:
     kind = own.get("kind")
     if kind not in KINDS:
         raise unknown(f"kind in {path}", str(kind), KINDS)
-    content = {**shared, **own, "where": {**shared.get("where", {}), **(own.get("where") or {})}}
+    for file, where in ((path.with_name(DEFAULTS), shared.get("where")), (path, own.get("where"))):
+        if not (where is None or _is(where, Mapping)):
+            raise VmrError(f"Expected {file} to have where: settings by key, found {where!r}.")
+    content = {**shared, **own, "where": {**(shared.get("where") or {}), **(own.get("where") or {})}}
     expected: dict[str, Any] = dict.fromkeys(("paper", "section", "claim"), str)
     expected.update({"a": Mapping, "b": Mapping}, **_BY_KIND[kind])
     for key in (key for key in content if key not in {*_REQUIRED, *expected, *_OPTIONAL}):
         raise unknown(f"key in {path}", key, {*_REQUIRED, *expected, *_OPTIONAL})
     expected_now = expected | {key: type_ for key, type_ in _OPTIONAL.items() if key in content}
     for key, type_ in expected_now.items():
-        if not isinstance(content.get(key), type_) or isinstance(content[key], bool):
+        if not _is(content.get(key), type_):
             raise VmrError(
                 f"Expected {path} to have {key}: {_describe(type_)}, found {content.get(key)!r}. "
                 f"A claim of kind {kind} needs {', '.join(expected)}."
@@ -160,11 +164,18 @@ def _claim(path: Path, shared: Mapping[str, Any]) -> Claim:
         content.get("seeds", 2),
         _cells(kind, content),
     )
-    if claim.margin < 0 or claim.seeds < 1:
+    if not 0 <= claim.margin < math.inf or claim.seeds < 1:
         raise VmrError(
             f"Expected margin >= 0 and seeds >= 1 in {path}, found {claim.margin} and {claim.seeds}."
         )
     return claim
+
+
+def _is(value: Any, type_: Any) -> bool:
+    """Returns whether a value has a type: no truth value is a number, and all keys of settings are texts."""
+    if type_ is Mapping:
+        return isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
+    return isinstance(value, type_) and not isinstance(value, bool)
 
 
 def _describe(type_: Any) -> str:

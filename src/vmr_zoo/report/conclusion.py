@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 
 from vmr_zoo.report.caveats import CAVEATS
-from vmr_zoo.report.leaderboard import DROP, WORSE, Leaderboard, format_mean_std
+from vmr_zoo.report.leaderboard import DROP, TIED, Leaderboard, ascending, format_mean_std
 
 Sentence = list[tuple[str, bool]]
 """Pieces of text, and whether each is emphasised."""
@@ -40,7 +40,7 @@ def conclusion(board: Leaderboard, compared: bool) -> list[Sentence]:
 def _best(board: Leaderboard, split: str, metric: str, compared: bool) -> Sentence:
     key = split, metric
     rows = [row for row in board.rows if row.values.get(key)]
-    ranked = sorted(rows, key=lambda row: -statistics.fmean(row.values[key]))
+    ranked = sorted(rows, key=lambda row: ascending(key) * statistics.fmean(row.values[key]))
     first, second = ranked[:2]
     sentence = [
         (first.label, True),
@@ -50,10 +50,17 @@ def _best(board: Leaderboard, split: str, metric: str, compared: bool) -> Senten
     ]
     if not compared:
         return [*sentence, ("Whether they differ significantly was not tested (significance=true).", False)]
-    equal = [row.label for row in ranked[1:] if row.marks.get(key) != WORSE]
-    if not equal:
-        return [*sentence, ("All other rows are significantly worse.", False)]
-    return [*sentence, (f"Not significantly worse: {', '.join(equal)}.", False)]
+    equal = [row.label for row in ranked[1:] if row.marks.get(key) == TIED]
+    untested = [row.label for row in ranked[1:] if key not in row.marks]
+    if equal:
+        sentence.append((f"Not significantly worse: {', '.join(equal)}.", False))
+    elif not untested:
+        sentence.append(("All other rows are significantly worse.", False))
+    if untested:
+        gap = " " if equal else ""
+        text = f"{gap}Not compared, for lack of scores of single queries: {', '.join(untested)}."
+        sentence.append((text, False))
+    return sentence
 
 
 def _out_of_distribution(board: Leaderboard, metric: str) -> Sentence:
@@ -66,7 +73,7 @@ def _out_of_distribution(board: Leaderboard, metric: str) -> Sentence:
     }
     if not means:
         return [("No row has results on all other test splits.", False)]
-    best = max(means, key=lambda name: means[name])
+    best = min(means, key=lambda name: ascending((others[0], metric)) * means[name])
     drop = next(row.values.get((DROP, metric)) for row in board.rows if row.label == best)
     change = f", a drop of {format_mean_std(drop)} points" if drop else ""
     return [

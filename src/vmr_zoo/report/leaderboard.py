@@ -105,6 +105,11 @@ class LeaderboardRow:
         return statistics.fmean(values) if values else None
 
 
+def ascending(key: tuple[str, str]) -> int:
+    """Returns what turns the values of a column and metric into an ascending order, best first: 1 or -1."""
+    return 1 if key[0] == DROP or key[1] in CALIBRATION_METRICS else -1
+
+
 def format_mean_std(values: Sequence[float]) -> str:
     """Formats mean ± sample standard deviation; a single value has no deviation.
 
@@ -187,6 +192,24 @@ class Leaderboard:
         return any(row.marks for row in self.rows)
 
     @property
+    def not_compared(self) -> list[str]:
+        """Metrics, splits, and labels of rows with values that were not compared with the best."""
+        marks = {
+            (metric, split, row.label): row.marks.get((split, metric))
+            for row in self.rows
+            for split, metric in row.values
+            if self.best((split, metric)) is not None
+        }
+        found: list[str] = []
+        for place in range(3):  # a metric or split is named if none of its cells was compared, else the row
+            tested = {cell[place] for cell, mark in marks.items() if mark in (TIED, WORSE) and place < 2}
+            names = dict.fromkeys(cell[place] for cell, mark in marks.items() if mark is None)
+            own = [name for name in names if name not in tested]
+            marks = {cell: mark for cell, mark in marks.items() if cell[place] not in own}
+            found += own
+        return found
+
+    @property
     def seeds(self) -> str:
         """How many seeds the rows have: "3 seeds", "1 to 3 seeds"."""
         counts = {len(row.runs) for row in self.rows}
@@ -198,8 +221,7 @@ class Leaderboard:
         rows = [row for row in self.rows if row.values.get(key)]
         if len(rows) < 2 or key[0] == DROP:
             return None
-        sign = -1 if key[1] in CALIBRATION_METRICS else 1
-        return max(rows, key=lambda row: sign * statistics.fmean(row.values[key]))
+        return min(rows, key=lambda row: ascending(key) * statistics.fmean(row.values[key]))
 
     def cost_values(self) -> tuple[list[str], list[list[tuple[float, str] | None]]]:
         """Returns the titles of the cost columns, and of each row the numbers with their text.
@@ -265,14 +287,8 @@ def leaderboards(runs: Sequence[Run], metrics: Sequence[str], sort: str | None =
 
 def _sort_best_first(board: Leaderboard, key: tuple[str, str]) -> Leaderboard:
     """Sorts the rows by one column, drops and errors in rising order; rows without a value come last."""
-    sign = 1 if key[0] == DROP or key[1] in CALIBRATION_METRICS else -1
     means = {row.name: row.mean(key) for row in board.rows}
-    board.rows.sort(
-        key=lambda row: (
-            means[row.name] is None,
-            sign * (means[row.name] or 0.0),
-        )
-    )
+    board.rows.sort(key=lambda row: (means[row.name] is None, ascending(key) * (means[row.name] or 0.0)))
     return replace(board, sorted_by=key)
 
 

@@ -25,6 +25,8 @@ def table_notes(board: Leaderboard, best: str = "Bold") -> list[str]:
         notes.append(f"{DROP}: {board.columns[0]} minus the mean of the other test splits, in points.")
     if board.compared:
         notes.append(f"{best}: best; {TIED_SIGN}: not significantly worse than the best ({TEST}).")
+        if names := board.not_compared:
+            notes.append(f"Not compared, for lack of scores of single queries: {', '.join(names)}.")
     elif len(board.rows) > 1:
         notes.append(f"{best}: best.")
     notes += external_notes((row.label, row.runs) for row in board.rows)

@@ -41,6 +41,9 @@ UNREADABLE = "unreadable"
 REFERENCE_SPLITS = ("iid", "trivial")
 """The in-distribution test split, if a protocol has one; the other test splits are out of distribution."""
 
+PROBE = "other_query"
+"""The probe that shows whether a row reads its sentences. A number after it is a seed of its own."""
+
 _SKIPPED_FOLDERS = ("wandb", "checkpoints")
 
 
@@ -55,6 +58,8 @@ class Run:
         evals: the folders below `path` that hold the predictions; empty if `path` itself does.
         transfers: its evaluations on other data, by `vmr eval data=OTHER`.
         rejections: its evaluations with sentences without an answer, by `vmr eval no_answer=…`.
+        probes: its evaluations with sentences about other videos, by `vmr eval probe=other_query`, oldest
+            first.
     """
 
     path: Path | None
@@ -63,6 +68,7 @@ class Run:
     evals: tuple[Path, ...] = ()
     transfers: tuple[Run, ...] = ()
     rejections: tuple[Run, ...] = ()
+    probes: tuple[Run, ...] = ()
 
     @property
     def directory(self) -> Path:
@@ -124,11 +130,12 @@ def scan_runs(root: Path, evals: bool = False) -> tuple[list[Run], list[Unfinish
             transfers = _read_transfers(folder) if "eval" in names else ()
             order = [] if run is None else list(run.metrics)
             rejections = _read_rejections(folder, order) if "eval" in names else ()
+            probes = _read_probes(folder) if "eval" in names else ()
         except (VmrError, OSError, AttributeError, KeyError, TypeError) as error:
             unfinished.append(UnfinishedRun(folder, UNREADABLE, str(error)))
             continue
         if run is not None and run.metrics:
-            runs.append(replace(run, transfers=transfers, rejections=rejections))
+            runs.append(replace(run, transfers=transfers, rejections=rejections, probes=probes))
         elif added:
             added[0] = replace(added[0], transfers=transfers, rejections=rejections)
         # A plain evaluation only repeats the run's own metrics, if the run has any.
@@ -268,6 +275,12 @@ def _read_transfers(folder: Path) -> tuple[Run, ...]:
     return tuple(one for one in map(_read_run, [path.parent for path in found]) if TRANSFER in one.header)
 
 
+def _read_probes(folder: Path) -> tuple[Run, ...]:
+    """Reads the evaluations with sentences about other videos, by name of their folder."""
+    found = [_read_run(file.parent) for file in sorted((folder / "eval").glob(f"*-{PROBE}*/{METRICS}"))]
+    return tuple(one for one in found if one.header.get("probe") and TRANSFER not in one.header)
+
+
 def _read_rejections(folder: Path, order: Sequence[str]) -> tuple[Run, ...]:
     """Merges the results with sentences without an answer by name and kind; the latest of a split counts.
 
@@ -306,6 +319,12 @@ def setting(run: Run, key: str, missing: Any = None) -> Any:
             return missing
         node = node[part]
     return node
+
+
+def has_setting(runs: Sequence[Run], key: str) -> bool:
+    """Returns whether one of the runs has a setting, be it null."""
+    absent = object()
+    return any(setting(run, key, absent) is not absent for run in runs)
 
 
 def _equal(found: Any, value: Any) -> bool:
@@ -357,9 +376,8 @@ def filter_runs(runs: Sequence[Run], where: Mapping[str, Any]) -> list[Run]:
     Raises:
         VmrError: if no run has one of the keys, or no run matches.
     """
-    absent = object()
     for key in where:
-        if all(setting(run, str(key), absent) is absent for run in runs):
+        if not has_setting(runs, str(key)):
             known = {key for run in runs for key in (*run.header, *(run.header.get("overrides") or {}))}
             raise unknown("key of where", str(key), known)
     kept = [

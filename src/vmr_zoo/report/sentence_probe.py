@@ -6,12 +6,9 @@ import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from vmr_zoo.report.runs import REFERENCE_SPLITS, Run
-from vmr_zoo.runs.directory import EVALUATIONS, HEADER, METRICS, TRANSFER, read_json
+from vmr_zoo.report.runs import PROBE, REFERENCE_SPLITS, Run
 
-PROBE = "other_query"
 METRIC = "R1@0.5"
 LEAST_LOSS = 20.0
 """A row that loses fewer points does not read its sentences well enough to compare with others."""
@@ -65,24 +62,14 @@ def probe_row(runs: Sequence[Run]) -> SentenceProbe | None:
     return SentenceProbe(split, own, other)
 
 
-def probe_files(run: Run) -> list[Path]:
-    """Returns the metrics of the evaluations with other sentences, oldest first."""
-    return sorted(run.directory.glob(f"{EVALUATIONS}/*-{PROBE}*/{METRICS}"))
-
-
 def probed(run: Run) -> Mapping[str, float]:
     """Returns the score with other sentences by split, averaged over the probe's own seeds."""
-    if run.path is None or run.evals or not (run.path / EVALUATIONS).is_dir():
-        return {}
     found: dict[str, dict[str, float]] = defaultdict(dict)
-    for file in probe_files(run):
-        content = read_json(file)
-        probe = str(content[HEADER].get("probe", ""))
-        if probe != PROBE and not probe.startswith(f"{PROBE}_"):
+    for one in run.probes:
+        probe = str(one.header["probe"])
+        if (probe != PROBE and not probe.startswith(f"{PROBE}_")) or one.header.get("change"):
             continue
-        if content[HEADER].get("change") or TRANSFER in content[HEADER]:
-            continue
-        for split, values in content.items():
-            if split != HEADER and values.get(METRIC) is not None:
+        for split, values in one.metrics.items():
+            if values.get(METRIC) is not None:
                 found[split][probe] = values[METRIC]  # the latest of equal probes counts
     return {split: statistics.fmean(by_probe.values()) for split, by_probe in found.items()}

@@ -13,7 +13,6 @@ each other positively, which that correction allows (Benjamini and Yekutieli 200
 
 from __future__ import annotations
 
-import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -63,7 +62,8 @@ def mark_significance(board: Leaderboard, scores: Sequence[Sequence[QueryScores]
     """Marks, for each split and metric, the best row and the rows that are significantly worse.
 
     Scores of each query are averaged over seeds; the differences to the best row are bootstrapped. All
-    comparisons of the table are corrected together.
+    comparisons of the table are corrected together. A row without scores of single queries may be the best,
+    but is not compared: `Leaderboard.not_compared`.
 
     Args:
         board: the table; its rows are marked in place.
@@ -74,17 +74,13 @@ def mark_significance(board: Leaderboard, scores: Sequence[Sequence[QueryScores]
         rows = split_means(scores, split)
         best: dict[str, int] = {}
         for metric in board.metrics:
-            key = split, metric
-            candidates = [
-                number
-                for number, frame in enumerate(rows)
-                if frame is not None and metric in frame and key in board.rows[number].values
-            ]
-            if len(candidates) > 1:
-                best[metric] = max(candidates, key=lambda n: statistics.fmean(board.rows[n].values[key]))
-                board.rows[best[metric]].marks[key] = BEST
+            top = board.best((split, metric))
+            if top is not None:
+                top.marks[split, metric] = BEST
+                best[metric] = next(number for number, row in enumerate(board.rows) if row is top)
         for (number, metric), difference in compare_with_best(rows, best).items():
-            compared[number, split, metric] = difference
+            if board.rows[number].values.get((split, metric)):
+                compared[number, split, metric] = difference
     corrected = correct([difference.p for difference in compared.values()])
     for (number, split, metric), p in zip(compared, corrected, strict=True):
         board.rows[number].marks[split, metric] = WORSE if p <= 1 - LEVEL else TIED

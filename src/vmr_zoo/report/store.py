@@ -16,7 +16,6 @@ from vmr_zoo.data.annotations.records import SELECTION
 from vmr_zoo.errors import VmrError
 from vmr_zoo.report.query_scores import load_scores
 from vmr_zoo.report.runs import Run
-from vmr_zoo.report.sentence_probe import probe_files
 from vmr_zoo.report.stored_scores import SCORES, write_scores
 from vmr_zoo.runs.directory import HEADER, METRICS, read_json, write_config
 from vmr_zoo.runs.publish import without_places
@@ -44,7 +43,8 @@ def store_run(run: Run, folder: Path) -> Path:
     Raises:
         VmrError: if its predictions are missing or broken, or its configuration or its name is a path.
     """
-    files = {str(file.relative_to(run.directory)): read_json(file) for file in probe_files(run)}
+    found = [one.directory / METRICS for one in run.probes]
+    files = {str(file.relative_to(run.directory)): read_json(file) for file in found}
     files[METRICS] = {HEADER: run.header, **run.metrics}  # written last: it makes the folder a run
     files, config, _ = without_places(run.directory, files)
     names = dict.fromkeys(name for values in run.metrics.values() for name in values)

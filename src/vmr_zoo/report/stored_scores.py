@@ -98,5 +98,8 @@ def _frames(arrays: Mapping[str, Any], wanted: Collection[str] | None) -> dict[s
         kept = [n for n in names if n not in (_IDS, _VIDEOS) and (wanted is None or n in wanted)]
         values = {name: arrays[f"{split}/{name}"].astype(np.float32) for name in kept}
         ids = [arrays[f"{split}/{key}"].astype(object) for key in (_VIDEOS, _IDS)]
-        frames[split] = pd.DataFrame(values, index=index_of(*ids))
+        index = index_of(*ids)
+        if not index.is_unique:
+            raise ValueError(f"a query of {split} stands in it twice")
+        frames[split] = pd.DataFrame(values, index=index)
     return frames

@@ -10,8 +10,6 @@ from math import isfinite
 from pathlib import Path
 from statistics import mean, stdev
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 from rich.text import Text
 
 from vmr_zoo.data.annotations.records import SELECTION
@@ -20,11 +18,8 @@ from vmr_zoo.report.caveats import BLIND, RISING
 from vmr_zoo.report.escape import markdown_table, one_line
 from vmr_zoo.report.runs import REFERENCE_SPLITS
 from vmr_zoo.report.sentence_probe import LEAST_LOSS, METRIC
-from vmr_zoo.report.terminal import short_title
+from vmr_zoo.report.terminal import Lines, mean_lines, print_columns, print_legend, shorten
 from vmr_zoo.utils.console import wide_console
-
-_TITLE = 7
-"""Characters of a title in the terminal, as wide as "100.0" and a gap."""
 
 _PROBE = "other "
 """Begins the name of a column with scores of `probe=other_query`."""
@@ -52,17 +47,20 @@ class StudyTable:
         """Prints the table to the terminal."""
         console = wide_console(fitted=True)
         console.print(Text(one_line(self.title), "bold"))
-        table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-        for place, title in enumerate(self.columns):
-            table.add_column(
-                Text(short_title(title, _TITLE)),
-                justify="right" if place else "left",
-                vertical="bottom",
-                no_wrap=True,
-            )
-        for row in self.rows:
-            table.add_row(*(Text(one_line(cell).replace(" ± ", "\n± ")) for cell in row))
-        console.print(table)
+        corner, *columns = self.columns
+        names, long_names = shorten([row[0] for row in self.rows], console.width)
+
+        def lines(below: bool) -> Lines:
+            found: Lines = {column: [] for column in columns}
+            for row in self.rows:
+                cells = [mean_lines(cell, below) for cell in row[1:]]
+                height = max(map(len, cells))  # numbers without a deviation stand beside the means
+                for own, cell in zip(found.values(), cells, strict=True):
+                    own.append(cell + [""] * (height - len(cell)))
+            return found
+
+        cut = print_columns(console, corner, names, lines)
+        print_legend(console, {**cut, **long_names})
         for note in self.notes:
             console.print(Text(note, "dim"))
         console.print()
@@ -76,10 +74,14 @@ def read_study(file: Path) -> list[StudyTable]:
     """Reads the stored results of a study, a table for each protocol and features.
 
     Raises:
-        VmrError: if the file is empty, of another kind, or has a cell that is no number where one belongs.
+        VmrError: if the file is empty or of another kind, or has a cell that is no number where one belongs,
+            a line of another length, or a seed of a row twice.
     """
-    with file.open(newline="", encoding="utf-8") as lines:
-        rows = list(csv.DictReader(lines, restval=""))
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as lines:  # spreadsheets begin a file with a mark
+            rows = list(csv.DictReader(lines))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise VmrError(f"'{file}' is not a readable CSV file: {error}.") from error
     missing = [key for key in _REQUIRED if not rows or key not in rows[0]]
     if missing or not any(str(column).endswith(f" {METRIC}") for column in rows[0]):
         raise VmrError(
@@ -104,16 +106,21 @@ def by_data(rows: Sequence[dict[str, str]]) -> dict[str, list[dict[str, str]]]:
 
 
 def _check_numbers(rows: Sequence[dict[str, str]], lines: Sequence[int], file: Path) -> None:
-    scores = _scores(rows)
-    filled = ("steps", scores[0])  # a score of another split may be missing
+    filled = ("steps", _scores(rows)[0])  # a score of another split may be missing
+    seen: dict[tuple[str, str], int] = {}
     for line, row in zip(lines, rows, strict=True):
-        wrong = [
-            name for name in (*filled, *scores, "best_epoch") if not _is_number(row[name], name in filled)
-        ]
-        if None in row or wrong:
-            found = f"'{row[wrong[0]]}' as {wrong[0]}" if wrong else "more cells than columns"
+        same = seen.setdefault((row["name"], row["seed"]), line)
+        if None in row or None in row.values():
+            found = f"{'more' if None in row else 'fewer'} cells than columns"
+        elif same != line:
+            found = f"seed {row['seed']} of {row['name']} again, after line {same}"
+        else:
+            numbers = [*filled, *(key for key in row if key.endswith(f" {METRIC}")), "best_epoch"]
+            wrong = [name for name in numbers if not _is_number(row[name], name in filled)]
+            found = f"'{row[wrong[0]]}' as {wrong[0]}" if wrong else ""
+        if found:
             raise VmrError(
-                f"Expected a number per column in line {line} of '{file}', found {found}. "
+                f"Expected a number per column in line {line} of '{file}', each seed once; found {found}. "
                 "`python experiments/collect.py STUDY` writes the file again."
             )
 

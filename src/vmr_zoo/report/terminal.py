@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -24,6 +24,9 @@ _LEAST_TITLE = 6
 
 _GAP = 3
 """Characters between columns: the padding, and one that the box draws."""
+
+Lines = dict[str, list[list[str]]]
+"""By column the cells of the rows, each with its lines."""
 
 BEST_SIGN = "*"
 """Follows the best number of a column beside `TIED_SIGN`: a pipe or a file has no bold."""
@@ -53,67 +56,109 @@ def print_leaderboards(boards: Sequence[Leaderboard], costs: bool = False, most:
 
 
 def _print_metric(console: Console, board: Leaderboard, metric: str, most: int | None) -> None:
-    """Prints the table of one metric: on one line per row, else with deviations below the means.
+    """Prints the table of one metric."""
+    names, long_names = shorten([row.label for row in board.rows], console.width)
+    names = [name + signs(row) for name, row in zip(names, board.rows, strict=True)]
+    best = {column: board.best((column, metric)) for column in board.columns}
+    bold = {
+        (column, number)
+        for column, top in best.items()
+        for number, row in enumerate(board.rows)
+        if row is top
+    }
+    cut = print_columns(
+        console, metric, names[:most], lambda below: _cell_lines(board, metric, below, most), bold
+    )
+    print_legend(console, {**cut, **long_names})
 
-    If that is still too wide, the splits continue in further tables.
+
+def print_columns(
+    console: Console,
+    corner: str,
+    names: Sequence[str],
+    cells: Callable[[bool], Lines],
+    bold: Collection[tuple[str, int]] = (),
+) -> dict[str, str]:
+    """Prints columns beside the names of their rows, in the width of the terminal.
+
+    A row has one line, else the deviations are below the means; if that is still too wide, the columns
+    continue in further tables.
+
+    Args:
+        console: where to print.
+        corner: the title of the names.
+        names: of the rows.
+        cells: returns the lines of the cells by column, and takes whether deviations are below the means.
+        bold: columns and numbers of the rows of bold cells.
+
+    Returns:
+        Full titles by the shortened ones that stand in the table.
     """
-    names, long_names = _row_names(board, console.width)
+    first = max(len(corner), *map(len, names)) + _GAP
     for below in (False, True):
-        lines = _cell_lines(board, metric, below)
-        blocks = _blocks(board, metric, names, lines, console.width)
+        lines = cells(below)
+        blocks = _blocks(lines, console.width - first)
         if len(blocks) == 1:
             break
-    explained: dict[str, str] = {}
-    best = {column: board.best((column, metric)) for column in board.columns}
-    full = _full_titles_fit(board, metric, names, lines, console.width)
+    cut: dict[str, str] = {}
+    full = first + sum(max(len(column), _cell_width(own)) + _GAP for column, own in lines.items())
     for columns in blocks:
         table = Table(box=SIMPLE_HEAD, padding=(0, _GAP - 1, 0, 0), pad_edge=False, show_edge=False)
-        table.add_column(Text(metric, "bold"), no_wrap=True)
+        table.add_column(Text(corner, "bold"), no_wrap=True)
         # The last column needs no gap behind it.
         used = sum(max(_LEAST_TITLE, _cell_width(lines[c])) + _GAP for c in columns) - _GAP
-        spare = (console.width - _first_width(metric, names) - used) // len(columns)
-        titles = _titles(columns, lines, None if full else max(0, spare))
+        spare = (console.width - first - used) // len(columns)
+        titles = _titles(columns, lines, None if full <= console.width else max(0, spare))
         whole = {short.replace("\n", ""): column for column, short in titles.items()}
-        explained |= {short: column for short, column in whole.items() if short != column}
+        cut |= {short: column for short, column in whole.items() if short != column}
         for column in columns:
             table.add_column(Text(titles[column]), justify="right", no_wrap=True, vertical="bottom")
-        for number, row in enumerate(board.rows[:most]):
-            cells = (_cell(lines[column][number], row is best[column]) for column in columns)
-            table.add_row(Text(names[row.name]), *cells)
+        for number, name in enumerate(names):
+            row = (_cell(lines[column][number], (column, number) in bold) for column in columns)
+            table.add_row(Text(name), *row)
         console.print()
         console.print(table)
-    meanings = [one_line(f"{short}: {whole}") for short, whole in {**explained, **long_names}.items()]
+    return cut
+
+
+def print_legend(console: Console, cut: Mapping[str, str]) -> None:
+    """Prints the whole of what was shortened."""
+    meanings = [one_line(f"{short}: {whole}") for short, whole in cut.items()]
     if meanings:
         console.print(Text("; ".join(meanings), "dim"))
 
 
-_Lines = dict[str, list[list[str]]]
-"""By column the cells of the rows, each with its lines."""
-
-
-def _cell_lines(board: Leaderboard, metric: str, below: bool) -> _Lines:
+def _cell_lines(board: Leaderboard, metric: str, below: bool, most: int | None) -> Lines:
     """Formats the cells of one metric.
 
     Args:
         board: the table.
         metric: the metric.
         below: whether deviations stand below the means instead of behind them.
+        most: number of rows; None: all.
     """
-    lines: _Lines = {}
+    lines: Lines = {}
     for column in board.columns:
         key = column, metric
         marks = [BEST_SIGN if row.marks.get(key) == BEST else row.sign(key) for row in board.rows]
         pad = any(marks)
-        lines[column] = []
-        for row, sign in zip(board.rows, marks, strict=True):
-            mean, _, deviation = row.cell(key).removesuffix(row.sign(key)).partition(" ± ")
-            sign = sign or " " * pad
-            deviation = f"± {deviation}" if deviation else ""
-            if below and deviation:
-                lines[column].append([mean + sign, deviation + " " * pad])
-            else:
-                lines[column].append([f"{mean} {deviation}".strip() + sign])
+        lines[column] = [
+            mean_lines(row.cell(key).removesuffix(row.sign(key)), below, sign or " " * pad)
+            for row, sign in list(zip(board.rows, marks, strict=True))[:most]
+        ]
     return lines
+
+
+def mean_lines(cell: str, below: bool, sign: str = "") -> list[str]:
+    """Returns the lines of "mean ± deviation" with a sign behind the mean, or behind both on one line.
+
+    >>> mean_lines("1.0 ± 0.5", True, "*"), mean_lines("1.0 ± 0.5", False, "*"), mean_lines("1.0", True)
+    (['1.0*', '± 0.5 '], ['1.0 ± 0.5*'], ['1.0'])
+    """
+    mean, _, deviation = cell.partition(" ± ")
+    if below and deviation:
+        return [mean + sign, f"± {deviation}" + " " * len(sign)]
+    return [cell + sign]
 
 
 def _cell(lines: Sequence[str], best: bool) -> Text:
@@ -124,18 +169,16 @@ def _cell(lines: Sequence[str], best: bool) -> Text:
     return text
 
 
-def _row_names(board: Leaderboard, width: int) -> tuple[dict[str, str], dict[str, str]]:
-    """Returns the name of each row as printed, and the whole names of those that were cut."""
+def shorten(labels: Sequence[str], width: int) -> tuple[list[str], dict[str, str]]:
+    """Returns names of rows for a terminal of a width, and the whole names of those that were cut."""
     longest = max(_LONGEST_NAME, width - 60)
-    names: dict[str, str] = {}
+    names: list[str] = []
     cut: dict[str, str] = {}
-    for row in board.rows:
-        label = one_line(row.label)
-        if len(label) > longest:
-            short = f"{label[: longest - 4]}…{len(cut) + 1}"
-            cut[short] = label
-            label = short
-        names[row.name] = label + signs(row)
+    for label in map(one_line, labels):
+        name = label if len(label) <= longest else f"{label[: longest - 4]}…{len(cut) + 1}"
+        if name != label:
+            cut[name] = label
+        names.append(name)
     return names, cut
 
 
@@ -143,26 +186,12 @@ def _cell_width(cells: Sequence[Sequence[str]]) -> int:
     return max(len(line) for lines in cells for line in lines)
 
 
-def _full_titles_fit(
-    board: Leaderboard, metric: str, names: dict[str, str], lines: _Lines, width: int
-) -> bool:
-    widths = [max(len(column), _cell_width(lines[column])) + _GAP for column in board.columns]
-    return _first_width(metric, names) + sum(widths) <= width
-
-
-def _first_width(metric: str, names: dict[str, str]) -> int:
-    return max(len(metric), *map(len, names.values())) + _GAP
-
-
-def _blocks(
-    board: Leaderboard, metric: str, names: dict[str, str], lines: _Lines, width: int
-) -> list[list[str]]:
+def _blocks(lines: Lines, room: int) -> list[list[str]]:
     """Divides the columns among tables that are narrow enough."""
-    room = width - _first_width(metric, names)
     blocks: list[list[str]] = [[]]
     used = 0
-    for column in board.columns:
-        needed = max(_cell_width(lines[column]), min(_LEAST_TITLE, len(column))) + _GAP
+    for column, cells in lines.items():
+        needed = max(_cell_width(cells), min(_LEAST_TITLE, len(column))) + _GAP
         if blocks[-1] and used + needed > room:
             blocks.append([])
             used = 0
@@ -171,7 +200,7 @@ def _blocks(
     return blocks
 
 
-def _titles(columns: Sequence[str], lines: _Lines, spare: int | None) -> dict[str, str]:
+def _titles(columns: Sequence[str], lines: Lines, spare: int | None) -> dict[str, str]:
     """Returns the title of each column, distinct, and at most `spare` wider than its cells; None: whole."""
     if spare is None:
         return {column: column for column in columns}
@@ -202,12 +231,12 @@ def short_title(name: str, width: int) -> str:
 
 def _print_costs(console: Console, board: Leaderboard, most: int | None) -> None:
     titles, cells = board.cost()
-    names, _ = _row_names(board, console.width)
+    names, _ = shorten([row.label for row in board.rows], console.width)
     table = Table(box=SIMPLE_HEAD, padding=(0, _GAP - 1, 0, 0), pad_edge=False, show_edge=False)
     table.add_column("cost", no_wrap=True)
     for title in titles:
         table.add_column(title, justify="right", no_wrap=True)
-    for row, cost in zip(board.rows[:most], cells[:most], strict=True):
-        table.add_row(Text(names[row.name]), *cost)
+    for name, row, cost in zip(names[:most], board.rows, cells, strict=False):
+        table.add_row(Text(name + signs(row)), *cost)
     console.print()
     console.print(table)

@@ -27,10 +27,10 @@ from scipy import stats
 
 from vmr_zoo.errors import VmrError, abbreviate
 from vmr_zoo.report.caveats import CAVEATS, find_caveats
-from vmr_zoo.report.claims import Cell, Claim, describe, select_runs
+from vmr_zoo.report.claims import ANY, Cell, Claim, describe, select_runs
 from vmr_zoo.report.leaderboard import TABLE_KEYS
 from vmr_zoo.report.query_scores import QueryScores, load_scores
-from vmr_zoo.report.runs import Run
+from vmr_zoo.report.runs import Run, has_setting
 from vmr_zoo.report.significance import (
     LEVEL,
     RESAMPLES,
@@ -257,9 +257,11 @@ def _estimate(claim: Claim, runs: Sequence[Run], scores: Scores) -> Answer:
     if effect is None:
         return Answer(claim, reasons=("the rows share no queries, or those of too few videos",))
     reasons = [] if len(common) >= claim.seeds else [f"{len(common)} of at least {claim.seeds} seeds"]
-    for name, found in {_name(found[common[0]]): found for _, found in rows}.items():
-        reasons += [f"{name}: {problem}" for problem in _shortcomings([found[seed] for seed in common])]
-    return Answer(claim, effect, reasons=tuple(reasons))
+    for cell, found in rows:
+        row = [found[seed] for seed in common]
+        name = f"{row[0].header['name']}{cell.row[1:]}"  # in an interaction with the setting
+        reasons += [f"{name}: {problem}" for problem in _shortcomings(row)]
+    return Answer(claim, effect, reasons=tuple(dict.fromkeys(reasons)))
 
 
 def _shared(claim: Claim) -> Mapping[str, object]:
@@ -274,6 +276,10 @@ def _shared(claim: Claim) -> Mapping[str, object]:
 
 def _row(cell: Cell, runs: Sequence[Run], metric: str) -> tuple[Rows, str]:
     """Returns the runs of a cell by seed, and what is wrong with them, "" if nothing is."""
+    if unknown_keys := [
+        key for key, value in cell.where.items() if value != ANY and not has_setting(runs, key)
+    ]:
+        return {}, f"no run has the setting {', '.join(unknown_keys)}"
     found = [run for run in select_runs(runs, cell.where) if metric in run.metrics.get(cell.split, {})]
     by_seed = {int(run.header["seed"]): run for run in found}
     if not found:
@@ -286,10 +292,6 @@ def _row(cell: Cell, runs: Sequence[Run], metric: str) -> tuple[Rows, str]:
     if any(run.metrics != by_seed[int(run.header["seed"])].metrics for run in found):
         return {}, "a seed twice, with different results (choose one study by runs=DIR)"
     return by_seed, ""
-
-
-def _name(run: Run) -> str:
-    return str(run.header["name"])
 
 
 def _shortcomings(row: Sequence[Run]) -> list[str]:
@@ -350,6 +352,13 @@ def _differences(
     """Returns (queries, seeds) signed sums of the cells of one split, in points."""
     columns: list[pd.Series] = []
     for seed in seeds:
-        parts = [sign * scores(found[seed])[split][metric].astype(np.float64) for sign, found in cells]
+        parts = [sign * _scored(found[seed], split, metric, scores) for sign, found in cells]
         columns.append(sum(parts[1:], parts[0]))  # aligned by query; NaN where a row lacks one
     return 100.0 * pd.concat(columns, axis=1).dropna()
+
+
+def _scored(run: Run, split: str, metric: str, scores: Scores) -> pd.Series:
+    frames = scores(run)
+    if split not in frames or metric not in frames[split]:
+        raise VmrError(f"{run.header['name']} has no scores of single queries for {metric} on {split}")
+    return frames[split][metric].astype(np.float64)
