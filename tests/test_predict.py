@@ -17,10 +17,12 @@ from vmr_zoo.cli import main
 from vmr_zoo.data.annotations.records import Query
 from vmr_zoo.engine import query_file
 from vmr_zoo.engine.query_details import QueryDetails, query_details
+from vmr_zoo.engine.query_file import Partial
 from vmr_zoo.engine.retriever import EncodedVideo, Moment, Retriever
 from vmr_zoo.errors import VmrError
 from vmr_zoo.report.query_picture import draw_query
 from vmr_zoo.types import DETAILS
+from vmr_zoo.utils.files import append_row
 from vmr_zoo.video.decode import duration
 
 WORLD = [
@@ -221,6 +223,39 @@ def test_a_csv_goes_on_where_it_was_stopped(vmr, place, tmp_path, monkeypatch, c
         a, b = json.loads(a), json.loads(b)
         assert (a["query_id"], a["query"]) == (b["query_id"], b["query"])
         assert np.allclose(a["pred_relevant_windows"], b["pred_relevant_windows"], atol=1e-4)
+
+
+@pytest.mark.parametrize("sentence", ["a\u2028star", "a\x85star", "一颗星"])
+def test_answers_so_far_are_read_whatever_was_written_last(tmp_path, sentence):
+    video, out = tmp_path / "a.mp4", tmp_path / "out.jsonl.partial"
+    video.touch()
+    settings = {"encoder": {"size": (96, 128)}, "note": sentence}  # a tuple is read again as a list
+    row = {"query_id": "1", "video": "a.mp4", "query": sentence}
+    Partial(out, settings).add(row, video)
+    assert Partial(out, settings).answer(row, video) == row
+    whole = out.read_bytes()
+    append_row(out, ["一", row])
+    out.write_bytes(out.read_bytes()[: len(whole) + 3])  # within a character
+    assert Partial(out, settings).answer(row, video) == row
+
+
+def test_one_unreadable_sentence_leaves_the_answers_to_the_others(vmr, place, tmp_path, monkeypatch, capsys):
+    shutil.copy(videos(place) / "train_00000.mp4", tmp_path / "a.mp4")
+    (tmp_path / "q.csv").write_text("video,query\na.mp4,a star\na.mp4,odd\na.mp4,a circle\n")
+    given = EncodedVideo.answer
+
+    def answer(video, queries, top_k):
+        if "odd" in queries:
+            raise VmrError("knows no word")
+        return given(video, queries, top_k)
+
+    monkeypatch.setattr(EncodedVideo, "answer", answer)
+    out = tmp_path / "answers.jsonl"
+    assert vmr("predict", f"run={place}/moment_detr", f"csv={tmp_path}/q.csv", f"out={out}") == 1
+    shown = capsys.readouterr()
+    assert "2 of 3 sentences answered" in shown.out
+    assert "query_id 2" in shown.err
+    assert [json.loads(line)["query"] for line in out.read_text().splitlines()] == ["a star", "a circle"]
 
 
 def test_the_clock_is_that_of_the_pictures_and_json_says_what_is_odd(vmr, place, tmp_path, capsys):

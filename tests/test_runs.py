@@ -146,6 +146,8 @@ def test_a_method_that_follows_its_number_of_epochs_is_not_continued(train_toy, 
         ("+trainer.limit_val_batches=0", "No validation ran (trainer.limit_val_batches=0)"),
         ("trainer.check_val_every_n_epoch=3", "No validation ran (trainer.check_val_every_n_epoch=3"),
         ("+trainer.max_steps=2", "No validation ran (see"),
+        ("callbacks.checkpoint.mode=min", "Choose the metric with data.selection_metric=NAME"),
+        ("callbacks.checkpoint.monitor=selection/R1@0.3", "found monitor=selection/R1@0.3, mode=max"),
     ],
 )
 def test_a_training_without_step_or_validation_is_no_result(train_toy, capsys, argument, message):

@@ -146,6 +146,8 @@ def test_eval_refuses_misleading_requests(train_toy, vmr, capsys):
         (["data=charades_cd", "paths.annotations=none"], "No annotation file none/charades_cd"),
         (["split=odd"], "Did you mean ood"),
         (["split=train"], "not scored on what it was trained on"),
+        (["features=action_labels"], "features=… is for data=OTHER"),
+        (["metrics=dense"], "metrics=… is for data=OTHER"),
     ):
         assert vmr("eval", f"run={run}", *args) == 2
         assert part in capsys.readouterr().err

@@ -306,12 +306,14 @@ def test_hdf5_group_needs_a_key(tmp_path: Path) -> None:
         Hdf5Store(tmp_path / "f.hdf5", key="i3d").read(VIDEO)
 
 
-def test_wrong_clip_length_is_refused(tmp_path: Path) -> None:
+def test_wrong_clip_length_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     queries = [query("a", f"q{i}", f"v{i}", duration=30.0) for i in range(5)]
     for i in range(5):
         np.save(tmp_path / f"v{i}.npy", np.ones((30 if i else 12, 3), np.float32))
     (odd,) = a_set(tmp_path).check(protocol(*queries), "all")
     assert (odd.kind, odd.ids, odd.fatal) == ("length", ("v0",), False)
+    a_set(tmp_path).prepare(protocol(*queries))
+    assert "length for 1 id: v0. 'v0' has 12 clips; about 30 were expected" in caplog.text
     with pytest.raises(VmrError, match=r"Most videos differ: compare features\.clip_seconds=2\.0"):
         a_set(tmp_path, clip_seconds=2.0).prepare(protocol(*queries))
 

@@ -208,10 +208,9 @@ def _answer_csv(cfg: DictConfig) -> int:
     failed = answer_file(
         retriever, queries, file.parent, Path(cfg.out), cfg.narrations, cfg.top_k, _settings(cfg, retriever)
     )
-    answered = sum(row["video"] not in failed for row in queries)
-    print(f"{cfg.out}: {answered} of {len(queries)} sentences answered")
     with Path(cfg.out).open(encoding="utf-8") as lines:
         rows = [json.loads(line) for line in lines]
+    print(f"{cfg.out}: {len(rows)} of {len(queries)} sentences answered")
     output.print_notes({row["video"]: row["notes"] for row in rows if "notes" in row})
     if failed:
         Console(stderr=True).print(output.failure_table(failed))

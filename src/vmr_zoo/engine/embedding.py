@@ -252,9 +252,18 @@ def read_queries(file: Path) -> list[Sentence]:
 
 
 def _csv(content: str, file: Path) -> Iterable[tuple[str, dict[str, Any]]]:
-    reader = csv.DictReader(io.StringIO(content, newline=""))
-    for row in reader:
-        yield f"{file}, line {reader.line_num}", {str(key): value for key, value in row.items()}
+    reader = csv.DictReader(io.StringIO(content, newline=""), strict=True)
+    try:
+        for row in reader:
+            where = f"{file}, line {reader.line_num}"
+            if None in row or None in row.values():
+                raise VmrError(
+                    f"{where}: expected {len(reader.fieldnames or ())} fields, found "
+                    f"{'more' if None in row else 'fewer'}. Quote a sentence that contains a comma."
+                )
+            yield where, dict(row)
+    except csv.Error as error:
+        raise VmrError(f"{file}, line {reader.line_num}: not valid CSV ({error}).") from error
 
 
 def _jsonl(content: str, file: Path) -> Iterable[tuple[str, dict[str, Any]]]:

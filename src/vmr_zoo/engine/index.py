@@ -167,7 +167,7 @@ class VideoIndex:
     def _hashes(self) -> dict[str, tuple[list[int], str]]:
         """Size and time, and the hash, by path; a later line replaces an earlier one."""
         hashes: dict[str, tuple[list[int], str]] = {}
-        with suppress(FileNotFoundError), (self.root / "files.jsonl").open(encoding="utf-8") as lines:
+        with suppress(FileNotFoundError), (self.root / "files.jsonl").open("rb") as lines:
             for line in lines:
                 with suppress(ValueError):  # a line that a killed process left incomplete
                     name, state, digest = json.loads(line)

@@ -9,10 +9,11 @@ from __future__ import annotations
 import csv
 import json
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vmr_zoo.data.features.problems import FeatureError
 from vmr_zoo.engine.retriever import Answer, EncodedVideo, Retriever
 from vmr_zoo.errors import VmrError
 from vmr_zoo.utils.console import progress
@@ -44,7 +45,7 @@ def answer_file(
         settings: what else determines the answers; answers of other settings are not continued.
 
     Returns:
-        For each video that cannot be decoded, the reason.
+        For each video and each sentence that cannot be answered, the reason.
 
     Raises:
         VmrError: if answers with other settings were begun in this place.
@@ -62,19 +63,44 @@ def answer_file(
     for name, numbers in progress(by_video.items(), "Searching", shown_from=1):
         try:
             video = retriever.encode(folder / name, narrations)
-        except VideoError as error:
+        except (VideoError, FeatureError) as error:
             failed[name] = str(error)
             continue
         for first in range(0, len(numbers), _CHUNK):
-            chunk = numbers[first : first + _CHUNK]
-            answers = video.answer([queries[number]["query"] for number in chunk], top_k)
-            for number, answer in zip(chunk, answers, strict=True):
-                answered[number] = _answer_row(queries[number], video, answer)
-                partial.add(answered[number], video.path)
+            chunk = [queries[number] for number in numbers[first : first + _CHUNK]]
+            answers, unanswered = _answers(video, chunk, top_k)
+            failed |= unanswered
+            for number in numbers[first : first + _CHUNK]:
+                if answer := answers.get(queries[number]["query_id"]):
+                    answered[number] = _answer_row(queries[number], video, answer)
+                    partial.add(answered[number], video.path)
     write_rows(out, [answered[number] for number in sorted(answered)])
     if not failed:
         partial.path.unlink(missing_ok=True)
     return failed
+
+
+def _answers(
+    video: EncodedVideo, rows: Sequence[Mapping[str, str]], top_k: int
+) -> tuple[dict[str, Answer], dict[str, str]]:
+    """Answers sentences about a video, one by one if one of them cannot be read.
+
+    Returns:
+        The answers by query_id, and the reasons by the names of the sentences without one.
+    """
+    try:
+        found = video.answer([row["query"] for row in rows], top_k)
+        return {row["query_id"]: answer for row, answer in zip(rows, found, strict=True)}, {}
+    except VmrError as error:
+        if len(rows) == 1:
+            return {}, {f"{rows[0]['video']}, query_id {rows[0]['query_id']}": str(error)}
+    answers: dict[str, Answer] = {}
+    failed: dict[str, str] = {}
+    for row in rows:
+        own, reasons = _answers(video, [row], top_k)
+        answers |= own
+        failed |= reasons
+    return answers, failed
 
 
 class Partial:
@@ -92,7 +118,9 @@ class Partial:
         """
         self.path = path
         self._answers: dict[str, tuple[list[int], dict[str, Any]]] = {}
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        settings = json.loads(json.dumps(settings))  # as they are read again: a tuple becomes a list
+        # Bytes: a killed process may leave part of a character, and sentences may hold other line ends.
+        lines = [line for line in path.read_bytes().split(b"\n") if line] if path.is_file() else []
         try:
             stored = json.loads(lines[0]) if lines else None
             if stored is not None:
@@ -188,6 +216,15 @@ def _check_header(header: list[str], path: Path) -> None:
             f"{path} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}; its first line "
             f"names {', '.join(header) or 'nothing'}. Expected video, query and optionally query_id."
         )
+    if len(set(header)) < len(header):
+        raise VmrError(f"Expected each column of {path} once, found {', '.join(header)}.")
+    ids = [
+        name for name in header if name.strip().lower() in ("id", "qid", "query_id") and name != "query_id"
+    ]
+    if ids and "query_id" not in header:
+        raise VmrError(
+            f"Expected the ids of {path} in the column query_id, found {ids[0]}. Rename the column."
+        )
 
 
 def _checked_row(fields: list[str], header: list[str], number: str, place: str) -> dict[str, str]:
@@ -199,4 +236,6 @@ def _checked_row(fields: list[str], header: list[str], number: str, place: str) 
     row = {"query_id": number, **dict(zip(header, fields, strict=True))}
     if not (row["video"].strip() and row["query"].strip()):
         raise VmrError(f"{place}: expected a video and a sentence, found an empty field.")
+    if not row["query_id"].strip():
+        raise VmrError(f"{place}: expected a query_id, found an empty field. Give each sentence its own.")
     return row

@@ -176,7 +176,7 @@ def _build(cfg: DictConfig, run: Path, stop: Stop) -> tuple[Method, int, VMRData
     data.check_words()
     trainer = _trainer(cfg, run, stop, loggers)
     if parameters:
-        refuse_untrainable(trainer)
+        refuse_untrainable(trainer, data.selection_metric)
     return method, parameters, data, trainer
 
 

@@ -146,19 +146,22 @@ def find_transfer(stored: DictConfig, cfg: DictConfig) -> Transfer | None:
         None if `data=` is absent, or names the data that the run was trained on.
 
     Raises:
-        VmrError: if the annotations of either cannot be read.
+        VmrError: if the annotations of either cannot be read, or features or metrics are given for the run's
+            own data.
     """
     if cfg.get("data") is None:
+        _refuse_unread()
         return None
     other = command_for_run(stored, cfg)
     trained: Protocol = build(stored.data.protocol)
     tested: Protocol = build(other.data.protocol)
     if trained.label == tested.label:
+        _refuse_unread()
         return None
     config = stored.copy()
     own: Any = OmegaConf.to_container(stored.data)
     asked: Any = {key: _resolved(other, f"data.{key}") for key in _OF_THE_DATA if key in other.data}
-    if _names_features():
+    if _names("features"):
         features = _resolved(other, "features")
     else:
         features = _for_other_world(own["features"], own["protocol"], asked["protocol"])
@@ -186,10 +189,19 @@ def _resolved(config: DictConfig, key: str) -> Any:
     return plain(OmegaConf.select(config, key))
 
 
-def _names_features() -> bool:
-    """Returns whether the command names features; the usual ones of the data set are always composed."""
+def _names(group: str) -> bool:
+    """Returns whether the command names a choice or a key of a group; the usual ones are always composed."""
     typed = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    return any(text.lstrip("+~").startswith("features") for text in typed)
+    return any(re.match(rf"[+~]*{group}\b", text) for text in typed)
+
+
+def _refuse_unread() -> None:
+    for group in ("features", "metrics"):
+        if _names(group):
+            raise VmrError(
+                f"{group}=… is for data=OTHER: on its own data, a run is scored with its own {group}. "
+                "Leave it out."
+            )
 
 
 def _for_other_world(features: Any, own: Mapping[str, Any], asked: Mapping[str, Any]) -> Any:

@@ -5,16 +5,28 @@ from __future__ import annotations
 import lightning
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from vmr_zoo.data.annotations.records import NOT_SELECTED
+from vmr_zoo.data.annotations.records import NOT_SELECTED, SELECTION
 from vmr_zoo.errors import VmrError
 
 
-def refuse_untrainable(trainer: lightning.Trainer) -> None:
+def refuse_untrainable(trainer: lightning.Trainer, metric: str) -> None:
     """Refuses arguments under which no step is taken or no validation can select a checkpoint.
+
+    Args:
+        trainer: with its callbacks.
+        metric: the metric that the header names as the one that selects.
 
     Raises:
         VmrError: names the argument.
     """
+    callback = trainer.checkpoint_callback
+    if isinstance(callback, ModelCheckpoint) and callback.monitor is not None:
+        rule = callback.monitor, callback.mode
+        if rule != (f"{SELECTION}/{metric}", "max"):
+            raise VmrError(
+                f"Expected callbacks.checkpoint to select by the highest {SELECTION}/{metric}, found monitor="
+                f"{rule[0]}, mode={rule[1]}. Choose the metric with data.selection_metric=NAME."
+            )
     for name in ("max_epochs", "max_steps", "limit_train_batches"):
         if getattr(trainer, name) == 0:
             raise _no_step(f"trainer.{name}=0")

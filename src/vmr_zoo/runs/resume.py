@@ -51,6 +51,9 @@ _MAY_DIFFER = (
 )
 """Keys that a resumed run may change, with all keys below."""
 
+_MUST_AGREE = ("callbacks.checkpoint.monitor", "callbacks.checkpoint.mode", "callbacks.seeding")
+"""Exceptions: they decide which weights result."""
+
 
 def check_free(path: Path, resume: bool) -> None:
     """Refuses a run directory that holds a run, unless the run is to be resumed.
@@ -158,6 +161,10 @@ def _set_results_aside(path: Path, epochs: int) -> None:
             (path / name).rename(folder / name)
 
 
+def _below(key: str, parents: Sequence[str]) -> bool:
+    return any(key == parent or key.startswith(f"{parent}.") for parent in parents)
+
+
 def check_same_settings(path: Path, config: Mapping[str, Any], follows: bool = False) -> int:
     """Refuses other settings than those of an earlier run.
 
@@ -176,8 +183,7 @@ def check_same_settings(path: Path, config: Mapping[str, Any], follows: bool = F
     changed = [
         f"{key} was {earlier.get(key)}, now {now.get(key)}"
         for key in dict.fromkeys((*earlier, *now))
-        if earlier.get(key) != now.get(key)
-        and not any(key == free or key.startswith(f"{free}.") for free in _MAY_DIFFER)
+        if earlier.get(key) != now.get(key) and (_below(key, _MUST_AGREE) or not _below(key, _MAY_DIFFER))
     ]
     before, after = earlier.get(_EPOCHS), now.get(_EPOCHS)
     more = isinstance(before, int) and isinstance(after, int) and 0 < before < after

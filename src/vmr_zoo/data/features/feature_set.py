@@ -162,7 +162,10 @@ class FeatureSet:
             source.prepare(protocol)
         missing = self._missing(protocol, needs)
         self._refuse([*missing.videos, *missing.queries], protocol)
-        self._refuse(self._broken(protocol, missing, "all", needs), protocol)
+        problems = self._broken(protocol, missing, "all", needs)
+        self._refuse(problems, protocol)
+        for problem in problems:
+            log.warning(f"features={self.name}: {problem} `vmr doctor` explains it.")
 
     def without_missing_videos(self, protocol: Protocol) -> Protocol:
         """Leaves out the sentences about videos without clip features, unless all videos lack them.
