@@ -152,7 +152,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], str | bytes | dict[str, Any], str]] 
     "queries: empty": (queries, "video,query\na.mp4, \n", "line 2: .*empty field"),
     "queries: nothing": (queries, "", "lacks the columns video, query; .*nothing"),
     "queries: qid": (queries, "qid,video,query\n7,a.mp4,x\n", "ids of .* in the column query_id, found qid"),
-    "queries: twice": (queries, "video,query,query\na.mp4,x,y\n", "Expected each column .* once"),
+    "queries: columns": (queries, "video,query,query\na.mp4,x,y\n", "Expected each column .* once"),
     "queries: no id": (queries, "video,query,query_id\na.mp4,x,\n", "line 2: expected a query_id"),
     "queries: no line": (queries, "video,query\n", "holds no sentence"),
     "queries: twice": (

@@ -19,6 +19,7 @@ from vmr_zoo.engine import query_file
 from vmr_zoo.engine.query_details import QueryDetails, query_details
 from vmr_zoo.engine.query_file import Partial
 from vmr_zoo.engine.retriever import EncodedVideo, Moment, Retriever
+from vmr_zoo.engine.video_search import search_videos
 from vmr_zoo.errors import VmrError
 from vmr_zoo.report.query_picture import draw_query
 from vmr_zoo.types import DETAILS
@@ -114,6 +115,18 @@ def test_narrations_are_required_and_must_be_of_the_same_narrator(vmr, place, tm
     (answer,) = json.loads(capsys.readouterr().out)["answers"]
     found = [[m["start"], m["end"], m["score"]] for m in answer["moments"]]
     np.testing.assert_allclose(found, row["pred_relevant_windows"][:5], atol=1e-4)
+
+    twin = tmp_path / video.name
+    shutil.copy(video, twin)
+    retriever = Retriever.from_run(run)
+    retriever.encode(video, file)
+    with pytest.raises(VmrError, match=f"found two named '{video.stem}'"):
+        retriever.encode(twin, file)
+    shutil.copy(video, tmp_path / "never_narrated.mp4")
+    paths = [video, tmp_path / "never_narrated.mp4"]
+    found = search_videos(Retriever.from_run(run), paths, [row["query"]], file)
+    assert list(found.failed) == paths[1:]
+    assert found.moments[0]
 
     other = tmp_path / file.name
     shutil.copy(file, other)

@@ -7,6 +7,7 @@ import pytest
 
 from vmr_zoo.data.annotations.records import Query
 from vmr_zoo.data.features.queries import EncodedQueries
+from vmr_zoo.data.text.cache import EmbeddingCache
 from vmr_zoo.data.text.sentence import SentenceEncoder
 from vmr_zoo.errors import VmrError
 from vmr_zoo.utils.hashing import content_hash
@@ -80,6 +81,13 @@ def test_broken_cache_and_empty_sentence(encoder: SentenceEncoder, cache: Path, 
         SentenceEncoder(tmp_path).sentences(TEXTS)
     with pytest.raises(VmrError, match="at least one word"):
         encoder.sentences([""])
+
+
+def test_numbers_beyond_half_precision_are_not_cached_as_infinite(tmp_path: Path) -> None:
+    cache = EmbeddingCache(tmp_path)
+    with pytest.raises(VmrError, match=r"embeddings of tokens .* found 100000"):
+        cache.add([b"k" * 32], [np.full((2, 3), 1e5)], np.ones((1, 3)))
+    assert cache.missing([b"k" * 32])
 
 
 def test_a_folder_without_a_model(tmp_path: Path) -> None:

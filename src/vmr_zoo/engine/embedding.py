@@ -25,6 +25,7 @@ from vmr_zoo.data.features.queries import EncodedQueries
 from vmr_zoo.data.narrations import read_narrations
 from vmr_zoo.data.text.encoder import EmbeddingWork, TextEncoder
 from vmr_zoo.errors import VmrError, unknown
+from vmr_zoo.utils.arrays import half
 from vmr_zoo.utils.console import progress
 from vmr_zoo.utils.files import atomic_path, write_json
 
@@ -206,8 +207,8 @@ def write_features(folder: Path, rows: list[Sentence], encoder: TextEncoder) -> 
             with atomic_path(folder / f"qid{row.query_id}.npz") as path:
                 np.savez(
                     path,
-                    last_hidden_state=states.astype(np.float16),
-                    pooler_output=pooled.astype(np.float16),
+                    last_hidden_state=half(states, f"token states of '{row.text}'"),
+                    pooler_output=half(pooled, f"an embedding of '{row.text}'"),
                 )
 
 

@@ -126,6 +126,7 @@ class Retriever:
         self.batch_size = batch_size
         self.index = index
         self.needs = method.needs - TRAINING_ONLY - FOR_DETAILS
+        self._narrated: dict[str, Path] = {}
 
     @classmethod
     def from_run(
@@ -217,6 +218,12 @@ class Retriever:
         if differing:
             listed = "; ".join(f"{key}: {trained.get(key)!r}, now {current.get(key)!r}" for key in differing)
             raise VmrError(f"{file} was made by another narrator than the narrations of training: {listed}.")
+        other = self._narrated.setdefault(path.stem, path)
+        if other.resolve() != path.resolve():
+            raise VmrError(
+                f"Narrations belong to a video by its name; found two named '{path.stem}': {other}, {path}. "
+                "Search them one by one, or rename one and narrate it again."
+            )
         return NarrationFile(file, source.encoder, source.normalise).load(path.stem)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from vmr_zoo.data.features.problems import FeatureError
 from vmr_zoo.engine.retriever import Moment, Retriever
 from vmr_zoo.utils.console import progress
 from vmr_zoo.video.decode import VideoError
@@ -32,7 +33,7 @@ class VideoSearch(NamedTuple):
     Attributes:
         moments: for each sentence, moments of all videos, best first.
         notes: for each video with something odd about it, the text by kind.
-        failed: for each video that cannot be decoded, the reason.
+        failed: for each video that cannot be searched, the reason.
         indexed: number of files that were read because they are new or have changed.
     """
 
@@ -51,8 +52,8 @@ def search_videos(
 ) -> VideoSearch:
     """Ranks the moments of many videos by score, for each sentence.
 
-    A file that cannot be decoded is skipped. After an interruption, the same call encodes only the files that
-    are not in the retriever's index yet.
+    A file that cannot be decoded, or has no narrations, is skipped. After an interruption, the same call
+    encodes only the files that are not in the retriever's index yet.
 
     Args:
         retriever: a trained run, or zero-shot.
@@ -75,7 +76,7 @@ def search_videos(
     for path in progress(left, "Searching", _MANY):
         try:
             video = retriever.encode(path, narrations)
-        except VideoError as error:
+        except (VideoError, FeatureError) as error:
             failed[path] = str(error)
             continue
         if video.notes:

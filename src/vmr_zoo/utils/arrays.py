@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from vmr_zoo.errors import VmrError
+
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -23,3 +25,23 @@ def l2_normalise(x: Array, epsilon: Epsilon = "added") -> Array:
     """
     norm = np.linalg.norm(x, axis=-1, keepdims=True)
     return x / (norm + 1e-5 if epsilon == "added" else np.maximum(norm, 1e-12))
+
+
+def half(x: Array, what: str) -> Array:
+    """Returns an array in float16.
+
+    Args:
+        x: of any shape.
+        what: names the numbers in the error.
+
+    Raises:
+        VmrError: if a number is not finite in that precision, whose largest is 65,504.
+    """
+    with np.errstate(over="ignore"):
+        small = x.astype(np.float16)
+    if not np.isfinite(small).all():
+        raise VmrError(
+            f"Expected {what} that are finite in half precision (up to 65,504), found {np.abs(x).max():g}. "
+            "Choose a model whose embeddings are smaller."
+        )
+    return small

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from vmr_zoo.errors import VmrError
-from vmr_zoo.utils.arrays import Array
+from vmr_zoo.utils.arrays import Array, half
 from vmr_zoo.utils.files import atomic_path
 from vmr_zoo.utils.hashing import content_hash
 
@@ -84,10 +84,13 @@ class EmbeddingCache:
             keys: N keys.
             tokens: N arrays (L, D).
             sentences: (N, D).
+
+        Raises:
+            VmrError: for numbers that float16 cannot hold.
         """
         offsets = np.cumsum([0, *map(len, tokens)], dtype=np.int64)
-        sentences = np.ascontiguousarray(sentences, dtype=np.float16)
-        joined = np.concatenate(tokens).astype(np.float16)
+        sentences = np.ascontiguousarray(half(sentences, "embeddings of sentences"))
+        joined = half(np.concatenate(tokens), "embeddings of tokens")
         checksums = [
             (_crc(joined[start:end]), _crc(sentence))
             for (start, end), sentence in zip(itertools.pairwise(offsets), sentences, strict=True)
