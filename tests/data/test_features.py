@@ -3,6 +3,7 @@
 import json
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -316,6 +317,24 @@ def test_wrong_clip_length_is_refused(tmp_path: Path, caplog: pytest.LogCaptureF
     assert "length for 1 id: v0. 'v0' has 12 clips; about 30 were expected" in caplog.text
     with pytest.raises(VmrError, match=r"Most videos differ: compare features\.clip_seconds=2\.0"):
         a_set(tmp_path, clip_seconds=2.0).prepare(protocol(*queries))
+
+
+@pytest.mark.parametrize(("unit", "fatal"), [(1.0, False), (1000.0, True)])
+def test_narrations_in_milliseconds_are_refused(tmp_path: Path, unit: float, fatal: bool) -> None:
+    np.save(tmp_path / "v.npy", np.ones((30, 3), np.float32))
+    spoken = SimpleNamespace(
+        computed=False,
+        prepare=lambda protocol: None,
+        missing=lambda ids: [],
+        load=lambda video_id: (
+            np.ones((4, 2)),
+            unit * np.array([[0, 5], [4, 9], [8, 20], [25, 40]], np.float32),
+        ),
+    )
+    features = a_set(tmp_path)
+    features.narration = spoken
+    problems = features.check(protocol(query("a", "q", "v", duration=30.0)), "all")
+    assert [(one.part, one.kind, one.fatal) for one in problems] == [("narration", "length", True)] * fatal
 
 
 def test_word_vectors(tmp_path: Path) -> None:

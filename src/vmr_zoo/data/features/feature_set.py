@@ -14,6 +14,7 @@ from vmr_zoo.data.features.packed import PackedVideos
 from vmr_zoo.data.features.problems import FeatureError, Problem
 from vmr_zoo.data.features.source import FeatureSource, NarrationSource, QuerySource, VideoSource
 from vmr_zoo.errors import VmrError, abbreviate, unknown
+from vmr_zoo.utils.arrays import Array
 from vmr_zoo.utils.console import progress
 
 log = logging.getLogger(__name__)
@@ -267,9 +268,17 @@ class FeatureSet:
                     return load_words(by_id[query_id])
 
                 problems += _failures(words, part, present, depth, load)
-        for part, source in (("narration", self.narration), ("patches", self.patches)):
-            if source is not None and source in sources:
-                problems += _failures(source, part, videos, depth, source.load)
+        if self.narration is not None and self.narration in sources:
+            narrated = self.narration.load
+            starts: dict[str, Array] = {}
+
+            def note_starts(video_id: str) -> None:
+                starts[video_id] = narrated(video_id)[1][:, 0]
+
+            problems += _failures(self.narration, "narration", videos, depth, note_starts)
+            problems += _late_narrations(starts, durations)
+        if self.patches is not None and self.patches in sources:
+            problems += _failures(self.patches, "patches", videos, depth, self.patches.load)
         return problems
 
     def _contradictions(self, lengths: Mapping[str, int], durations: Mapping[str, float]) -> list[Problem]:
@@ -336,4 +345,19 @@ def _failures(
     return [
         Problem(part, kind, tuple(identifier for identifier, _ in listed), listed[0][1])
         for kind, listed in failures.items()
+    ]
+
+
+def _late_narrations(starts: Mapping[str, Array], durations: Mapping[str, float]) -> list[Problem]:
+    """Finds narrations whose times are in another unit than seconds: many start after their video ends."""
+    late = {video_id: int((own >= durations[video_id]).sum()) for video_id, own in starts.items()}
+    total, beyond = sum(map(len, starts.values())), sum(late.values())
+    if beyond <= max(2, 0.25 * total):
+        return []
+    detail = (
+        f"{beyond:,} of {total:,} narrations start after the end of their video. Times must be in seconds; "
+        "these look like milliseconds or frames."
+    )
+    return [
+        Problem("narration", "length", tuple(video_id for video_id, count in late.items() if count), detail)
     ]
