@@ -106,6 +106,8 @@ def test_no_other_file_can_be_read(server, folder):
             assert b"root:" not in body
     assert (ask(server, "/server.py")[0], ask(server, "http://[", Host="localhost")[0]) == (404, 400)
     assert ask(server, f"/video/{names['a.mp4']}")[2] == (folder / "a.mp4").read_bytes()
+    assert (ask(server, "foo")[0], ask(server, "*")[0]) == (404, 404)
+    assert ask(server, f"/picture/{names['a.mp4']}?at=1e300")[0] == 400
 
 
 def test_other_pages_and_other_names_are_refused(server):

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import parse_qs, urlsplit
 
+from vmr_zoo.data.annotations.records import MAX_TIME
 from vmr_zoo.demo.library import Library, Video
 from vmr_zoo.demo.searcher import LONGEST_QUERY, Searcher
 from vmr_zoo.errors import VmrError
@@ -169,7 +170,8 @@ class _Handler(BaseHTTPRequestHandler):
                 name, kind = _PAGE[parts.path]
                 self._send(Path(__file__).with_name(name).read_bytes(), kind)
                 return
-            _, route, *rest = parts.path.split("/")
+            _, _, address = parts.path.partition("/")
+            route, *rest = address.split("/")
             if route not in routes or len(rest) > 1:
                 raise Refused(HTTPStatus.NOT_FOUND, "There is nothing at this address.")
             routes[route](rest[0] if rest else "", query)
@@ -350,8 +352,10 @@ def _seconds(query: dict[str, str], *names: str) -> list[float]:
         values = [float(query[name]) for name in names]
     except (KeyError, ValueError):
         values = []
-    if not values or not all(0 <= value < float("inf") for value in values):
-        raise Refused(HTTPStatus.BAD_REQUEST, f"Expected seconds of at least 0 for {' and '.join(names)}.")
+    if not values or not all(0 <= value < MAX_TIME for value in values):
+        raise Refused(
+            HTTPStatus.BAD_REQUEST, f"Expected seconds from 0 to {MAX_TIME:g} for {' and '.join(names)}."
+        )
     return values
 
 

@@ -6,6 +6,7 @@ Members are handed out one after the other; nothing is extracted here, and no na
 from __future__ import annotations
 
 import io
+import lzma
 import re
 import stat
 import tarfile
@@ -29,6 +30,8 @@ _BROKEN = (
     tarfile.TarError,
     zipfile.BadZipFile,
     zlib.error,
+    lzma.LZMAError,
+    UnicodeError,
     EOFError,
     OSError,
     RuntimeError,
