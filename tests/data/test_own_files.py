@@ -124,6 +124,15 @@ def test_moments_in_clips_are_doubted_and_a_few_slips_are_not(tmp_path: Path) ->
     assert read(own(tmp_path, slip)).doubts == ()
 
 
+def test_a_video_with_two_durations_is_doubted(tmp_path: Path) -> None:
+    def lengthen(row: dict[str, Any]) -> dict[str, Any]:
+        return row | {"duration": row["duration"] + 100 * (row["qid"] % 2), "vid": "v"}
+
+    assert any(
+        "1 videos have several durations, such as 'v'" in one for one in read(own(tmp_path, lengthen)).doubts
+    )
+
+
 RATED = {"relevant_clip_ids": [0, 1], "saliency_scores": [[1, 2, 3], [4, 4, 4]]}
 
 

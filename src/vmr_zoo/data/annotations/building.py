@@ -210,4 +210,20 @@ def check_times(splits: Mapping[str, Sequence[AnnotationRow]]) -> tuple[str, ...
                 f"Split '{name}': none of {len(moments):,} moments ends in the last "
                 f"{1 - latest:.0%} of its video. Are the times in seconds, not in clips or per cent?"
             )
-    return tuple(doubts)
+    return (*doubts, *_unequal_durations(splits))
+
+
+def _unequal_durations(splits: Mapping[str, Sequence[AnnotationRow]]) -> list[str]:
+    """Returns a sentence about videos whose rows disagree on their duration by over a second and 2 %."""
+    found: dict[str, list[float]] = {}
+    for query in (row.query for rows in splits.values() for row in rows):
+        if isinstance(query, Query):
+            found.setdefault(query.video_id, []).append(query.duration)
+    odd = {video_id: own for video_id, own in found.items() if max(own) - min(own) > max(1, 0.02 * max(own))}
+    if not odd:
+        return []
+    first, own = next(iter(odd.items()))
+    return [
+        f"{len(odd):,} videos have several durations, such as '{first}' with {min(own):g} and "
+        f"{max(own):g} s. Which one is right?"
+    ]
