@@ -129,7 +129,7 @@ def test_a_video_with_two_durations_is_doubted(tmp_path: Path) -> None:
         return row | {"duration": row["duration"] + 100 * (row["qid"] % 2), "vid": "v"}
 
     assert any(
-        "1 videos have several durations, such as 'v'" in one for one in read(own(tmp_path, lengthen)).doubts
+        "Videos with several durations: 1, such as 'v'" in one for one in read(own(tmp_path, lengthen)).doubts
     )
 
 

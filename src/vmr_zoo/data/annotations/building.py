@@ -224,6 +224,6 @@ def _unequal_durations(splits: Mapping[str, Sequence[AnnotationRow]]) -> list[st
         return []
     first, own = next(iter(odd.items()))
     return [
-        f"{len(odd):,} videos have several durations, such as '{first}' with {min(own):g} and "
+        f"Videos with several durations: {len(odd):,}, such as '{first}' with {min(own):g} and "
         f"{max(own):g} s. Which one is right?"
     ]
