@@ -31,7 +31,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import parse_qs, urlsplit
 
-from vmr_zoo.data.annotations.records import MAX_TIME
 from vmr_zoo.demo.library import Library, Video
 from vmr_zoo.demo.searcher import LONGEST_QUERY, Searcher
 from vmr_zoo.errors import VmrError
@@ -346,15 +345,19 @@ def _range(header: str, size: int) -> range | None:
     return range(int(first), min(size, int(last) + 1) if last else size)
 
 
+_LATEST = 1e9
+"""Seconds that no video has; decoders count in 64 bits."""
+
+
 def _seconds(query: dict[str, str], *names: str) -> list[float]:
     """Returns times from a query."""
     try:
         values = [float(query[name]) for name in names]
     except (KeyError, ValueError):
         values = []
-    if not values or not all(0 <= value < MAX_TIME for value in values):
+    if not values or not all(0 <= value < _LATEST for value in values):
         raise Refused(
-            HTTPStatus.BAD_REQUEST, f"Expected seconds from 0 to {MAX_TIME:g} for {' and '.join(names)}."
+            HTTPStatus.BAD_REQUEST, f"Expected seconds from 0 to {_LATEST:g} for {' and '.join(names)}."
         )
     return values
 
