@@ -19,19 +19,18 @@ def refuse_untrainable(trainer: lightning.Trainer, metric: str) -> None:
     Raises:
         VmrError: names the argument.
     """
-    callback = trainer.checkpoint_callback
-    if isinstance(callback, ModelCheckpoint) and callback.monitor is not None:
-        rule = callback.monitor, callback.mode
-        if rule != (f"{SELECTION}/{metric}", "max"):
-            raise VmrError(
-                f"Expected callbacks.checkpoint to select by the highest {SELECTION}/{metric}, found monitor="
-                f"{rule[0]}, mode={rule[1]}. Choose the metric with data.selection_metric=NAME."
-            )
     for name in ("max_epochs", "max_steps", "limit_train_batches"):
         if getattr(trainer, name) == 0:
             raise _no_step(f"trainer.{name}=0")
     if not _selects(trainer):
         return
+    callback = trainer.checkpoint_callback
+    assert isinstance(callback, ModelCheckpoint)
+    if (callback.monitor, callback.mode) != (f"{SELECTION}/{metric}", "max"):
+        raise VmrError(
+            f"Expected callbacks.checkpoint to select by the highest {SELECTION}/{metric}, found monitor="
+            f"{callback.monitor}, mode={callback.mode}. Choose the metric with data.selection_metric=NAME."
+        )
     if trainer.limit_val_batches == 0:
         raise _no_validation("trainer.limit_val_batches=0")
     every, epochs = trainer.check_val_every_n_epoch, trainer.max_epochs

@@ -125,7 +125,10 @@ def _read(path: Path) -> dict[str, Any]:
         raise VmrError(f"{path} is not a readable YAML file: {error}.") from error
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise VmrError(f"Expected keys and values in {path}, found {type(content).__name__}.")
-    return content
+    where = content.get("where")
+    if not (where is None or _is(where, Mapping)):
+        raise VmrError(f"Expected {path} to have where: settings by key, found {where!r}.")
+    return {**content, "where": where or {}}
 
 
 def _claim(path: Path, shared: Mapping[str, Any]) -> Claim:
@@ -134,10 +137,7 @@ def _claim(path: Path, shared: Mapping[str, Any]) -> Claim:
     kind = own.get("kind")
     if kind not in KINDS:
         raise unknown(f"kind in {path}", str(kind), KINDS)
-    for file, where in ((path.with_name(DEFAULTS), shared.get("where")), (path, own.get("where"))):
-        if not (where is None or _is(where, Mapping)):
-            raise VmrError(f"Expected {file} to have where: settings by key, found {where!r}.")
-    content = {**shared, **own, "where": {**(shared.get("where") or {}), **(own.get("where") or {})}}
+    content = {**shared, **own, "where": {**shared.get("where", {}), **own["where"]}}
     expected: dict[str, Any] = dict.fromkeys(("paper", "section", "claim"), str)
     expected.update({"a": Mapping, "b": Mapping}, **_BY_KIND[kind])
     for key in (key for key in content if key not in {*_REQUIRED, *expected, *_OPTIONAL}):

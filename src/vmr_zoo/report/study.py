@@ -18,7 +18,7 @@ from vmr_zoo.report.caveats import BLIND, RISING
 from vmr_zoo.report.escape import markdown_table, one_line
 from vmr_zoo.report.runs import REFERENCE_SPLITS
 from vmr_zoo.report.sentence_probe import LEAST_LOSS, METRIC
-from vmr_zoo.report.terminal import Lines, mean_lines, print_columns, print_legend, shorten
+from vmr_zoo.report.terminal import Lines, mean_lines, print_columns, shorten
 from vmr_zoo.utils.console import wide_console
 
 _PROBE = "other "
@@ -59,8 +59,7 @@ class StudyTable:
                     own.append(cell + [""] * (height - len(cell)))
             return found
 
-        cut = print_columns(console, corner, names, lines)
-        print_legend(console, {**cut, **long_names})
+        print_columns(console, corner, names, lines, long_names)
         for note in self.notes:
             console.print(Text(note, "dim"))
         console.print()

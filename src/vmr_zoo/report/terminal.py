@@ -66,10 +66,9 @@ def _print_metric(console: Console, board: Leaderboard, metric: str, most: int |
         for number, row in enumerate(board.rows)
         if row is top
     }
-    cut = print_columns(
-        console, metric, names[:most], lambda below: _cell_lines(board, metric, below, most), bold
+    print_columns(
+        console, metric, names[:most], lambda below: _cell_lines(board, metric, below, most), long_names, bold
     )
-    print_legend(console, {**cut, **long_names})
 
 
 def print_columns(
@@ -77,22 +76,21 @@ def print_columns(
     corner: str,
     names: Sequence[str],
     cells: Callable[[bool], Lines],
+    long_names: Mapping[str, str],
     bold: Collection[tuple[str, int]] = (),
-) -> dict[str, str]:
+) -> None:
     """Prints columns beside the names of their rows, in the width of the terminal.
 
     A row has one line, else the deviations are below the means; if that is still too wide, the columns
-    continue in further tables.
+    continue in further tables. A legend below explains what was shortened.
 
     Args:
         console: where to print.
         corner: the title of the names.
         names: of the rows.
         cells: returns the lines of the cells by column, and takes whether deviations are below the means.
+        long_names: whole names by the shortened ones (`shorten`).
         bold: columns and numbers of the rows of bold cells.
-
-    Returns:
-        Full titles by the shortened ones that stand in the table.
     """
     first = max(len(corner), *map(len, names)) + _GAP
     for below in (False, True):
@@ -118,12 +116,7 @@ def print_columns(
             table.add_row(Text(name), *row)
         console.print()
         console.print(table)
-    return cut
-
-
-def print_legend(console: Console, cut: Mapping[str, str]) -> None:
-    """Prints the whole of what was shortened."""
-    meanings = [one_line(f"{short}: {whole}") for short, whole in cut.items()]
+    meanings = [one_line(f"{short}: {whole}") for short, whole in {**cut, **long_names}.items()]
     if meanings:
         console.print(Text("; ".join(meanings), "dim"))
 
