@@ -44,9 +44,11 @@ def main() -> None:
 
 
 def short_effect(answer: Mapping[Any, str]) -> str:
-    """Returns an effect with its interval over queries and its number of seeds; "" without runs."""
-    count = f"{answer['seeds']} seed{'s' if answer['seeds'] != '1' else ''}"
-    return f"{answer['effect']} ({answer['over queries']}), {count}" if answer["effect"] else ""
+    """Returns an effect with its intervals over queries and over seeds."""
+    if not answer["effect"]:
+        return "no runs"
+    count = f"{answer['seeds']} seed{'s' if answer['seeds'] != '1' else ''} {answer['over seeds']}"
+    return f"{answer['effect']}; queries {answer['over queries']}; {count.rstrip()}"
 
 
 if __name__ == "__main__":

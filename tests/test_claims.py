@@ -130,6 +130,23 @@ def test_each_kind_of_claim_has_the_effect_of_its_cells(runs):
     assert "a seed twice, with different results" in answer(runs, **unblinded).reason
 
 
+def test_a_claim_can_be_about_listed_queries(runs):
+    """`good` answers the first 160 of `iid` right, `bad` the first 120."""
+    (runs / "claims").mkdir()
+    listed = runs / "claims/some.txt"
+    listed.write_text("\n".join(f"iid{number}" for number in range(100, 150)))
+    some = answer(runs, queries="some.txt")
+    assert some.effect.queries == {"iid": 50}
+    assert some.effect.mean == pytest.approx(60, abs=5)  # seeds differ in a query or two
+    listed.write_text("iid1\niid2\nother1")
+    assert answer(runs, queries="some.txt").reason == "1 of 3 listed queries lack a score in one of the rows"
+    listed.write_text(" \n")
+    with pytest.raises(VmrError, match=r"one query id per line in .*some\.txt"):
+        answer(runs, queries="some.txt")
+    with pytest.raises(VmrError, match=r"absent\.txt"):
+        answer(runs, queries="absent.txt")
+
+
 def test_a_claim_is_refuted_by_the_opposite_or_by_an_effect_below_its_margin(runs):
     assert answer(runs, direction="lower").verdict == FAILS
     assert answer(runs, a={"method": "bad"}, b={"method": "good"}).verdict == FAILS

@@ -6,6 +6,8 @@ each a row of runs on a split; the effect of the claim is the sum of their score
     rows         a - b on one split
     drop         (a on `to` - a on `from`) - (b on `to` - b on `from`): positive if a loses less
     interaction  (a - b with the settings `to`) - (a - b with the settings `from`)
+
+A claim about some queries of its splits lists their ids in a file (`queries`).
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ _OPTIONAL: dict[str, Any] = {
     "direction": str,
     "margin": (int, float),
     "seeds": int,
+    "queries": str,
 }
 
 Where = Mapping[str, Any]
@@ -76,6 +79,7 @@ class Claim:
         margin: smallest effect that matters, in points.
         seeds: fewest seeds that all rows share.
         cells: the terms of the effect.
+        queries: ids of the queries that it is about; None: all of its splits.
     """
 
     name: str
@@ -88,6 +92,7 @@ class Claim:
     margin: float
     seeds: int
     cells: tuple[Cell, ...]
+    queries: frozenset[str] | None = None
 
     @property
     def setting(self) -> str:
@@ -163,12 +168,26 @@ def _claim(path: Path, shared: Mapping[str, Any]) -> Claim:
         float(content.get("margin", 0.0)),
         content.get("seeds", 2),
         _cells(kind, content),
+        _query_ids(path.parent / content["queries"]) if "queries" in content else None,
     )
     if not 0 <= claim.margin < math.inf or claim.seeds < 1:
         raise VmrError(
             f"Expected margin >= 0 and seeds >= 1 in {path}, found {claim.margin} and {claim.seeds}."
         )
     return claim
+
+
+def _query_ids(path: Path) -> frozenset[str]:
+    """Reads ids of queries, one per line."""
+    try:
+        ids = frozenset(path.read_text(encoding="utf-8").split())
+    except (OSError, UnicodeDecodeError) as error:
+        raise VmrError(
+            f"{path} is not a readable text file with one query id per line, which a claim names: {error}."
+        ) from error
+    if not ids:
+        raise VmrError(f"Expected one query id per line in {path}, found none.")
+    return ids
 
 
 def _is(value: Any, type_: Any) -> bool:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -39,6 +39,7 @@ from vmr_zoo.report.significance import (
     resampled_means,
     video_codes,
 )
+from vmr_zoo.report.stored_scores import QUERY
 
 HOLDS, FAILS, OPEN = "holds", "does not hold", "not settled"
 
@@ -314,12 +315,13 @@ def _effect(
         split: _differences(
             [(cell.sign, found) for cell, found in rows if cell.split == split],
             split,
-            claim.metric,
+            claim,
             seeds,
             scores,
         )
         for split in dict.fromkeys(cell.split for cell, _ in rows)
     }
+    _check_listed(claim, tables.values())
     codes = video_codes(*(table.index for table in tables.values()))
     if least_p(min(len(np.unique(videos)) for videos in codes)) > 1 - LEVEL:
         return None
@@ -342,19 +344,29 @@ def _effect(
     )
 
 
+def _check_listed(claim: Claim, tables: Iterable[pd.DataFrame]) -> None:
+    """Raises an error if the rows lack a query that the claim lists."""
+    listed = claim.queries or frozenset()
+    if lacking := listed.difference(*(table.index.get_level_values(QUERY) for table in tables)):
+        raise VmrError(f"{len(lacking)} of {len(listed)} listed queries lack a score in one of the rows")
+
+
 def _differences(
     cells: Sequence[tuple[int, Rows]],
     split: str,
-    metric: str,
+    claim: Claim,
     seeds: Sequence[int],
     scores: Scores,
 ) -> pd.DataFrame:
     """Returns (queries, seeds) signed sums of the cells of one split, in points."""
     columns: list[pd.Series] = []
     for seed in seeds:
-        parts = [sign * _scored(found[seed], split, metric, scores) for sign, found in cells]
+        parts = [sign * _scored(found[seed], split, claim.metric, scores) for sign, found in cells]
         columns.append(sum(parts[1:], parts[0]))  # aligned by query; NaN where a row lacks one
-    return 100.0 * pd.concat(columns, axis=1).dropna()
+    table = 100.0 * pd.concat(columns, axis=1).dropna()
+    if claim.queries is not None:
+        table = table[table.index.get_level_values(QUERY).isin(claim.queries)]
+    return table
 
 
 def _scored(run: Run, split: str, metric: str, scores: Scores) -> pd.Series:

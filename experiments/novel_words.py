@@ -1,0 +1,121 @@
+"""Which novel words are hard: updates a table of ood_shapes/README.md, and lists of queries for two claims.
+
+python experiments/novel_words.py [RUNS …]      # with RUNS, prints their table and changes no file
+
+Each sentence of novel_word has one novel word, for a colour, a shape or an action. Most have a counterpart in
+iid: the same question about the same video in words of training. The table has R1@0.5 on both, in per cent,
+mean over seeds. Still pictures show colours and shapes, but no action: the two claims are about these groups.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from collect import HERE, update_own_page
+
+from vmr_zoo.data.worlds.shapes.generate import annotate
+from vmr_zoo.data.worlds.shapes.sentences import NOVEL, NOVEL_VERBS
+from vmr_zoo.data.worlds.shapes.world import COLOURS, SHAPES, WorldSettings
+from vmr_zoo.report.escape import markdown_table
+from vmr_zoo.report.query_scores import load_scores
+from vmr_zoo.report.runs import scan_runs, summarize_unfinished
+from vmr_zoo.report.sentence_probe import METRIC
+from vmr_zoo.report.stored_scores import VIDEO
+
+STUDY, CLAIMS = HERE / "ood_shapes", HERE / "claims"
+KINDS = ("colour", "shape", "action")
+LISTS = {"novel_looks.txt": ("colour", "shape"), "novel_actions.txt": ("action",)}
+"""Files that claims name, with the kinds of novel words of their queries."""
+
+Pairs = dict[str, list[tuple[str, str]]]
+"""Ids of a query of iid and of its counterpart in novel_word, by kind of novel word."""
+
+
+def counterparts() -> Pairs:
+    """Pairs the queries of novel_word with those of iid that ask the same; needs a minute."""
+    rows = annotate(WorldSettings(train_videos=1))  # test videos do not depend on it
+    known = {_question(row): row["query_id"] for row in rows["iid"]}
+    found: Pairs = {kind: [] for kind in KINDS}
+    for row in rows["novel_word"]:
+        if _question(row) in known:
+            found[_kind(row["query"])].append((known[_question(row)], row["query_id"]))
+    return found
+
+
+def _question(row: Mapping[str, Any]) -> str:
+    return json.dumps([row[key] for key in ("video_id", "clauses", "moments")])
+
+
+def _kind(sentence: str) -> str:
+    (found,) = (kind for kind, words in _words().items() if words & _spoken(sentence, words))
+    return found
+
+
+def _words() -> dict[str, frozenset[str]]:
+    looks = {"colour": COLOURS, "shape": SHAPES}
+    words = {
+        kind: frozenset(word for one in concepts for word in NOVEL[one]) for kind, concepts in looks.items()
+    }
+    verbs = (form for pairs in NOVEL_VERBS.values() for pair in pairs for form in pair)
+    return {**words, "action": frozenset(verbs)}
+
+
+def _spoken(sentence: str, words: Iterable[str]) -> set[str]:
+    return {word for word in words if re.search(rf"\b{re.escape(word)}\b", sentence, re.IGNORECASE)}
+
+
+def table(pairs: Pairs, folders: Sequence[Path]) -> str:
+    """Returns a row per method, the one with the least loss on novel words for looks first."""
+    found: dict[str, list[list[float]]] = defaultdict(list)
+    for folder in folders:
+        finished, unfinished = scan_runs(folder)
+        if unfinished:
+            print(summarize_unfinished(unfinished), file=sys.stderr)
+        for run in finished:
+            _, scores = load_scores(run, ("iid", "novel_word"), [METRIC])
+            name = run.header["name"].replace("-paper", "")
+            if run.header["features"] != "shapes":
+                name += f", {run.header['features']}"
+            found[name].append(
+                _cells(pairs, {split: own[METRIC].droplevel(VIDEO) for split, own in scores.items()})
+            )
+    means = {name: np.mean(seeds, axis=0) for name, seeds in found.items()}
+    rows = [
+        (name, str(len(found[name])), *(f"{cell:.1f}" for cell in means[name]))
+        for name in sorted(means, key=lambda name: -means[name][1])
+    ]
+    columns = [f"{kind}, {which}" for kind in KINDS for which in ("known", "novel")]
+    return markdown_table(("run", "n", *columns), rows)
+
+
+def _cells(pairs: Pairs, scores: Mapping[str, pd.Series]) -> list[float]:
+    return [
+        100 * float(scores[split][list(ids)].mean())
+        for kind in KINDS
+        for split, ids in zip(("iid", "novel_word"), zip(*pairs[kind], strict=True), strict=True)
+    ]
+
+
+def main(folders: Sequence[Path]) -> None:
+    """Prints the table; without folders also updates the page and the lists."""
+    pairs = counterparts()
+    print({kind: len(own) for kind, own in pairs.items()})
+    shown = table(pairs, folders or [STUDY / "runs"])
+    print(shown)
+    if not folders:
+        update_own_page(STUDY / "README.md", {"novel words": shown})
+        for name, kinds in LISTS.items():
+            ids = sorted(query for kind in kinds for pair in pairs[kind] for query in pair)
+            (CLAIMS / name).write_text("".join(f"{one}\n" for one in ids), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main([Path(folder) for folder in sys.argv[1:]])
