@@ -128,20 +128,24 @@ def test_novel_colours_are_close_to_their_words(text):
 
 
 def test_pictures_fit_their_sentences(encoder, text, tmp_path):
-    """Of decoded video: a thing of each colour, named by a novel word, whatever its form."""
+    """Of decoded video: one thing, by a novel word for its colour, and by one for its shape."""
     rng = np.random.default_rng(1)
     features = []
-    for number, colour in enumerate(COLOURS):
+    looks = [(colour, shape) for colour in range(len(COLOURS)) for shape in range(len(SHAPES))]
+    for number, (colour, shape) in enumerate(looks):
         state = (rng.uniform(0.3, 1.0), rng.uniform(0.3, 0.7), np.log(0.19), 0.0, 1.0)
         ground = sample_scene(SETTINGS, "selection", number)
-        thing = Thing(colour, SHAPES[number % len(SHAPES)], state)
+        thing = Thing(tuple(COLOURS)[colour], SHAPES[shape], state)
         still = {"duration": 1, "events": (), "backgrounds": ground.backgrounds[:1]}
         render.write(
             replace(ground, things=(thing,), **still), tmp_path / "v.mp4", SETTINGS.fps, SETTINGS.height
         )
         features.append(encoder.encode(list(encoder.clips(tmp_path / "v.mp4")))[0][0])
-    similar = np.stack(features) @ text.sentences([f"A {NOVEL[colour][-1]} shape." for colour in COLOURS]).T
-    assert (similar.argmax(1) == np.arange(len(COLOURS))).all()
+    pictures = np.stack(features)
+    colours = pictures @ text.sentences([f"A {NOVEL[colour][-1]} shape." for colour in COLOURS]).T
+    shapes = pictures @ text.sentences([f"A {NOVEL[shape][-1]}." for shape in SHAPES]).T
+    right = np.stack([colours.argmax(1), shapes.argmax(1)], 1) == looks
+    assert (right.mean(0) >= [0.95, 0.6]).all(), right.mean(0)
 
 
 def test_the_three_ways_into_the_text_tower_agree(text):
