@@ -259,6 +259,7 @@ class FeatureSet:
 
         problems = _failures(self.video, "video", videos, depth, measure)
         problems += self._contradictions(lengths, durations)
+        problems += self.video.uneven(_sample(list(lengths)))
         present = _present(by_id, missing.queries)
         for part, words in (("query", self.query), ("narration query", self.narration_query)):
             if words is not None and words in sources:
@@ -330,12 +331,17 @@ def _present(ids: Iterable[str], problems: Sequence[Problem]) -> list[str]:
     return [identifier for identifier in ids if identifier not in affected]
 
 
+def _sample(ids: Sequence[str]) -> Sequence[str]:
+    """Returns at most `_SAMPLE` ids at equal intervals."""
+    return ids[:: max(1, -(-len(ids) // _SAMPLE))]
+
+
 def _failures(
     source: FeatureSource, part: str, ids: Sequence[str], depth: CheckDepth, load: Callable[[str], Any]
 ) -> list[Problem]:
     """Loads all ids, or a sample at equal intervals, and groups the failures by kind."""
     if depth == "sample" or source.computed:
-        ids = ids[:: max(1, -(-len(ids) // _SAMPLE))]
+        ids = _sample(ids)
     failures: dict[str, list[tuple[str, str]]] = {}
     for identifier in progress(ids, f"Reading {part} features", _SAMPLE + 1):
         try:

@@ -64,6 +64,10 @@ class VideoSource(FeatureSource):
         """Finds videos without features; opens no feature file."""
         return []
 
+    def uneven(self, video_ids: Sequence[str]) -> list[Problem]:
+        """Finds videos whose parts have different numbers of clips; reads their files."""
+        return []
+
 
 class QuerySource(FeatureSource):
     """Token features by query: (L, dim)."""
