@@ -39,7 +39,7 @@ class FeatureSet:
     """The features of one configuration.
 
     Attributes:
-        name: the configuration's name.
+        name: the configuration's name, joined by the `content` of its videos.
         origin: "real", "rendered" or "simulated"; rows of different origin never share a table.
         video_dim: size of a clip vector, without TEF.
         query_dim: size of a token vector.
@@ -114,6 +114,8 @@ class FeatureSet:
                     f"features={self.name} cuts long videos to {self.video.max_clips} clips, after which "
                     "duration / clips is no clip's length; set features.clip_seconds, or overlong=mean_pool."
                 )
+        if self.video.content not in self.name:
+            self.name = f"{self.name}_{self.video.content}"
         if packed is not None:
             self.video = PackedVideos(packed, self.video)
             if self.video.rounded is not None:  # other features: never in one table with the originals
