@@ -6,7 +6,11 @@ from vmr_zoo.report.caveats import legend
 from vmr_zoo.report.elsewhere import external_notes
 from vmr_zoo.report.leaderboard import DROP, TIED_SIGN, Leaderboard
 from vmr_zoo.report.no_answer import rejection_notes
+from vmr_zoo.report.runs import differing_settings
 from vmr_zoo.report.significance import TEST
+
+_LISTED = 3
+"""Settings that a warning names."""
 
 
 def table_notes(board: Leaderboard, best: str = "Bold") -> list[str]:
@@ -19,6 +23,10 @@ def table_notes(board: Leaderboard, best: str = "Bold") -> list[str]:
     several = any(len(row.runs) > 1 for row in board.rows)
     spread = "; mean ± sample standard deviation" if several else ""
     notes = [f"Per cent{spread}; {board.seeds}."]
+    for row in board.rows:
+        if found := differing_settings(row.runs):
+            more = f" and {len(found) - _LISTED} more" if len(found) > _LISTED else ""
+            notes.append(f"WARNING: the runs of {row.label} differ in {', '.join(found[:_LISTED])}{more}.")
     if board.shared:
         notes.append(f"All rows: {board.shared}.")
     if DROP in board.columns:
