@@ -199,12 +199,16 @@ class FeatureSet:
 
     def _refuse(self, problems: Sequence[Problem], protocol: Protocol) -> None:
         """Raises an error that lists the fatal problems, if there are any."""
-        listed = "\n".join(f"- {problem}" for problem in problems if problem.fatal)
-        if listed:
-            raise VmrError(
-                f"features={self.name} cannot serve {protocol.name}:\n{listed}\n"
-                "`vmr doctor` with the same data and features lists everything that is wrong."
-            )
+        fatal = [problem for problem in problems if problem.fatal]
+        if not fatal:
+            return
+        listed = "\n".join(f"- {problem}" for problem in fatal)
+        advice = "`vmr doctor` with the same data and features lists everything that is wrong."
+        videos = protocol.video_ids
+        absent = {video_id for problem in self.video.missing(videos) for video_id in problem.ids}
+        if 0 < len(absent) < len(videos):
+            advice += " data.missing_videos=dropped leaves out the sentences about videos without features."
+        raise VmrError(f"features={self.name} cannot serve {protocol.name}:\n{listed}\n{advice}")
 
     def check(
         self, protocol: Protocol, depth: CheckDepth = "sample", needs: Collection[str] | None = None
