@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shlex
 import signal
 import sys
 import tempfile
@@ -161,8 +162,8 @@ def _what_comes_next(run: Path, root: Path, shortened: str, encodes: bool) -> st
     if position():
         return f"Wrote {run}."
     runs = root if run.is_relative_to(root) else run.parent
-    search = f", or vmr predict run={run} video=FILE query=…" if encodes else ""
-    return f"Wrote {run}. Next: vmr report runs={runs}{search}"
+    search = f", or vmr predict {shlex.quote(f'run={run}')} video=FILE query=…" if encodes else ""
+    return f"Wrote {run}. Next: vmr report {shlex.quote(f'runs={runs}')}{search}"
 
 
 def _build(cfg: DictConfig, run: Path, stop: Stop) -> tuple[Method, int, VMRDataModule, lightning.Trainer]:
