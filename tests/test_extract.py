@@ -3,8 +3,10 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import threading
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -226,7 +228,7 @@ def test_a_data_set_names_the_videos_and_those_without_a_file(videos, tmp_path, 
 
 def folder(path, dim, lengths, seconds=2.0, patches=None, target="vmr_zoo.video.open_clip.OpenClip"):
     """A folder as `vmr extract` writes it, with random features."""
-    path.mkdir()
+    path.mkdir(parents=True)
     rng = np.random.default_rng(dim)
     for name, clips in lengths.items():
         arrays = {"features": rng.normal(size=(clips, dim)).astype(np.float16)}
@@ -270,6 +272,19 @@ def test_extracted_folders_become_a_feature_set_that_says_how_it_was_made(tmp_pa
             expected = [l2_normalise(part["features"].astype(np.float32)) for part in (first, second)]
         assert np.allclose(video, np.concatenate([expected[0], expected[1][:4]], 1), atol=1e-6)
         assert [found["backbone"] for found in features.manifest()["video"]["encoders"]] == ["motion", "clip"]
+        assert re.fullmatch(r"extracted_motion_clip-[0-9a-f]{8}", features.name)
+        assert replace(features).name == features.name
+
+
+def test_folders_of_other_encoders_have_other_names_and_so_other_tables(tmp_path):
+    def name(path, **more):
+        manifest = json.loads((path / "manifest.json").read_text())
+        (path / "manifest.json").write_text(json.dumps(manifest | more))
+        return ExtractedVideos([path], [manifest["encoder"]], normalise=True).content
+
+    one, copy = (folder(tmp_path / part / "clip", 3, {"a": 5}) for part in ("one", "copy"))
+    assert name(one) == name(copy, encoder={"_target_": "vmr_zoo.elsewhere", "weights": "/other/path"})
+    assert name(one) != name(copy, weights_sha256="another network's")
 
 
 @pytest.mark.parametrize(

@@ -251,6 +251,42 @@ def test_a_repeated_seed_is_not_averaged(runs):
     assert strong == {f"strong ({runs}/strong)": [80.0], f"strong ({runs}/other_study/strong)": [5.0]}
 
 
+def test_runs_of_one_row_with_other_settings_are_named(runs):
+    def settings(seed, lr, patience=8):
+        return (
+            f"variant: paper\nseed: {seed}\ndata:\n  seed: {seed}\n  num_workers: {seed}\n"
+            f"method:\n  world:\n    seed: 0\n  optimizer:\n    lr: {lr}\n"
+            f"callbacks:\n  checkpoint:\n    dirpath: {seed}\n  plateau:\n    patience: {patience}\n"
+        )
+
+    def notes(*texts):
+        for seed, text in enumerate(texts):
+            config = runs / f"weak/seed{seed}/config.yaml"
+            config.write_text(text)
+        (board,) = leaderboards(finished_runs(runs), ["R1@0.5"])
+        return [note for note in table_notes(board) if note.startswith("WARNING")]
+
+    assert notes(settings(0, 0.1), settings(1, 0.1)) == []
+    assert notes(settings(0, 0.1), settings(1, 0.1).replace("method:", "method:\n  added: 1")) == []
+    assert notes(settings(0, 0.1), "method: [") == []
+    found = "method.optimizer.lr (0.1, 0.2), callbacks.plateau.patience (8, 9)"
+    assert notes(settings(0, 0.1), settings(1, 0.2, 9)) == [f"WARNING: the runs of weak differ in {found}."]
+
+
+def test_runs_on_other_annotations_are_named(runs, capsys):
+    found = {"strong/seed0": (3, "a"), "weak/seed0": (3, "a"), "weak/seed1": (2, "b")}
+    for run, (sentences, digest) in found.items():
+        split = {"sentences": sentences, "sha256": digest}
+        (runs / run / "annotations.json").write_text(json.dumps({"iid": split, "ood": {"sha256": "same"}}))
+    (runs / "close/seed0/annotations.json").write_text("{")
+    warning = "WARNING: the annotations of iid differ: strong (3 sentences), weak (3 sentences)"
+    (board,) = leaderboards(finished_runs(runs), ["R1@0.5"])
+    warnings = [note for note in table_notes(board) if note.startswith("WARNING")]
+    assert warnings == [f"{warning} | weak (2 sentences)."]
+    assert main.main(["report", f"runs={runs}", "columns=[R1@0.5]", "format=csv"]) == 0
+    assert warning in capsys.readouterr().err
+
+
 def test_runs_that_are_not_comparable_share_no_table(runs):
     write(runs, "other", {"iid": 200}, selection="test split 'iid'")
     write(runs, "simulated", {"iid": 200}, origin="simulated", features="labels")

@@ -216,6 +216,12 @@ def test_a_job_named_twice_runs_once(vmr, tmp_path, capsys):
     assert f"Next: vmr report runs={tmp_path}" in shown.replace("\n", "")
 
 
+def test_the_next_command_is_quoted_for_a_shell(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    sweep.print_summary([sweep.JobReport("seed=0", "finished", "my runs [x]/seed0")])
+    assert "Next: vmr report 'runs=my runs [x]'" in capsys.readouterr().err
+
+
 def test_the_first_of_two_jobs_claims_a_run_and_the_other_waits(tmp_path):
     assert sweep.claim(tmp_path, Path("runs/a"), 3) == 3
     assert sweep.claim(tmp_path, Path("runs/a"), 5) == 3

@@ -238,6 +238,10 @@ def test_missing_files_are_all_counted_before_training(tmp_path: Path) -> None:
     assert "v1, v2, v3, v4, v5, v6, v7, v8, v9, v10, … (12 in all)" in message
     assert str(tmp_path) in message
     assert "v0" not in message
+    assert "data.missing_videos=dropped leaves out the sentences" in message
+    with pytest.raises(VmrError) as raised:
+        a_set(tmp_path).prepare(protocol(*queries[1:]))
+    assert "dropped" not in str(raised.value), "nothing would be left"
 
 
 class Trap:
@@ -317,6 +321,31 @@ def test_wrong_clip_length_is_refused(tmp_path: Path, caplog: pytest.LogCaptureF
     assert "length for 1 id: v0. 'v0' has 12 clips; about 30 were expected" in caplog.text
     with pytest.raises(VmrError, match=r"Most videos differ: compare features\.clip_seconds=2\.0"):
         a_set(tmp_path, clip_seconds=2.0).prepare(protocol(*queries))
+
+
+@pytest.mark.parametrize("clip_seconds", [1.0, None])
+def test_sources_of_other_rates_are_refused(
+    tmp_path: Path, clip_seconds: float | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    queries = [query("a", f"q{i}", f"v{i}", duration=20.0) for i in range(5)]
+    for folder in ("fast", "slow"):
+        (tmp_path / folder).mkdir()
+    features = a_set(tmp_path, clip_seconds)
+    features.video = VideoFiles(
+        [FileFeatures(x, 3, FileStore(tmp_path / x, ".npy"), normalise=True) for x in ("fast", "slow")]
+    )
+
+    def save(lengths: list[int]) -> None:
+        for i, length in enumerate(lengths):
+            np.save(tmp_path / "slow" / f"v{i}.npy", np.ones((20, 3), np.float32))
+            np.save(tmp_path / "fast" / f"v{i}.npy", np.ones((length, 3), np.float32))
+
+    save([40, 20, 21, 22, 20])
+    features.prepare(protocol(*queries))
+    assert "length for 1 id: v0. 'v0' has 40 clips of fast, 20 clips of slow" in caplog.text
+    save([40] * 5)
+    with pytest.raises(VmrError, match=r"v0, v1, v2, v3, v4.*give all sources clips of the same length"):
+        features.prepare(protocol(*queries))
 
 
 @pytest.mark.parametrize(("unit", "fatal"), [(1.0, False), (1000.0, True)])

@@ -166,7 +166,10 @@ def test_own_files_are_trained_on_and_a_doubt_reaches_the_leaderboard(
     header = json.loads((run / "metrics.json").read_text())["header"]
     assert header["protocol"].startswith(f"jsonl_{tmp_path.name}-")
     assert "Are the times in seconds" in header["warnings"][0]
-    assert "WARNING: Split 'selection': none of 60 moments" in " ".join(capsys.readouterr().out.split())
+    shown = capsys.readouterr()
+    assert "WARNING: Split 'selection': none of 60 moments" in " ".join(shown.out.split())
+    assert "Next: vmr report" in shown.err
+    assert "vmr predict" not in shown.err, "nothing encodes a video as these features"
     out = tmp_path / "board.md"
     assert vmr("report", f"runs={tmp_path}/runs", "format=markdown", f"out={out}") == 0
     assert "WARNING: Split 'selection': none of 60 moments" in out.read_text()
@@ -188,3 +191,17 @@ def test_own_files_are_trained_on_and_a_doubt_reaches_the_leaderboard(
 def digest_of(path: Path) -> str:
     """The digest in the name of a protocol that one test file makes."""
     return jsonl("any", None, path).name.removeprefix("any-")
+
+
+def test_the_next_command_names_the_same_files(
+    vmr: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = own(tmp_path, lambda row: row | {"relevant_windows": [[20, 2 * DURATION]]})
+    named = [f"train={files['train']}", f"selection={files['val']}", f"test={files['test']}"]
+    where = f"hydra.searchpath=[file://{tmp_path}]"
+    assert vmr("doctor", where, "data=jsonl", *named, "features=synthetic") == 0
+    shown = capsys.readouterr()
+    assert (
+        f"Next: vmr train '{where}' data=jsonl {' '.join(named)} features=synthetic method=NAME" in shown.out
+    )
+    assert "`vmr doctor` with the same data explains them" in shown.err

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import shlex
 
-_DATA = ("data", "features", "paths.", "max_query_tokens", "normalise_features", "variant")
+_DATA = (
+    *("data", "train=", "selection=", "test=", "features", "paths.", "hydra.searchpath="),
+    *("max_query_tokens", "normalise_features", "variant"),
+)
 
 
 def next_command(verb: str, *more: str) -> str:
@@ -16,6 +19,7 @@ def next_command(verb: str, *more: str) -> str:
     """
     from hydra.core.hydra_config import HydraConfig
 
-    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    typed = [text for text in overrides if text.lstrip("+~").startswith(_DATA)]
+    overrides = HydraConfig.get().overrides if HydraConfig.initialized() else None
+    given = [] if overrides is None else [*overrides.hydra, *overrides.task]
+    typed = [text for text in given if text.lstrip("+~").startswith(_DATA)]
     return f"Next: vmr {verb} {' '.join(map(shlex.quote, (*typed, *more)))}".rstrip()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -20,6 +21,7 @@ from vmr_zoo.report.claims import read_claims
 from vmr_zoo.report.derived import with_derived
 from vmr_zoo.report.leaderboard import DERIVED_METRICS, Leaderboard, leaderboards
 from vmr_zoo.report.no_answer import rejection_boards, without_rejection
+from vmr_zoo.report.notes import table_warnings
 from vmr_zoo.report.page import write_page
 from vmr_zoo.report.paper_matching import compare_with_papers
 from vmr_zoo.report.paper_tables import is_requested
@@ -86,6 +88,9 @@ def main(cfg: DictConfig) -> int:
             if cfg.format != "table" or cfg.out:
                 text = LEADERBOARD_WRITERS[cfg.format](boards, cfg.costs)
             _deliver(cfg, lambda: print_leaderboards(boards, cfg.costs), text, len(boards))
+            for warning in itertools.chain.from_iterable(map(table_warnings, boards)):
+                if cfg.format in ("csv", "long"):  # the others have it below the table
+                    _say(cfg, warning)
             if cfg.format == "table" and not cfg.out:
                 print("Next: html=true for a page with charts and predictions, format=csv for data.")
         if pictures:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,7 +106,7 @@ def evaluate(cfg: DictConfig) -> None:
         unchanged = directory.read_json(run / directory.METRICS)
         print_metrics(unchanged[HEADER], {split: unchanged[split] for split in splits if split in unchanged})
     more = " evals=true" if probe is not None or changes else ""
-    log.info(f"Wrote {', '.join(written)}. Next: vmr report runs={run}{more}")
+    log.info(f"Wrote {', '.join(written)}. Next: vmr report {shlex.quote(f'runs={run}')}{more}")
 
 
 def rebuild(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -91,7 +92,7 @@ class RejectionTest:
             written.append(str(target))
             log.info(_describe(split, header[directory.NO_ANSWER]))
         print_metrics(header, metrics)
-        log.info(f"Wrote {', '.join(written)}. Next: vmr report runs={run}")
+        log.info(f"Wrote {', '.join(written)}. Next: vmr report {shlex.quote(f'runs={run}')}")
 
     def _choose_threshold(
         self, trainer: lightning.Trainer, method: Method, data: VMRDataModule, splits: Sequence[str]

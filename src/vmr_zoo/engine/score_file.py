@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -92,7 +93,7 @@ def score_file(cfg: Any) -> None:
         write_run(run, cfg, protocol, results, paths)
         written.append(f"{run}")
     if run is not None:
-        print(f"Wrote {', '.join(written)}. Next: vmr report runs={run.parent}")
+        print(f"Wrote {', '.join(written)}. Next: vmr report {shlex.quote(f'runs={run.parent}')}")
     elif written:
         print(f"Wrote {written[0]}.")
     else:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shlex
 import signal
 import sys
 import tempfile
@@ -149,10 +150,11 @@ def _fit(cfg: DictConfig, run: Path, config: dict[str, Any] | None, journal: Run
     if not shortened:
         log_results(trainer.loggers, run)
     print_metrics(header, metrics)
-    log.info(_what_comes_next(run, Path(cfg.paths.runs), shortened))
+    encodes = data.features.video.encodes and data.features.query.encodes
+    log.info(_what_comes_next(run, Path(cfg.paths.runs), shortened, encodes))
 
 
-def _what_comes_next(run: Path, root: Path, shortened: str) -> str:
+def _what_comes_next(run: Path, root: Path, shortened: str, encodes: bool) -> str:
     """Returns the last line of a training, outside of a sweep, whose summary says what comes next."""
     if shortened:
         profiles = "".join(f" Profile: {path}." for path in sorted(run.glob("fit-profile*.txt")))
@@ -160,7 +162,8 @@ def _what_comes_next(run: Path, root: Path, shortened: str) -> str:
     if position():
         return f"Wrote {run}."
     runs = root if run.is_relative_to(root) else run.parent
-    return f"Wrote {run}. Next: vmr report runs={runs}, or vmr predict run={run} video=FILE query=…"
+    search = f", or vmr predict {shlex.quote(f'run={run}')} video=FILE query=…" if encodes else ""
+    return f"Wrote {run}. Next: vmr report {shlex.quote(f'runs={runs}')}{search}"
 
 
 def _build(cfg: DictConfig, run: Path, stop: Stop) -> tuple[Method, int, VMRDataModule, lightning.Trainer]:

@@ -68,11 +68,11 @@ def _fits(row: Run, other: Run) -> bool:
         return False
     if any(row.header.get(key) != other.header.get(key) for key in ("protocol", "settings")):
         return False
-    ours, theirs = _annotations(row), _annotations(other)
+    ours, theirs = recorded_annotations(row), recorded_annotations(other)
     return all(ours[split] == theirs[split] for split in ours.keys() & theirs.keys())
 
 
-def _annotations(run: Run) -> Mapping[str, Any]:
+def recorded_annotations(run: Run) -> Mapping[str, Any]:
     """Returns the digests of the annotations that a run was scored with; {} if it records none."""
     file = None if run.path is None else run.path / ANNOTATIONS
     found = read_json(file) if file is not None and file.is_file() else {}

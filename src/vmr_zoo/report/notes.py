@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+from typing import Any
+
+from vmr_zoo.errors import VmrError, abbreviate
 from vmr_zoo.report.caveats import legend
-from vmr_zoo.report.elsewhere import external_notes
+from vmr_zoo.report.elsewhere import external_notes, recorded_annotations
 from vmr_zoo.report.leaderboard import DROP, TIED_SIGN, Leaderboard
 from vmr_zoo.report.no_answer import rejection_notes
+from vmr_zoo.report.runs import differing_settings
 from vmr_zoo.report.significance import TEST
+
+_LISTED = 3
+"""Settings that a warning names."""
 
 
 def table_notes(board: Leaderboard, best: str = "Bold") -> list[str]:
@@ -19,6 +27,7 @@ def table_notes(board: Leaderboard, best: str = "Bold") -> list[str]:
     several = any(len(row.runs) > 1 for row in board.rows)
     spread = "; mean ± sample standard deviation" if several else ""
     notes = [f"Per cent{spread}; {board.seeds}."]
+    notes += table_warnings(board)
     if board.shared:
         notes.append(f"All rows: {board.shared}.")
     if DROP in board.columns:
@@ -33,3 +42,30 @@ def table_notes(board: Leaderboard, best: str = "Bold") -> list[str]:
     notes += board.metric_notes + rejection_notes(board)
     marks = legend(board)
     return [*notes, f"{marks}."] if marks else notes
+
+
+def table_warnings(board: Leaderboard) -> list[str]:
+    """Names the runs of one row that differ in their settings, and splits whose annotations differ."""
+    found = []
+    for row in board.rows:
+        if keys := differing_settings(row.runs):
+            more = f" and {len(keys) - _LISTED} more" if len(keys) > _LISTED else ""
+            found.append(f"WARNING: the runs of {row.label} differ in {', '.join(keys[:_LISTED])}{more}.")
+    recorded = []
+    for row in board.rows:
+        for run in row.runs:
+            with contextlib.suppress(VmrError):  # a broken file: resuming and evaluating name it
+                recorded.append((row.label, recorded_annotations(run)))
+    for split in board.splits:
+        groups: dict[str, dict[str, None]] = {}
+        for label, splits in recorded:
+            if split in splits:
+                groups.setdefault(str(splits[split]), {})[f"{label} ({_sentences(splits[split])})"] = None
+        if len(groups) > 1:
+            listed = " | ".join(abbreviate(labels, _LISTED) for labels in groups.values())
+            found.append(f"WARNING: the annotations of {split} differ: {listed}.")
+    return found
+
+
+def _sentences(split: Any) -> str:
+    return f"{split.get('sentences')} sentences" if isinstance(split, dict) else "unreadable"

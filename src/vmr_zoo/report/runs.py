@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import ListConfig
+from omegaconf import ListConfig, OmegaConf
 
 from vmr_zoo.errors import VmrError, unknown
 from vmr_zoo.runs.config_sections import config_section
@@ -25,8 +26,10 @@ from vmr_zoo.runs.directory import (
     PREDICTIONS,
     STATUS,
     TRANSFER,
+    parse_config,
     read_json,
 )
+from vmr_zoo.utils.trees import leaves
 
 REQUIRED_KEYS = (
     *("protocol", "features", "origin", "selection", "rounding"),
@@ -43,6 +46,9 @@ REFERENCE_SPLITS = ("iid", "trivial")
 
 PROBE = "other_query"
 """The probe that shows whether a row reads its sentences. A number after it is a seed of its own."""
+
+_OF_THE_MACHINE = ("trainer.accelerator", "trainer.devices", "data.residency", "data.num_workers")
+"""Settings that change no result."""
 
 _SKIPPED_FOLDERS = ("wandb", "checkpoints")
 
@@ -319,6 +325,45 @@ def setting(run: Run, key: str, missing: Any = None) -> Any:
             return missing
         node = node[part]
     return node
+
+
+def differing_settings(runs: Sequence[Run]) -> list[str]:
+    """Returns the settings besides the seed in which the runs of one row differ, as "KEY (VALUE, VALUE)".
+
+    What only some of the runs have, as those of another revision, is not compared, nor is a broken file.
+    """
+    found = [(run.header["seed"], run.path, _deciding(run.path)) for run in runs if run.path is not None]
+    kept = found[:1] + [one for one in found[1:] if not _alike(found[0][0], found[0][2], one[0], one[2])]
+    if len(kept) < 2:  # parsing takes a hundred times as long
+        return []
+    try:
+        trees: list[Any] = [OmegaConf.to_container(parse_config(text, path)) for _, path, text in kept]
+    except (VmrError, UnicodeDecodeError):
+        return []
+    values = [(seed, leaves(tree)) for (seed, _, _), tree in zip(kept, trees, strict=True)]
+    differing = []
+    for key in values[0][1]:
+        own = [(seed, tree[key]) for seed, tree in values if key in tree]
+        of_run = key.endswith("seed") and all(value == seed for seed, value in own)
+        if key not in _OF_THE_MACHINE and not of_run and any(value != own[0][1] for _, value in own):
+            differing.append(f"{key} ({', '.join(dict.fromkeys(str(value) for _, value in own))})")
+    return differing
+
+
+def _deciding(run: Path) -> str:
+    """Returns the lines of config.yaml that decide a result."""
+    sections = "".join(config_section(run, name) for name in ("variant", "data", "method", "trainer"))
+    plateau = re.search(r"^  plateau:\n(?:    .*\n)*", config_section(run, "callbacks"), re.MULTILINE)
+    return sections + (f"callbacks:\n{plateau.group()}" if plateau else "")
+
+
+def _alike(seed: int, text: str, other_seed: int, other: str) -> bool:
+    """Whether two configurations differ in nothing but the seeds of their runs; others are fixed."""
+    pattern = re.compile(r"^ *seed: (\d+)$", re.MULTILINE)
+    if pattern.sub("", text) != pattern.sub("", other):
+        return False
+    pairs = zip(map(int, pattern.findall(text)), map(int, pattern.findall(other)), strict=True)
+    return all(a == b or (a, b) == (seed, other_seed) for a, b in pairs)
 
 
 def has_setting(runs: Sequence[Run], key: str) -> bool:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import shlex
 import shutil
 import signal
 import threading
@@ -224,7 +225,7 @@ def print_summary(reports: Sequence[JobReport]) -> None:
     if any(report.state not in DONE for report in reports):
         console.print("Run the same command again to resume the sweep.")
     elif runs and SweepFolder.results is None:
-        console.print(Text(f"Next: vmr report runs={_shared_folder(runs)}"), soft_wrap=True)
+        console.print(Text(f"Next: vmr report {shlex.quote(f'runs={_shared_folder(runs)}')}"), soft_wrap=True)
 
 
 def _shared_folder(runs: Sequence[str]) -> str:

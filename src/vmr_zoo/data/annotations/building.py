@@ -155,10 +155,9 @@ def _warn_about_fixes(protocol: Protocol) -> None:
             parts.append(f"{split.name} {', '.join(fixes)} of {split.sentences:,}")
     if parts:
         log.warning(
-            "%s: moments fixed on reading: %s. `vmr doctor data=%s` explains them.",
+            "%s: moments fixed on reading: %s. `vmr doctor` with the same data explains them.",
             protocol.name,
             "; ".join(parts),
-            protocol.name,
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,7 @@ from vmr_zoo.data.features.problems import FeatureError
 from vmr_zoo.data.features.store import FileStore
 from vmr_zoo.errors import VmrError
 from vmr_zoo.utils.arrays import Array, l2_normalise
+from vmr_zoo.utils.hashing import content_hash
 from vmr_zoo.video.encoder import VideoEncoder, encode_video
 from vmr_zoo.video.manifest import PACKAGE, build_encoder, combined_entry, feature_settings, read_manifest
 
@@ -73,6 +75,13 @@ class ExtractedVideos(VideoFiles):
             max_clips,
             overlong,
         )
+        backbones = re.sub(r"[^\w.-]+", "_", "_".join(source.backbone for source in self.sources))
+        digest = content_hash(json.dumps(self._settings(), sort_keys=True)).hex()
+        self.content = f"{backbones}-{digest[:8]}"
+
+    def _settings(self) -> list[dict[str, Any]]:
+        """Returns each folder's manifest without the node of its encoder, which holds paths of weights."""
+        return [{k: value for k, value in manifest.items() if k != "encoder"} for manifest in self.manifests]
 
     @cached_property
     def _built(self) -> list[VideoEncoder]:
@@ -107,14 +116,8 @@ class ExtractedVideos(VideoFiles):
         return self.concatenate(arrays)
 
     def manifest(self) -> dict[str, Any]:
-        """Returns the order, the treatment of long videos, and each folder's manifest.
-
-        The encoder nodes are left out: they hold the paths of weights. The manifests hold hashes of them.
-        """
-        settings = [
-            {key: value for key, value in manifest.items() if key != "encoder"} for manifest in self.manifests
-        ]
-        return {**super().manifest(), "encoders": settings}
+        """Returns the order, the treatment of long videos, and each folder's manifest."""
+        return {**super().manifest(), "encoders": self._settings()}
 
 
 class ExtractedPatches(VideoFiles):

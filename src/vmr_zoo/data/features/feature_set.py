@@ -39,7 +39,7 @@ class FeatureSet:
     """The features of one configuration.
 
     Attributes:
-        name: the configuration's name.
+        name: the configuration's name, joined by the `content` of its videos.
         origin: "real", "rendered" or "simulated"; rows of different origin never share a table.
         video_dim: size of a clip vector, without TEF.
         query_dim: size of a token vector.
@@ -114,6 +114,8 @@ class FeatureSet:
                     f"features={self.name} cuts long videos to {self.video.max_clips} clips, after which "
                     "duration / clips is no clip's length; set features.clip_seconds, or overlong=mean_pool."
                 )
+        if self.video.content not in self.name:
+            self.name = f"{self.name}_{self.video.content}"
         if packed is not None:
             self.video = PackedVideos(packed, self.video)
             if self.video.rounded is not None:  # other features: never in one table with the originals
@@ -197,12 +199,16 @@ class FeatureSet:
 
     def _refuse(self, problems: Sequence[Problem], protocol: Protocol) -> None:
         """Raises an error that lists the fatal problems, if there are any."""
-        listed = "\n".join(f"- {problem}" for problem in problems if problem.fatal)
-        if listed:
-            raise VmrError(
-                f"features={self.name} cannot serve {protocol.name}:\n{listed}\n"
-                "`vmr doctor` with the same data and features lists everything that is wrong."
-            )
+        fatal = [problem for problem in problems if problem.fatal]
+        if not fatal:
+            return
+        listed = "\n".join(f"- {problem}" for problem in fatal)
+        advice = "`vmr doctor` with the same data and features lists everything that is wrong."
+        videos = protocol.video_ids
+        absent = {video_id for problem in self.video.missing(videos) for video_id in problem.ids}
+        if 0 < len(absent) < len(videos):
+            advice += " data.missing_videos=dropped leaves out the sentences about videos without features."
+        raise VmrError(f"features={self.name} cannot serve {protocol.name}:\n{listed}\n{advice}")
 
     def check(
         self, protocol: Protocol, depth: CheckDepth = "sample", needs: Collection[str] | None = None
@@ -259,6 +265,7 @@ class FeatureSet:
 
         problems = _failures(self.video, "video", videos, depth, measure)
         problems += self._contradictions(lengths, durations)
+        problems += self.video.uneven(_sample(list(lengths)))
         present = _present(by_id, missing.queries)
         for part, words in (("query", self.query), ("narration query", self.narration_query)):
             if words is not None and words in sources:
@@ -330,12 +337,17 @@ def _present(ids: Iterable[str], problems: Sequence[Problem]) -> list[str]:
     return [identifier for identifier in ids if identifier not in affected]
 
 
+def _sample(ids: Sequence[str]) -> Sequence[str]:
+    """Returns at most `_SAMPLE` ids at equal intervals."""
+    return ids[:: max(1, -(-len(ids) // _SAMPLE))]
+
+
 def _failures(
     source: FeatureSource, part: str, ids: Sequence[str], depth: CheckDepth, load: Callable[[str], Any]
 ) -> list[Problem]:
     """Loads all ids, or a sample at equal intervals, and groups the failures by kind."""
     if depth == "sample" or source.computed:
-        ids = ids[:: max(1, -(-len(ids) // _SAMPLE))]
+        ids = _sample(ids)
     failures: dict[str, list[tuple[str, str]]] = {}
     for identifier in progress(ids, f"Reading {part} features", _SAMPLE + 1):
         try:

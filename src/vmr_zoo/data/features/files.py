@@ -213,6 +213,28 @@ class VideoFiles(VideoSource):
         found = (_not_found(f"video {source.backbone}", source.store, wanted) for source in self.sources)
         return list(itertools.chain.from_iterable(found))
 
+    def uneven(self, video_ids: Sequence[str]) -> list[Problem]:
+        """Finds videos whose sources differ by more than two clips and more than 10 %.
+
+        Fatal if most do: then a clip of one source is not as long as one of another, and the vectors that
+        are concatenated are of different seconds.
+        """
+        if len(self.sources) == 1:
+            return []
+        found = {}
+        for video_id in video_ids:
+            clips = {source.backbone: len(source.read(video_id)) for source in self.sources}
+            if max(clips.values()) - min(clips.values()) > max(2.0, 0.1 * max(clips.values())):
+                found[video_id] = ", ".join(f"{count} clips of {name}" for name, count in clips.items())
+        if not found:
+            return []
+        first = next(iter(found))
+        detail = f"'{first}' has {found[first]}; sources are cut to the shortest."
+        systematic = len(found) > len(video_ids) / 2
+        if systematic:
+            detail += " Most videos differ: give all sources clips of the same length."
+        return [Problem("video", "length", tuple(found), detail, fatal=systematic)]
+
     def manifest(self) -> dict[str, Any]:
         """Returns the sources in order, and the treatment of long videos."""
         manifest = {

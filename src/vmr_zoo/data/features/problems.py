@@ -25,7 +25,8 @@ class Problem:
 
     Attributes:
         part: the affected part, such as "video slowfast" or "query".
-        kind: a `FeatureError` kind, or "length" (the number of clips contradicts duration and clip length).
+        kind: a `FeatureError` kind, or "length" (the number of clips contradicts duration and clip length,
+            or another source).
         ids: all affected ids; video ids, or query ids for the part "query".
         detail: one of the underlying messages in full, with the file.
         fatal: whether training would fail.

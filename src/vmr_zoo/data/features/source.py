@@ -44,6 +44,9 @@ class VideoSource(FeatureSource):
     encodes: bool = False
     """Whether `encode` works."""
 
+    content: str = ""
+    """Which features these are, if the name of the configuration does not say it; joins that name."""
+
     def encode(self, path: Path) -> Array:
         """Computes for any video file the (T, dim) float32 that `load` would return for it."""
         raise VmrError(f"{type(self).__name__} reads features that were made elsewhere; it cannot make any.")
@@ -62,6 +65,10 @@ class VideoSource(FeatureSource):
 
     def missing(self, video_ids: Sequence[str]) -> list[Problem]:
         """Finds videos without features; opens no feature file."""
+        return []
+
+    def uneven(self, video_ids: Sequence[str]) -> list[Problem]:
+        """Finds videos whose parts have different numbers of clips; reads their files."""
         return []
 
 

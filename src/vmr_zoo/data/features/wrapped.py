@@ -44,6 +44,9 @@ class WrappedVideos(VideoSource):
     def missing(self, video_ids: Sequence[str]) -> list[Problem]:
         return self.source.missing(video_ids)
 
+    def uneven(self, video_ids: Sequence[str]) -> list[Problem]:
+        return self.source.uneven(video_ids)
+
 
 class WrappedQueries(QuerySource):
     """Token features that are those of another source, except where a subclass changes them.
