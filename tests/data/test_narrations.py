@@ -1,5 +1,6 @@
 """Narrations come back as they were written, and a bad line is named."""
 
+import codecs
 import json
 from pathlib import Path
 
@@ -28,8 +29,8 @@ SAID = [
 
 def test_round_trip_sorted_by_time(tmp_path: Path) -> None:
     write_narrations(tmp_path / "n.jsonl", SAID, MANIFEST)
-    narrations, manifest = read_narrations(tmp_path / "n.jsonl")
-    assert narrations == {"v1": [SAID[2], SAID[0]], "v2": [SAID[1]]}
+    by_video, manifest = read_narrations(tmp_path / "n.jsonl")
+    assert by_video == {"v1": [SAID[2], SAID[0]], "v2": [SAID[1]]}
     assert manifest == MANIFEST
     assert sorted(path.name for path in tmp_path.iterdir()) == ["n.jsonl", "n.manifest.json"]
 
@@ -65,6 +66,13 @@ def test_manifest_is_required(tmp_path: Path) -> None:
     manifest_path(tmp_path / "n.jsonl").unlink()
     with pytest.raises(VmrError, match=r"n\.manifest\.json"):
         read_narrations(tmp_path / "n.jsonl")
+
+
+def test_a_byte_order_mark_is_not_part_of_the_first_line(tmp_path: Path) -> None:
+    write_narrations(tmp_path / "n.jsonl", SAID, MANIFEST)
+    for path in list(tmp_path.iterdir()):
+        path.write_bytes(codecs.BOM_UTF8 + path.read_bytes())
+    assert read_narrations(tmp_path / "n.jsonl") == ({"v1": [SAID[2], SAID[0]], "v2": [SAID[1]]}, MANIFEST)
 
 
 def test_embedded_sentences_with_times(tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ def read_narrations(path: str | Path) -> tuple[dict[str, list[Narration]], dict[
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # some editors begin a file with a byte order mark
     except FileNotFoundError as error:
         raise VmrError(
             f"Expected narrations at {path}, found no such file. Narrations are a .jsonl file with its "
