@@ -119,8 +119,11 @@ def _not_found(part: str, store: ArrayStore, wanted: Mapping[str, str]) -> list[
         lacking = tuple(reported for reported, identifier in wanted.items() if store.find(identifier) is None)
     except FeatureError as error:  # the whole folder or file
         return [Problem(part, error.kind, tuple(wanted), str(error))]
+    if not lacking:
+        return []
     tried = " or ".join(store.where(name) for name in store.names)
-    return [Problem(part, "missing", lacking, f"Looked for {tried}.")] if lacking else []
+    spelled = next(filter(None, (store.other_spelling(wanted[reported]) for reported in lacking)), "")
+    return [Problem(part, "missing", lacking, f"Looked for {tried}.{spelled}")]
 
 
 BinEdges = Literal["floor", "half_even"]

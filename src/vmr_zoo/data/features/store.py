@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
@@ -69,6 +70,27 @@ class ArrayStore(ABC):
                 return name
         return None
 
+    def other_spelling(self, identifier: str) -> str:
+        """Says that the store has the name of an id with its accents encoded in another way; "" if not.
+
+        macOS writes a letter and its accent as two characters (NFD) where other systems write one (NFC).
+        """
+        for pattern in self.names:
+            name = pattern.replace("{id}", identifier)
+            found = self._by_form.get(unicodedata.normalize("NFC", name))
+            if found is not None:
+                theirs, own = ("NFC" if unicodedata.is_normalized("NFC", n) else "NFD" for n in (found, name))
+                return (
+                    f" {self.where(found)} looks the same but has the Unicode form {theirs}, the id {own}: "
+                    f"rename it to {own}."
+                )
+        return ""
+
+    @cached_property
+    def _by_form(self) -> dict[str, str]:
+        """The names with other letters than ASCII, by their form NFC."""
+        return {unicodedata.normalize("NFC", name): name for name in self.listing() if not name.isascii()}
+
     def read(self, identifier: str) -> tuple[Array, str]:
         """Reads one array.
 
@@ -84,7 +106,10 @@ class ArrayStore(ABC):
         name = self.find(identifier)
         if name is None:
             tried = ", ".join(self.where(pattern.replace("{id}", identifier)) for pattern in self.names)
-            raise FeatureError("missing", f"Expected features for '{identifier}' at {tried}; found none.")
+            spelled = self.other_spelling(identifier)
+            raise FeatureError(
+                "missing", f"Expected features for '{identifier}' at {tried}; found none.{spelled}"
+            )
         where = self.where(name)
         try:
             array = self.read_named(name)
