@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import threading
 from fractions import Fraction
@@ -19,7 +20,8 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 from video.films import film
 from vmr_zoo.cli.main import main
 from vmr_zoo.config.compose import compose
-from vmr_zoo.data.features.extracted import ExtractedVideos
+from vmr_zoo.data.features.extracted import ExtractedPatches, ExtractedVideos
+from vmr_zoo.data.features.problems import FeatureError
 from vmr_zoo.errors import VmrError
 from vmr_zoo.runs.directory import relocatable
 from vmr_zoo.utils.arrays import l2_normalise
@@ -236,6 +238,7 @@ def folder(path, dim, lengths, seconds=2.0, patches=None, target="vmr_zoo.video.
     manifest = {
         "backbone": path.name,
         "clip_seconds": seconds,
+        "dtype": "float16",
         "dim": dim,
         "patches": patches and patches[0],
         "patch_dim": patches and patches[1],
@@ -270,6 +273,38 @@ def test_extracted_folders_become_a_feature_set_that_says_how_it_was_made(tmp_pa
             expected = [l2_normalise(part["features"].astype(np.float32)) for part in (first, second)]
         assert np.allclose(video, np.concatenate([expected[0], expected[1][:4]], 1), atol=1e-6)
         assert [found["backbone"] for found in features.manifest()["video"]["encoders"]] == ["motion", "clip"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dtype": "object"},
+        {"dim": "8"},
+        {"dim": 0},
+        {"patches": [4]},
+        {"patch_dim": 0.5},
+        {"clip_seconds": None},
+    ],
+)
+def test_a_manifest_with_values_of_another_kind_is_refused(change, tmp_path):
+    path = folder(tmp_path / "motion", 8, {"a": 4})
+    manifest = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps(manifest | change))
+    ((key, value),) = change.items()
+    expected = f"manifest.json has values that `vmr extract` never writes: {key}={value!r}."
+    with pytest.raises(VmrError, match=re.escape(expected)):
+        read_manifest(path)
+
+
+@pytest.mark.parametrize("change", [{"dim": 9}, {"dtype": "float32"}, {"patches": 5}, {"patch_dim": 7}])
+def test_a_file_that_differs_from_its_manifest_is_refused(change, tmp_path):
+    path = folder(tmp_path / "clip", 8, {"a": 4}, patches=(4, 6))
+    manifest = json.loads((path / "manifest.json").read_text()) | change
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    is_patch = "patch" in next(iter(change))
+    source = ExtractedPatches([path]) if is_patch else ExtractedVideos([path], [manifest["encoder"]], True)
+    with pytest.raises(FeatureError, match=r"a\.npz has float16 .*manifest\.json says float.*Copy both from"):
+        source.load("a")
 
 
 @pytest.mark.parametrize(

@@ -33,9 +33,8 @@ from vmr_zoo.utils.parallel import in_parallel
 from vmr_zoo.video.ahead import MOST_AT_ONCE, ahead_of_all
 from vmr_zoo.video.decode import Timeline, VideoError, remembered
 from vmr_zoo.video.encoder import VideoEncoder
-from vmr_zoo.video.manifest import feature_settings, write_or_compare_manifest
+from vmr_zoo.video.manifest import STORAGE, feature_settings, write_or_compare_manifest
 
-STORAGE = ("float32", "float16")
 VIDEOS = "videos.jsonl"
 
 
