@@ -210,6 +210,11 @@ class VideoFiles(VideoSource):
             video = mean_pool(video, self.max_clips, self.bin_edges)
         return video
 
+    def state(self, video_id: str) -> list[int]:
+        """Returns size and time of the files with a video's features; empty if one of them is gone."""
+        states = [source.store.state(video_id) for source in self.sources]
+        return list(itertools.chain.from_iterable(states)) if all(states) else []
+
     def missing(self, video_ids: Sequence[str]) -> list[Problem]:
         """Finds videos that a source lacks."""
         wanted = {video_id: video_id for video_id in video_ids}

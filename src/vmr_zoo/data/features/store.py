@@ -31,7 +31,7 @@ from vmr_zoo.data.features.contained import (
 from vmr_zoo.data.features.problems import FeatureError
 from vmr_zoo.errors import VmrError, unknown
 from vmr_zoo.utils.arrays import Array
-from vmr_zoo.utils.files import check_regular
+from vmr_zoo.utils.files import check_regular, file_state
 from vmr_zoo.video.files import FILE_NAMES
 
 # ---------------------------------------------------------------------------------------------- stores
@@ -58,6 +58,10 @@ class ArrayStore(ABC):
         """Returns the location of the array of that name, for messages."""
 
     @abstractmethod
+    def file_of(self, name: str) -> str:
+        """Returns the path of the file with the array of that name."""
+
+    @abstractmethod
     def read_named(self, name: str) -> Array:
         """Reads the array of a listed name."""
 
@@ -69,6 +73,14 @@ class ArrayStore(ABC):
             if name in listing:
                 return name
         return None
+
+    def state(self, identifier: str) -> list[int]:
+        """Returns size and time of the file with an id's array; empty if there is none."""
+        try:
+            name = self.find(identifier)
+        except FeatureError:  # the whole folder or file is gone
+            return []
+        return [] if name is None else file_state(self.file_of(name))
 
     def other_spelling(self, identifier: str) -> str:
         """Says that the store has the name of an id with its accents encoded in another way; "" if not.
@@ -168,6 +180,10 @@ class FileStore(ArrayStore):
 
     def where(self, name: str) -> str:
         """Returns the file's path."""
+        return self.file_of(name)
+
+    def file_of(self, name: str) -> str:
+        """Returns the file's path."""
         return f"{self.folder / name}{self.suffix}"
 
     def read_named(self, name: str) -> Array:
@@ -234,6 +250,10 @@ class Hdf5Store(ArrayStore):
     def where(self, name: str) -> str:
         """Returns the file and the dataset."""
         return f"{self.file}[{name}]" + (f"[{self.key}]" if self.key else "")
+
+    def file_of(self, name: str) -> str:
+        """Returns the path of the one file."""
+        return str(self.file)
 
     def read_named(self, name: str) -> Array:
         """Reads one dataset."""
