@@ -124,6 +124,24 @@ def test_what_is_finished_is_not_done_again_and_other_settings_are_refused(tmp_p
         run({"c": 1}, tmp_path)
 
 
+def test_a_video_that_was_replaced_is_extracted_again(videos, tmp_path, capsys):
+    library, out = tmp_path / "library", tmp_path / "out"
+    shutil.copytree(videos, library, ignore=shutil.ignore_patterns("broken.mp4"))
+    arguments = ["extract", f"videos={library}", "encoder=grid", f"out={out}", "processes=1"]
+    assert main(arguments) == 0
+    before = {path.name: path.stat().st_mtime_ns for path in out.glob("*.npz")}
+    os.utime(library / "v0.mp4", ns=(0, 0))  # a copy is no other video
+    shutil.copy(videos / "v0.mp4", library / "v1.mp4")
+    shutil.copy(videos / "broken.mp4", library / "v2.mp4")
+    capsys.readouterr()
+    assert main(arguments) == 1
+    assert "extracted 1 of 3 videos, 1 existed" in " ".join(capsys.readouterr().out.split())
+    assert (out / "v0.npz").stat().st_mtime_ns == before["v0.npz"]
+    with np.load(out / "v0.npz") as first, np.load(out / "v1.npz") as second:
+        assert np.array_equal(first["features"], second["features"])
+    assert not (out / "v2.npz").exists()
+
+
 def test_an_interruption_keeps_what_is_finished(tmp_path, monkeypatch):
     encode = Counting.encode
 
