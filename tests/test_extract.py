@@ -21,7 +21,8 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 from video.films import film
 from vmr_zoo.cli.main import main
 from vmr_zoo.config.compose import compose
-from vmr_zoo.data.features.extracted import ExtractedVideos
+from vmr_zoo.data.features.extracted import ExtractedPatches, ExtractedVideos
+from vmr_zoo.data.features.problems import FeatureError
 from vmr_zoo.errors import VmrError
 from vmr_zoo.runs.directory import relocatable
 from vmr_zoo.utils.arrays import l2_normalise
@@ -122,6 +123,24 @@ def test_what_is_finished_is_not_done_again_and_other_settings_are_refused(tmp_p
     (tmp_path / "manifest.json").unlink()
     with pytest.raises(VmrError, match=r"no manifest\.json"):
         run({"c": 1}, tmp_path)
+
+
+def test_a_video_that_was_replaced_is_extracted_again(videos, tmp_path, capsys):
+    library, out = tmp_path / "library", tmp_path / "out"
+    shutil.copytree(videos, library, ignore=shutil.ignore_patterns("broken.mp4"))
+    arguments = ["extract", f"videos={library}", "encoder=grid", f"out={out}", "processes=1"]
+    assert main(arguments) == 0
+    before = {path.name: path.stat().st_mtime_ns for path in out.glob("*.npz")}
+    os.utime(library / "v0.mp4", ns=(0, 0))  # a copy is no other video
+    shutil.copy(videos / "v0.mp4", library / "v1.mp4")
+    shutil.copy(videos / "broken.mp4", library / "v2.mp4")
+    capsys.readouterr()
+    assert main(arguments) == 1
+    assert "extracted 1 of 3 videos, 1 existed" in " ".join(capsys.readouterr().out.split())
+    assert (out / "v0.npz").stat().st_mtime_ns == before["v0.npz"]
+    with np.load(out / "v0.npz") as first, np.load(out / "v1.npz") as second:
+        assert np.array_equal(first["features"], second["features"])
+    assert not (out / "v2.npz").exists()
 
 
 def test_an_interruption_keeps_what_is_finished(tmp_path, monkeypatch):
@@ -238,6 +257,7 @@ def folder(path, dim, lengths, seconds=2.0, patches=None, target="vmr_zoo.video.
     manifest = {
         "backbone": path.name,
         "clip_seconds": seconds,
+        "dtype": "float16",
         "dim": dim,
         "patches": patches and patches[0],
         "patch_dim": patches and patches[1],
@@ -285,6 +305,38 @@ def test_folders_of_other_encoders_have_other_names_and_so_other_tables(tmp_path
     one, copy = (folder(tmp_path / part / "clip", 3, {"a": 5}) for part in ("one", "copy"))
     assert name(one) == name(copy, encoder={"_target_": "vmr_zoo.elsewhere", "weights": "/other/path"})
     assert name(one) != name(copy, weights_sha256="another network's")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dtype": "object"},
+        {"dim": "8"},
+        {"dim": 0},
+        {"patches": [4]},
+        {"patch_dim": 0.5},
+        {"clip_seconds": None},
+    ],
+)
+def test_a_manifest_with_values_of_another_kind_is_refused(change, tmp_path):
+    path = folder(tmp_path / "motion", 8, {"a": 4})
+    manifest = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps(manifest | change))
+    ((key, value),) = change.items()
+    expected = f"manifest.json has values that `vmr extract` never writes: {key}={value!r}."
+    with pytest.raises(VmrError, match=re.escape(expected)):
+        read_manifest(path)
+
+
+@pytest.mark.parametrize("change", [{"dim": 9}, {"dtype": "float32"}, {"patches": 5}, {"patch_dim": 7}])
+def test_a_file_that_differs_from_its_manifest_is_refused(change, tmp_path):
+    path = folder(tmp_path / "clip", 8, {"a": 4}, patches=(4, 6))
+    manifest = json.loads((path / "manifest.json").read_text()) | change
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    is_patch = "patch" in next(iter(change))
+    source = ExtractedPatches([path]) if is_patch else ExtractedVideos([path], [manifest["encoder"]], True)
+    with pytest.raises(FeatureError, match=r"a\.npz has float16 .*manifest\.json says float.*Copy both from"):
+        source.load("a")
 
 
 @pytest.mark.parametrize(

@@ -250,6 +250,22 @@ def test_a_second_call_goes_on_where_the_connection_broke(hub: Hub, tmp_path: Pa
     assert names(tmp_path) == placed() | KEPT
 
 
+@pytest.mark.parametrize(
+    "broken",
+    [
+        "[" * 100_000,
+        '{"source": "small", "files": null}',
+        '{"source": "small", "files": {"a": {"size": 5}}}',
+        '{"source": "small", "files": {"a": {"size": "5", "sha256": "0"}}}',
+        '{"source": "small", "placed": {"a": ["b"]}}',
+    ],
+)
+def test_a_damaged_record_is_refused_in_words(tmp_path: Path, broken: str) -> None:
+    (tmp_path / "fetched.json").write_text(broken)
+    with pytest.raises(VmrError, match=r"fetched.json is not a record of .* Delete it"):
+        run(tmp_path)
+
+
 def test_a_second_call_goes_on_where_unpacking_stopped(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import functools
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -22,7 +22,8 @@ from vmr_zoo.config.arguments import as_typed, overrides_of, texts_of
 from vmr_zoo.config.compose import compose, config_dir
 from vmr_zoo.config.files import read_yaml
 from vmr_zoo.config.keys import Choice, Number, Text, kind_of
-from vmr_zoo.config.values import check_values
+from vmr_zoo.config.values import check_type, check_values
+from vmr_zoo.errors import VmrError
 from vmr_zoo.utils.trees import walk
 
 BASES: dict[str, list[str]] = {
@@ -278,3 +279,15 @@ def test_a_range_of_a_search_has_a_key_with_dots() -> None:
     (argument,) = as_typed("train", [typed])
     (override,) = OverridesParser.create().parse_overrides([argument])
     assert override.value() == {"method.network.dim": "choice(128,256)"}
+
+
+@pytest.mark.parametrize(
+    ("hint", "value", "text"),
+    [(str, 12, "'…'"), (str | None, True, "'…'"), (Sequence[str], [12, "a"], "['…']")],
+)
+def test_a_number_that_must_be_text_is_refused_with_what_to_type(hint: Any, value: Any, text: str) -> None:
+    with pytest.raises(VmrError) as caught:
+        check_type("ids", value, hint)
+    assert str(caught.value).endswith(f'only in quotes: "ids={text}".')
+    (typed,) = OverridesParser.create().parse_overrides([f"ids={text.replace('…', '12')}"])
+    check_type("ids", typed.value(), hint)

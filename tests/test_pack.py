@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import pickle
 
 import numpy as np
@@ -71,6 +72,24 @@ def test_a_run_that_was_stopped_continues(source, tmp_path, monkeypatch, half_li
     assert read == ["c"]
     for name in (DATA, INDEX):
         assert (tmp_path / "out" / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_values_of_a_file_that_was_replaced_are_refused(source, tmp_path):
+    pack(source, IDS, tmp_path / "out")
+    os.utime(tmp_path / "npy" / "a.npy", ns=(0, 0))  # a copy is no other file
+    np.save(tmp_path / "npy" / "b.npy", np.load(tmp_path / "npy" / "b.npy")[::-1])
+    (tmp_path / "npy" / "c.npy").unlink()  # no longer needed
+    with pytest.raises(VmrError, match="holds earlier features of b: their files have changed"):
+        pack(source, IDS, tmp_path / "out")
+
+
+def test_a_half_packed_video_that_was_replaced_is_refused(source, tmp_path):
+    (tmp_path / "npy" / "c.npy").write_bytes(b"broken")
+    with pytest.raises(FeatureError, match=r"c\.npy"):
+        pack(source, IDS, tmp_path / "out")
+    np.save(tmp_path / "npy" / "b.npy", np.ones((3, 4), np.float32))
+    with pytest.raises(VmrError, match="holds earlier features of b: their files have changed"):
+        pack(source, IDS, tmp_path / "out")
 
 
 def test_corruption_is_found(source, tmp_path):

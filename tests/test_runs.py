@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import errno
 import json
@@ -9,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -222,24 +224,48 @@ def test_the_next_command_is_quoted_for_a_shell(tmp_path, monkeypatch, capsys):
     assert "Next: vmr report 'runs=my runs [x]'" in capsys.readouterr().err
 
 
-def test_the_first_of_two_jobs_claims_a_run_and_the_other_waits(tmp_path):
-    assert sweep.claim(tmp_path, Path("runs/a"), 3) == 3
-    assert sweep.claim(tmp_path, Path("runs/a"), 5) == 3
-    assert sweep.claim(tmp_path, Path("runs/./a"), 3) == 3
-    assert sweep.claim(tmp_path, Path("runs/b"), 5) == 5
+def test_a_run_belongs_to_the_first_of_two_jobs_even_if_it_failed(tmp_path):
+    def claim(run, number, error=None):
+        with contextlib.suppress(ValueError), sweep.claim(tmp_path, Path(run), number) as mine:
+            claims.append(mine)
+            if error:
+                raise error
+
+    claims: list[bool] = []
+    claim("runs/a", 3, ValueError())
+    claim("runs/a", 5)
+    claim("runs/./a", 3)
+    claim("runs/b", 5)
+    assert claims == [True, False, True, True]
+
+
+def test_a_job_waits_for_the_other_and_does_its_run_if_that_was_killed(tmp_path):
+    def wait():
+        with sweep.claim(tmp_path, tmp_path / "run", 5) as mine:
+            claims.append(mine)
+
+    claims: list[bool] = []
+    owner = subprocess.Popen([sys.executable, "-c", _HOLD, str(tmp_path)], stdout=subprocess.PIPE)
+    assert owner.stdout.readline() == b"True\n"
     sweep.JobReport("a", "started").write(tmp_path, 3)
-    started = subprocess.Popen([sys.executable, "-c", _END.format(folder=tmp_path)])
-    began = time.monotonic()
-    sweep.wait_for(tmp_path, 3)
-    assert time.monotonic() - began > 0.1
-    assert started.wait() == 0
+    waiting = threading.Thread(target=wait, daemon=True)
+    waiting.start()
+    waiting.join(0.5)
+    assert not claims
+    owner.kill()
+    waiting.join(60)
+    assert claims == [True]
+    owner.communicate()
 
 
-_END = """
-import json, time
-time.sleep(0.5)
-open("{folder}/new", "w").write(json.dumps({{"state": "finished"}}))
-import os; os.replace("{folder}/new", "{folder}/3.json")
+_HOLD = """
+import sys, time
+from pathlib import Path
+from vmr_zoo.runs import sweep
+folder = Path(sys.argv[1])
+with sweep.claim(folder, folder / "run", 3) as mine:
+    print(mine, flush=True)
+    time.sleep(600)
 """
 
 

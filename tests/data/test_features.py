@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import unicodedata
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -252,6 +253,20 @@ class Trap:
 
     def __reduce__(self):
         return (Path.touch, (self.path,))
+
+
+@pytest.mark.parametrize(("on_disk", "own"), [("NFD", "NFC"), ("NFC", "NFD")])
+def test_a_file_whose_accents_are_encoded_in_another_way_is_named(
+    tmp_path: Path, on_disk: str, own: str
+) -> None:
+    np.save(tmp_path / f"{unicodedata.normalize(on_disk, 'Tür')}.npy", np.ones((T, 4), np.float32))
+    source = VideoFiles([FileFeatures("i3d", 4, FileStore(tmp_path, ".npy"), normalise=True)])
+    video = unicodedata.normalize(own, "Tür")
+    expected = f"has the Unicode form {on_disk}, the id {own}: rename it to {own}"
+    with pytest.raises(FeatureError, match=expected):
+        source.load(video)
+    (problem,) = source.missing(["other", video])
+    assert expected in problem.detail
 
 
 def test_broken_files_are_named_and_never_unpickled(tmp_path: Path) -> None:

@@ -1,15 +1,21 @@
 """Narrations come back as they were written, and a bad line is named."""
 
+import codecs
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from vmr_zoo.data import narrations
 from vmr_zoo.data.features.problems import FeatureError
 from vmr_zoo.data.narrations import Narration, NarrationFile, manifest_path, read_narrations, write_narrations
 from vmr_zoo.data.text.sentence import SentenceEncoder
+from vmr_zoo.engine.index import IndexedVideo
+from vmr_zoo.engine.retriever import Retriever
 from vmr_zoo.errors import VmrError
+from vmr_zoo.video.decode import Timeline
 
 MANIFEST = {
     "model": "m",
@@ -28,8 +34,8 @@ SAID = [
 
 def test_round_trip_sorted_by_time(tmp_path: Path) -> None:
     write_narrations(tmp_path / "n.jsonl", SAID, MANIFEST)
-    narrations, manifest = read_narrations(tmp_path / "n.jsonl")
-    assert narrations == {"v1": [SAID[2], SAID[0]], "v2": [SAID[1]]}
+    by_video, manifest = read_narrations(tmp_path / "n.jsonl")
+    assert by_video == {"v1": [SAID[2], SAID[0]], "v2": [SAID[1]]}
     assert manifest == MANIFEST
     assert sorted(path.name for path in tmp_path.iterdir()) == ["n.jsonl", "n.manifest.json"]
 
@@ -65,6 +71,33 @@ def test_manifest_is_required(tmp_path: Path) -> None:
     manifest_path(tmp_path / "n.jsonl").unlink()
     with pytest.raises(VmrError, match=r"n\.manifest\.json"):
         read_narrations(tmp_path / "n.jsonl")
+
+
+def test_a_byte_order_mark_is_not_part_of_the_first_line(tmp_path: Path) -> None:
+    write_narrations(tmp_path / "n.jsonl", SAID, MANIFEST)
+    for path in list(tmp_path.iterdir()):
+        path.write_bytes(codecs.BOM_UTF8 + path.read_bytes())
+    assert read_narrations(tmp_path / "n.jsonl") == ({"v1": [SAID[2], SAID[0]], "v2": [SAID[1]]}, MANIFEST)
+
+
+def test_a_retriever_parses_a_file_once_for_all_videos_until_it_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "n.jsonl"
+    parsed = []
+    monkeypatch.setattr(narrations, "read_narrations", lambda path: parsed.append(path) or read(path))
+    read = read_narrations
+    encoder = SimpleNamespace(dim=4, token_dim=4, sentences=lambda texts: np.zeros((len(texts), 4)))
+    method = SimpleNamespace(needs={"narration"}, to=lambda device: method, eval=lambda: method)
+    video = IndexedVideo(np.zeros((2, 4), np.float32), Timeline(2.0, 2, "", ()))
+    features = SimpleNamespace(narration=NarrationFile(file, encoder, normalise=True))
+    index = SimpleNamespace(encode=lambda path: video)
+    retriever = Retriever(method, features, narrator=MANIFEST, index=index)
+    write_narrations(file, SAID, MANIFEST)
+    assert [len(retriever.encode(name, file).narration) for name in ("v1.mp4", "v2.mp4")] == [2, 1]
+    assert parsed == [file]
+    write_narrations(file, SAID[:2], MANIFEST)
+    assert len(retriever.encode("v1.mp4", file).narration) == 1
 
 
 def test_embedded_sentences_with_times(tmp_path: Path) -> None:

@@ -87,3 +87,10 @@ def test_lines_of_another_length_are_skipped_but_not_most(tmp_path: Path) -> Non
     assert source.load(query("dog runs")).tolist() == [[4, 5, 6], [7, 8, 9]]
     with pytest.raises(FeatureError, match="expected lines of 4 numbers, line 1 has 1"):
         WordVectorQueries(file, 4, normalise=False).load(query("dog"))
+
+
+def test_a_byte_order_mark_is_not_part_of_the_first_word(tmp_path: Path) -> None:
+    file = tmp_path / "glove.txt"
+    file.write_text("dog 4 5 6\nruns 7 8 9\n", encoding="utf-8-sig")
+    source = WordVectorQueries(file, 3, normalise=False)
+    assert source.load(query("dog runs")).tolist() == [[4, 5, 6], [7, 8, 9]]

@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 
 from video.films import changed, film, matrix, picture, seconds
+from vmr_zoo.cli.predict_clips import clip_paths, write_clips
+from vmr_zoo.engine.retriever import Moment
+from vmr_zoo.engine.video_search import FoundMoment
 from vmr_zoo.errors import VmrError
 from vmr_zoo.video import cut as module
 from vmr_zoo.video.container import open_video
@@ -118,3 +121,13 @@ def test_a_clip_that_cannot_be_is_refused_and_leaves_no_file(tmp_path):
         with pytest.raises(kind, match=message):
             cut(path, start, end, out)
     assert not out.parent.exists() or not list(out.parent.iterdir())
+
+
+def test_a_moment_without_a_picture_has_no_clip_and_costs_no_other_answer(tmp_path):
+    video = film(tmp_path / "steady.mp4", seconds(6))
+    times = [(2.0, 2.0), (6.0, 6.5), (-0.1, 1.0)]  # no length, after the end, rounded below 0
+    found = [[FoundMoment(video, Moment(start, end, 0.5)) for start, end in times]]
+    written, notes = write_clips(clip_paths(tmp_path / "clips", ["a star"], found), found)
+    assert [path is not None for path in written[0]] == [False, False, True]
+    assert [note.partition(".mp4 ")[2][:15] for note in notes] == ["was not written"] * 2
+    assert list((tmp_path / "clips").iterdir()) == [written[0][2]]

@@ -17,6 +17,7 @@ from vmr_zoo.data.annotations.video_files import match_videos
 from vmr_zoo.data.worlds.shapes.features import features_folder
 from vmr_zoo.data.worlds.shapes.generate import video_path, world_folder
 from vmr_zoo.errors import VmrError, printable
+from vmr_zoo.utils.files import file_state
 from vmr_zoo.video.decode import list_notes
 from vmr_zoo.video.extraction import VIDEOS, Failure, extract, read_notes
 from vmr_zoo.video.files import find_videos, shard
@@ -57,20 +58,22 @@ def main(cfg: DictConfig) -> int:
         out = features_folder(world, cfg.data.protocol.cache, encoder, cfg.storage)
     else:
         raise VmrError("Expected out=FOLDER for the features.")
-    before = sum((out / f"{video_id}.npz").exists() for video_id in videos)
+    before = {video_id: file_state(out / f"{video_id}.npz") for video_id in videos}
     failures += extract(videos, encoder, node, out, cfg.storage, cfg.batch_size, cfg.processes, cfg.threads)
-    extracted = sum((out / f"{video_id}.npz").exists() for video_id in videos) - before
-    _print_summary(out, len(videos), extracted, before)
+    after = {video_id: file_state(out / f"{video_id}.npz") for video_id in videos}
+    existed = sum(bool(state) and before[video_id] == state for video_id, state in after.items())
+    extracted = sum(map(bool, after.values())) - existed
+    _print_summary(out, len(videos), extracted, existed)
     for line in list_notes(read_notes(out, videos)):
         print(f"Note: {line}")
     _report(failures, Console())
-    if extracted + before and world is None:
+    if extracted + existed and world is None:
         print(f"Next: vmr train data=NAME method=NAME features=extracted features.video.folders=[{out}]")
     return 1 if failures else 0
 
 
-def _print_summary(out: Path, videos: int, extracted: int, before: int) -> None:
-    earlier = f", {before} existed" if before else ""
+def _print_summary(out: Path, videos: int, extracted: int, existed: int) -> None:
+    earlier = f", {existed} existed" if existed else ""
     print(
         f"{out}: extracted {extracted} of {videos} videos{earlier}; settings in {MANIFEST_NAME}, lengths in "
         f"{VIDEOS}."

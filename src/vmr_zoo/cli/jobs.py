@@ -169,10 +169,10 @@ class _Runner:
 
         if run is not None and is_done(run, relocatable(cfg), cfg.resume):
             return "skipped", ""
-        if run is not None and (owner := sweep.claim(folder, run, number)) != number:
-            sweep.wait_for(folder, owner)
-            return "skipped", ""
-        code = self._main(cfg)
+        with contextlib.nullcontext(True) if run is None else sweep.claim(folder, run, number) as mine:
+            if not mine:
+                return "skipped", ""
+            code = self._main(cfg)
         if code:
             return "failed", f"exit code {code}"
         state = "new" if run is None else read_status(run)["state"]

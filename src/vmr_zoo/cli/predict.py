@@ -176,24 +176,25 @@ def _source(cfg: DictConfig) -> dict[str, Any]:
 
 def _cut(
     cfg: DictConfig, queries: Sequence[str], found: Sequence[Sequence[FoundMoment]]
-) -> list[list[Path]] | None:
-    """Writes the clips, and a line about each without sound."""
+) -> list[list[Path | None]] | None:
+    """Writes the clips, and a line about each that lacks something."""
     if not cfg.cut:
         return None
     from vmr_zoo.cli.predict_clips import clip_paths, write_clips
 
-    paths = clip_paths(Path(cfg.cut), queries, found)
-    for line in write_clips(paths, found):
+    clips, notes = write_clips(clip_paths(Path(cfg.cut), queries, found), found)
+    for line in notes:
         Console(stderr=True, soft_wrap=True, highlight=False).print(f"Note: {line}", markup=False)
-    return paths
+    return clips
 
 
-def _print_end(cfg: DictConfig, written: Sequence[str], clips: Sequence[Sequence[Path]] | None) -> None:
+def _print_end(cfg: DictConfig, written: Sequence[str], clips: output.Clips) -> None:
     """Says what was written, or what could be."""
     for name in written:
         print(f"Written: {name}")
     if clips is not None:
-        print(f"Written: {sum(map(len, clips))} clips in {cfg.cut}")
+        count = sum(path is not None for paths in clips for path in paths)
+        print(f"Written: {count} clips in {cfg.cut}")
     if not written and clips is None:
         drawn = "" if not _is_one_file(cfg.video) else " Draw them on a timeline with picture=moments.png."
         print(f"Write the moments as clips with cut=FOLDER.{drawn} Print JSON with --json.")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from vmr_zoo.errors import printable
 from vmr_zoo.utils.console import progress
+from vmr_zoo.video.container import VideoError
 from vmr_zoo.video.cut import cut
 
 if TYPE_CHECKING:
@@ -28,30 +29,51 @@ def clip_paths(
     ]
 
 
-def write_clips(paths: Sequence[Sequence[Path]], found: Sequence[Sequence[FoundMoment]]) -> list[str]:
+def write_clips(
+    paths: Sequence[Sequence[Path]], found: Sequence[Sequence[FoundMoment]]
+) -> tuple[list[list[Path | None]], list[str]]:
     """Writes a clip per sentence and rank.
+
+    A moment without a picture has no clip: a method may answer with no length, or with the end of the video.
 
     Args:
         paths: where to, from `clip_paths`.
         found: the moments of each sentence, best first.
 
     Returns:
-        A line per clip without the sound of its video.
+        The paths, None for a moment without a clip; and a line per moment without a clip and per clip without
+        the sound of its video.
 
     Raises:
         VideoError: if a file has disappeared.
         WriteError: if a clip cannot be written.
     """
     jobs = [
-        job
-        for one_query, moments in zip(paths, found, strict=True)
-        for job in zip(one_query, moments, strict=True)
+        (number, path, one)
+        for number, (one_query, moments) in enumerate(zip(paths, found, strict=True))
+        for path, one in zip(one_query, moments, strict=True)
     ]
-    silent = []
-    for path, one in progress(jobs, "Writing clips"):
-        if not cut(one.video, one.moment.start, one.moment.end, path):
-            silent.append(f"{path.name} has no sound: the clock of {printable(one.video)} is not continuous.")
-    return silent
+    written: list[list[Path | None]] = [[] for _ in paths]
+    notes = []
+    for number, path, one in progress(jobs, "Writing clips"):
+        has_sound = _cut(one, path)
+        written[number].append(None if has_sound is None else path)
+        if has_sound is None:
+            notes.append(f"{path.name} was not written: the video has no picture at that time.")
+        elif not has_sound:
+            notes.append(f"{path.name} has no sound: the clock of {printable(one.video)} is not continuous.")
+    return written, notes
+
+
+def _cut(found: FoundMoment, path: Path) -> bool | None:
+    """Writes one clip; returns whether it has the sound of its video, None if there is nothing to write."""
+    start, end = max(0.0, found.moment.start), found.moment.end
+    try:
+        return cut(found.video, start, end, path) if start < end else None
+    except VideoError as error:
+        if error.kind == "empty":
+            return None
+        raise
 
 
 def clip_name(number: int, query: str, rank: int, found: FoundMoment) -> str:

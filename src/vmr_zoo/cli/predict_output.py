@@ -23,8 +23,8 @@ _OF_A_RUN = "Scores rank moments within one run."
 _ZERO_SHOT = "The score of the best moment of a video is its mean cosine similarity with the sentence."
 _NO_PROOF = "A high score does not mean that the sentence occurs."
 
-Clips = Sequence[Sequence[Path]] | None
-"""A path per sentence and rank; None: no clips were written."""
+Clips = Sequence[Sequence[Path | None]] | None
+"""A path per sentence and rank, None for a moment without a picture; None: no clips were requested."""
 
 
 def as_json(answer: Mapping[str, Any]) -> str:
@@ -70,8 +70,9 @@ def search_json(count: int, queries: Sequence[str], search: VideoSearch, clips: 
     }
 
 
-def _clip(clips: Clips, number: int, rank: int) -> dict[str, str]:
-    return {} if clips is None else {"clip": printable(clips[number][rank])}
+def _clip(clips: Clips, number: int, rank: int) -> dict[str, str | None]:
+    path = None if clips is None else clips[number][rank]
+    return {} if clips is None else {"clip": None if path is None else printable(path)}
 
 
 def video_table(video: EncodedVideo, answers: Sequence[Answer], zero_shot: bool) -> Table:

@@ -347,9 +347,17 @@ def check_kind(key: str, value: Any, kind: Kind) -> None:
             _check_device(key, value)
         case Text():
             if not isinstance(value, str) and not (kind.several and _all_text(value)):
-                raise VmrError(f"Expected {key} to be text; found {_shown(value)}. Quote it: \"{key}='…'\".")
+                raise VmrError(
+                    f"Expected {key} to be text; found {_shown(value)}. {how_to_quote(key, value)}"
+                )
             if "\0" in str(value):
                 raise VmrError(f"{key} contains a null character, which no path, name or sentence can.")
+
+
+def how_to_quote(key: str, value: Any) -> str:
+    """Says how to type a value that must be text but was read as something else, such as a number."""
+    text = "['…']" if isinstance(value, list) else "'…'"
+    return f'Digits, true, false and null are text only in quotes: "{key}={text}".'
 
 
 def _check_number(key: str, value: Any, kind: Number) -> None:

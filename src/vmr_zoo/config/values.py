@@ -14,7 +14,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 
-from vmr_zoo.config.keys import Text, check_kind, kind_of
+from vmr_zoo.config.keys import Text, check_kind, how_to_quote, kind_of
 from vmr_zoo.errors import VmrError, unknown
 
 _NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
@@ -155,7 +155,16 @@ def check_type(key: str, value: Any, hint: Any) -> None:
         at = error.errors()[0]["loc"]
         if at and isinstance(value, dict) and at[0] in value and get_origin(hint) in (dict, Mapping):
             check_type(f"{key}.{at[0]}", value[at[0]], get_args(hint)[-1])
-        raise VmrError(f"Expected {key} to be {_described(hint)}; found {json.dumps(value)}.") from error
+        needs_quotes = _takes_text(hint) and not isinstance(value, str | dict)
+        advice = f" {how_to_quote(key, value)}" if needs_quotes else ""
+        raise VmrError(
+            f"Expected {key} to be {_described(hint)}; found {json.dumps(value)}.{advice}"
+        ) from error
+
+
+def _takes_text(hint: Any) -> bool:
+    """Returns whether a type hint is text, or text among others or in a list."""
+    return hint is str or any(map(_takes_text, get_args(hint)))
 
 
 @functools.cache

@@ -115,7 +115,7 @@ def read_narrations(path: str | Path) -> tuple[dict[str, list[Narration]], dict[
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # some editors begin a file with a byte order mark
     except FileNotFoundError as error:
         raise VmrError(
             f"Expected narrations at {path}, found no such file. Narrations are a .jsonl file with its "
@@ -179,6 +179,11 @@ class NarrationFile(NarrationSource):
     def _narrations(self) -> tuple[dict[str, list[Narration]], dict[str, Any]]:
         return read_narrations(self.file)
 
+    @property
+    def narrator_manifest(self) -> dict[str, Any]:
+        """The manifest of the file."""
+        return self._narrations[1]
+
     def prepare(self, protocol: Protocol) -> None:
         """Embeds all sentences about the protocol's videos that are not cached yet."""
         videos = {query.video_id for query in protocol.queries}
@@ -217,7 +222,7 @@ class NarrationFile(NarrationSource):
     def manifest(self) -> dict[str, Any]:
         """Returns the manifest of the file, the encoder and the normalisation."""
         return {
-            "narrator": self._narrations[1],
+            "narrator": self.narrator_manifest,
             **self.encoder.manifest(),
             "dim": self.dim,
             "normalise": self.normalise,

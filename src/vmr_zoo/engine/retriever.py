@@ -29,7 +29,7 @@ from vmr_zoo.data.batches.split_dataset import SplitDataset
 from vmr_zoo.data.features.feature_set import FeatureSet
 from vmr_zoo.data.features.manifest import compare_manifests
 from vmr_zoo.data.features.source import NarrationSource, QuerySource, VideoSource
-from vmr_zoo.data.narrations import NarrationFile, read_narrations
+from vmr_zoo.data.narrations import NarrationFile, manifest_path
 from vmr_zoo.engine.encoders import with_encoders
 from vmr_zoo.engine.index import VideoIndex, encode_now
 from vmr_zoo.engine.weights import load_weights
@@ -38,6 +38,7 @@ from vmr_zoo.runs import directory
 from vmr_zoo.runs.hub import local_run
 from vmr_zoo.spans import nms
 from vmr_zoo.utils.arrays import Array
+from vmr_zoo.utils.files import file_state
 from vmr_zoo.video.decode import Note
 from vmr_zoo.video.torch_models import find_device
 
@@ -127,6 +128,7 @@ class Retriever:
         self.index = index
         self.needs = method.needs - TRAINING_ONLY - FOR_DETAILS
         self._narrated: dict[str, Path] = {}
+        self._parsed: tuple[list[Any], NarrationFile] | None = None
 
     @classmethod
     def from_run(
@@ -212,7 +214,8 @@ class Retriever:
                 f"narrate videos={path} out=FILE.jsonl` and the narrator of the training data, and add "
                 "narrations=FILE.jsonl."
             )
-        current, trained = read_narrations(file)[1], self.narrator or {}
+        narrated = self._narration_file(Path(file).expanduser(), source)
+        current, trained = narrated.narrator_manifest, self.narrator or {}
         keys = [key for key in dict.fromkeys((*trained, *current)) if key not in _NARRATOR_MAY_DIFFER]
         differing = [key for key in keys if current.get(key) != trained.get(key)]
         if differing:
@@ -224,7 +227,15 @@ class Retriever:
                 f"Narrations belong to a video by its name; found two named '{path.stem}': {other}, {path}. "
                 "Search them one by one, or rename one and narrate it again."
             )
-        return NarrationFile(file, source.encoder, source.normalise).load(path.stem)
+        return narrated.load(path.stem)
+
+    def _narration_file(self, file: Path, source: NarrationFile) -> NarrationFile:
+        """Returns a narration file, which is parsed once for all videos unless it changes."""
+        state = [file, file_state(file), file_state(manifest_path(file))]
+        known = self._parsed
+        if known is None or known[0] != state:
+            known = self._parsed = state, NarrationFile(file, source.encoder, source.normalise)
+        return known[1]
 
 
 @dataclass(frozen=True)

@@ -64,8 +64,8 @@ class Run:
         evals: the folders below `path` that hold the predictions; empty if `path` itself does.
         transfers: its evaluations on other data, by `vmr eval data=OTHER`.
         rejections: its evaluations with sentences without an answer, by `vmr eval no_answer=…`.
-        probes: its evaluations with sentences about other videos, by `vmr eval probe=other_query`, oldest
-            first.
+        probes: its evaluations with sentences about other videos and no other change, by `vmr eval
+            probe=other_query`, oldest first.
     """
 
     path: Path | None
@@ -284,7 +284,14 @@ def _read_transfers(folder: Path) -> tuple[Run, ...]:
 def _read_probes(folder: Path) -> tuple[Run, ...]:
     """Reads the evaluations with sentences about other videos, by name of their folder."""
     found = [_read_run(file.parent) for file in sorted((folder / "eval").glob(f"*-{PROBE}*/{METRICS}"))]
-    return tuple(one for one in found if one.header.get("probe") and TRANSFER not in one.header)
+    return tuple(one for one in found if _is_probe(one.header))
+
+
+def _is_probe(header: Mapping[str, Any]) -> bool:
+    """Returns whether an evaluation changed the sentences and nothing else."""
+    probe = str(header.get("probe"))
+    other_sentences = probe == PROBE or probe.startswith(f"{PROBE}_")
+    return other_sentences and not header.get("change") and TRANSFER not in header
 
 
 def _read_rejections(folder: Path, order: Sequence[str]) -> tuple[Run, ...]:

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from vmr_zoo.report.runs import PROBE, REFERENCE_SPLITS, Run
+from vmr_zoo.report.runs import REFERENCE_SPLITS, Run
 
 METRIC = "R1@0.5"
 LEAST_LOSS = 20.0
@@ -66,10 +66,7 @@ def probed(run: Run) -> Mapping[str, float]:
     """Returns the score with other sentences by split, averaged over the probe's own seeds."""
     found: dict[str, dict[str, float]] = defaultdict(dict)
     for one in run.probes:
-        probe = str(one.header["probe"])
-        if (probe != PROBE and not probe.startswith(f"{PROBE}_")) or one.header.get("change"):
-            continue
         for split, values in one.metrics.items():
             if values.get(METRIC) is not None:
-                found[split][probe] = values[METRIC]  # the latest of equal probes counts
+                found[split][one.header["probe"]] = values[METRIC]  # the latest of equal probes counts
     return {split: statistics.fmean(by_probe.values()) for split, by_probe in found.items()}

@@ -17,11 +17,12 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from filelock import FileLock
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -134,8 +135,12 @@ class JobReport:
             atomic_write(folder / f"{number}.json", json.dumps(asdict(self)))
 
 
-def claim(folder: Path, run: Path, number: int) -> int:
-    """Returns the job of this sweep that a run belongs to: the first that asks, if a job is named twice.
+@contextlib.contextmanager
+def claim(folder: Path, run: Path, number: int) -> Iterator[bool]:
+    """Yields whether a job of this sweep should do a run: the first that asks, if a job is named twice.
+
+    Another job waits until the first has ended, however it ended. If the process of the first is killed, the
+    system releases its lock, and the job that waits does the run.
 
     Args:
         folder: of the reports.
@@ -144,20 +149,16 @@ def claim(folder: Path, run: Path, number: int) -> int:
     """
     name = hashlib.sha256(os.fsencode(os.path.abspath(run))).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}.run"
-    mine = folder / f"{name}.{number}"
-    mine.write_text(str(number))
-    with contextlib.suppress(FileExistsError):
-        os.link(mine, path)  # complete as soon as it exists
-    mine.unlink()
-    return int(path.read_text())
-
-
-def wait_for(folder: Path, number: int) -> None:
-    """Waits until another job of this sweep has ended."""
-    report = folder / f"{number}.json"
-    while report.is_file() and json.loads(report.read_text(encoding="utf-8"))["state"] == "started":
-        time.sleep(0.5)
+    ended = folder / f"{name}.run"
+    with FileLock(folder / f"{name}.lock"):
+        # A job that was pre-empted and starts again finds its own number.
+        mine = not ended.is_file() or ended.read_text() == str(number)
+        try:
+            yield mine
+        finally:
+            if mine:
+                with contextlib.suppress(OSError):  # a full disk is reported elsewhere
+                    ended.write_text(str(number))
 
 
 def reports_folder(parent: Path, token: str) -> Path:

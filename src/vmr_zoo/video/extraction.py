@@ -2,10 +2,10 @@
 
     OUT/manifest.json     settings, see `vmr_zoo.video.manifest`
     OUT/<video id>.npz    features (T, dim), and patches (T, P, patch_dim) float16 if the encoder has any
-    OUT/videos.jsonl      per extracted video: its length, its stream, and what is odd about it
+    OUT/videos.jsonl      per extracted video: its length, its stream, what is odd about it, its file
 
 Files are written atomically: every existing file is complete. An interrupted run continues, and several
-processes may fill one folder with a shard each.
+processes may fill one folder with a shard each. A video that was replaced since is extracted again.
 
 Memory does not grow with the number of videos. Only the features of the videos in progress grow with their
 length; decoded clips wait in bounded queues.
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
@@ -28,15 +29,17 @@ from joblib import cpu_count
 from vmr_zoo.errors import VmrError, unknown
 from vmr_zoo.utils.arrays import Array
 from vmr_zoo.utils.console import progress
-from vmr_zoo.utils.files import append_row, atomic_path
+from vmr_zoo.utils.files import append_row, atomic_path, file_state
+from vmr_zoo.utils.hashing import sha256_of
 from vmr_zoo.utils.parallel import in_parallel
 from vmr_zoo.video.ahead import MOST_AT_ONCE, ahead_of_all
-from vmr_zoo.video.decode import Timeline, VideoError, remembered
+from vmr_zoo.video.decode import VideoError, remembered
 from vmr_zoo.video.encoder import VideoEncoder
-from vmr_zoo.video.manifest import feature_settings, write_or_compare_manifest
+from vmr_zoo.video.manifest import STORAGE, feature_settings, write_or_compare_manifest
 
-STORAGE = ("float32", "float16")
 VIDEOS = "videos.jsonl"
+
+log = logging.getLogger(__name__)
 
 
 class Failure(NamedTuple):
@@ -63,7 +66,7 @@ def extract(
     processes: int | None = None,
     threads: int | None = None,
 ) -> list[Failure]:
-    """Extracts the features of videos without a file.
+    """Extracts the features of videos without a file, or whose file is of another video of the same name.
 
     Args:
         videos: path by video id.
@@ -97,6 +100,7 @@ def extract(
         raise VmrError(f"Expected threads of at least 1, found {threads}.")
     out = Path(out).expanduser()
     write_or_compare_manifest(out, feature_settings(encoder, storage), node)
+    _remove_outdated(out, videos)
     jobs = [
         _Job(video_id, path, target)
         for video_id, path in videos.items()
@@ -112,6 +116,21 @@ def extract(
         if failure is not None:
             failed[failure.video_id] = failure
     return [failed[job.video_id] for job in jobs if job.video_id in failed]
+
+
+def _remove_outdated(out: Path, videos: Mapping[str, Path]) -> None:
+    """Removes the features of videos that were replaced by others of the same name.
+
+    A file of the same size and time, or else of the same content, is the same video. A video that is gone, or
+    whose file was not recorded (by vmr_zoo 0.2), keeps its features.
+    """
+    for video_id, row in _rows(out).items():
+        path, target = videos.get(video_id), out / f"{video_id}.npz"
+        if path is None or not path.is_file() or not target.exists() or "sha256" not in row:
+            continue
+        if file_state(path) != row.get("state") and sha256_of(path) != row["sha256"]:
+            log.warning("%s has changed since it was extracted: extracting it again.", path)
+            target.unlink()
 
 
 class _Job(NamedTuple):
@@ -132,7 +151,7 @@ class _End:
     """Marks the end of the clips of a video."""
 
     failure: Failure | None = None
-    timeline: Timeline | None = None
+    row: dict[str, Any] | None = None
 
 
 @dataclass
@@ -145,7 +164,7 @@ class _Unfinished:
 
 def _clips(job: _Job, encoder: VideoEncoder) -> Iterator[Any]:
     """Yields the clips of a video and an `_End`."""
-    count = 0
+    count, state = 0, file_state(job.path)
     try:
         for count, clip in enumerate(encoder.clips(job.path), 1):  # noqa: B007, used below
             yield clip
@@ -155,7 +174,10 @@ def _clips(job: _Job, encoder: VideoEncoder) -> Iterator[Any]:
         yield _End(Failure(job.video_id, "corrupt", f"{job.path} cannot be converted ({error})."))
     else:
         too_short = Failure(job.video_id, "empty", f"{job.path} is too short for one clip. Leave it out.")
-        yield _End(None if count else too_short, remembered(job.path))
+        row = None
+        if (timeline := remembered(job.path)) is not None:
+            row = timeline.as_json() | {"state": state, "sha256": sha256_of(job.path)}
+        yield _End(None if count else too_short, row)
 
 
 def _encoded(
@@ -182,7 +204,7 @@ def _encoded(
             batch.clear()
         for job, end in ended:
             video = videos.pop(job.video_id, _Unfinished())
-            yield end.failure or _write(job, video, end.timeline)
+            yield end.failure or _write(job, video, end.row)
         ended.clear()
 
     for job, item in stream:
@@ -208,17 +230,23 @@ def _batched(
 
 def read_notes(out: Path, video_ids: Iterable[str]) -> dict[str, dict[str, str]]:
     """Reads what is odd about the extracted videos of a folder: by id, the text by kind."""
-    wanted, notes = set(video_ids), dict[str, dict[str, str]]()
+    rows = _rows(out)
+    return {video_id: rows[video_id]["notes"] for video_id in video_ids if video_id in rows}
+
+
+def _rows(out: Path) -> dict[str, dict[str, Any]]:
+    """Reads what is known of the extracted videos of a folder, by id; the last line of a video counts."""
+    rows = {}
     if (out / VIDEOS).exists():
         for line in (out / VIDEOS).read_text(encoding="utf-8").splitlines():
             with suppress(ValueError, KeyError, TypeError):  # a line that a killed process left incomplete
                 row = json.loads(line)
-                if row["video_id"] in wanted:
-                    notes[row["video_id"]] = row["notes"]
-    return notes
+                _ = row["notes"]
+                rows[row["video_id"]] = row
+    return rows
 
 
-def _write(job: _Job, video: _Unfinished, timeline: Timeline | None) -> Failure | None:
+def _write(job: _Job, video: _Unfinished, row: dict[str, Any] | None) -> Failure | None:
     """Writes the file of one video, unless its features are not finite."""
     arrays = {"features": np.stack(video.features)}
     if video.patches:
@@ -231,9 +259,9 @@ def _write(job: _Job, video: _Unfinished, timeline: Timeline | None) -> Failure 
                 f"The {name} of {job.path} are not finite as {array.dtype}. Use dtype=float32 or bfloat16 "
                 "and storage=float32.",
             )
-    if timeline is not None:  # first: whatever has features has its line
+    if row is not None:  # first: whatever has features has its line
         clips = {"video_id": job.video_id, "clips": len(video.features)}
-        append_row(job.target.parent / VIDEOS, clips | timeline.as_json())
+        append_row(job.target.parent / VIDEOS, clips | row)
     with atomic_path(job.target) as path:
         np.savez(path, **arrays)  # type: ignore[arg-type]  # numpy's own stub
     return None

@@ -7,7 +7,7 @@ It contains everything that determines the features (`VideoEncoder.manifest`), h
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,25 @@ from vmr_zoo.video.encoder import VideoEncoder
 MANIFEST_NAME = "manifest.json"
 PACKAGE = "vmr_zoo."
 """Prefix of the class of an encoder: manifests come with features, so they may name no other class."""
+
+
+STORAGE = ("float32", "float16")
+"""Types in which clip vectors are stored."""
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+_ENTRIES: dict[str, Callable[[Any], bool]] = {
+    "backbone": lambda value: isinstance(value, str),
+    "clip_seconds": lambda value: type(value) in (int, float) and value > 0,
+    "dtype": lambda value: value in STORAGE,
+    "dim": _is_count,
+    "patch_dim": lambda value: value is None or _is_count(value),
+    "patches": lambda value: value is None or _is_count(value),
+}
+"""The entries of a manifest that readers use, and which values are valid."""
 
 
 def feature_settings(encoder: VideoEncoder, storage: str) -> dict[str, Any]:
@@ -81,7 +100,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         target = str(found["encoder"]["_target_"])
-        _ = found["dim"], found["clip_seconds"], found["backbone"], found["patches"], found["patch_dim"]
+        broken = [key for key, is_valid in _ENTRIES.items() if not is_valid(found[key])]
     except FileNotFoundError:
         raise VmrError(
             f"Expected the manifest of extracted features at {path}; there is none. Set folders that "
@@ -91,6 +110,12 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
         raise VmrError(
             f"{path} is no manifest of `vmr extract` ({type(error).__name__}: {error}). Extract again."
         ) from error
+    if broken:
+        listed = ", ".join(f"{key}={found[key]!r:.80}" for key in broken)
+        raise VmrError(
+            f"{path} has values that `vmr extract` never writes: {listed}. Copy it again from where the "
+            "features were extracted, or extract again."
+        )
     if not target.startswith(PACKAGE):
         raise VmrError(
             f"{path} names the encoder {target}; only encoders of this package ({PACKAGE}…) are built."

@@ -18,7 +18,14 @@ from vmr_zoo.errors import VmrError
 from vmr_zoo.utils.arrays import Array, l2_normalise
 from vmr_zoo.utils.hashing import content_hash
 from vmr_zoo.video.encoder import VideoEncoder, encode_video
-from vmr_zoo.video.manifest import PACKAGE, build_encoder, combined_entry, feature_settings, read_manifest
+from vmr_zoo.video.manifest import (
+    MANIFEST_NAME,
+    PACKAGE,
+    build_encoder,
+    combined_entry,
+    feature_settings,
+    read_manifest,
+)
 
 
 class ExtractedVideos(VideoFiles):
@@ -67,7 +74,7 @@ class ExtractedVideos(VideoFiles):
                 FileFeatures(
                     manifest["backbone"],
                     manifest["dim"],
-                    FileStore(folder, ".npz", key="features"),
+                    _DescribedFiles(folder, "features", manifest["dtype"], (manifest["dim"],)),
                     normalise,
                 )
                 for folder, manifest in zip(folders, self.manifests, strict=True)
@@ -138,7 +145,7 @@ class ExtractedPatches(VideoFiles):
         manifests = [read_manifest(folder) for folder in folders]
         place = next(number for number, manifest in enumerate(manifests) if manifest["patches"] is not None)
         self.found = manifests[place]
-        super().__init__([_PatchFiles(self.found, FileStore(folders[place], ".npz", key="patches"))])
+        super().__init__([_PatchFiles(folders[place], self.found)])
         others = [folder for number, folder in enumerate(folders) if number != place]
         self._lengths = [FileStore(folder, ".npz", key="features") for folder in others]
 
@@ -169,19 +176,48 @@ def extracted_patches(folders: Sequence[str | Path]) -> ExtractedPatches | None:
 class _PatchFiles(FileFeatures):
     """Patch vectors as `vmr extract` stores them: (T, P, dim), without a token for the whole frame."""
 
-    def __init__(self, manifest: Mapping[str, Any], store: FileStore) -> None:
-        super().__init__(manifest["backbone"], manifest["patch_dim"], store, normalise=False)
-        self.count = manifest["patches"]
+    def __init__(self, folder: str | Path, manifest: Mapping[str, Any]) -> None:
+        dim = manifest["patch_dim"]
+        store = _DescribedFiles(folder, "patches", "float16", (manifest["patches"], dim))
+        super().__init__(manifest["backbone"], dim, store, normalise=False)
         self.part = "patches"
 
     def read(self, identifier: str) -> Array:
         """Reads one id's patches: (T, P, dim) float32."""
         array, where = self.store.read(identifier)
-        if array.ndim != 3 or array.shape[1:] != (self.count, self.dim):
-            raise FeatureError(
-                "dimension", f"{where} has shape {array.shape}; expected (T, {self.count}, {self.dim})."
-            )
         array = array.astype(np.float32)
         if not np.isfinite(array).all():
             raise FeatureError("not finite", f"{where} holds NaN or infinite values.")
         return array
+
+
+class _DescribedFiles(FileStore):
+    """The files of a folder, each of which must be what the manifest beside it says."""
+
+    def __init__(self, folder: str | Path, key: str, dtype: str, shape: tuple[int, ...]) -> None:
+        """Stores the expectation.
+
+        Args:
+            folder: written by `vmr extract`.
+            key: "features" or "patches".
+            dtype: of all arrays.
+            shape: of all arrays, without the first axis, the clips.
+        """
+        super().__init__(folder, ".npz", key=key)
+        self._dtype, self._shape = dtype, shape
+
+    def read(self, identifier: str) -> tuple[Array, str]:
+        """Reads one array as `FileStore` does.
+
+        Raises:
+            FeatureError: also if the type or the shape is another one.
+        """
+        array, where = super().read(identifier)
+        if array.dtype.name != self._dtype or array.ndim == 0 or array.shape[1:] != self._shape:
+            expected = ", ".join(("T", *map(str, self._shape)))
+            raise FeatureError(
+                "dimension",
+                f"{where} has {array.dtype} of shape {array.shape}; {self.folder / MANIFEST_NAME} says "
+                f"{self._dtype} of shape ({expected}). Copy both from one extraction, or extract again.",
+            )
+        return array, where

@@ -119,8 +119,11 @@ def _not_found(part: str, store: ArrayStore, wanted: Mapping[str, str]) -> list[
         lacking = tuple(reported for reported, identifier in wanted.items() if store.find(identifier) is None)
     except FeatureError as error:  # the whole folder or file
         return [Problem(part, error.kind, tuple(wanted), str(error))]
+    if not lacking:
+        return []
     tried = " or ".join(store.where(name) for name in store.names)
-    return [Problem(part, "missing", lacking, f"Looked for {tried}.")] if lacking else []
+    spelled = next(filter(None, (store.other_spelling(wanted[reported]) for reported in lacking)), "")
+    return [Problem(part, "missing", lacking, f"Looked for {tried}.{spelled}")]
 
 
 BinEdges = Literal["floor", "half_even"]
@@ -206,6 +209,11 @@ class VideoFiles(VideoSource):
         if self.max_clips is not None and self.overlong == "mean_pool" and len(video) > self.max_clips:
             video = mean_pool(video, self.max_clips, self.bin_edges)
         return video
+
+    def state(self, video_id: str) -> list[int]:
+        """Returns size and time of the files with a video's features; empty if one of them is gone."""
+        states = [source.store.state(video_id) for source in self.sources]
+        return list(itertools.chain.from_iterable(states)) if all(states) else []
 
     def missing(self, video_ids: Sequence[str]) -> list[Problem]:
         """Finds videos that a source lacks."""

@@ -2,7 +2,7 @@
 
     features.npy    (all clips, dim) float16 or float32, video after video
     index.json      the source's manifest, the largest absolute rounding error, and for each video its first
-                    row, its number of rows and their CRC-32
+                    row, its number of rows, their CRC-32, and size and time of its files
 
 While packing, `features.part` and `journal.jsonl` (one line per video) grow instead. An interrupted run
 continues after the last complete line. Nothing is pickled.
@@ -14,7 +14,7 @@ import io
 import json
 import os
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from vmr_zoo.data.features.contained import read_npy
 from vmr_zoo.data.features.manifest import same_sources
 from vmr_zoo.data.features.problems import FeatureError, Problem
 from vmr_zoo.data.features.source import VideoSource
-from vmr_zoo.errors import VmrError, unknown
+from vmr_zoo.errors import VmrError, abbreviate, unknown
 from vmr_zoo.utils.arrays import Array
 from vmr_zoo.utils.files import atomic_write, lock_folder
 
@@ -58,8 +58,8 @@ def pack(source: VideoSource, video_ids: Iterable[str], folder: str | Path, dtyp
         The largest absolute rounding error.
 
     Raises:
-        VmrError: if the folder holds another source or other videos, a value overflows `dtype`, or a video
-            cannot be read.
+        VmrError: if the folder holds another source or other videos, a packed video was replaced since, a
+            value overflows `dtype`, or a video cannot be read.
     """
     if dtype not in DTYPES:
         raise unknown("dtype", dtype, DTYPES)
@@ -72,25 +72,26 @@ def pack(source: VideoSource, video_ids: Iterable[str], folder: str | Path, dtyp
             same = same_sources({key: index[key] for key in start}, start)
             if not same or not set(wanted) <= index["videos"].keys():
                 raise VmrError(f"{folder} holds other packed features. Choose another folder with out=DIR.")
+            _refuse_replaced(source, {name: index["videos"][name] for name in wanted}, dtype, folder)
             return float(index["difference"])
         rows, worst = _journal(folder, start)
-        done = sum(count for _, count, _ in rows.values())
+        _refuse_replaced(source, rows, dtype, folder)
+        done = sum(count for _, count, *_ in rows.values())
         with (folder / PART).open("r+b") as part, (folder / JOURNAL).open("a") as journal:
             part.truncate(_HEADER + done * source.dim * np.dtype(dtype).itemsize)
             part.seek(0, os.SEEK_END)
             for video_id in wanted:
                 if video_id in rows:
                     continue
-                array = source.load(video_id)
-                with np.errstate(over="ignore"):
-                    kept = np.ascontiguousarray(array, dtype=dtype)
+                state, array = source.state(video_id), source.load(video_id)
+                kept = _rounded(array, dtype)
                 if not np.isfinite(kept).all():
                     raise VmrError(f"'{video_id}' holds numbers beyond {dtype}. Pack with dtype=float32.")
                 worst = max(worst, float(np.abs(kept.astype(np.float32) - array).max()))
                 part.write(kept.tobytes())
                 part.flush()
                 os.fsync(part.fileno())  # the journal must never list a video that is not on disk
-                rows[video_id] = (done, len(kept), zlib.crc32(kept.tobytes()))
+                rows[video_id] = (done, len(kept), zlib.crc32(kept.tobytes()), state)
                 journal.write(json.dumps([video_id, *rows[video_id], worst]) + "\n")
                 journal.flush()
                 done += len(kept)
@@ -102,7 +103,38 @@ def pack(source: VideoSource, video_ids: Iterable[str], folder: str | Path, dtyp
     return worst
 
 
-def _journal(folder: Path, start: dict[str, Any]) -> tuple[dict[str, tuple[int, int, int]], float]:
+def _rounded(array: Array, dtype: str) -> Array:
+    """Converts to the packed type; what overflows becomes infinite."""
+    with np.errstate(over="ignore"):
+        return np.ascontiguousarray(array, dtype=dtype)
+
+
+def _refuse_replaced(
+    source: VideoSource, rows: Mapping[str, Sequence[Any]], dtype: str, folder: Path
+) -> None:
+    """Refuses to keep the values of videos whose files hold other values now.
+
+    Values are read again only where size or time of a file changed, or were not recorded (by vmr_zoo 0.2).
+
+    Args:
+        source: of the features.
+        rows: for each packed video its place, as in the index.
+        dtype: the packed type.
+        folder: of the pack, for the error.
+    """
+    replaced = []
+    for video_id, (_, _, crc, *recorded) in rows.items():
+        now = source.state(video_id)
+        if now and recorded != [now] and zlib.crc32(_rounded(source.load(video_id), dtype).tobytes()) != crc:
+            replaced.append(video_id)
+    if replaced:
+        raise VmrError(
+            f"{folder} holds earlier features of {abbreviate(replaced)}: their files have changed since they "
+            "were packed. Delete the folder and pack again, or choose another with out=DIR."
+        )
+
+
+def _journal(folder: Path, start: dict[str, Any]) -> tuple[dict[str, Sequence[Any]], float]:
     """Reads the progress of an earlier run, or starts a journal; drops an incomplete last line."""
     path = folder / JOURNAL
     if path.is_file() and not (folder / PART).is_file() and (folder / DATA).is_file():
@@ -114,8 +146,7 @@ def _journal(folder: Path, start: dict[str, Any]) -> tuple[dict[str, tuple[int, 
         done = [json.loads(line) for line in lines[1:]]
         if lines:
             atomic_write(path, "\n".join(lines) + "\n")
-            rows = {video_id: (first, count, crc) for video_id, first, count, crc, _ in done}
-            return rows, done[-1][-1] if done else 0.0
+            return {video_id: place for video_id, *place, _ in done}, done[-1][-1] if done else 0.0
     (folder / PART).write_bytes(b"\0" * _HEADER)
     atomic_write(path, json.dumps(start) + "\n")
     return {}, 0.0
@@ -139,8 +170,10 @@ def _read_index(folder: Path) -> dict[str, Any]:
 
 
 def _is_place(place: Any) -> bool:
-    """Returns whether a value is a first row, a number of rows, and their checksum."""
-    return isinstance(place, list) and len(place) == 3 and all(isinstance(x, int) and x >= 0 for x in place)
+    """Returns whether a value is a first row, a number of rows, their checksum, and perhaps a state."""
+    return (
+        isinstance(place, list) and len(place) in (3, 4) and all(type(x) is int and x >= 0 for x in place[:3])
+    )
 
 
 class PackedVideos(VideoSource):
@@ -200,7 +233,7 @@ class PackedVideos(VideoSource):
 
     def _entry(self, video_id: str) -> tuple[int, int, int]:
         try:
-            first, count, crc = self._index["videos"][video_id]
+            first, count, crc, *_ = self._index["videos"][video_id]
         except KeyError:
             raise FeatureError("missing", f"{self.folder} has no features for '{video_id}'.") from None
         return first, count, crc

@@ -12,6 +12,7 @@ from vmr_zoo.utils.files import read_text, write_json
 _NAME = "fetched.json"
 _MOST = 1 << 28
 """Bytes of a record; it names every file."""
+_FACTS = {"size": int, "sha256": str}
 
 
 @dataclass
@@ -42,9 +43,10 @@ class Record:
         path = folder / _NAME
         try:
             found = cls(**json.loads(read_text(path, _MOST)))
+            found._check_types()
         except FileNotFoundError:
             return cls(source)
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise VmrError(
                 f"{path} is not a record of `vmr fetch` ({error}). Delete it: existing files are then "
                 "compared with the published ones."
@@ -54,6 +56,16 @@ class Record:
                 f"{folder} holds {found.source}; found source {source}. Choose another folder: out=DIR."
             )
         return found
+
+    def _check_types(self) -> None:
+        """Raises a TypeError, KeyError or AttributeError for entries that `write` does not write."""
+        values = [(self.complete, bool), (self.source, str)]
+        values += [(commit, str) for commit in self.commits.values()]
+        values += [(facts[key], kind) for facts in self.files.values() for key, kind in _FACTS.items()]
+        values += [(size, int) for sizes in self.placed.values() for size in sizes.values()]
+        for value, kind in values:
+            if type(value) is not kind:
+                raise TypeError(f"expected {kind.__name__}, found {value!r:.80}")
 
     def write(self, folder: Path) -> None:
         """Writes the record atomically."""

@@ -63,6 +63,10 @@ class VideoSource(FeatureSource):
         """Returns T."""
         return len(self.load(video_id))
 
+    def state(self, video_id: str) -> list[int]:
+        """Returns what changes when a file of a video is replaced; empty without a file or if one is gone."""
+        return []
+
     def missing(self, video_ids: Sequence[str]) -> list[Problem]:
         """Finds videos without features; opens no feature file."""
         return []

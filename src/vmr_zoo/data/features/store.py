@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
@@ -30,7 +31,7 @@ from vmr_zoo.data.features.contained import (
 from vmr_zoo.data.features.problems import FeatureError
 from vmr_zoo.errors import VmrError, unknown
 from vmr_zoo.utils.arrays import Array
-from vmr_zoo.utils.files import check_regular
+from vmr_zoo.utils.files import check_regular, file_state
 from vmr_zoo.video.files import FILE_NAMES
 
 # ---------------------------------------------------------------------------------------------- stores
@@ -57,6 +58,10 @@ class ArrayStore(ABC):
         """Returns the location of the array of that name, for messages."""
 
     @abstractmethod
+    def file_of(self, name: str) -> str:
+        """Returns the path of the file with the array of that name."""
+
+    @abstractmethod
     def read_named(self, name: str) -> Array:
         """Reads the array of a listed name."""
 
@@ -68,6 +73,35 @@ class ArrayStore(ABC):
             if name in listing:
                 return name
         return None
+
+    def state(self, identifier: str) -> list[int]:
+        """Returns size and time of the file with an id's array; empty if there is none."""
+        try:
+            name = self.find(identifier)
+        except FeatureError:  # the whole folder or file is gone
+            return []
+        return [] if name is None else file_state(self.file_of(name))
+
+    def other_spelling(self, identifier: str) -> str:
+        """Says that the store has the name of an id with its accents encoded in another way; "" if not.
+
+        macOS writes a letter and its accent as two characters (NFD) where other systems write one (NFC).
+        """
+        for pattern in self.names:
+            name = pattern.replace("{id}", identifier)
+            found = self._by_form.get(unicodedata.normalize("NFC", name))
+            if found is not None:
+                theirs, own = ("NFC" if unicodedata.is_normalized("NFC", n) else "NFD" for n in (found, name))
+                return (
+                    f" {self.where(found)} looks the same but has the Unicode form {theirs}, the id {own}: "
+                    f"rename it to {own}."
+                )
+        return ""
+
+    @cached_property
+    def _by_form(self) -> dict[str, str]:
+        """The names with other letters than ASCII, by their form NFC."""
+        return {unicodedata.normalize("NFC", name): name for name in self.listing() if not name.isascii()}
 
     def read(self, identifier: str) -> tuple[Array, str]:
         """Reads one array.
@@ -84,7 +118,10 @@ class ArrayStore(ABC):
         name = self.find(identifier)
         if name is None:
             tried = ", ".join(self.where(pattern.replace("{id}", identifier)) for pattern in self.names)
-            raise FeatureError("missing", f"Expected features for '{identifier}' at {tried}; found none.")
+            spelled = self.other_spelling(identifier)
+            raise FeatureError(
+                "missing", f"Expected features for '{identifier}' at {tried}; found none.{spelled}"
+            )
         where = self.where(name)
         try:
             array = self.read_named(name)
@@ -142,6 +179,10 @@ class FileStore(ArrayStore):
         return self._files
 
     def where(self, name: str) -> str:
+        """Returns the file's path."""
+        return self.file_of(name)
+
+    def file_of(self, name: str) -> str:
         """Returns the file's path."""
         return f"{self.folder / name}{self.suffix}"
 
@@ -209,6 +250,10 @@ class Hdf5Store(ArrayStore):
     def where(self, name: str) -> str:
         """Returns the file and the dataset."""
         return f"{self.file}[{name}]" + (f"[{self.key}]" if self.key else "")
+
+    def file_of(self, name: str) -> str:
+        """Returns the path of the one file."""
+        return str(self.file)
 
     def read_named(self, name: str) -> Array:
         """Reads one dataset."""

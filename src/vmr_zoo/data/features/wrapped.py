@@ -41,6 +41,9 @@ class WrappedVideos(VideoSource):
     def length(self, video_id: str) -> int:
         return self.source.length(video_id)
 
+    def state(self, video_id: str) -> list[int]:
+        return self.source.state(video_id)
+
     def missing(self, video_ids: Sequence[str]) -> list[Problem]:
         return self.source.missing(video_ids)
 

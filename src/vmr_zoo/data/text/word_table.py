@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from pathlib import Path
 from typing import NamedTuple
 
@@ -80,7 +81,8 @@ class WordTable:
                 numbers = line.rstrip().count(b" ")
                 if numbers == self.dim:
                     # The first line counts: later ones are remains of words in other alphabets.
-                    rows.setdefault(line[: line.index(b" ")].decode(errors="replace"), number)
+                    word = line[: line.index(b" ")].removeprefix(b"" if number else codecs.BOM_UTF8)
+                    rows.setdefault(word.decode(errors="replace"), number)
                 else:
                     odd.append((number + 1, numbers))
         if 2 * len(odd) >= len(offsets):
