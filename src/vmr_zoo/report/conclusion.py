@@ -6,6 +6,7 @@ import statistics
 
 from vmr_zoo.report.caveats import CAVEATS
 from vmr_zoo.report.leaderboard import DROP, TIED, Leaderboard, ascending, format_mean_std
+from vmr_zoo.report.significance import seeds_left_out
 
 Sentence = list[tuple[str, bool]]
 """Pieces of text, and whether each is emphasised."""
@@ -60,6 +61,9 @@ def _best(board: Leaderboard, split: str, metric: str, compared: bool) -> Senten
         gap = " " if equal else ""
         text = f"{gap}Not compared, for lack of scores of single queries: {', '.join(untested)}."
         sentence.append((text, False))
+    tested = [row for row in ranked if key in row.marks]
+    if len(tested) > 1 and (alone := seeds_left_out([first] if len(first.runs) == 1 else tested)):
+        sentence.append((f" ({alone[:1].upper()}{alone[1:]}.)", False))
     return sentence
 
 
