@@ -375,6 +375,8 @@ def test_the_command_prints_and_writes_verdicts(runs, vmr, capsys):
     assert vmr(*args) == 0
     shown = capsys.readouterr().out
     assert "holds" in shown
+    assert "iid," in shown  # a cell wraps
+    assert "R1@0.5" in shown
     assert "Verdicts on 1 claims: 1 holds, 0 does not hold, 0 not settled" in shown
     table = [line for line in shown.splitlines() if line[:1] in "┏┃┡│├└"]
     assert max(map(len, table)) <= 80
@@ -386,6 +388,7 @@ def test_the_command_prints_and_writes_verdicts(runs, vmr, capsys):
     assert vmr(*args, "html=true", "columns=[R1@0.5]", f"out={runs / 'page.html'}") == 0
     page = (runs / "page.html").read_text()
     assert "What the papers claim" in page
+    assert "<small>X, iid, R1@0.5</small>" in page
     assert "&lt;script&gt;." in page
     capsys.readouterr()
     assert vmr(*args, "format=latex") == 2

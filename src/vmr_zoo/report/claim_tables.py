@@ -38,7 +38,8 @@ def print_answers(answers: Sequence[Answer]) -> None:
     table.add_column("verdict", no_wrap=True)
     for answer in answers:
         claim = answer.claim
-        title = Text.assemble((f"{claim.paper}: ", "bold"), claim.text, (f" [{claim.name}]", "dim"))
+        where = f" {claim.setting}, {claim.metric} [{claim.name}]"
+        title = Text.assemble((f"{claim.paper}: ", "bold"), claim.text, (where, "dim"))
         table.add_row(title, Text(_effect_lines(answer)), Text(answer.verdict, _STYLES[answer.verdict]))
     console.print(table)
     console.print(Text(f"{summary(answers)}."), soft_wrap=True)
@@ -176,7 +177,7 @@ def page_section(answers: Sequence[Answer]) -> dict[str, Any]:
         {
             "claim": one.claim.text,
             "paper": one.claim.paper,
-            "split": one.claim.setting,
+            "where": f"{one.claim.setting}, {one.claim.metric}",
             "verdict": one.verdict,
             "kind": _PAGE_VERDICTS[one.verdict][0],
             "sign": _PAGE_VERDICTS[one.verdict][1],
