@@ -377,6 +377,7 @@ def test_the_command_prints_and_writes_verdicts(runs, vmr, capsys):
     assert "holds" in shown
     assert "iid," in shown  # a cell wraps
     assert "R1@0.5" in shown
+    assert "the claim's method minus what it is compared with" in shown  # no rows a and b are shown
     assert "Verdicts on 1 claims: 1 holds, 0 does not hold, 0 not settled" in shown
     table = [line for line in shown.splitlines() if line[:1] in "┏┃┡│├└"]
     assert max(map(len, table)) <= 80

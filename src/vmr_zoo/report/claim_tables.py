@@ -22,7 +22,8 @@ _PAGE_VERDICTS = {HOLDS: ("holds", "✓"), FAILS: ("fails", "✕"), OPEN: ("open
 _STYLES = {HOLDS: "green", FAILS: "red", OPEN: "dim"}
 
 NOTE = (
-    f"Effect in points: row a minus row b. {LEVEL:.0%} intervals, over queries (paired bootstrap of whole "
+    "Effect in points: the claim's method minus what it is compared with; for claims about gains and losses, "
+    f"the difference of two such differences. {LEVEL:.0%} intervals, over queries (paired bootstrap of whole "
     "videos) and over seeds (Student's t). p: Holm's correction for the number of claims with an effect. A "
     f"claim holds if its effect is in the claimed direction at p < {1 - LEVEL:.2f}; it does not hold if its "
     "effect is below the claim's margin at that level."
