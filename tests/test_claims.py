@@ -151,6 +151,24 @@ def test_an_effect_within_the_noise_of_seeds_is_open(tmp_path):
     assert "too uncertain" in found.reason
 
 
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ({"margin": 2.0, "direction": "lower"}, "no effect of more than 2 points in the claimed direction"),
+        ({"direction": "lower"}, "no effect in the claimed direction was seen, but it is not ruled out"),
+        ({"margin": 30.0}, "no effect of more than 30 points in the claimed direction"),
+        ({"margin": 2.0}, "the effect is too uncertain"),
+    ],
+)
+def test_an_open_claim_says_whether_an_effect_was_seen(tmp_path, content, reason):
+    for seed, (good, bad) in enumerate(((0.9, 0.5), (0.5, 0.7), (0.8, 0.6))):
+        write_run(tmp_path / "runs", "good", {"iid": good}, seed)
+        write_run(tmp_path / "runs", "bad", {"iid": bad}, seed)
+    found = answer(tmp_path, **content)
+    assert found.verdict == OPEN
+    assert found.reason.startswith(reason)
+
+
 def test_rows_that_cannot_decide_keep_a_claim_open(runs):
     assert "no run with R1@0.5: method=absent on iid" in answer(runs, b={"method": "absent"}).reason
     assert "no run with mAP" in answer(runs, metric="mAP").reason

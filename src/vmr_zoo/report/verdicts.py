@@ -153,7 +153,13 @@ class Answer:
         """Why the claim is open; "" otherwise."""
         if self.verdict != OPEN:
             return ""
-        return "; ".join(self.reasons) or "the effect is too uncertain: more seeds or queries are needed"
+        if self.reasons or self.effect is None:
+            return "; ".join(self.reasons)
+        effect, margin = _claimed(self)
+        if effect.mean > margin:
+            return "the effect is too uncertain: more seeds or queries are needed"
+        size = f" of more than {margin:g} points" if margin else ""
+        return f"no effect{size} in the claimed direction was seen, but it is not ruled out either"
 
 
 def answer_claims(claims: Sequence[Claim], runs: Sequence[Run]) -> list[Answer]:
