@@ -40,8 +40,9 @@ def print_answers(answers: Sequence[Answer]) -> None:
     for answer in answers:
         claim = answer.claim
         where = f" {claim.setting}, {claim.metric} [{claim.name}]"
-        title = Text.assemble((f"{claim.paper}: ", "bold"), claim.text, (where, "dim"))
-        table.add_row(title, Text(_effect_lines(answer)), Text(answer.verdict, _STYLES[answer.verdict]))
+        text = Text.assemble((f"{claim.paper}: ", "bold"), claim.text, (where, "dim"))
+        table.add_row(text, Text(_effect_lines(answer)), Text(answer.verdict, _STYLES[answer.verdict]))
+    console.print(Text(title(answers), "bold"), soft_wrap=True)
     console.print(table)
     console.print(Text(f"{summary(answers)}."), soft_wrap=True)
     for answer in answers:
@@ -49,6 +50,12 @@ def print_answers(answers: Sequence[Answer]) -> None:
             console.print(Text(f"not settled, {answer.claim.name}: {answer.reason}"), soft_wrap=True)
     console.print(Text(NOTE, "dim"), soft_wrap=True)
     console.print("Next: add html=true to see them on the page, or format=json for data.")
+
+
+def title(answers: Sequence[Answer]) -> str:
+    """Says on which data the claims were tested: not on that of the papers, unless it is named."""
+    data = dict.fromkeys(one for answer in answers for one in answer.data)
+    return f"What the papers claim, tested on {'; '.join(data)}" if data else "What the papers claim"
 
 
 def summary(answers: Sequence[Answer]) -> str:
@@ -115,7 +122,7 @@ def _markdown(answers: Sequence[Answer]) -> str:
     open_ones = frame[frame["why not settled"] != ""]
     table = frame.drop(columns=["why not settled", "file", "seeds"])
     lines = [
-        "### Claims",
+        f"### {markdown(title(answers))}",
         "",
         markdown_table(list(map(str, table)), table.to_numpy()),
         "",
@@ -191,6 +198,7 @@ def page_section(answers: Sequence[Answer]) -> dict[str, Any]:
     decided = [row for row in rows if row["verdict"] != OPEN]
     still_open = [row for row in rows if row["verdict"] == OPEN]
     return {
+        "title": title(answers),
         "titles": ["claim", "verdict", *columns],
         "counts": [(*_PAGE_VERDICTS[one], counts[one], one) for one in (HOLDS, FAILS, OPEN)],
         "groups": [("", decided), (f"{len(still_open)} claims that are {OPEN}", still_open)],
