@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import yaml
 from markupsafe import escape
+from matplotlib.figure import Figure
 from safetensors.numpy import save_file
 
 from test_report import write
@@ -21,6 +22,8 @@ from vmr_zoo.data.narrations import MANIFEST_KEYS, Narration, write_narrations
 from vmr_zoo.data.worlds.shapes.generate import world_folder
 from vmr_zoo.data.worlds.shapes.world import WorldSettings
 from vmr_zoo.errors import VmrError
+from vmr_zoo.report import charts
+from vmr_zoo.report.caveats import mark_caveats
 from vmr_zoo.report.leaderboard import leaderboards
 from vmr_zoo.report.page import write_page
 from vmr_zoo.report.prediction_browser import Browsing
@@ -166,6 +169,31 @@ def test_sorting_filtering_and_browsing_in_a_browser(page, chromium):
     assert view.locator(".view").inner_text() == ""
     assert (errors, view.title()) == ([], "vmr_zoo report")
     view.close()
+
+
+def drawn_in_and_out(root):
+    """Draws the chart of results in and out of distribution of the runs below a folder."""
+    (board,) = leaderboards(finished_runs(root), ["R1@0.5"])
+    mark_caveats([board])
+    figure = Figure()
+    charted = charts._Charted(board.rows, [], charts.line_styles(len(board.rows)), board.splits, "R1@0.5")
+    assert charts._draw_in_and_out(figure, charted)
+    return figure.axes
+
+
+def test_rows_with_several_seeds_have_whiskers_on_both_axes(tmp_path):
+    write(tmp_path, "single", {"iid": 80, "ood": 60})
+    for seed in (0, 1):
+        write(tmp_path, "double", {"iid": 100 + 10 * seed, "ood": 60, "far": 40 + 20 * seed}, seed)
+    write(tmp_path, "double", {"iid": 150}, 2)  # lacks the other splits, so it has no point
+    write(tmp_path, "single", {"iid": 90, "ood": 60, "far": 60}, 1)
+    left, _ = drawn_in_and_out(tmp_path)
+    double, single = left.containers
+    assert [(one.has_xerr, one.has_yerr) for one in (double, single)] == [(True, True), (False, False)]
+    (point,) = double.lines[0].get_xydata()
+    assert point == pytest.approx([52.5, 27.5])
+    vertical = double.lines[2][1].get_segments()[0][:, 1]
+    assert vertical == pytest.approx([27.5 - 5 / 2**0.5, 27.5 + 5 / 2**0.5])
 
 
 def several(root):

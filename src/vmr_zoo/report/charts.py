@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import io
 import re
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -202,23 +201,27 @@ def _draw_band(axis: Axes, x: Any, curves: Sequence[Any], style: LineStyle) -> N
         band.set_gid(style.line["gid"])
 
 
+def _spread(values: Any) -> tuple[float, float | None]:
+    """Returns mean and sample standard deviation; None with one value."""
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
 def _draw_in_and_out(figure: Figure, data: _Charted) -> bool:
     """Draws the reference split against the other splits, and the drop of each row."""
     left, right = figure.subplots(1, 2)
     drops = []
     for row, style in zip(data.rows, data.styles, strict=True):
-        values = [row.values.get((split, data.metric)) for split in data.splits]
-        if (DROP, data.metric) not in row.values or any(not value for value in values):
+        by_seed = [[run.metrics.get(split, {}).get(data.metric) for split in data.splits] for run in row.runs]
+        complete = np.array([own for own in by_seed if None not in own], float)
+        if not len(complete):
             continue
-        inside = np.array(values[0])
-        outside = np.mean([np.mean(value or [np.nan]) for value in values[1:]])
-        drop = row.values[DROP, data.metric]
-        error = [np.std(inside, ddof=1)] if len(inside) > 1 else None
-        point = left.errorbar(inside.mean(), outside, xerr=error, markersize=8, elinewidth=0.8, **style.line)
+        inside, outside = complete[:, 0], complete[:, 1:].mean(1)
+        x, y, drop = map(_spread, (inside, outside, inside - outside))
+        look = {"markersize": 8, "elinewidth": 0.8, **style.line}
+        point = left.errorbar(x[0], y[0], xerr=x[1], yerr=y[1], **look)
         for artist in point.get_children():
             artist.set_gid(style.line["gid"])
-        deviation = statistics.stdev(drop) if len(drop) > 1 else 0.0
-        drops.append((statistics.fmean(drop), deviation, row.label, style))
+        drops.append((*drop, row.label, style))
     low, high = min(left.get_xlim()[0], left.get_ylim()[0]), max(left.get_xlim()[1], left.get_ylim()[1])
     left.plot([low, high], [low, high], color="grey", linewidth=0.8, linestyle="--")
     left.set_xlabel(f"{plain_label(data.splits[0])}, per cent")
