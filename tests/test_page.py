@@ -24,10 +24,10 @@ from vmr_zoo.data.worlds.shapes.world import WorldSettings
 from vmr_zoo.errors import VmrError
 from vmr_zoo.report import charts
 from vmr_zoo.report.caveats import mark_caveats
-from vmr_zoo.report.leaderboard import leaderboards
+from vmr_zoo.report.leaderboard import LeaderboardRow, leaderboards
 from vmr_zoo.report.page import write_page
 from vmr_zoo.report.prediction_browser import Browsing
-from vmr_zoo.report.runs import finished_runs
+from vmr_zoo.report.runs import Run, finished_runs
 from vmr_zoo.report.study import StudyTable, read_study
 from vmr_zoo.runs.config_sections import rendered_videos
 
@@ -176,7 +176,7 @@ def drawn_in_and_out(root):
     (board,) = leaderboards(finished_runs(root), ["R1@0.5"])
     mark_caveats([board])
     figure = Figure()
-    charted = charts._Charted(board.rows, [], charts.line_styles(len(board.rows)), board.splits, "R1@0.5")
+    charted = charts._Charted(board.rows, [], charts.Palette().styles(board.rows), board.splits, "R1@0.5")
     assert charts._draw_in_and_out(figure, charted)
     return figure.axes
 
@@ -194,6 +194,30 @@ def test_rows_with_several_seeds_have_whiskers_on_both_axes(tmp_path):
     assert point == pytest.approx([52.5, 27.5])
     vertical = double.lines[2][1].get_segments()[0][:, 1]
     assert vertical == pytest.approx([27.5 - 5 / 2**0.5, 27.5 + 5 / 2**0.5])
+
+
+def test_a_method_has_one_colour_on_the_page_and_its_rows_differ_in_fill():
+    def rows(*methods):
+        return [LeaderboardRow(name, [Run(None, {"method": name}, {})], {}) for name in methods]
+
+    palette = charts.Palette()
+    first = palette.styles(rows("tea", "lmr", "tea", "emb"))
+    second = palette.styles(rows("vdi", "emb", "tea"))
+    assert [one.method for one in first] == [0, 1, 0, 2]
+    assert [one.fill for one in first] == [1.0, 1.0, 0.0, 1.0]
+    assert [one.method for one in second] == [3, 2, 0]
+    assert [one.number for one in second] == [0, 1, 2]
+
+    def looks(styles):
+        return {(one.series, one.marker, one.fill) for one in styles}
+
+    assert len(looks(charts.Palette().styles(rows(*["tea"] * 20)))) == 20  # a sweep
+    many = charts.Palette().styles(rows(*"abcdefghijklmn"))
+    assert len(looks(many)) == 14
+    assert all(a.dash != b.dash for a, b in zip(many[:7], many[7:], strict=True))
+    entries = charts.legend_entries(["x", "y", "z", "w"], first)
+    assert entries[0]["marker"] == entries[2]["marker"] != entries[1]["marker"]
+    assert [one["fill"] for one in entries] == [1.0, 1.0, 0.0, 1.0]
 
 
 def several(root):
