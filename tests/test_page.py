@@ -196,6 +196,20 @@ def test_rows_with_several_seeds_have_whiskers_on_both_axes(tmp_path):
     assert vertical == pytest.approx([27.5 - 5 / 2**0.5, 27.5 + 5 / 2**0.5])
 
 
+def test_rows_that_ignore_their_sentences_are_last_among_drops(tmp_path):
+    for name, hits, own in (("good", 160, 20.0), ("fair", 150, 20.0), ("blind", 80, 39.0)):
+        write(tmp_path, name, {"iid": hits, "ood": hits // 2})
+        run = tmp_path / name / "seed0"
+        header = json.loads((run / "metrics.json").read_text())["header"] | {"probe": "other_query"}
+        probe = run / "eval" / "iid-other_query-001"
+        probe.mkdir(parents=True)
+        (probe / "metrics.json").write_text(json.dumps({"header": header, "iid": {"R1@0.5": own}}))
+    _, right = drawn_in_and_out(tmp_path)
+    assert [label.get_text() for label in right.get_yticklabels()] == ["blind‡", "good", "fair"]  # upwards
+    assert [bar.get_width() for bar in right.patches] == [20.0, 40.0, 37.5]
+    assert "a weaker row has less to lose" in right.get_xlabel()
+
+
 def test_a_method_has_one_colour_on_the_page_and_its_rows_differ_in_fill():
     def rows(*methods):
         return [LeaderboardRow(name, [Run(None, {"method": name}, {})], {}) for name in methods]

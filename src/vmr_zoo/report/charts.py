@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
+from vmr_zoo.report.caveats import BLIND
 from vmr_zoo.report.leaderboard import DROP, Leaderboard, LeaderboardRow
 from vmr_zoo.report.query_scores import FIRST_IOU, QueryScores
 from vmr_zoo.report.runs import Run
@@ -269,22 +270,23 @@ def _draw_in_and_out(figure: Figure, data: _Charted) -> bool:
         point = left.errorbar(x[0], y[0], xerr=x[1], yerr=y[1], **look)
         for artist in point.get_children():
             artist.set_gid(style.line["gid"])
-        drops.append((*drop, row.label, style))
+        drops.append((bool(row.caveats.get(BLIND.key)), *drop, row.label, style))
     low, high = min(left.get_xlim()[0], left.get_ylim()[0]), max(left.get_xlim()[1], left.get_ylim()[1])
     left.plot([low, high], [low, high], color="grey", linewidth=0.8, linestyle="--")
     left.set_xlabel(f"{plain_label(data.splits[0])}, per cent")
     left.set_ylabel("mean of the other splits, per cent")
-    drops.sort(key=lambda drop: -drop[0])
-    for place, (mean, deviation, _, style) in enumerate(drops):
+    drops.sort(key=lambda drop: (not drop[0], -drop[1]))
+    for place, (_, mean, deviation, _, style) in enumerate(drops):
         colour = COLOURS[style.series]
         (bar,) = right.barh([place], [mean], color=(colour, style.fill), edgecolor=colour, height=0.6)
         bar.set_gid(style.line["gid"])
         if deviation:
             right.errorbar(mean, place, xerr=deviation, ecolor=_INK, elinewidth=0.8)
-    right.set_yticks(range(len(drops)), [plain_label(drop[2]) for drop in drops])
+    right.set_yticks(range(len(drops)), [plain_label(drop[3]) + BLIND.sign * drop[0] for drop in drops])
     right.tick_params(axis="y", length=0)
     right.axvline(0, color="grey", linewidth=0.8)
-    right.set_xlabel("drop out of distribution, points")
+    last = f"\na weaker row has less to lose:\nthose that hardly read sentences ({BLIND.sign}) are last"
+    right.set_xlabel("drop out of distribution, points" + last * any(drop[0] for drop in drops))
     return bool(drops)
 
 
