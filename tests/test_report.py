@@ -300,7 +300,22 @@ def test_a_repeated_seed_is_not_averaged(runs):
     write(runs / "other_study", "strong", {"iid": 10, "ood": 10, "far": 10, "selection": 10})
     (board,) = leaderboards(finished_runs(runs), ["R1@0.5"])
     strong = {row.name: row.values["iid", "R1@0.5"] for row in board.rows if "strong" in row.name}
-    assert strong == {f"strong ({runs}/strong)": [80.0], f"strong ({runs}/other_study/strong)": [5.0]}
+    assert strong == {"strong (strong)": [80.0], "strong (other_study/strong)": [5.0]}
+    write(runs / "another_study", "strong", {"iid": 30, "ood": 10})
+    (board,) = leaderboards([run for run in finished_runs(runs) if "study" in str(run.path)], ["R1@0.5"])
+    assert {row.label for row in board.rows} == {"strong (another_study)", "strong (other_study)"}
+    write(runs / "third/runs", "strong", {"iid": 20, "ood": 10})
+    (runs / "third/runs/strong/seed0").rename(runs / "third/runs/strong/again")
+    write(runs / "third/runs", "strong", {"iid": 30, "ood": 10})  # the same seed in the same folder
+    (board,) = leaderboards(finished_runs(runs), ["R1@0.5"])
+    strong = {row.label for row in board.rows if "strong" in row.name}
+    assert strong == {
+        "strong (strong)",
+        "strong (other_study/strong)",
+        "strong (another_study/strong)",
+        "strong (third/runs/strong/again)",
+        "strong (third/runs/strong/seed0)",
+    }
 
 
 def test_runs_that_are_not_comparable_share_no_table(runs):
