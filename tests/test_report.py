@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -31,7 +32,7 @@ from vmr_zoo.report.query_scores import (
     read_predictions,
     run_query_scores,
 )
-from vmr_zoo.report.runs import REQUIRED_KEYS, filter_runs, finished_runs, scan_runs
+from vmr_zoo.report.runs import REQUIRED_KEYS, Run, filter_runs, finished_runs, scan_runs
 from vmr_zoo.report.significance import (
     TEST,
     mark_significance,
@@ -127,10 +128,28 @@ def test_a_best_row_without_scores_of_queries_is_marked_and_nothing_is_said_to_b
     assert text.endswith("Not compared, for lack of scores of single queries: close, weak.")
 
 
+def test_the_mean_out_of_distribution_has_a_deviation_and_was_not_tested(runs):
+    (board,) = leaderboards(filter_runs(finished_runs(runs), {"method": ["weak", "close"]}), ["R1@0.5"])
+    (_, out, *_) = conclusion(board, compared=False)
+    assert "close is best: 30.00 per cent" in "".join(text for text, _ in out)
+    (board,) = leaderboards(filter_runs(finished_runs(runs), {"method": "weak"}), ["R1@0.5"])
+    for name in ("first", "second"):
+        board.rows.append(replace(board.rows[0], name=name, label=name))
+    (_, out, *_) = conclusion(board, compared=False)
+    said = "".join(text for text, _ in out)
+    # 10 and 20 in the first seed, 30 and 30 in the second.
+    assert "weak is best: 22.50 ± 10.61 per cent, a drop of 27.50 ± 3.54 points" in said
+    assert said.endswith("(the average was not tested).")
+
+
 def test_the_least_calibration_error_is_called_best():
     values = {"low": {"iid": 2.0, "ood": 3.0}, "high": {"iid": 4.0, "ood": 9.0}}
     rows = [
-        LeaderboardRow(name, [], {(split, ECE): [x] for split, x in own.items()})
+        LeaderboardRow(
+            name,
+            [Run(None, {}, {split: {ECE: x} for split, x in own.items()})],
+            {(split, ECE): [x] for split, x in own.items()},
+        )
         for name, own in values.items()
     ]
     board = Leaderboard("table", ["iid", "ood", DROP], [ECE], rows)
