@@ -140,6 +140,9 @@ def test_sorting_filtering_and_browsing_in_a_browser(page, chromium):
     view.keyboard.press("Enter")
     assert head.get_attribute("aria-sort") == "ascending"
     assert names.all_inner_texts() == [evil, "bad", "good"]
+    assert head.locator("xpath=preceding-sibling::th").all_inner_texts() == ["run", "n"]  # the rows differ
+    seeds = view.locator("table.leaderboard tbody td:nth-child(2)")
+    assert seeds.all_inner_texts() == ["1", "2", "2"]
     view.keyboard.press("Escape")
     view.keyboard.press("/")
     view.keyboard.type("Goo")

@@ -29,6 +29,7 @@ class Leaderboard {
     this.find = selector => section.querySelector(selector);
     this.data = JSON.parse(this.find(".rows").textContent);
     this.shown = PAGE_OF_ROWS;
+    this.uneven = new Set(this.data.rows.map(row => row.costs[0][0])).size > 1;  // costs begin with the number of seeds
     this.sort = this.data.sort;  // {column, reversed}; column -1: the names; null: as the data is ordered
     for (const input of section.querySelectorAll(".switch input"))
       input.addEventListener("change", () => this.show(+input.value));
@@ -49,6 +50,7 @@ class Leaderboard {
       button.addEventListener("click", () => this.sortBy(place - 1));
       return make("th", { scope: "col" }, button);
     });
+    if (this.uneven && !this.costs) head.splice(1, 0, make("th", { scope: "col", title: "seeds" }, "n"));
     this.find(".leaderboard thead").replaceChildren(make("tr", {}, ...head));
     this.draw();
   }
@@ -112,7 +114,7 @@ class Leaderboard {
     }
     for (const body of [...table.tBodies]) body.remove();
     table.append(...bodies);
-    [...table.tHead.rows[0].cells].forEach((head, place) => {
+    [...table.tHead.rows[0].cells].filter(head => head.querySelector("button")).forEach((head, place) => {
       const sorted = this.sort?.column === place - 1;
       const falling = this.sort && (place === 0 ? this.sort.reversed : this.smallFirst(place - 1) === this.sort.reversed);
       head.ariaSort = sorted ? (falling ? "descending" : "ascending") : "none";
@@ -130,6 +132,7 @@ class Leaderboard {
     const cells = this.costs
       ? row.costs.map(cost => make("td", {}, cost?.[1] ?? ""))
       : row.means[this.view].map((mean, column) => this.cell(row, mean, column));
+    if (this.uneven && !this.costs) cells.unshift(make("td", {}, row.costs[0][1]));
     return make("tr", {}, head, ...cells);
   }
 
