@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shutil
@@ -24,11 +25,13 @@ from vmr_zoo.data.worlds.shapes.world import WorldSettings
 from vmr_zoo.errors import VmrError
 from vmr_zoo.report import charts
 from vmr_zoo.report.caveats import mark_caveats
+from vmr_zoo.report.claims import Cell, Claim
 from vmr_zoo.report.leaderboard import LeaderboardRow, leaderboards
 from vmr_zoo.report.page import write_page
 from vmr_zoo.report.prediction_browser import Browsing
 from vmr_zoo.report.runs import Run, finished_runs
 from vmr_zoo.report.study import StudyTable, read_study
+from vmr_zoo.report.verdicts import Answer, Effect
 from vmr_zoo.runs.config_sections import rendered_videos
 
 CHROMIUM = next((path for name in ("chromium", "chromium-browser") if (path := shutil.which(name))), None)
@@ -283,7 +286,10 @@ def test_one_table_with_a_switch_shows_families_and_the_best_group(tmp_path, chr
     assert view.evaluate("document.documentElement.scrollWidth") == 390
     box = view.locator(".box").first
     assert box.evaluate("box => box.scrollWidth > box.clientWidth")
-    box.evaluate("box => { box.scrollLeft = 200; }")
+    cut = "document.querySelector('.box').classList.contains('cut')"
+    view.wait_for_function(cut)  # its right edge fades
+    box.evaluate("box => { box.scrollLeft = box.scrollWidth; }")
+    view.wait_for_function(f"!{cut}")
     assert rows.first.bounding_box()["x"] == box.bounding_box()["x"]
 
     # With the keyboard: the skip link comes first, arrows switch the metric, costs are a view of the table.
@@ -304,6 +310,19 @@ def test_one_table_with_a_switch_shows_families_and_the_best_group(tmp_path, chr
     assert view.evaluate(background) == dark  # "dark", as the system already was
     view.locator(".theme").click()
     assert view.evaluate(background) == "rgb(255, 255, 255)"
+    view.close()
+
+
+def test_on_a_phone_the_numbers_of_a_claim_stand_below_it(tmp_path, chromium):
+    claim = Claim("one", "X", "1", "a beats b.", "rows", "R1@0.5", 1, 2.0, 2, (Cell(1, "a", {}, "iid"),))
+    effect = Effect(12.9, 11.3, 14.6, {0: 12.0, 1: 13.8}, {"iid": 9}, 1.0)
+    write_page([], tmp_path / "page.html", claims=[Answer(claim, effect, 0.01, 1.0)])
+    view = chromium.new_page(viewport={"width": 400, "height": 800})
+    view.goto((tmp_path / "page.html").as_uri())
+    cells = [cell.bounding_box() for cell in view.locator(".claims tbody tr > *").all()]
+    assert len(cells) == 6
+    assert all(one["y"] < other["y"] for one, other in itertools.pairwise(cells))
+    assert all(one["x"] + one["width"] <= 400 for one in cells)
     view.close()
 
 

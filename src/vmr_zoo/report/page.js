@@ -46,7 +46,7 @@ class Leaderboard {
     const titles = this.costs ? this.data.costs : this.data.columns;
     if (this.sort && this.sort.column >= titles.length) this.sort = { column: 0, reversed: false };
     const head = ["run", ...titles].map((title, place) => {
-      const button = make("button", { type: "button" }, title);
+      const button = make("button", { type: "button" }, ...title.split(/(?<=_)/).flatMap(word => [word, make("wbr")]));
       button.addEventListener("click", () => this.sortBy(place - 1));
       return make("th", { scope: "col" }, button);
     });
@@ -149,6 +149,14 @@ class Leaderboard {
     if (this.data.compared) cell.append(make("i", {}, tied ? "≈" : ""));
     return cell;
   }
+}
+
+/** Fades the right edge of what scrolls sideways until its end is seen. */
+function fadeCut(box) {
+  const update = () => box.classList.toggle("cut", box.scrollLeft + box.clientWidth < box.scrollWidth - 1);
+  const observer = new ResizeObserver(update);
+  for (const node of [box, ...box.children]) observer.observe(node);
+  box.addEventListener("scroll", update);
 }
 
 /** A name of the legend highlights its row in all charts of its table. */
@@ -318,6 +326,7 @@ function whenSeen(element, build) {
 
 switchTheme();
 for (const section of document.querySelectorAll("section[data-board]")) new Leaderboard(section);
+for (const box of document.querySelectorAll(".box, .chart")) fadeCut(box);
 for (const charts of document.querySelectorAll(".charts")) highlight(charts);
 for (const browser of document.querySelectorAll(".browser")) whenSeen(browser, element => new PredictionBrowser(element));
 document.addEventListener("keydown", event => {  // "/" goes to the first filter, as on many sites
