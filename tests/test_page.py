@@ -6,7 +6,9 @@ import itertools
 import json
 import re
 import shutil
+import subprocess
 from dataclasses import asdict
+from pathlib import Path
 
 import av
 import numpy as np
@@ -34,6 +36,7 @@ from vmr_zoo.report.study import StudyTable, read_study
 from vmr_zoo.report.verdicts import Answer, Effect
 from vmr_zoo.runs.config_sections import rendered_videos
 
+ROOT = Path(__file__).parents[1]
 CHROMIUM = next((path for name in ("chromium", "chromium-browser") if (path := shutil.which(name))), None)
 EVIL = "</script><script>document.title='broken'</script><img src=x onerror=document.title='broken'>"
 
@@ -238,6 +241,13 @@ def test_a_method_has_one_colour_on_the_page_and_its_rows_differ_in_fill():
     entries = charts.legend_entries(["x", "y", "z", "w"], first)
     assert entries[0]["marker"] == entries[2]["marker"] != entries[1]["marker"]
     assert [one["fill"] for one in entries] == [1.0, 1.0, 0.0, 1.0]
+
+
+def test_git_ignores_the_page_beside_stored_runs():
+    done = subprocess.run(["git", "check-ignore", "experiments/report.html"], cwd=ROOT, check=False)
+    if done.returncode == 128:
+        pytest.skip("not a git repository")
+    assert done.returncode == 0
 
 
 def several(root):
