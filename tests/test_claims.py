@@ -168,6 +168,41 @@ def test_an_effect_within_the_noise_of_seeds_is_open(tmp_path):
     assert "too uncertain" in found.reason
 
 
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ({"margin": 2.0, "direction": "lower"}, "no effect of more than 2 points in the claimed direction"),
+        ({"direction": "lower"}, "no effect in the claimed direction was seen, but it is not ruled out"),
+        ({"margin": 30.0}, "no effect of more than 30 points in the claimed direction"),
+        ({"margin": 2.0}, "the effect is too uncertain"),
+    ],
+)
+def test_an_open_claim_says_whether_an_effect_was_seen(tmp_path, content, reason):
+    for seed, (good, bad) in enumerate(((0.9, 0.5), (0.5, 0.7), (0.8, 0.6))):
+        write_run(tmp_path / "runs", "good", {"iid": good}, seed)
+        write_run(tmp_path / "runs", "bad", {"iid": bad}, seed)
+    found = answer(tmp_path, **content)
+    assert found.verdict == OPEN
+    assert found.reason.startswith(reason)
+
+
+def test_an_answer_names_the_data_and_what_of_it_is_made_up(tmp_path):
+    for method, origin in (("good", "simulated"), ("bad", "real")):
+        for seed in (0, 1):
+            run = write_run(
+                tmp_path / "runs", method, {"iid": 0.5}, seed, origin=origin, protocol="charades_cd"
+            )
+            if method == "good":
+                target = "vmr_zoo.data.worlds.action_labels.ActionLabelNarrations"
+                config = (run / "config.yaml").read_text()
+                narrated = yaml.safe_load(config)["features"] | {"narration": {"_target_": target}}
+                (run / "config.yaml").write_text(
+                    yaml.safe_dump(yaml.safe_load(config) | {"features": narrated})
+                )
+    assert answer(tmp_path).data == ("charades_cd (SIMULATED features, SIMULATED narrations)", "charades_cd")
+    assert answer(tmp_path, b={"method": "absent"}).data == ()
+
+
 def test_rows_that_cannot_decide_keep_a_claim_open(runs):
     assert "no run with R1@0.5: method=absent on iid" in answer(runs, b={"method": "absent"}).reason
     assert "no run with mAP" in answer(runs, metric="mAP").reason
@@ -392,6 +427,10 @@ def test_the_command_prints_and_writes_verdicts(runs, vmr, capsys):
     assert vmr(*args) == 0
     shown = capsys.readouterr().out
     assert "holds" in shown
+    assert "iid," in shown  # a cell wraps
+    assert "R1@0.5" in shown
+    assert shown.startswith("What the papers claim, tested on toy (toy features)\n")
+    assert "the claim's method minus what it is compared with" in shown  # no rows a and b are shown
     assert "Verdicts on 1 claims: 1 holds, 0 does not hold, 0 not settled" in shown
     table = [line for line in shown.splitlines() if line[:1] in "┏┃┡│├└"]
     assert max(map(len, table)) <= 80
@@ -402,7 +441,8 @@ def test_the_command_prints_and_writes_verdicts(runs, vmr, capsys):
     assert r"a \| b \*beats\* \`c\` &lt;script&gt;." in capsys.readouterr().out
     assert vmr(*args, "html=true", "columns=[R1@0.5]", f"out={runs / 'page.html'}") == 0
     page = (runs / "page.html").read_text()
-    assert "What the papers claim" in page
+    assert "<h2>What the papers claim, tested on toy (toy features)</h2>" in page
+    assert "<small>X, iid, R1@0.5</small>" in page
     assert "&lt;script&gt;." in page
     capsys.readouterr()
     assert vmr(*args, "format=latex") == 2

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shutil
+import subprocess
 from dataclasses import asdict
+from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 import yaml
 from markupsafe import escape
+from matplotlib.figure import Figure
 from safetensors.numpy import save_file
 
 from test_report import write
@@ -21,13 +25,18 @@ from vmr_zoo.data.narrations import MANIFEST_KEYS, Narration, write_narrations
 from vmr_zoo.data.worlds.shapes.generate import world_folder
 from vmr_zoo.data.worlds.shapes.world import WorldSettings
 from vmr_zoo.errors import VmrError
-from vmr_zoo.report.leaderboard import leaderboards
+from vmr_zoo.report import charts
+from vmr_zoo.report.caveats import mark_caveats
+from vmr_zoo.report.claims import Cell, Claim
+from vmr_zoo.report.leaderboard import LeaderboardRow, leaderboards
 from vmr_zoo.report.page import write_page
 from vmr_zoo.report.prediction_browser import Browsing
-from vmr_zoo.report.runs import finished_runs
+from vmr_zoo.report.runs import Run, finished_runs
 from vmr_zoo.report.study import StudyTable, read_study
+from vmr_zoo.report.verdicts import Answer, Effect
 from vmr_zoo.runs.config_sections import rendered_videos
 
+ROOT = Path(__file__).parents[1]
 CHROMIUM = next((path for name in ("chromium", "chromium-browser") if (path := shutil.which(name))), None)
 EVIL = "</script><script>document.title='broken'</script><img src=x onerror=document.title='broken'>"
 
@@ -137,6 +146,9 @@ def test_sorting_filtering_and_browsing_in_a_browser(page, chromium):
     view.keyboard.press("Enter")
     assert head.get_attribute("aria-sort") == "ascending"
     assert names.all_inner_texts() == [evil, "bad", "good"]
+    assert head.locator("xpath=preceding-sibling::th").all_inner_texts() == ["run", "n"]  # the rows differ
+    seeds = view.locator("table.leaderboard tbody td:nth-child(2)")
+    assert seeds.all_inner_texts() == ["1", "2", "2"]
     view.keyboard.press("Escape")
     view.keyboard.press("/")
     view.keyboard.type("Goo")
@@ -166,6 +178,76 @@ def test_sorting_filtering_and_browsing_in_a_browser(page, chromium):
     assert view.locator(".view").inner_text() == ""
     assert (errors, view.title()) == ([], "vmr_zoo report")
     view.close()
+
+
+def drawn_in_and_out(root):
+    """Draws the chart of results in and out of distribution of the runs below a folder."""
+    (board,) = leaderboards(finished_runs(root), ["R1@0.5"])
+    mark_caveats([board])
+    figure = Figure()
+    charted = charts._Charted(board.rows, [], charts.Palette().styles(board.rows), board.splits, "R1@0.5")
+    assert charts._draw_in_and_out(figure, charted)
+    return figure.axes
+
+
+def test_rows_with_several_seeds_have_whiskers_on_both_axes(tmp_path):
+    write(tmp_path, "single", {"iid": 80, "ood": 60})
+    for seed in (0, 1):
+        write(tmp_path, "double", {"iid": 100 + 10 * seed, "ood": 60, "far": 40 + 20 * seed}, seed)
+    write(tmp_path, "double", {"iid": 150}, 2)  # lacks the other splits, so it has no point
+    write(tmp_path, "single", {"iid": 90, "ood": 60, "far": 60}, 1)
+    left, _ = drawn_in_and_out(tmp_path)
+    double, single = left.containers
+    assert [(one.has_xerr, one.has_yerr) for one in (double, single)] == [(True, True), (False, False)]
+    (point,) = double.lines[0].get_xydata()
+    assert point == pytest.approx([52.5, 27.5])
+    vertical = double.lines[2][1].get_segments()[0][:, 1]
+    assert vertical == pytest.approx([27.5 - 5 / 2**0.5, 27.5 + 5 / 2**0.5])
+
+
+def test_rows_that_ignore_their_sentences_are_last_among_drops(tmp_path):
+    for name, hits, own in (("good", 160, 20.0), ("fair", 150, 20.0), ("blind", 80, 39.0)):
+        write(tmp_path, name, {"iid": hits, "ood": hits // 2})
+        run = tmp_path / name / "seed0"
+        header = json.loads((run / "metrics.json").read_text())["header"] | {"probe": "other_query"}
+        probe = run / "eval" / "iid-other_query-001"
+        probe.mkdir(parents=True)
+        (probe / "metrics.json").write_text(json.dumps({"header": header, "iid": {"R1@0.5": own}}))
+    _, right = drawn_in_and_out(tmp_path)
+    assert [label.get_text() for label in right.get_yticklabels()] == ["blind‡", "good", "fair"]  # upwards
+    assert [bar.get_width() for bar in right.patches] == [20.0, 40.0, 37.5]
+    assert "a weaker row has less to lose" in right.get_xlabel()
+
+
+def test_a_method_has_one_colour_on_the_page_and_its_rows_differ_in_fill():
+    def rows(*methods):
+        return [LeaderboardRow(name, [Run(None, {"method": name}, {})], {}) for name in methods]
+
+    palette = charts.Palette()
+    first = palette.styles(rows("tea", "lmr", "tea", "emb"))
+    second = palette.styles(rows("vdi", "emb", "tea"))
+    assert [one.method for one in first] == [0, 1, 0, 2]
+    assert [one.fill for one in first] == [1.0, 1.0, 0.0, 1.0]
+    assert [one.method for one in second] == [3, 2, 0]
+    assert [one.number for one in second] == [0, 1, 2]
+
+    def looks(styles):
+        return {(one.series, one.marker, one.fill) for one in styles}
+
+    assert len(looks(charts.Palette().styles(rows(*["tea"] * 20)))) == 20  # a sweep
+    many = charts.Palette().styles(rows(*"abcdefghijklmn"))
+    assert len(looks(many)) == 14
+    assert all(a.dash != b.dash for a, b in zip(many[:7], many[7:], strict=True))
+    entries = charts.legend_entries(["x", "y", "z", "w"], first)
+    assert entries[0]["marker"] == entries[2]["marker"] != entries[1]["marker"]
+    assert [one["fill"] for one in entries] == [1.0, 1.0, 0.0, 1.0]
+
+
+def test_git_ignores_the_page_beside_stored_runs():
+    done = subprocess.run(["git", "check-ignore", "experiments/report.html"], cwd=ROOT, check=False)
+    if done.returncode == 128:
+        pytest.skip("not a git repository")
+    assert done.returncode == 0
 
 
 def several(root):
@@ -214,7 +296,10 @@ def test_one_table_with_a_switch_shows_families_and_the_best_group(tmp_path, chr
     assert view.evaluate("document.documentElement.scrollWidth") == 390
     box = view.locator(".box").first
     assert box.evaluate("box => box.scrollWidth > box.clientWidth")
-    box.evaluate("box => { box.scrollLeft = 200; }")
+    cut = "document.querySelector('.box').classList.contains('cut')"
+    view.wait_for_function(cut)  # its right edge fades
+    box.evaluate("box => { box.scrollLeft = box.scrollWidth; }")
+    view.wait_for_function(f"!{cut}")
     assert rows.first.bounding_box()["x"] == box.bounding_box()["x"]
 
     # With the keyboard: the skip link comes first, arrows switch the metric, costs are a view of the table.
@@ -235,6 +320,19 @@ def test_one_table_with_a_switch_shows_families_and_the_best_group(tmp_path, chr
     assert view.evaluate(background) == dark  # "dark", as the system already was
     view.locator(".theme").click()
     assert view.evaluate(background) == "rgb(255, 255, 255)"
+    view.close()
+
+
+def test_on_a_phone_the_numbers_of_a_claim_stand_below_it(tmp_path, chromium):
+    claim = Claim("one", "X", "1", "a beats b.", "rows", "R1@0.5", 1, 2.0, 2, (Cell(1, "a", {}, "iid"),))
+    effect = Effect(12.9, 11.3, 14.6, {0: 12.0, 1: 13.8}, {"iid": 9}, 1.0)
+    write_page([], tmp_path / "page.html", claims=[Answer(claim, effect, 0.01, 1.0)])
+    view = chromium.new_page(viewport={"width": 400, "height": 800})
+    view.goto((tmp_path / "page.html").as_uri())
+    cells = [cell.bounding_box() for cell in view.locator(".claims tbody tr > *").all()]
+    assert len(cells) == 6
+    assert all(one["y"] < other["y"] for one, other in itertools.pairwise(cells))
+    assert all(one["x"] + one["width"] <= 400 for one in cells)
     view.close()
 
 

@@ -63,6 +63,21 @@ def test_a_run_is_matched_with_the_rows_of_its_backbones(tmp_path):
     ] == "59.48"
 
 
+def test_runs_on_weak_training_moments_stand_beside_no_printed_number(tmp_path):
+    made = {
+        "protocol": "shapes",
+        "origin": "rendered",
+        "features": "shapes",
+        "split": "iid",
+        "ablation": None,
+    }
+    put(tmp_path, "bm_detr-paper", 60.0, **made)
+    weak = made | {"overrides": {"data.protocol.weak": "{partial:0.5}"}}
+    put(tmp_path, "bm_detr-paper+weak-_partial_0.5_", 50.0, **weak)
+    ours = our(find(compare_with_papers(finished_runs(tmp_path)), "bm_detr", "Table 2"))
+    assert ours["SF+C", "BM-DETR (ours)"] == [("rendered", "60.00 [iid]")]
+
+
 def test_an_ablation_row_takes_only_runs_of_its_ablation(tmp_path):
     whole = {"features": "f", "experiment": "bm_detr/charades_sta", "ablation": None}
     put(tmp_path, "bm_detr-paper", 60.0, ("clip", "slowfast"), **whole)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import bootstrap
+from scipy.stats import bootstrap, ttest_ind
 
 from vmr_zoo.cli import main
 from vmr_zoo.errors import VmrError
@@ -31,13 +32,14 @@ from vmr_zoo.report.query_scores import (
     read_predictions,
     run_query_scores,
 )
-from vmr_zoo.report.runs import REQUIRED_KEYS, filter_runs, finished_runs, scan_runs
+from vmr_zoo.report.runs import REQUIRED_KEYS, Run, filter_runs, finished_runs, scan_runs
 from vmr_zoo.report.significance import (
     TEST,
     mark_significance,
     paired_bootstrap,
     resampled_means,
     video_codes,
+    with_seeds,
 )
 
 QUERIES = 200
@@ -126,10 +128,28 @@ def test_a_best_row_without_scores_of_queries_is_marked_and_nothing_is_said_to_b
     assert text.endswith("Not compared, for lack of scores of single queries: close, weak.")
 
 
+def test_the_mean_out_of_distribution_has_a_deviation_and_was_not_tested(runs):
+    (board,) = leaderboards(filter_runs(finished_runs(runs), {"method": ["weak", "close"]}), ["R1@0.5"])
+    (_, out, *_) = conclusion(board, compared=False)
+    assert "close is best: 30.00 per cent" in "".join(text for text, _ in out)
+    (board,) = leaderboards(filter_runs(finished_runs(runs), {"method": "weak"}), ["R1@0.5"])
+    for name in ("first", "second"):
+        board.rows.append(replace(board.rows[0], name=name, label=name))
+    (_, out, *_) = conclusion(board, compared=False)
+    said = "".join(text for text, _ in out)
+    # 10 and 20 in the first seed, 30 and 30 in the second.
+    assert "weak is best: 22.50 ± 10.61 per cent, a drop of 27.50 ± 3.54 points" in said
+    assert said.endswith("(the average was not tested).")
+
+
 def test_the_least_calibration_error_is_called_best():
     values = {"low": {"iid": 2.0, "ood": 3.0}, "high": {"iid": 4.0, "ood": 9.0}}
     rows = [
-        LeaderboardRow(name, [], {(split, ECE): [x] for split, x in own.items()})
+        LeaderboardRow(
+            name,
+            [Run(None, {}, {split: {ECE: x} for split, x in own.items()})],
+            {(split, ECE): [x] for split, x in own.items()},
+        )
         for name, own in values.items()
     ]
     board = Leaderboard("table", ["iid", "ood", DROP], [ECE], rows)
@@ -173,6 +193,57 @@ def test_the_bootstrap_draws_videos_with_all_their_queries():
 def test_few_videos_are_never_significant(videos, least):
     (difference,) = paired_bootstrap(np.ones((1, 60)), np.arange(60) % videos, resamples=500)
     assert difference.p == pytest.approx(max(least, 2 / 501))
+
+
+@pytest.mark.parametrize("counts", [(2, 2), (3, 3), (5, 2)])
+@pytest.mark.parametrize("deviation", [0.0, 2.0, 10.0])
+def test_equal_rows_whose_seeds_vary_rarely_differ(counts, deviation):
+    """Over videos alone, up to three quarters of the comparisons would be significant."""
+    rng = np.random.default_rng(0)
+    comparisons, videos = 400, 80
+    hard = 20 * rng.normal(size=(comparisons, 1, videos))
+    a, b = (
+        hard
+        + deviation * rng.normal(size=(comparisons, seeds, 1))
+        + 10 * rng.normal(size=(comparisons, 1, videos))
+        for seeds in counts
+    )
+    found = paired_bootstrap(a.mean(1) - b.mean(1), np.arange(videos), resamples=1000)
+    p = np.array([with_seeds(one, *own) for one, *own in zip(found, a.mean(2), b.mean(2), strict=True)])
+    assert 0.01 < (p < 0.05).mean() < 0.08
+    if deviation == 10:
+        assert np.mean([one.p < 0.05 for one in found]) > 0.5
+
+
+def test_without_an_error_over_videos_the_test_over_seeds_is_welchs():
+    rows = [81.7, 78.8, 94.1], [82.0, 84.5, 82.7, 60.0]
+    (difference,) = paired_bootstrap(np.full((1, 60), np.mean(rows[0]) - np.mean(rows[1])), np.arange(60))
+    assert difference.p < 0.001
+    expected = ttest_ind(*rows, equal_var=False).pvalue
+    assert with_seeds(difference, *rows) == pytest.approx(expected)
+    assert with_seeds(difference, rows[0], [60.0]) == difference.p  # one seed: as before
+    assert with_seeds(difference, [80.0, 80.0], [60.0, 60.0]) == difference.p
+
+
+def test_a_row_is_best_among_equals_if_one_of_its_seeds_was_lucky(tmp_path):
+    for seed, (lucky, steady) in enumerate([(158, 160), (150, 162), (190, 161)]):
+        write(tmp_path, "lucky", {"iid": lucky}, seed)
+        write(tmp_path, "steady", {"iid": steady}, seed)
+        write(tmp_path, "bad", {"iid": 40 + seed}, seed)
+    (board,) = leaderboards(finished_runs(tmp_path), ["R1@0.5"])
+    mark_significance(board, leaderboard_scores(board))
+    marks = {row.name: row.marks["iid", "R1@0.5"] for row in board.rows}
+    assert marks == {"lucky": BEST, "steady": TIED, "bad": WORSE}
+    said = "seeds are not counted"
+    assert said not in " ".join(table_notes(board)) + str(conclusion(board, True))
+    write(tmp_path, "alone", {"iid": 30})
+    (board,) = leaderboards(finished_runs(tmp_path), ["R1@0.5"])
+    mark_significance(board, leaderboard_scores(board))
+    assert f"rows with one seed are compared as trained: {said}" in " ".join(table_notes(board))
+    assert said in conclusion(board, True)[0][-1][0]
+    (board,) = leaderboards(filter_runs(finished_runs(tmp_path), {"seed": 0}), ["R1@0.5"])
+    mark_significance(board, leaderboard_scores(board))
+    assert f"of these trained models, one seed: {said}" in " ".join(table_notes(board))
 
 
 def test_scores_of_queries_average_to_the_metrics_of_the_run(trained_toy):
@@ -248,7 +319,22 @@ def test_a_repeated_seed_is_not_averaged(runs):
     write(runs / "other_study", "strong", {"iid": 10, "ood": 10, "far": 10, "selection": 10})
     (board,) = leaderboards(finished_runs(runs), ["R1@0.5"])
     strong = {row.name: row.values["iid", "R1@0.5"] for row in board.rows if "strong" in row.name}
-    assert strong == {f"strong ({runs}/strong)": [80.0], f"strong ({runs}/other_study/strong)": [5.0]}
+    assert strong == {"strong (strong)": [80.0], "strong (other_study/strong)": [5.0]}
+    write(runs / "another_study", "strong", {"iid": 30, "ood": 10})
+    (board,) = leaderboards([run for run in finished_runs(runs) if "study" in str(run.path)], ["R1@0.5"])
+    assert {row.label for row in board.rows} == {"strong (another_study)", "strong (other_study)"}
+    write(runs / "third/runs", "strong", {"iid": 20, "ood": 10})
+    (runs / "third/runs/strong/seed0").rename(runs / "third/runs/strong/again")
+    write(runs / "third/runs", "strong", {"iid": 30, "ood": 10})  # the same seed in the same folder
+    (board,) = leaderboards(finished_runs(runs), ["R1@0.5"])
+    strong = {row.label for row in board.rows if "strong" in row.name}
+    assert strong == {
+        "strong (strong)",
+        "strong (other_study/strong)",
+        "strong (another_study/strong)",
+        "strong (third/runs/strong/again)",
+        "strong (third/runs/strong/seed0)",
+    }
 
 
 def test_runs_of_one_row_with_other_settings_are_named(runs):
@@ -383,7 +469,9 @@ def test_every_format_has_the_same_cells(runs, tmp_path, capsys):
 
     assert main.main(["report", f"runs={runs}", "columns=[R1@0.5]", "significance=true"]) == 0
     shown = capsys.readouterr().out
-    assert f"*: best; ≈: not significantly worse than the best ({TEST})" in " ".join(shown.split())
+    assert f"*: best; ≈: not significantly worse than the best ({TEST}; rows with one seed" in " ".join(
+        shown.split()
+    )
     assert re.search(r"^close +79\.00≈ +30\.00 ", shown, re.MULTILINE)
 
 

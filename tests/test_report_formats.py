@@ -137,6 +137,13 @@ def test_more_columns_than_fit_continue_in_another_table_and_long_names_in_a_leg
     assert max(map(len, shown.splitlines())) <= 80
     assert (shown.count("38.50"), shown.count("27.50")) == (14, 14)
     assert "x" * 60 in shown  # the legend has the whole name
+    for run in (tmp_path / "one", tmp_path / "two"):
+        file = run / "seed0" / "metrics.json"
+        file.write_text(file.read_text().replace('{"R1@0.5":', '{"R1@0.7": 1.0, "mIoU": 2.0, "R1@0.5":'))
+    print_leaderboards(leaderboards(finished_runs(tmp_path), ["R1@0.5", "R1@0.7", "mIoU"]))
+    three = capsys.readouterr().out
+    assert three.count("1.00") > 14
+    assert three.count("x" * 60) == 1  # once for all metrics
     assert "parameters" in shown
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import re
-import statistics
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
+from vmr_zoo.report.caveats import BLIND
 from vmr_zoo.report.leaderboard import DROP, Leaderboard, LeaderboardRow
 from vmr_zoo.report.query_scores import FIRST_IOU, QueryScores
 from vmr_zoo.report.runs import Run
@@ -30,18 +31,12 @@ COLOURS = ("#0a0b00", "#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04", "#0a0b05", "#0
 """Stand for the page's `--series-0` to `--series-6`: Okabe and Ito's colours, which colour-blind readers
 distinguish, in tones for a light and a dark page."""
 
-_MARKERS = "osD^vPX"
+_MARKERS = "osD^vPX<>phd*H"
 _DASHES = ("solid", (0, (5, 2)), (0, (1.2, 1.5)))
+_FILLS = (1.0, 0.0, 0.35)
+"""Opacity of markers and bars: full, hollow, pale."""
+
 _SVG_DASHES = ("none", "7 3", "2 2")
-_SVG_MARKERS = (
-    "M11 6a4 4 0 1 0 8 0a4 4 0 1 0 -8 0",
-    "M11.5 2.5h7v7h-7z",
-    "M15 1l5 5l-5 5l-5 -5z",
-    "M15 1.5l4.5 8.5h-9z",
-    "M15 10.5l4.5 -8.5h-9z",
-    "M13.5 1.5h3v3h3v3h-3v3h-3v-3h-3v-3h3z",
-    "M13 2l2 2l2 -2l2 2l-2 2l2 2l-2 2l-2 -2l-2 2l-2 -2l2 -2l-2 -2z",
-)
 
 _INK = "#010203"
 """Stands for the colour of the page's text, which depends on the reader's settings."""
@@ -60,29 +55,68 @@ class LineStyle(NamedTuple):
 
     Attributes:
         number: number of the row.
-        series: number of its colour and of its marker's shape.
-        dash: number of its dash pattern, of which 0 is a solid line.
+        method: number of its method, which has a colour and a shape of marker on the whole page.
+        variant: number of the row among those of its method: how far markers are filled.
     """
 
     number: int
-    series: int
-    dash: int
+    method: int
+    variant: int
+
+    @property
+    def series(self) -> int:
+        """Number of its colour."""
+        return self.method % len(COLOURS)
+
+    @property
+    def marker(self) -> str:
+        """Matplotlib's name of its marker."""
+        return _MARKERS[self.method % len(_MARKERS)]
+
+    @property
+    def dash(self) -> int:
+        """Number of its dash pattern, of which 0 is a solid line; methods of one colour differ."""
+        return (self.method // len(COLOURS) + self.variant) % len(_DASHES)
+
+    @property
+    def fill(self) -> float:
+        """Opacity of its markers and bars."""
+        return _FILLS[self.variant]
 
     @property
     def line(self) -> dict[str, Any]:
         """Matplotlib's options for its lines."""
+        colour = COLOURS[self.series]
         return {
-            "color": COLOURS[self.series],
-            "marker": _MARKERS[self.series],
+            "color": colour,
+            "marker": self.marker,
+            "markerfacecolor": (colour, self.fill),
             "linestyle": _DASHES[self.dash],
             "gid": f"row-{self.number}",
         }
 
 
-def line_styles(count: int) -> list[LineStyle]:
-    """Returns distinct styles for up to 21 rows."""
-    series, dashes = len(COLOURS), len(_DASHES)
-    return [LineStyle(n, n % series, n // series % dashes) for n in range(count)]
+class Palette:
+    """Gives each method a colour and a marker for a whole page, in the order in which it meets them."""
+
+    def __init__(self) -> None:
+        self._methods: dict[tuple[str, int], int] = {}
+
+    def styles(self, rows: Sequence[LeaderboardRow]) -> list[LineStyle]:
+        """Returns the styles of the rows of a table: three each of 14 methods on a page are distinct.
+
+        Three rows of a method share colour and marker. Further ones have those of a method of their own.
+        """
+        counts: Counter[str] = Counter()
+        found = []
+        for number, row in enumerate(rows):
+            method = str(row.runs[0].header["method"])
+            group, variant = divmod(counts[method], len(_FILLS))
+            counts[method] += 1
+            found.append(
+                LineStyle(number, self._methods.setdefault((method, group), len(self._methods)), variant)
+            )
+        return found
 
 
 @dataclass(frozen=True)
@@ -104,22 +138,35 @@ class _Charted:
     metric: str
 
 
-def legend_entries(names: Sequence[str]) -> list[dict[str, Any]]:
+def legend_entries(names: Sequence[str], styles: Sequence[LineStyle]) -> list[dict[str, Any]]:
     """Returns name, colour, dash pattern and marker (an SVG path) of each row, for the legend of the page."""
     return [
         {
             "name": name,
             "series": style.series,
             "dash": _SVG_DASHES[style.dash],
-            "marker": _SVG_MARKERS[style.series],
+            "fill": style.fill,
+            "marker": _svg_marker(style.marker),
         }
-        for name, style in zip(names, line_styles(len(names)), strict=True)
+        for name, style in zip(names, styles, strict=True)
     ]
+
+
+def _svg_marker(marker: str) -> str:
+    """Returns the outline of a marker at the centre of the legend's 30 by 12 picture, as an SVG path."""
+    from matplotlib.markers import MarkerStyle
+
+    style = MarkerStyle(marker)
+    outline: Any = style.get_path().transformed(style.get_transform()).to_polygons()[0]
+    return " ".join(
+        "ML"[bool(place)] + f"{15 + 8.5 * x:.1f} {6 - 8.5 * y:.1f}" for place, (x, y) in enumerate(outline)
+    )
 
 
 def draw_charts(
     board: Leaderboard,
     shown: Sequence[int],
+    styles: Sequence[LineStyle],
     scores: Sequence[Sequence[QueryScores]],
     moments: Mapping[str, pd.DataFrame],
 ) -> list[dict[str, Any]]:
@@ -128,6 +175,7 @@ def draw_charts(
     Args:
         board: the table.
         shown: numbers of the rows to draw.
+        styles: one for each of them.
         scores: scores of single queries by row and run.
         moments: `length` in seconds and `position` of each query's longest moment, by split.
 
@@ -139,7 +187,7 @@ def draw_charts(
     data = _Charted(
         [board.rows[number] for number in shown],
         [scores[number] for number in shown],
-        line_styles(len(shown)),
+        styles,
         [split for split in board.splits if split != "selection"],
         board.leading_metric,
     )
@@ -202,38 +250,43 @@ def _draw_band(axis: Axes, x: Any, curves: Sequence[Any], style: LineStyle) -> N
         band.set_gid(style.line["gid"])
 
 
+def _spread(values: Any) -> tuple[float, float | None]:
+    """Returns mean and sample standard deviation; None with one value."""
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
 def _draw_in_and_out(figure: Figure, data: _Charted) -> bool:
     """Draws the reference split against the other splits, and the drop of each row."""
     left, right = figure.subplots(1, 2)
     drops = []
     for row, style in zip(data.rows, data.styles, strict=True):
-        values = [row.values.get((split, data.metric)) for split in data.splits]
-        if (DROP, data.metric) not in row.values or any(not value for value in values):
+        by_seed = [[run.metrics.get(split, {}).get(data.metric) for split in data.splits] for run in row.runs]
+        complete = np.array([own for own in by_seed if None not in own], float)
+        if not len(complete):
             continue
-        inside = np.array(values[0])
-        outside = np.mean([np.mean(value or [np.nan]) for value in values[1:]])
-        drop = row.values[DROP, data.metric]
-        error = [np.std(inside, ddof=1)] if len(inside) > 1 else None
-        point = left.errorbar(inside.mean(), outside, xerr=error, markersize=8, elinewidth=0.8, **style.line)
+        inside, outside = complete[:, 0], complete[:, 1:].mean(1)
+        x, y, drop = map(_spread, (inside, outside, inside - outside))
+        look = {"markersize": 8, "elinewidth": 0.8, **style.line}
+        point = left.errorbar(x[0], y[0], xerr=x[1], yerr=y[1], **look)
         for artist in point.get_children():
             artist.set_gid(style.line["gid"])
-        deviation = statistics.stdev(drop) if len(drop) > 1 else 0.0
-        drops.append((statistics.fmean(drop), deviation, row.label, style))
+        drops.append((bool(row.caveats.get(BLIND.key)), *drop, row.label, style))
     low, high = min(left.get_xlim()[0], left.get_ylim()[0]), max(left.get_xlim()[1], left.get_ylim()[1])
     left.plot([low, high], [low, high], color="grey", linewidth=0.8, linestyle="--")
     left.set_xlabel(f"{plain_label(data.splits[0])}, per cent")
     left.set_ylabel("mean of the other splits, per cent")
-    drops.sort(key=lambda drop: -drop[0])
-    for place, (mean, deviation, _, style) in enumerate(drops):
-        gid, colour = style.line["gid"], COLOURS[style.series]
-        (bar,) = right.barh([place], [mean], color=colour, height=0.6, gid=gid)
-        bar.set_gid(gid)
+    drops.sort(key=lambda drop: (not drop[0], -drop[1]))
+    for place, (_, mean, deviation, _, style) in enumerate(drops):
+        colour = COLOURS[style.series]
+        (bar,) = right.barh([place], [mean], color=(colour, style.fill), edgecolor=colour, height=0.6)
+        bar.set_gid(style.line["gid"])
         if deviation:
             right.errorbar(mean, place, xerr=deviation, ecolor=_INK, elinewidth=0.8)
-    right.set_yticks(range(len(drops)), [plain_label(drop[2]) for drop in drops])
+    right.set_yticks(range(len(drops)), [plain_label(drop[3]) + BLIND.sign * drop[0] for drop in drops])
     right.tick_params(axis="y", length=0)
     right.axvline(0, color="grey", linewidth=0.8)
-    right.set_xlabel("drop out of distribution, points")
+    last = f"\na weaker row has less to lose:\nthose that hardly read sentences ({BLIND.sign}) are last"
+    right.set_xlabel("drop out of distribution, points" + last * any(drop[0] for drop in drops))
     return bool(drops)
 
 

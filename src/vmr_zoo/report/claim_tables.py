@@ -22,7 +22,8 @@ _PAGE_VERDICTS = {HOLDS: ("holds", "✓"), FAILS: ("fails", "✕"), OPEN: ("open
 _STYLES = {HOLDS: "green", FAILS: "red", OPEN: "dim"}
 
 NOTE = (
-    f"Effect in points: row a minus row b. {LEVEL:.0%} intervals, over queries (paired bootstrap of whole "
+    "Effect in points: the claim's method minus what it is compared with; for claims about gains and losses, "
+    f"the difference of two such differences. {LEVEL:.0%} intervals, over queries (paired bootstrap of whole "
     "videos) and over seeds (Student's t). p: Holm's correction for the number of claims with an effect. A "
     f"claim holds if its effect is in the claimed direction at p < {1 - LEVEL:.2f}; it does not hold if its "
     "effect is below the claim's margin at that level."
@@ -38,8 +39,10 @@ def print_answers(answers: Sequence[Answer]) -> None:
     table.add_column("verdict", no_wrap=True)
     for answer in answers:
         claim = answer.claim
-        title = Text.assemble((f"{claim.paper}: ", "bold"), claim.text, (f" [{claim.name}]", "dim"))
-        table.add_row(title, Text(_effect_lines(answer)), Text(answer.verdict, _STYLES[answer.verdict]))
+        where = f" {claim.setting}, {claim.metric} [{claim.name}]"
+        text = Text.assemble((f"{claim.paper}: ", "bold"), claim.text, (where, "dim"))
+        table.add_row(text, Text(_effect_lines(answer)), Text(answer.verdict, _STYLES[answer.verdict]))
+    console.print(Text(title(answers), "bold"), soft_wrap=True)
     console.print(table)
     console.print(Text(f"{summary(answers)}."), soft_wrap=True)
     for answer in answers:
@@ -47,6 +50,12 @@ def print_answers(answers: Sequence[Answer]) -> None:
             console.print(Text(f"not settled, {answer.claim.name}: {answer.reason}"), soft_wrap=True)
     console.print(Text(NOTE, "dim"), soft_wrap=True)
     console.print("Next: add html=true to see them on the page, or format=json for data.")
+
+
+def title(answers: Sequence[Answer]) -> str:
+    """Says on which data the claims were tested: not on that of the papers, unless it is named."""
+    data = dict.fromkeys(one for answer in answers for one in answer.data)
+    return f"What the papers claim, tested on {'; '.join(data)}" if data else "What the papers claim"
 
 
 def summary(answers: Sequence[Answer]) -> str:
@@ -113,7 +122,7 @@ def _markdown(answers: Sequence[Answer]) -> str:
     open_ones = frame[frame["why not settled"] != ""]
     table = frame.drop(columns=["why not settled", "file", "seeds"])
     lines = [
-        "### Claims",
+        f"### {markdown(title(answers))}",
         "",
         markdown_table(list(map(str, table)), table.to_numpy()),
         "",
@@ -176,7 +185,7 @@ def page_section(answers: Sequence[Answer]) -> dict[str, Any]:
         {
             "claim": one.claim.text,
             "paper": one.claim.paper,
-            "split": one.claim.setting,
+            "where": f"{one.claim.setting}, {one.claim.metric}",
             "verdict": one.verdict,
             "kind": _PAGE_VERDICTS[one.verdict][0],
             "sign": _PAGE_VERDICTS[one.verdict][1],
@@ -189,6 +198,7 @@ def page_section(answers: Sequence[Answer]) -> dict[str, Any]:
     decided = [row for row in rows if row["verdict"] != OPEN]
     still_open = [row for row in rows if row["verdict"] == OPEN]
     return {
+        "title": title(answers),
         "titles": ["claim", "verdict", *columns],
         "counts": [(*_PAGE_VERDICTS[one], counts[one], one) for one in (HOLDS, FAILS, OPEN)],
         "groups": [("", decided), (f"{len(still_open)} claims that are {OPEN}", still_open)],

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 
 from vmr_zoo.report.caveats import CAVEATS
-from vmr_zoo.report.leaderboard import DROP, TIED, Leaderboard, ascending, format_mean_std
+from vmr_zoo.report.leaderboard import DROP, TIED, Leaderboard, LeaderboardRow, ascending, format_mean_std
+from vmr_zoo.report.significance import seeds_left_out
 
 Sentence = list[tuple[str, bool]]
 """Pieces of text, and whether each is emphasised."""
@@ -60,26 +62,36 @@ def _best(board: Leaderboard, split: str, metric: str, compared: bool) -> Senten
         gap = " " if equal else ""
         text = f"{gap}Not compared, for lack of scores of single queries: {', '.join(untested)}."
         sentence.append((text, False))
+    tested = [row for row in ranked if key in row.marks]
+    if len(tested) > 1 and (alone := seeds_left_out([first] if len(first.runs) == 1 else tested)):
+        sentence.append((f" ({alone[:1].upper()}{alone[1:]}.)", False))
     return sentence
 
 
 def _out_of_distribution(board: Leaderboard, metric: str) -> Sentence:
     """Names the row with the best mean over the other test splits, and its drop."""
     others = [name for name in board.splits[1:] if name != "selection"]
-    means = {
-        row.label: statistics.fmean(row.mean((name, metric)) or 0.0 for name in others)
-        for row in board.rows
-        if all(row.values.get((name, metric)) for name in others)
-    }
-    if not means:
+    found = {row.label: (row, _means(row, others, metric)) for row in board.rows}
+    found = {label: (row, means) for label, (row, means) in found.items() if means}
+    if not found:
         return [("No row has results on all other test splits.", False)]
-    best = min(means, key=lambda name: ascending((others[0], metric)) * means[name])
-    drop = next(row.values.get((DROP, metric)) for row in board.rows if row.label == best)
+    sign = ascending((others[0], metric))
+    label, (best, means) = min(found.items(), key=lambda item: sign * statistics.fmean(item[1][1]))
+    drop = best.values.get((DROP, metric))
     change = f", a drop of {format_mean_std(drop)} points" if drop else ""
     return [
         ("Out of distribution, on average over the other test splits, ", False),
-        (best, True),
+        (label, True),
         (" is best: ", False),
-        (f"{means[best]:.2f} per cent", True),
-        (f"{change}.", False),
+        (f"{format_mean_std(means)} per cent", True),
+        (f"{change} (the average was not tested).", False),
+    ]
+
+
+def _means(row: LeaderboardRow, splits: Sequence[str], metric: str) -> list[float]:
+    """Returns the mean over splits of each run that has all of them."""
+    return [
+        statistics.fmean(run.metrics[split][metric] for split in splits)
+        for run in row.runs
+        if all(run.metrics.get(split, {}).get(metric) is not None for split in splits)
     ]

@@ -10,7 +10,6 @@ import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from vmr_zoo.data.annotations.records import SELECTION, selecting_split
@@ -293,21 +292,44 @@ def _sort_best_first(board: Leaderboard, key: tuple[str, str]) -> Leaderboard:
 
 
 def _split_repeated_seeds(rows: Mapping[str, list[Run]]) -> dict[str, list[Run]]:
-    """Splits a row that has the same seed twice, as from two studies, by the directory of its runs."""
+    """Splits a row that has the same seed twice, as from two studies, by the directory of its runs.
+
+    Of the directories, the names have the part in which they differ.
+    """
     found = {}
     for name, runs in rows.items():
         if len({run.header["seed"] for run in runs}) == len(runs):
             found[name] = runs
             continue
-        by_parent: dict[Path | None, list[Run]] = defaultdict(list)
+        by_folder: dict[tuple[str, ...], list[Run]] = defaultdict(list)
         for run in runs:
-            by_parent[run.path and run.path.parent].append(run)
-        for parent, siblings in by_parent.items():
-            if len({run.header["seed"] for run in siblings}) == len(siblings):
-                found[f"{name} ({parent})"] = siblings
-            else:
-                found |= {f"{name} ({run.path})": [run] for run in siblings}
+            by_folder[run.path.parent.parts if run.path else ()].append(run)
+        for folder, siblings in list(by_folder.items()):
+            if len({run.header["seed"] for run in siblings}) < len(siblings):
+                del by_folder[folder]
+                by_folder |= {run.path.parts if run.path else (): [run] for run in siblings}
+        for folder, part in zip(by_folder, _differing_parts(list(by_folder)), strict=True):
+            found[f"{name} ({part})"] = by_folder[folder]
     return found
+
+
+def _differing_parts(paths: Sequence[tuple[str, ...]]) -> list[str]:
+    """Returns paths without the folders that all begin with, and if something is left of each, end with.
+
+    >>> _differing_parts([("x", "one", "runs"), ("x", "two", "runs")]), _differing_parts([("x",), ("y", "x")])
+    (['one', 'two'], ['x', 'y/x'])
+    """
+    start = _count_common(paths)
+    kept = [path[start:] for path in paths]
+    end = _count_common([path[::-1] for path in kept])
+    shorter = [path[: len(path) - end] for path in kept]
+    return ["/".join(path) for path in (shorter if all(shorter) else kept)]
+
+
+def _count_common(paths: Sequence[tuple[str, ...]]) -> int:
+    """Returns how many folders all paths begin with."""
+    steps = zip(*paths, strict=False)
+    return next((n for n, step in enumerate(steps) if len(set(step)) > 1), min(map(len, paths)))
 
 
 def _leaderboard(shared: dict[str, str], rows: dict[str, list[Run]], metrics: Sequence[str]) -> Leaderboard:

@@ -11,7 +11,7 @@ from vmr_zoo.report.elsewhere import external_notes, recorded_annotations
 from vmr_zoo.report.leaderboard import DROP, TIED_SIGN, Leaderboard
 from vmr_zoo.report.no_answer import rejection_notes
 from vmr_zoo.report.runs import differing_settings
-from vmr_zoo.report.significance import TEST
+from vmr_zoo.report.significance import TEST, seeds_left_out
 
 _LISTED = 3
 """Settings that a warning names."""
@@ -33,7 +33,9 @@ def table_notes(board: Leaderboard, best: str = "Bold") -> list[str]:
     if DROP in board.columns:
         notes.append(f"{DROP}: {board.columns[0]} minus the mean of the other test splits, in points.")
     if board.compared:
-        notes.append(f"{best}: best; {TIED_SIGN}: not significantly worse than the best ({TEST}).")
+        alone = seeds_left_out(board.rows)
+        test = f"{TEST}; {alone}" if alone else TEST
+        notes.append(f"{best}: best; {TIED_SIGN}: not significantly worse than the best ({test}).")
         if names := board.not_compared:
             notes.append(f"Not compared, for lack of scores of single queries: {', '.join(names)}.")
     elif len(board.rows) > 1:

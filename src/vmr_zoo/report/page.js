@@ -29,6 +29,7 @@ class Leaderboard {
     this.find = selector => section.querySelector(selector);
     this.data = JSON.parse(this.find(".rows").textContent);
     this.shown = PAGE_OF_ROWS;
+    this.uneven = new Set(this.data.rows.map(row => row.costs[0][0])).size > 1;  // costs begin with the number of seeds
     this.sort = this.data.sort;  // {column, reversed}; column -1: the names; null: as the data is ordered
     for (const input of section.querySelectorAll(".switch input"))
       input.addEventListener("change", () => this.show(+input.value));
@@ -45,10 +46,11 @@ class Leaderboard {
     const titles = this.costs ? this.data.costs : this.data.columns;
     if (this.sort && this.sort.column >= titles.length) this.sort = { column: 0, reversed: false };
     const head = ["run", ...titles].map((title, place) => {
-      const button = make("button", { type: "button" }, title);
+      const button = make("button", { type: "button" }, ...title.split(/(?<=_)/).flatMap(word => [word, make("wbr")]));
       button.addEventListener("click", () => this.sortBy(place - 1));
       return make("th", { scope: "col" }, button);
     });
+    if (this.uneven && !this.costs) head.splice(1, 0, make("th", { scope: "col", title: "seeds" }, "n"));
     this.find(".leaderboard thead").replaceChildren(make("tr", {}, ...head));
     this.draw();
   }
@@ -112,7 +114,7 @@ class Leaderboard {
     }
     for (const body of [...table.tBodies]) body.remove();
     table.append(...bodies);
-    [...table.tHead.rows[0].cells].forEach((head, place) => {
+    [...table.tHead.rows[0].cells].filter(head => head.querySelector("button")).forEach((head, place) => {
       const sorted = this.sort?.column === place - 1;
       const falling = this.sort && (place === 0 ? this.sort.reversed : this.smallFirst(place - 1) === this.sort.reversed);
       head.ariaSort = sorted ? (falling ? "descending" : "ascending") : "none";
@@ -130,6 +132,7 @@ class Leaderboard {
     const cells = this.costs
       ? row.costs.map(cost => make("td", {}, cost?.[1] ?? ""))
       : row.means[this.view].map((mean, column) => this.cell(row, mean, column));
+    if (this.uneven && !this.costs) cells.unshift(make("td", {}, row.costs[0][1]));
     return make("tr", {}, head, ...cells);
   }
 
@@ -146,6 +149,14 @@ class Leaderboard {
     if (this.data.compared) cell.append(make("i", {}, tied ? "≈" : ""));
     return cell;
   }
+}
+
+/** Fades the right edge of what scrolls sideways until its end is seen. */
+function fadeCut(box) {
+  const update = () => box.classList.toggle("cut", box.scrollLeft + box.clientWidth < box.scrollWidth - 1);
+  const observer = new ResizeObserver(update);
+  for (const node of [box, ...box.children]) observer.observe(node);
+  box.addEventListener("scroll", update);
 }
 
 /** A name of the legend highlights its row in all charts of its table. */
@@ -315,6 +326,7 @@ function whenSeen(element, build) {
 
 switchTheme();
 for (const section of document.querySelectorAll("section[data-board]")) new Leaderboard(section);
+for (const box of document.querySelectorAll(".box, .chart")) fadeCut(box);
 for (const charts of document.querySelectorAll(".charts")) highlight(charts);
 for (const browser of document.querySelectorAll(".browser")) whenSeen(browser, element => new PredictionBrowser(element));
 document.addEventListener("keydown", event => {  // "/" goes to the first filter, as on many sites

@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 from vmr_zoo.metrics.calibration import CALIBRATION_METRICS
 from vmr_zoo.report.caveats import signs
-from vmr_zoo.report.charts import draw_charts, legend_entries
+from vmr_zoo.report.charts import Palette, draw_charts, legend_entries
 from vmr_zoo.report.claim_tables import page_section
 from vmr_zoo.report.conclusion import conclusion
 from vmr_zoo.report.families import family_order
@@ -72,7 +72,8 @@ def write_page(
         VmrError: if a run has no predictions, or its stored details are broken.
     """
     beside = shown_beside or Browsing()
-    sections = [_board_section(board, beside, significance) for board in boards]
+    palette = Palette()
+    sections = [_board_section(board, beside, significance, palette) for board in boards]
     sections += [_table_section(board) for board in transfers]
     template = Environment(
         loader=PackageLoader("vmr_zoo.report", ""), autoescape=True, trim_blocks=True, lstrip_blocks=True
@@ -88,9 +89,12 @@ def write_page(
     atomic_write(out, text)
 
 
-def _board_section(board: Leaderboard, beside: Browsing, significance: bool) -> dict[str, Any]:
+def _board_section(
+    board: Leaderboard, beside: Browsing, significance: bool, palette: Palette
+) -> dict[str, Any]:
     """Returns what the template shows of one leaderboard; marks its rows if significance is wanted."""
     shown = _best_rows(board)
+    styles = palette.styles([board.rows[number] for number in shown])
     browser = PredictionBrowser(board, shown, _with_videos(board, beside))
     diagram = Reliability(board)
 
@@ -105,10 +109,13 @@ def _board_section(board: Leaderboard, beside: Browsing, significance: bool) -> 
     return {
         **_table_section(board),
         "conclusion": conclusion(board, significance),
-        "charts": [*draw_charts(board, shown, scores, browser.moments), *diagram.charts(shown)],
-        "legend": legend_entries([board.rows[number].label for number in shown]),
+        "charts": [
+            *draw_charts(board, shown, styles, scores, browser.moments),
+            *diagram.charts(dict(zip(shown, styles, strict=True))),
+        ],
+        "legend": legend_entries([board.rows[number].label for number in shown], styles),
         "excluded": len(board.rows) - len(shown),
-        "browser": _to_json(browser.data()) if browser.queries else None,
+        "browser": _to_json(browser.data(styles)) if browser.queries else None,
         "browsing": f"Up to {browser.browse} sentences of each split; browse=N changes that.",
     }
 

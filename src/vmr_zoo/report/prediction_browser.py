@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from vmr_zoo.report.charts import line_styles
+from vmr_zoo.report.charts import LineStyle
 from vmr_zoo.report.leaderboard import Leaderboard
 from vmr_zoo.report.query_curves import Curves, stored_curves
 from vmr_zoo.report.query_scores import RowsBySplit, query_index
@@ -126,10 +126,10 @@ class PredictionBrowser:
             **({"text": _answer_text(row)} if row.get("answer") else {}),
         }
 
-    def data(self) -> dict[str, Any]:
-        """Returns what the page's script reads."""
+    def data(self, styles: Iterable[LineStyle]) -> dict[str, Any]:
+        """Returns what the page's script reads, given the styles of the rows."""
         names = [self.board.rows[number].label for number in self.shown]
-        colours = [f"var(--series-{style.series})" for style in line_styles(len(names))]
+        colours = [f"var(--series-{style.series})" for style in styles]
         videos = {query["video"] for query in self.queries.values()}
         said = {video: self.beside.narrations[video] for video in videos & self.beside.narrations.keys()}
         queries = list(self.queries.values())

@@ -11,7 +11,7 @@ import numpy as np
 
 from vmr_zoo.errors import VmrError
 from vmr_zoo.metrics.calibration import BINS, RIGHT_FROM, Bin, reliability
-from vmr_zoo.report.charts import COLOURS, STYLE, LineStyle, line_styles, plain_label, split_panels, to_svg
+from vmr_zoo.report.charts import COLOURS, STYLE, LineStyle, Palette, plain_label, split_panels, to_svg
 from vmr_zoo.report.derived import Confidence, confidences
 from vmr_zoo.report.elsewhere import has_scores
 from vmr_zoo.report.leaderboard import Leaderboard
@@ -69,11 +69,11 @@ class Reliability:
         scores = np.concatenate([one.scores for one in parts])
         return reliability(scores, np.concatenate([one.right for one in parts]))
 
-    def charts(self, shown: Sequence[int]) -> list[dict[str, Any]]:
+    def charts(self, styles: Mapping[int, LineStyle]) -> list[dict[str, Any]]:
         """Draws the chart of the page.
 
         Args:
-            shown: numbers of the rows to draw, in the order of their styles.
+            styles: of the rows to draw, by number.
 
         Returns:
             `title` and `svg`; empty if no row has probabilities.
@@ -81,7 +81,6 @@ class Reliability:
         from matplotlib import rc_context
         from matplotlib.figure import Figure
 
-        styles = dict(zip(shown, line_styles(len(shown)), strict=True))
         with rc_context(STYLE):  # type: ignore[arg-type]
             figure = Figure(figsize=(11, 2.9 * self._lines), layout="constrained")
             drawn = self._draw(figure, styles, COLOURS)
@@ -101,7 +100,9 @@ class Reliability:
 
         drawn = [number for number in range(len(self.board.rows)) if number in self._found][:_ROWS]
         figure = Figure(figsize=(11, 2.9 * self._lines), layout="constrained")
-        styles = dict(zip(drawn, line_styles(len(drawn)), strict=True))
+        styles = dict(
+            zip(drawn, Palette().styles([self.board.rows[number] for number in drawn]), strict=True)
+        )
         with rc_context({"svg.hashsalt": "vmr"}):
             if not self._draw(figure, styles, _PRINTED):
                 raise VmrError(
@@ -133,11 +134,12 @@ class Reliability:
                 total = sum(one.queries for one in every)
                 bins = [one for one in every if one.queries >= LEAST]
                 drawn = drawn or bool(bins)
-                look = {**style.line, "color": colours[style.series], "linewidth": 0.8, "markersize": 3}
+                colour = colours[style.series]
+                look = {**style.line, "color": colour, "markerfacecolor": (colour, style.fill)}
                 x, y = [one.score for one in bins], [100 * one.right for one in bins]
-                axis.plot(x, y, **look)
+                axis.plot(x, y, linewidth=0.8, markersize=3, **look)
                 area = [160 * one.queries / total for one in bins]
-                axis.scatter(x, y, s=area, color=colours[style.series], alpha=0.5, linewidths=0)
+                axis.scatter(x, y, s=area, color=colour, alpha=0.5, linewidths=0)
             axis.set_xlabel("score")
         axes[0].set_ylabel(f"IoU >= {RIGHT_FROM:g}, per cent")
         return drawn

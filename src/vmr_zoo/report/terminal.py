@@ -66,6 +66,8 @@ def _print_metric(console: Console, board: Leaderboard, metric: str, most: int |
         for number, row in enumerate(board.rows)
         if row is top
     }
+    if metric != board.metrics[-1]:
+        long_names = {}  # the last table has the legend of all
     print_columns(
         console, metric, names[:most], lambda below: _cell_lines(board, metric, below, most), long_names, bold
     )

@@ -30,7 +30,7 @@ from vmr_zoo.report.caveats import CAVEATS, find_caveats
 from vmr_zoo.report.claims import ANY, Cell, Claim, describe, select_runs
 from vmr_zoo.report.leaderboard import TABLE_KEYS
 from vmr_zoo.report.query_scores import QueryScores, load_scores
-from vmr_zoo.report.runs import Run, has_setting
+from vmr_zoo.report.runs import Run, has_setting, setting
 from vmr_zoo.report.significance import (
     LEVEL,
     RESAMPLES,
@@ -40,6 +40,9 @@ from vmr_zoo.report.significance import (
     video_codes,
 )
 from vmr_zoo.report.stored_scores import QUERY
+
+_WORLDS = "vmr_zoo.data.worlds."
+"""The package whose classes make up features and narrations."""
 
 HOLDS, FAILS, OPEN = "holds", "does not hold", "not settled"
 
@@ -132,6 +135,7 @@ class Answer:
         p: p of the effect having the claimed sign, corrected; None without an effect.
         p_fails: p of the effect being below the claim's margin, corrected; None without an effect.
         reasons: what keeps the claim open, whatever its effect is.
+        data: the data of its rows, and which parts of it are rendered or simulated.
     """
 
     claim: Claim
@@ -139,6 +143,7 @@ class Answer:
     p: float | None = None
     p_fails: float | None = None
     reasons: tuple[str, ...] = field(default=())
+    data: tuple[str, ...] = field(default=())
 
     @property
     def verdict(self) -> str:
@@ -154,7 +159,13 @@ class Answer:
         """Why the claim is open; "" otherwise."""
         if self.verdict != OPEN:
             return ""
-        return "; ".join(self.reasons) or "the effect is too uncertain: more seeds or queries are needed"
+        if self.reasons or self.effect is None:
+            return "; ".join(self.reasons)
+        effect, margin = _claimed(self)
+        if effect.mean > margin:
+            return "the effect is too uncertain: more seeds or queries are needed"
+        size = f" of more than {margin:g} points" if margin else ""
+        return f"no effect{size} in the claimed direction was seen, but it is not ruled out either"
 
 
 def answer_claims(claims: Sequence[Claim], runs: Sequence[Run]) -> list[Answer]:
@@ -262,7 +273,25 @@ def _estimate(claim: Claim, runs: Sequence[Run], scores: Scores) -> Answer:
         row = [found[seed] for seed in common]
         name = f"{row[0].header['name']}{cell.row[1:]}"  # in an interaction with the setting
         reasons += [f"{name}: {problem}" for problem in _shortcomings(row)]
-    return Answer(claim, effect, reasons=tuple(dict.fromkeys(reasons)))
+    data = dict.fromkeys(_data(found[common[0]]) for _, found in rows)
+    return Answer(claim, effect, reasons=tuple(dict.fromkeys(reasons)), data=tuple(data))
+
+
+def _data(run: Run) -> str:
+    """Names the data of a run, and the origin of its features and narrations unless they are real.
+
+    Narrations are simulated if a world of ours makes them up.
+    """
+    origins = {"features": str(run.header["origin"]), "narrations": "real"}
+    if str(setting(run, "features.narration._target_")).startswith(_WORLDS):
+        origins["narrations"] = "simulated"
+    made = [
+        f"{origin.upper() if origin == 'simulated' else origin} {what}"
+        for what, origin in origins.items()
+        if origin != "real"
+    ]
+    listed = ", ".join(made)
+    return f"{run.header['protocol']}{f' ({listed})' if made else ''}"
 
 
 def _shared(claim: Claim) -> Mapping[str, object]:
