@@ -290,7 +290,7 @@ def test_one_table_with_a_switch_shows_families_and_the_best_group(tmp_path, chr
         *(True, False),
         *(True, False),
     ]
-    assert view.locator("p.key").inner_text().count("≈: not significantly worse than the best") == 1
+    assert view.locator("p.key").inner_text().count("≈: no row is significantly better") == 1
 
     # The page does not scroll sideways; its table does, and the names stay.
     assert view.evaluate("document.documentElement.scrollWidth") == 390

@@ -55,9 +55,9 @@ def _best(board: Leaderboard, split: str, metric: str, compared: bool) -> Senten
     equal = [row.label for row in ranked[1:] if row.marks.get(key) == TIED]
     untested = [row.label for row in ranked[1:] if key not in row.marks]
     if equal:
-        sentence.append((f"Not significantly worse: {', '.join(equal)}.", False))
+        sentence.append((f"No row is significantly better than: {', '.join(equal)}.", False))
     elif not untested:
-        sentence.append(("All other rows are significantly worse.", False))
+        sentence.append(("To every other row, one is significantly superior.", False))
     if untested:
         gap = " " if equal else ""
         text = f"{gap}Not compared, for lack of scores of single queries: {', '.join(untested)}."

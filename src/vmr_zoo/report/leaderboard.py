@@ -31,8 +31,8 @@ DROP = "drop"
 points."""
 
 BEST, TIED, WORSE = "best", "tied", "worse"
-"""Verdicts of a comparison: the best row, rows that are not significantly worse, which with it are the best
-group, and rows that are."""
+"""Verdicts of a comparison: the best row, rows to which no row is significantly superior, which with it are
+the best group, and rows to which one is."""
 
 TIED_SIGN = "≈"
 """Follows the numbers of `TIED` rows; the best number is bold."""
@@ -85,7 +85,7 @@ class LeaderboardRow:
         return find_family(self.runs[0])
 
     def sign(self, key: tuple[str, str]) -> str:
-        """Returns `TIED_SIGN` if the row is not significantly worse than the best, else ""."""
+        """Returns `TIED_SIGN` if no row is significantly superior, else ""."""
         return TIED_SIGN if self.marks.get(key) == TIED else ""
 
     def cell(self, key: tuple[str, str]) -> str:

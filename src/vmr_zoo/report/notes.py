@@ -35,7 +35,7 @@ def table_notes(board: Leaderboard, best: str = "Bold") -> list[str]:
     if board.compared:
         alone = seeds_left_out(board.rows)
         test = f"{TEST}; {alone}" if alone else TEST
-        notes.append(f"{best}: best; {TIED_SIGN}: not significantly worse than the best ({test}).")
+        notes.append(f"{best}: best; {TIED_SIGN}: no row is significantly better ({test}).")
         if names := board.not_compared:
             notes.append(f"Not compared, for lack of scores of single queries: {', '.join(names)}.")
     elif len(board.rows) > 1:
