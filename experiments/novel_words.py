@@ -20,15 +20,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from collect import HERE, update_own_page
+from who_acts import scores_of_runs
 
 from vmr_zoo.data.worlds.shapes.generate import annotate
 from vmr_zoo.data.worlds.shapes.sentences import NOVEL, NOVEL_VERBS
 from vmr_zoo.data.worlds.shapes.world import COLOURS, SHAPES, WorldSettings
 from vmr_zoo.report.escape import markdown_table
-from vmr_zoo.report.query_scores import load_scores
-from vmr_zoo.report.runs import scan_runs, summarize_unfinished
-from vmr_zoo.report.sentence_probe import METRIC
-from vmr_zoo.report.stored_scores import VIDEO
 
 STUDY, CLAIMS = HERE / "ood_shapes", HERE / "claims"
 KINDS = ("colour", "shape", "action")
@@ -75,18 +72,8 @@ def _spoken(sentence: str, words: Iterable[str]) -> set[str]:
 def table(pairs: Pairs, folders: Sequence[Path]) -> str:
     """Returns a row per method, the one with the least loss on novel words for looks first."""
     found: dict[str, list[list[float]]] = defaultdict(list)
-    for folder in folders:
-        finished, unfinished = scan_runs(folder)
-        if unfinished:
-            print(summarize_unfinished(unfinished), file=sys.stderr)
-        for run in finished:
-            _, scores = load_scores(run, ("iid", "novel_word"), [METRIC])
-            name = run.header["name"].replace("-paper", "")
-            if run.header["features"] != "shapes":
-                name += f", {run.header['features']}"
-            found[name].append(
-                _cells(pairs, {split: own[METRIC].droplevel(VIDEO) for split, own in scores.items()})
-            )
+    for name, scores in scores_of_runs(folders, ("iid", "novel_word")):
+        found[name].append(_cells(pairs, scores))
     means = {name: np.mean(seeds, axis=0) for name, seeds in found.items()}
     rows = [
         (name, str(len(found[name])), *(f"{cell:.1f}" for cell in means[name]))

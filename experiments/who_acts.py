@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +58,29 @@ def _chance(scene: Scene, action: str, moments: Sequence[Sequence[float]]) -> fl
     return float((iou(events[:, None], torch.tensor(moments)).amax(1) >= 0.5).float().mean())
 
 
+def scores_of_runs(
+    folders: Sequence[Path], splits: Sequence[str]
+) -> Iterator[tuple[str, dict[str, pd.Series]]]:
+    """Yields the name of each finished run and `METRIC` of its queries by split.
+
+    Raises:
+        SystemExit: for a run on other data than shapes.
+    """
+    for folder in folders:
+        finished, unfinished = scan_runs(folder)
+        if unfinished:
+            print(summarize_unfinished(unfinished), file=sys.stderr)
+        for run in finished:
+            header = run.header
+            if header["protocol"] != "shapes":
+                raise SystemExit(f"Expected runs on shapes, found {header['protocol']} in {run.directory}.")
+            _, loaded = load_scores(run, splits, [METRIC])
+            name = header["name"].replace("-paper", "")
+            if header["features"] != "shapes":
+                name += f", {header['features']}"
+            yield name, {split: loaded[split][METRIC].droplevel(VIDEO) for split in splits}
+
+
 def table(folders: Sequence[Path]) -> str:
     """Returns a row per method, best first, and one for guessing among the events with the asked action."""
     guess = chances()
@@ -70,24 +93,12 @@ def table(folders: Sequence[Path]) -> str:
         ]
 
     found: dict[str, list[list[float]]] = defaultdict(list)
-    for folder in folders:
-        finished, unfinished = scan_runs(folder)
-        if unfinished:
-            print(summarize_unfinished(unfinished), file=sys.stderr)
-        for run in finished:
-            header = run.header
-            if header["protocol"] != "shapes":
-                raise SystemExit(f"Expected runs on shapes, found {header['protocol']} in {run.directory}.")
-            _, loaded = load_scores(run, SPLITS, [METRIC])
-            scores = {split: loaded[split][METRIC].droplevel(VIDEO) for split in SPLITS}
-            if any(not own.index.isin(scores[split].index).all() for split, own in guess.items()):
-                raise SystemExit(
-                    f"{run.directory} lacks sentences of today's test splits: train or test it again."
-                )
-            name = header["name"].replace("-paper", "")
-            if header["features"] != "shapes":
-                name += f", {header['features']}"
-            found[name].append(cells(scores))
+    for name, scores in scores_of_runs(folders, SPLITS):
+        if any(not own.index.isin(scores[split].index).all() for split, own in guess.items()):
+            raise SystemExit(
+                f"A run of {name} lacks sentences of today's test splits: train or test it again."
+            )
+        found[name].append(cells(scores))
     means = {name: np.mean(seeds, axis=0).tolist() for name, seeds in found.items()} | {GUESS: cells(guess)}
     rows = [
         (name, str(len(found[name])) if name in found else "", *(f"{cell:.1f}" for cell in own))
