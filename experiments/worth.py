@@ -2,16 +2,17 @@
 
 python experiments/collect.py fidelity [RUNS] && python experiments/worth.py
 
-A row is compared with the same method and seed where nothing is turned: a row of the same study
-(`switch=full`) or of ood_shapes.
+A switch is compared with the mean of the runs of the same method where nothing is turned, over all their
+seeds: rows of the same study (`switch=full`) or of ood_shapes. Each difference has its standard error. The
+deviation over seeds is pooled over both sides, so that of the default serves a switch with one seed.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from statistics import mean, stdev
 
+import numpy as np
 from collect import HERE, read_results, update_own_page
 
 from vmr_zoo.report.caveats import RISING
@@ -27,34 +28,40 @@ def tables() -> dict[str, str]:
     """Returns a table by method: differences in points, the switch that moves iid most first."""
     own = read_results("fidelity")
     rows = [row for row in (*read_results("ood_shapes"), *own) if row["features"] == "shapes"]
-    defaults = {(row["name"], row["seed"]): row for row in rows if "+" not in row["name"]}
-    found: dict[str, dict[str, list[tuple[Row, Row]]]] = defaultdict(lambda: defaultdict(list))
+    defaults: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        if "+" not in row["name"]:
+            defaults[row["name"]].append(row)
+    found: dict[str, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row in own:
         name, _, switch = row["name"].partition("+")
-        default = defaults.get((name, row["seed"]))
-        if switch and default:
-            found[name.removesuffix("-paper")][switch].append((row, default))
-    return {method: _table(method, switches) for method, switches in sorted(found.items())}
+        if switch and defaults[name]:
+            found[name][switch].append(row)
+    return {
+        name.removesuffix("-paper"): _table(name.removesuffix("-paper"), switches, defaults[name])
+        for name, switches in sorted(found.items())
+    }
 
 
-def _table(method: str, switches: dict[str, list[tuple[Row, Row]]]) -> str:
+def _table(method: str, switches: dict[str, list[Row]], default: Sequence[Row]) -> str:
     differences = {
-        name: [[_difference(*pair, split) for pair in pairs] for split in SPLITS]
-        for name, pairs in switches.items()
+        name: [_difference(runs, default, split) for split in SPLITS] for name, runs in switches.items()
     }
     rows = []
-    for name in sorted(differences, key=lambda name: -abs(mean(differences[name][0]))):
-        rising = any(row["plateau"] == "False" for row, _ in switches[name])
-        rows.append((name + RISING.sign * rising, str(len(switches[name])), *map(_cell, differences[name])))
+    for name in sorted(differences, key=lambda name: -abs(differences[name][0][0])):
+        rising = any(row["plateau"] == "False" for row in switches[name])
+        cells = (f"{mean:+.1f} ± {error:.1f}" for mean, error in differences[name])
+        rows.append((name + RISING.sign * rising, str(len(switches[name])), *cells))
     return markdown_table((method, "n", *SPLITS), rows)
 
 
-def _difference(row: Row, default: Row, split: str) -> float:
-    return float(row[f"{split} {METRIC}"]) - float(default[f"{split} {METRIC}"])
-
-
-def _cell(values: Sequence[float]) -> str:
-    return f"{mean(values):+.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
+def _difference(runs: Sequence[Row], default: Sequence[Row], split: str) -> tuple[float, float]:
+    """Returns the difference of the means of two groups of runs, and its standard error."""
+    groups = [np.array([float(row[f"{split} {METRIC}"]) for row in group]) for group in (runs, default)]
+    freedom = sum(len(group) - 1 for group in groups)
+    squares = sum(((group - group.mean()) ** 2).sum() for group in groups)
+    error = np.sqrt(squares / freedom * sum(1 / len(group) for group in groups)) if freedom else np.nan
+    return float(groups[0].mean() - groups[1].mean()), float(error)
 
 
 def main() -> None:
