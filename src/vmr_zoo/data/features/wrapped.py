@@ -22,6 +22,7 @@ class WrappedVideos(VideoSource):
         self.source = source
         self.dim, self.computed = source.dim, source.computed
         self.max_clips, self.encodes = source.max_clips, source.encodes
+        self.content = source.content
 
     def prepare(self, protocol: Protocol) -> None:
         self.source.prepare(protocol)
