@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 from vmr_zoo.data.annotations.records import Protocol
 from vmr_zoo.data.features.files import VideoFiles
 from vmr_zoo.data.features.packed import PackedVideos
-from vmr_zoo.data.features.problems import FeatureError, Problem
+from vmr_zoo.data.features.problems import FeatureError, Problem, length_problem, lengths_differ
 from vmr_zoo.data.features.source import FeatureSource, NarrationSource, QuerySource, VideoSource
 from vmr_zoo.errors import VmrError, abbreviate, unknown
 from vmr_zoo.utils.arrays import Array
@@ -301,18 +301,13 @@ class FeatureSet:
             expected = durations[video_id] / self.clip_seconds
             if most is not None:
                 expected = min(expected, most)
-            if abs(length - expected) > max(2.0, 0.1 * expected):
-                off[video_id] = f"{length} clips; about {expected:.0f} were expected"
-        if not off:
-            return []
-        first = next(iter(off))
-        detail = f"'{first}' has {off[first]} ({durations[first]:.1f} s at {self.clip_seconds} s per clip)."
-        systematic = len(off) > len(lengths) / 2
-        if systematic:
-            detail += (
-                f" Most videos differ: compare features.clip_seconds={self.clip_seconds} with the extraction."
-            )
-        return [Problem("video", "length", tuple(off), detail, fatal=systematic)]
+            if lengths_differ(length, expected):
+                off[video_id] = (
+                    f"'{video_id}' has {length} clips; about {expected:.0f} were expected "
+                    f"({durations[video_id]:.1f} s at {self.clip_seconds} s per clip)."
+                )
+        advice = f"compare features.clip_seconds={self.clip_seconds} with the extraction."
+        return length_problem(off, len(lengths), advice)
 
     def manifest(self) -> dict[str, Any]:
         """Returns the JSON-able description that a checkpoint stores; `compare_manifests` checks it."""

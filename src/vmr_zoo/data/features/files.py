@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from vmr_zoo.data.annotations.records import Query
-from vmr_zoo.data.features.problems import FeatureError, Problem
+from vmr_zoo.data.features.problems import FeatureError, Problem, length_problem, lengths_differ
 from vmr_zoo.data.features.source import QuerySource, VideoSource
 from vmr_zoo.data.features.store import ArrayStore
 from vmr_zoo.errors import VmrError, abbreviate
@@ -232,16 +232,10 @@ class VideoFiles(VideoSource):
         found = {}
         for video_id in video_ids:
             clips = {source.backbone: len(source.read(video_id)) for source in self.sources}
-            if max(clips.values()) - min(clips.values()) > max(2.0, 0.1 * max(clips.values())):
-                found[video_id] = ", ".join(f"{count} clips of {name}" for name, count in clips.items())
-        if not found:
-            return []
-        first = next(iter(found))
-        detail = f"'{first}' has {found[first]}; sources are cut to the shortest."
-        systematic = len(found) > len(video_ids) / 2
-        if systematic:
-            detail += " Most videos differ: give all sources clips of the same length."
-        return [Problem("video", "length", tuple(found), detail, fatal=systematic)]
+            if lengths_differ(min(clips.values()), max(clips.values())):
+                counts = ", ".join(f"{count} clips of {name}" for name, count in clips.items())
+                found[video_id] = f"'{video_id}' has {counts}; sources are cut to the shortest."
+        return length_problem(found, len(video_ids), "give all sources clips of the same length.")
 
     def manifest(self) -> dict[str, Any]:
         """Returns the sources in order, and the treatment of long videos."""

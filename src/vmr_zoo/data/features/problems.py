@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from vmr_zoo.errors import VmrError, abbreviate
@@ -41,3 +42,28 @@ class Problem:
     def __str__(self) -> str:
         count = f"{len(self.ids)} id{'s' * (len(self.ids) != 1)}"
         return f"{self.part}: {self.kind} for {count}: {abbreviate(self.ids)}. {self.detail}"
+
+
+def lengths_differ(found: float, expected: float) -> bool:
+    """Returns whether a number of clips is off by more than two clips and more than 10 %."""
+    return abs(found - expected) > max(2.0, 0.1 * expected)
+
+
+def length_problem(details: Mapping[str, str], checked: int, advice: str) -> list[Problem]:
+    """Groups videos with a wrong number of clips; fatal if most are: then the clips have another length.
+
+    Args:
+        details: what is wrong, a sentence by video id.
+        checked: number of videos that were looked at.
+        advice: what to do if most are wrong.
+
+    Returns:
+        One problem; none without details.
+    """
+    if not details:
+        return []
+    detail = next(iter(details.values()))
+    systematic = len(details) > checked / 2
+    if systematic:
+        detail += f" Most videos differ: {advice}"
+    return [Problem("video", "length", tuple(details), detail, fatal=systematic)]
