@@ -320,6 +320,19 @@ def test_who_acts_is_shown(monkeypatch):
     assert shown in (EXPERIMENTS / "ood_shapes" / "README.md").read_text(encoding="utf-8")
 
 
+def test_novel_words_are_shown_and_the_claims_about_them_list_their_queries(monkeypatch):
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    novel_words = importlib.import_module("novel_words")
+    pairs = novel_words.counterparts()
+    shown = (
+        f"<!-- table: novel words -->\n\n{novel_words.table(pairs, [EXPERIMENTS / 'ood_shapes' / 'runs'])}\n"
+    )
+    assert shown in (EXPERIMENTS / "ood_shapes" / "README.md").read_text(encoding="utf-8")
+    for name, kinds in novel_words.LISTS.items():
+        listed = (EXPERIMENTS / "claims" / name).read_text(encoding="utf-8").split()
+        assert listed == sorted(query for kind in kinds for pair in pairs[kind] for query in pair)
+
+
 def test_the_chance_is_the_share_of_events_that_answer(monkeypatch):
     monkeypatch.syspath_prepend(EXPERIMENTS)
     who_acts = importlib.import_module("who_acts")

@@ -3,7 +3,7 @@
     python experiments/shapes_clip/train.py [--out FOLDER] [--seed 0]
 
 It sees pictures and captions of `vmr_zoo.data.worlds.shapes.stills`, never a frame of a video. One core needs
-a quarter of an hour. Equal seeds give equal weights on one machine. `accuracy.py` measures the result.
+less than ten minutes. Equal seeds give equal weights on one machine. `accuracy.py` measures the result.
 """
 
 from __future__ import annotations
