@@ -221,6 +221,22 @@ def test_rows_that_cannot_decide_keep_a_claim_open(runs):
     assert "predictions" in answer(runs).reason
 
 
+def test_seeds_with_other_settings_or_annotations_keep_a_claim_open(runs):
+    bad = runs / "runs/bad-paper"
+    for seed, digest in enumerate("aab"):
+        split = {"sentences": QUERIES, "sha256": digest}
+        (bad / f"seed{seed}/annotations.json").write_text(json.dumps({"iid": split}))
+    good = runs / "runs/good-paper/seed1/config.yaml"
+    for seed, lr in enumerate((0.1, 0.2, 0.1)):
+        config = good.parents[1] / f"seed{seed}/config.yaml"
+        config.write_text(f"{config.read_text()}method:\n  lr: {lr}\n")
+    found = answer(runs)
+    assert (found.verdict, found.effect.mean) == (OPEN, pytest.approx(20))
+    settings = "the runs of good-paper differ in method.lr (0.1, 0.2)"
+    annotations = f"the annotations of iid differ: bad-paper ({QUERIES} sentences) | bad-paper"
+    assert found.reason.startswith(f"{settings}; {annotations}")
+
+
 def write_probe(run: Path, split: str, score: float, probe: str = "other_query", number: int = 1) -> None:
     folder = run / "eval" / f"{split}-{probe}-{number:03d}"
     folder.mkdir(parents=True)

@@ -74,6 +74,15 @@ def test_a_run_that_was_stopped_continues(source, tmp_path, monkeypatch, half_li
         assert (tmp_path / "out" / name).read_bytes() == (whole / name).read_bytes()
 
 
+def test_sources_of_other_rates_are_refused(source, tmp_path):
+    (tmp_path / "slow").mkdir()
+    for name in IDS:
+        np.save(tmp_path / "slow" / f"{name}.npy", np.ones((9, 4), np.float32))
+    slow = FileFeatures("slow", 4, FileStore(tmp_path / "slow", ".npy"), normalise=True)
+    with pytest.raises(VmrError, match=r"cannot be packed.*'a' has 2 clips of i3d, 9 clips of slow"):
+        pack(VideoFiles([*source.sources, slow]), IDS, tmp_path / "out")
+
+
 def test_values_of_a_file_that_was_replaced_are_refused(source, tmp_path):
     pack(source, IDS, tmp_path / "out")
     os.utime(tmp_path / "npy" / "a.npy", ns=(0, 0))  # a copy is no other file

@@ -370,8 +370,9 @@ def test_runs_on_other_annotations_are_named(runs, capsys):
     (board,) = leaderboards(finished_runs(runs), ["R1@0.5"])
     warnings = [note for note in table_notes(board) if note.startswith("WARNING")]
     assert warnings == [f"{warning} | weak (2 sentences)."]
-    assert main.main(["report", f"runs={runs}", "columns=[R1@0.5]", "format=csv"]) == 0
-    assert warning in capsys.readouterr().err
+    for asked in (["format=csv"], ["format=csv", "by=moments"]):
+        assert main.main(["report", f"runs={runs}", "columns=[R1@0.5]", *asked]) == 0
+        assert warning in capsys.readouterr().err
 
 
 def test_runs_that_are_not_comparable_share_no_table(runs):

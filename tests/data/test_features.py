@@ -392,6 +392,20 @@ def test_word_vectors(tmp_path: Path) -> None:
         features.query.load(query("<PAD>"))
 
 
+@pytest.mark.parametrize("after_end", ["dropped", "kept"])
+def test_positions_after_clip_s_end_token_are_no_words(tmp_path: Path, after_end: str) -> None:
+    for name, length in (("whole", 77), ("cut", 9)):
+        np.save(tmp_path / f"{name}.npy", np.ones((length, 3)))
+    source = FileFeatures("x", 3, FileStore(tmp_path, ".npy"), normalise=True)
+    texts = QueryFiles(source, after_end=after_end)
+    words = {"a person runs": 5, "a " * 20: 22, "a " * 90: 32}  # with start and end
+    for text, length in words.items():
+        assert len(texts.load(query(text, "whole"))) == (length if after_end == "dropped" else 32)
+        assert len(texts.load(query(text, "cut"))) == 9  # nothing is known about its end
+    assert QueryFiles(source).manifest() == QueryFiles(source, after_end="kept").manifest()
+    assert ("after_end" in texts.manifest()) == (after_end == "dropped")
+
+
 def test_text_stores_with_their_own_numbering(tmp_path: Path) -> None:
     (tmp_path / "index.jsonl").write_text(
         json.dumps({"qid": 12, "vid": VIDEO, "query": " a person runs "}) + "\n"

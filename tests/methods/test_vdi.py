@@ -193,7 +193,7 @@ def test_a_fixed_target_is_the_same_at_every_step(target):
         assert torch.equal(compute(), compute()) == (target == "fixed")
 
 
-def test_retrieving_by_parts_of_the_query():
+def test_retrieving_by_parts_of_the_query(monkeypatch):
     batch = make_batch(NEEDS)
     full, static, dynamic = (
         build("vdi", f"method.retrieve_by={name}") for name in ("full", "static", "dynamic")
@@ -205,6 +205,11 @@ def test_retrieving_by_parts_of_the_query():
     torch.testing.assert_close(static.predict(everything)["scores"], scores[0])
     for name, value in full.losses(batch).items():  # what is learnt stays the same
         torch.testing.assert_close(static.losses(batch)[name], value)
+    read = []
+    for method in (full, static):
+        monkeypatch.setattr(method.metrics, "update", lambda prediction, _: read.append(prediction["scores"]))
+        method.validation_step(batch, 0)
+    torch.testing.assert_close(read[0], read[1])  # and so is the choice of the weights
 
 
 def test_the_text_encoder_learns_at_a_tenth_of_the_rate_and_may_be_frozen_first():

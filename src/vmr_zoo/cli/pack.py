@@ -27,7 +27,8 @@ def main(cfg: DictConfig) -> int:
         0, or 1 if some checksums are wrong.
 
     Raises:
-        VmrError: if features are missing, broken or rendered, or `out` holds other features.
+        VmrError: if features are missing, broken or rendered, their sources have clips of different
+            lengths, or `out` holds other features.
     """
     data: VMRDataModule = instantiate(cfg.data)
     source = data.features.video

@@ -88,9 +88,8 @@ def main(cfg: DictConfig) -> int:
             if cfg.format != "table" or cfg.out:
                 text = LEADERBOARD_WRITERS[cfg.format](boards, cfg.costs)
             _deliver(cfg, lambda: print_leaderboards(boards, cfg.costs), text, len(boards))
-            for warning in itertools.chain.from_iterable(map(table_warnings, boards)):
-                if cfg.format in ("csv", "long"):  # the others have it below the table
-                    _say(cfg, warning)
+            if cfg.format in ("csv", "long"):  # the others have it below the table
+                _warn(cfg, boards)
             if cfg.format == "table" and not cfg.out:
                 print("Next: html=true for a page with charts and predictions, format=csv for data.")
         if pictures:
@@ -153,6 +152,7 @@ def _report_by_kind(cfg: DictConfig, runs: list[Run]) -> None:
     tables = break_down(boards, read_kinds(cfg.by))
     text = BREAKDOWN_WRITERS[cfg.format](tables)
     _deliver(cfg, lambda: print_breakdowns(tables), text, len(tables))
+    _warn(cfg, boards)
 
 
 def _leading(boards: list[Leaderboard]) -> list[Leaderboard]:
@@ -243,6 +243,12 @@ def _deliver(cfg: DictConfig, show: Callable[[], None], text: str, count: int) -
         show()
     else:
         print(text, end="")
+
+
+def _warn(cfg: DictConfig, boards: Iterable[Leaderboard]) -> None:
+    """Prints what makes a number of the tables wrong."""
+    for warning in itertools.chain.from_iterable(map(table_warnings, boards)):
+        _say(cfg, warning)
 
 
 def _say(cfg: DictConfig, line: str) -> None:

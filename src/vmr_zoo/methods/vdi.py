@@ -274,7 +274,7 @@ class VDI(MMN):
             text_training: learning rate of the text encoder.
             visual_context: builds Eq. 1-2, given the widths; None removes them.
             spatial_dynamic: builds Eq. 3-5, given the widths; None removes them.
-            retrieve_by: part of the query that inference uses (Figure 3).
+            retrieve_by: part of the query that tests use (Figure 3); validation uses all of it.
             training: loss weights, optimizer, and what validation computes.
         """
         super().__init__(
@@ -372,7 +372,14 @@ class VDI(MMN):
             batch: the queries and their videos.
             details: also return `score_map` and, if the batch has `patches`, `heatmap`, M of Eq. 3.
         """
-        moments, sentences = self(batch, self.query_part(batch, self.retrieve_by))
+        return self._retrieve(batch, self.retrieve_by, details)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Predicts with the whole query: Figure 3 reads one trained model in three ways."""
+        self.metrics.update(self._retrieve(batch, "full", details=False), batch)
+
+    def _retrieve(self, batch: Batch, part: QueryPart, details: bool) -> Prediction:
+        moments, sentences = self(batch, self.query_part(batch, part))
         prediction = self.rank(batch, moments, sentences, details)
         if details and self.spatial_dynamic is not None and "patches" in batch:
             prediction["details"]["heatmap"] = self.heatmaps(batch)[moments.video]

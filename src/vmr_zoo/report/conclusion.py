@@ -57,7 +57,7 @@ def _best(board: Leaderboard, split: str, metric: str, compared: bool) -> Senten
     if equal:
         sentence.append((f"No row is significantly better than: {', '.join(equal)}.", False))
     elif not untested:
-        sentence.append(("To every other row, one is significantly superior.", False))
+        sentence.append(("Every other row is significantly worse than at least one row.", False))
     if untested:
         gap = " " if equal else ""
         text = f"{gap}Not compared, for lack of scores of single queries: {', '.join(untested)}."

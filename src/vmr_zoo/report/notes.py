@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from typing import Any
 
 from vmr_zoo.errors import VmrError, abbreviate
@@ -10,7 +11,7 @@ from vmr_zoo.report.caveats import legend
 from vmr_zoo.report.elsewhere import external_notes, recorded_annotations
 from vmr_zoo.report.leaderboard import DROP, TIED_SIGN, Leaderboard
 from vmr_zoo.report.no_answer import rejection_notes
-from vmr_zoo.report.runs import differing_settings
+from vmr_zoo.report.runs import Run, differing_settings
 from vmr_zoo.report.significance import TEST, seeds_left_out
 
 _LISTED = 3
@@ -47,25 +48,46 @@ def table_notes(board: Leaderboard, best: str = "Bold") -> list[str]:
 
 
 def table_warnings(board: Leaderboard) -> list[str]:
-    """Names the runs of one row that differ in their settings, and splits whose annotations differ."""
+    """Returns a sentence on each difference that makes a number of a table wrong."""
+    rows = [(row.label, row.runs) for row in board.rows]
+    return [f"WARNING: {text}." for text in (*unlike_seeds(rows), *unlike_annotations(rows, board.splits))]
+
+
+def unlike_seeds(rows: Sequence[tuple[str, Sequence[Run]]]) -> list[str]:
+    """Names the runs of one row that differ in their settings.
+
+    Args:
+        rows: the name of each row, and its run for each seed.
+    """
     found = []
-    for row in board.rows:
-        if keys := differing_settings(row.runs):
+    for label, runs in rows:
+        if keys := differing_settings(runs):
             more = f" and {len(keys) - _LISTED} more" if len(keys) > _LISTED else ""
-            found.append(f"WARNING: the runs of {row.label} differ in {', '.join(keys[:_LISTED])}{more}.")
+            found.append(f"the runs of {label} differ in {', '.join(keys[:_LISTED])}{more}")
+    return found
+
+
+def unlike_annotations(rows: Sequence[tuple[str, Sequence[Run]]], splits: Sequence[str]) -> list[str]:
+    """Names the splits in which rows were scored with other annotations.
+
+    Args:
+        rows: the name of each row, and its run for each seed.
+        splits: that the rows are compared on.
+    """
+    found = []
     recorded = []
-    for row in board.rows:
-        for run in row.runs:
+    for label, runs in rows:
+        for run in runs:
             with contextlib.suppress(VmrError):  # a broken file: resuming and evaluating name it
-                recorded.append((row.label, recorded_annotations(run)))
-    for split in board.splits:
+                recorded.append((label, recorded_annotations(run)))
+    for split in splits:
         groups: dict[str, dict[str, None]] = {}
-        for label, splits in recorded:
-            if split in splits:
-                groups.setdefault(str(splits[split]), {})[f"{label} ({_sentences(splits[split])})"] = None
+        for label, digests in recorded:
+            if split in digests:
+                groups.setdefault(str(digests[split]), {})[f"{label} ({_sentences(digests[split])})"] = None
         if len(groups) > 1:
             listed = " | ".join(abbreviate(labels, _LISTED) for labels in groups.values())
-            found.append(f"WARNING: the annotations of {split} differ: {listed}.")
+            found.append(f"the annotations of {split} differ: {listed}")
     return found
 
 

@@ -29,6 +29,7 @@ from vmr_zoo.errors import VmrError, abbreviate
 from vmr_zoo.report.caveats import CAVEATS, find_caveats
 from vmr_zoo.report.claims import ANY, Cell, Claim, describe, select_runs
 from vmr_zoo.report.leaderboard import TABLE_KEYS
+from vmr_zoo.report.notes import unlike_annotations, unlike_seeds
 from vmr_zoo.report.query_scores import QueryScores, load_scores
 from vmr_zoo.report.runs import Run, has_setting, setting
 from vmr_zoo.report.significance import (
@@ -273,6 +274,7 @@ def _estimate(claim: Claim, runs: Sequence[Run], scores: Scores) -> Answer:
         row = [found[seed] for seed in common]
         name = f"{row[0].header['name']}{cell.row[1:]}"  # in an interaction with the setting
         reasons += [f"{name}: {problem}" for problem in _shortcomings(row)]
+    reasons += _unlike(rows, common)
     data = dict.fromkeys(_data(found[common[0]]) for _, found in rows)
     return Answer(claim, effect, reasons=tuple(dict.fromkeys(reasons)), data=tuple(data))
 
@@ -328,6 +330,18 @@ def _shortcomings(row: Sequence[Run]) -> list[str]:
     """Returns why a row cannot decide a claim: the caveats that mark it on leaderboards."""
     found = find_caveats(row)
     return [caveat.text for caveat in CAVEATS if found.get(caveat.key)]
+
+
+def _unlike(rows: Sequence[tuple[Cell, Rows]], seeds: Sequence[int]) -> list[str]:
+    """Returns differences in settings between the seeds of a row, and in annotations between rows."""
+    found: list[str] = []
+    compared: dict[tuple[str, str], list[tuple[str, Sequence[Run]]]] = defaultdict(list)
+    for cell, by_seed in rows:
+        runs = [by_seed[seed] for seed in seeds]
+        compared[cell.row[1:], cell.split].append((str(runs[0].header["name"]), runs))
+    for (_, split), named in compared.items():  # a setting may have annotations of its own
+        found += [*unlike_seeds(named), *unlike_annotations(named, [split])]
+    return found
 
 
 def _effect(

@@ -11,7 +11,14 @@ from typing import Any, Literal, NamedTuple
 from vmr_zoo.data.annotations.records import Protocol
 from vmr_zoo.data.features.files import VideoFiles
 from vmr_zoo.data.features.packed import PackedVideos
-from vmr_zoo.data.features.problems import FeatureError, Problem, length_problem, lengths_differ
+from vmr_zoo.data.features.problems import (
+    SAMPLE,
+    FeatureError,
+    Problem,
+    length_problem,
+    lengths_differ,
+    sample,
+)
 from vmr_zoo.data.features.source import FeatureSource, NarrationSource, QuerySource, VideoSource
 from vmr_zoo.errors import VmrError, abbreviate, unknown
 from vmr_zoo.utils.arrays import Array
@@ -22,9 +29,7 @@ log = logging.getLogger(__name__)
 ORIGINS = ("real", "rendered", "simulated")
 
 CheckDepth = Literal["names", "sample", "all"]
-"""How much a check reads: "names" lists folders only, "sample" opens about 32 files, "all" every file."""
-
-_SAMPLE = 32
+"""How much a check reads: "names" lists folders only, "sample" opens `SAMPLE` files, "all" every file."""
 
 
 class _Missing(NamedTuple):
@@ -265,7 +270,7 @@ class FeatureSet:
 
         problems = _failures(self.video, "video", videos, depth, measure)
         problems += self._contradictions(lengths, durations)
-        problems += self.video.uneven(_sample(list(lengths)))
+        problems += self.video.uneven(sample(list(lengths)))
         present = _present(by_id, missing.queries)
         for part, words in (("query", self.query), ("narration query", self.narration_query)):
             if words is not None and words in sources:
@@ -332,19 +337,14 @@ def _present(ids: Iterable[str], problems: Sequence[Problem]) -> list[str]:
     return [identifier for identifier in ids if identifier not in affected]
 
 
-def _sample(ids: Sequence[str]) -> Sequence[str]:
-    """Returns at most `_SAMPLE` ids at equal intervals."""
-    return ids[:: max(1, -(-len(ids) // _SAMPLE))]
-
-
 def _failures(
     source: FeatureSource, part: str, ids: Sequence[str], depth: CheckDepth, load: Callable[[str], Any]
 ) -> list[Problem]:
     """Loads all ids, or a sample at equal intervals, and groups the failures by kind."""
     if depth == "sample" or source.computed:
-        ids = _sample(ids)
+        ids = sample(ids)
     failures: dict[str, list[tuple[str, str]]] = {}
-    for identifier in progress(ids, f"Reading {part} features", _SAMPLE + 1):
+    for identifier in progress(ids, f"Reading {part} features", SAMPLE + 1):
         try:
             load(identifier)
         except FeatureError as error:

@@ -19,9 +19,13 @@ from vmr_zoo.data.annotations.records import Query
 from vmr_zoo.data.features.problems import FeatureError, Problem, length_problem, lengths_differ
 from vmr_zoo.data.features.source import QuerySource, VideoSource
 from vmr_zoo.data.features.store import ArrayStore
+from vmr_zoo.data.text.clip_tokenizer import BytePairs
 from vmr_zoo.errors import VmrError, abbreviate
 from vmr_zoo.utils.arrays import Array, Epsilon, l2_normalise
 from vmr_zoo.utils.switches import check_switches
+
+_CONTEXT = 77
+"""Positions of CLIP's text encoder."""
 
 
 @check_switches
@@ -250,11 +254,16 @@ class VideoFiles(VideoSource):
         return manifest
 
 
+@check_switches
 class QueryFiles(QuerySource):
     """Token features on disk, one file per query."""
 
     def __init__(
-        self, source: FileFeatures, max_tokens: int | None = 32, index: Sequence[str | Path] = ()
+        self,
+        source: FileFeatures,
+        max_tokens: int | None = 32,
+        index: Sequence[str | Path] = (),
+        after_end: Literal["dropped", "kept"] = "kept",
     ) -> None:
         """Stores the source.
 
@@ -263,11 +272,18 @@ class QueryFiles(QuerySource):
             max_tokens: only the first tokens are kept; None: all.
             index: JSON Lines files with `qid`, `vid` and `query`, for stores that do not use the ids of the
                 published annotations. A query's file is then found by video and text, not by query id.
+            after_end: what is done with the positions after CLIP's end token in files that have all 77:
+                "dropped", or "kept" as if they were words. Shorter files have no such positions.
         """
+        self.after_end = after_end
         self.source = source
         self.dim = source.dim
         self.max_tokens = max_tokens
         self.index = [Path(path).expanduser() for path in index]
+
+    @cached_property
+    def _tokenizer(self) -> BytePairs:
+        return BytePairs()
 
     @cached_property
     def _qids(self) -> dict[tuple[str, str], str]:
@@ -307,7 +323,10 @@ class QueryFiles(QuerySource):
         Raises:
             FeatureError: if a file is missing or cannot be used.
         """
-        return self.source.read(self._file_id(query))[: self.max_tokens]
+        rows = self.source.read(self._file_id(query))
+        if self.after_end == "dropped" and len(rows) == _CONTEXT:
+            rows = rows[: len(self._tokenizer.split(query.text).ids) + 2]  # with start and end
+        return rows[: self.max_tokens]
 
     def missing(self, queries: Sequence[Query]) -> list[Problem]:
         """Finds queries without a file."""
@@ -326,5 +345,6 @@ class QueryFiles(QuerySource):
         return problems
 
     def manifest(self) -> dict[str, Any]:
-        """Returns the source and the maximum number of tokens."""
-        return {**self.source.manifest(), "max_tokens": self.max_tokens}
+        """Returns the source, the maximum number of tokens, and what is dropped."""
+        manifest = {**self.source.manifest(), "max_tokens": self.max_tokens}
+        return manifest | ({"after_end": self.after_end} if self.after_end != "kept" else {})

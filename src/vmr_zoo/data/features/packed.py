@@ -24,7 +24,7 @@ import torch
 
 from vmr_zoo.data.features.contained import read_npy
 from vmr_zoo.data.features.manifest import same_sources
-from vmr_zoo.data.features.problems import FeatureError, Problem
+from vmr_zoo.data.features.problems import FeatureError, Problem, sample
 from vmr_zoo.data.features.source import VideoSource
 from vmr_zoo.errors import VmrError, abbreviate, unknown
 from vmr_zoo.utils.arrays import Array
@@ -59,7 +59,8 @@ def pack(source: VideoSource, video_ids: Iterable[str], folder: str | Path, dtyp
 
     Raises:
         VmrError: if the folder holds another source or other videos, a packed video was replaced since, a
-            value overflows `dtype`, or a video cannot be read.
+            value overflows `dtype`, a video cannot be read, or the parts of the source have clips of
+            different lengths.
     """
     if dtype not in DTYPES:
         raise unknown("dtype", dtype, DTYPES)
@@ -74,6 +75,8 @@ def pack(source: VideoSource, video_ids: Iterable[str], folder: str | Path, dtyp
                 raise VmrError(f"{folder} holds other packed features. Choose another folder with out=DIR.")
             _refuse_replaced(source, {name: index["videos"][name] for name in wanted}, dtype, folder)
             return float(index["difference"])
+        if uneven := [problem for problem in source.uneven(sample(wanted)) if problem.fatal]:
+            raise VmrError(f"These features cannot be packed. {uneven[0]}")  # a pack would hide it
         rows, worst = _journal(folder, start)
         _refuse_replaced(source, rows, dtype, folder)
         done = sum(count for _, count, *_ in rows.values())

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from vmr_zoo.errors import VmrError, abbreviate
+
+SAMPLE = 32
+"""Videos that a check reads if it does not read all."""
 
 
 class FeatureError(VmrError):
@@ -42,6 +45,11 @@ class Problem:
     def __str__(self) -> str:
         count = f"{len(self.ids)} id{'s' * (len(self.ids) != 1)}"
         return f"{self.part}: {self.kind} for {count}: {abbreviate(self.ids)}. {self.detail}"
+
+
+def sample(ids: Sequence[str]) -> Sequence[str]:
+    """Returns at most `SAMPLE` ids at equal intervals."""
+    return ids[:: max(1, -(-len(ids) // SAMPLE))]
 
 
 def lengths_differ(found: float, expected: float) -> bool:

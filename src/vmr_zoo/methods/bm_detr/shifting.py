@@ -83,7 +83,8 @@ def training_rows(batch: Batch, shifting: ShiftedCopy | None, within_one: Within
         if isinstance(value, Tensor):
             rows[key] = torch.cat((rows[key], value))  # type: ignore[literal-required]
     # The released code moves the right clips but reports a moment that is one clip too short, and its margin
-    # loss draws from the reported moment. With exact moments the two agree.
+    # loss draws from the reported moment. With exact moments the two agree, but for the last clip of a video
+    # whose duration is no multiple of a clip.
     moved_inside = clips_inside(batch["shifted_spans"], batch["span_mask"], *seconds, mask, within_one)
     return TrainingRows(
         rows, torch.cat((inside, inside.gather(1, order))), torch.cat((inside, moved_inside)), copies=2
