@@ -111,7 +111,6 @@ class QueryDecoder(nn.Module):
         memory: Tensor,
         mask: Tensor,
         position: Tensor,
-        content: Tensor | None = None,
         record: list[Tensor] | None = None,
     ) -> tuple[Tensor, None]:
         """Decodes the slots.
@@ -120,14 +119,13 @@ class QueryDecoder(nn.Module):
             memory: (B, L, D).
             mask: (B, L), True = valid.
             position: (B, L, D), added to the keys.
-            content: (B, M, D) initial slot contents; None is zeros.
             record: list to which each layer's cross-attention weights (B, M, L) are appended.
 
         Returns:
             The normalised states (layers, B, M, D), and None: there are no reference spans.
         """
         query_position = self.query_position.weight.expand(memory.shape[0], -1, -1)
-        x = torch.zeros_like(query_position) if content is None else content
+        x = torch.zeros_like(query_position)
         located = memory + position
         states = []
         for layer in self.layers:

@@ -83,7 +83,7 @@ class AnswerMatcher:
         others: other requested splits: answers to their queries are skipped without being counted.
         missing: `REFUSE`: every query must have an answer; `MISSES`: one without counts as a miss.
         extra: `REFUSE`: every answer must belong to a requested split; `SKIP`: others are skipped.
-        unit: unit of the windows, a key of `units.UNITS`; None: seconds.
+        unit: unit of the windows, as in `units.in_seconds`; None: seconds.
         tally: what was found, complete once all rows were read.
     """
 

@@ -8,14 +8,12 @@ from typing import Any
 import numpy as np
 
 from vmr_zoo.data.annotations.records import Query
-from vmr_zoo.errors import VmrError
+from vmr_zoo.errors import VmrError, unknown
 from vmr_zoo.metrics.highlight import CLIP_SECONDS
 from vmr_zoo.metrics.per_query import Floats
 
 SECONDS = "seconds"
 _FRACTIONS, _PERCENT = "fractions", "percent"
-UNITS = (SECONDS, _FRACTIONS, _PERCENT)
-"""Units that windows may be declared in; the last two are of the length of the video."""
 
 _OUTSIDE = 0.25
 """Share of best windows that begin after the end of their video above which a file is refused."""
@@ -92,10 +90,16 @@ def in_seconds(windows: Sequence[Any], unit: str, duration: float) -> list[Any]:
 
     Args:
         windows: [start, end, …] each.
-        unit: one of `UNITS`.
+        unit: "seconds", or "fractions" or "percent" of the length of the video.
         duration: length of the video in seconds.
+
+    Raises:
+        VmrError: if the unit is unknown.
     """
-    factor = {SECONDS: 1.0, _FRACTIONS: duration, _PERCENT: duration / 100}[unit]
+    factors = {SECONDS: 1.0, _FRACTIONS: duration, _PERCENT: duration / 100}
+    if unit not in factors:
+        raise unknown("unit", unit, factors)
+    factor = factors[unit]
     return [
         [one[0] * factor, one[1] * factor, *one[2:]]
         if factor != 1

@@ -11,9 +11,10 @@ import pandas as pd
 from rich.table import Table
 from rich.text import Text
 
-from vmr_zoo.report.escape import csv_cell, markdown, markdown_table
+from vmr_zoo.report.escape import markdown, markdown_table
 from vmr_zoo.report.significance import LEVEL
 from vmr_zoo.report.verdicts import FAILS, HOLDS, OPEN, Answer
+from vmr_zoo.report.writers import csv_text
 from vmr_zoo.utils.console import wide_console
 
 _PAGE_VERDICTS = {HOLDS: ("holds", "✓"), FAILS: ("fails", "✕"), OPEN: ("open", "○")}
@@ -136,8 +137,7 @@ def _markdown(answers: Sequence[Answer]) -> str:
 
 
 def _csv(answers: Sequence[Answer]) -> str:
-    frame = pd.DataFrame(_records(answers)).map(csv_cell)
-    return str(frame.to_csv(index=False, lineterminator="\n"))
+    return csv_text(pd.DataFrame(_records(answers)))
 
 
 def _json(answers: Sequence[Answer]) -> str:

@@ -89,7 +89,7 @@ def _video_packets(
         for shown in found:
             picture = upright(shown.frame)
             if stream is None:
-                stream = _add_video(target, shown.frame, picture)
+                stream = _add_video(target, picture)
             picture = picture.reformat(width=stream.width, height=stream.height, format="yuv420p")
             begins, until = max(shown.start, start) - start, min(shown.end, end) - start
             picture.pts, picture.time_base = round(begins / _BASE), _BASE
@@ -103,7 +103,7 @@ def _video_packets(
     return packets
 
 
-def _add_video(target: Any, frame: Any, picture: Any) -> Any:
+def _add_video(target: Any, picture: Any) -> Any:
     """Adds a stream for pictures of an even size, which H.264 needs."""
     try:
         stream = target.add_stream("libx264", options=_H264)

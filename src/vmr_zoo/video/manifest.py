@@ -15,7 +15,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_class, instantiate
 
 from vmr_zoo.errors import VmrError
-from vmr_zoo.utils.files import atomic_write
+from vmr_zoo.utils.files import write_json
 from vmr_zoo.video.encoder import VideoEncoder
 
 MANIFEST_NAME = "manifest.json"
@@ -87,7 +87,7 @@ def write_or_compare_manifest(folder: Path, settings: Mapping[str, Any], node: M
             f"{folder} holds npz files but no {MANIFEST_NAME}: their settings are unknown. Choose another "
             "out=FOLDER."
         )
-    atomic_write(folder / MANIFEST_NAME, f"{json.dumps({**settings, 'encoder': node}, indent=1)}\n")
+    write_json(folder / MANIFEST_NAME, {**settings, "encoder": node})
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from vmr_zoo.data.worlds.shapes import render
 from vmr_zoo.data.worlds.shapes.sentences import Question, ask
 from vmr_zoo.data.worlds.shapes.world import GROUPS, Scene, WorldSettings, sample_scene
 from vmr_zoo.utils.checksums import verify_checksums, write_checksums
-from vmr_zoo.utils.files import atomic_write, lock_folder, write_rows
+from vmr_zoo.utils.files import lock_folder, write_json, write_rows
 from vmr_zoo.utils.parallel import in_parallel
 
 CHECKSUMS = "checksums.json"
@@ -116,7 +116,7 @@ def _generate(settings: WorldSettings, folder: Path, processes: int | None) -> N
         split: {"videos": len({row["video_id"] for row in listed}), "sentences": len(listed)}
         for split, listed in rows.items()
     }
-    _write_json(folder / "manifest.json", {"version": VERSION, "world": asdict(settings), "splits": sizes})
+    write_json(folder / "manifest.json", {"version": VERSION, "world": asdict(settings), "splits": sizes})
 
 
 def annotate(settings: WorldSettings) -> dict[str, list[dict[str, Any]]]:
@@ -167,7 +167,3 @@ def _row(scene: Scene, split: str, number: int, question: Question) -> dict[str,
         "clauses": [asdict(clause) for clause in question.clauses],
         "relations": list(question.relations),
     }
-
-
-def _write_json(path: Path, value: Any) -> None:
-    atomic_write(path, f"{json.dumps(value, indent=1)}\n")

@@ -31,8 +31,8 @@ OVERSAMPLE = 2
 FADE_SECONDS = 1.0
 
 
-def _circle(radius: float, points: int = 28) -> NDArray[np.float64]:
-    angle = np.linspace(0, 2 * math.pi, points + 1)
+def _circle(radius: float) -> NDArray[np.float64]:
+    angle = np.linspace(0, 2 * math.pi, 29)
     return radius * np.stack((np.cos(angle), np.sin(angle)), 1)
 
 

@@ -166,7 +166,7 @@ def mention(picture: Sequence[Seen], rng: np.random.Generator) -> str:
     one, *others = (picture[i] for i in rng.permutation(len(picture)))
     draw = rng.random()
     if others and draw < 0.25:
-        joint = _relation(one, others[0], rng)
+        joint = _relation(one, others[0])
         return _finish(f"{_thing(one, rng)} {joint} {_thing(others[0], rng)}")
     if others and draw < 0.4:
         return _finish(f"{_thing(one, rng)} and {_thing(others[0], rng)}")
@@ -245,7 +245,7 @@ def _thing(
     return f"{text} {rng.choice(PLACES[column, row])}"
 
 
-def _relation(one: Seen, other: Seen, rng: np.random.Generator) -> str:
+def _relation(one: Seen, other: Seen) -> str:
     """Returns how two things are placed, along the axis on which they are further apart."""
     across, down = one.x - other.x, one.y - other.y
     left, right, above, below = JOINTS
