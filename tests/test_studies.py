@@ -28,6 +28,7 @@ from vmr_zoo.config.resolvers import register_resolvers
 from vmr_zoo.data.worlds.shapes.world import Event, Scene
 from vmr_zoo.errors import VmrError
 from vmr_zoo.methods.base import Method
+from vmr_zoo.methods.emb import overlap_threshold
 from vmr_zoo.report.claim_tables import CLAIM_WRITERS, answers_frame
 from vmr_zoo.report.escape import markdown_table
 from vmr_zoo.report.query_scores import load_scores
@@ -367,3 +368,18 @@ def test_the_verdicts_shown_are_those_of_the_stored_runs(monkeypatch, claims):
     for one in answers_frame(answers).to_dict("records"):
         row = (one["paper"], one["claim"], verdicts.short_effect(one), one["verdict"])
         assert markdown_table(row, []).splitlines()[0] in front
+
+
+def test_the_elastic_boundary_acted_before_the_weights_of_stored_runs():
+    """A run whose best epoch comes before any moment can be widened is one without candidate sets."""
+    found = {}
+    for study in ("ood_shapes", "ood_charades", "interventions"):
+        for run in scan_runs(EXPERIMENTS / study / "runs")[0]:
+            if run.header["method"] in ("emb", "tea"):
+                falls = yaml.safe_load((run.path / "config.yaml").read_text())["method"]["boundary"]
+                progress = (run.header["best_epoch"] - 1) / falls["theta_epochs"]
+                found[run.path.relative_to(EXPERIMENTS).as_posix()] = overlap_threshold(progress)
+    assert len(found) > 20
+    early = {run for run, theta in found.items() if theta > 0.9}
+    blind = "interventions/runs/shapes-shapes_blind_both/emb-paper"
+    assert early == {f"{blind}/seed1", f"{blind}/seed2"}  # as docs/methods/emb.md says
