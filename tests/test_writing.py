@@ -10,7 +10,14 @@ import time
 import pytest
 
 from vmr_zoo.errors import VmrError
-from vmr_zoo.utils.files import _is_running, _remove_leftovers, append_row, atomic_path, atomic_write
+from vmr_zoo.utils.files import (
+    _is_running,
+    _processes,
+    _remove_leftovers,
+    append_row,
+    atomic_path,
+    atomic_write,
+)
 
 PARALLEL = """
 import os, sys, time
@@ -53,6 +60,12 @@ def test_what_a_killed_process_left_is_removed_by_the_next_one(tmp_path):
         _remove_leftovers.cache_clear()
         atomic_write(tmp_path / "third.txt", "")
     assert {path.name for path in tmp_path.iterdir()} == {"other.txt", "third.txt"}
+
+
+def test_a_container_of_the_same_name_has_other_processes(monkeypatch):
+    here = _processes()
+    monkeypatch.setattr(os, "readlink", lambda _: "pid:[1]")
+    assert _processes() != here
 
 
 def test_workers_end_with_a_killed_parent(tmp_path):

@@ -23,10 +23,19 @@ from filelock import FileLock
 from vmr_zoo.errors import VmrError, causes
 from vmr_zoo.utils.trees import map_leaves
 
-_HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+
+def _processes() -> str:
+    """Names the set of processes that this one sees: those of its machine, or of its container."""
+    name = platform.node()
+    with suppress(OSError):  # Linux alone has it
+        name += os.readlink("/proc/self/ns/pid")
+    return hashlib.sha256(name.encode()).hexdigest()[:8]
+
+
+_HOST = _processes()
 _TEMPORARY = re.compile(r"\.tmp-([0-9a-f]{8})-(\d+)-")
 _ABANDONED = 86400.0
-"""Seconds after which a temporary file of another machine, whose processes cannot be seen, is removed."""
+"""Seconds after which a temporary file of a process that cannot be seen from here is removed."""
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
