@@ -17,6 +17,7 @@ from vmr_zoo.utils.files import (
     append_row,
     atomic_path,
     atomic_write,
+    read_rows,
 )
 
 PARALLEL = """
@@ -109,3 +110,13 @@ def test_names_of_the_greatest_length_and_folders_that_are_files(tmp_path):
     for write in (atomic_write, append_row):
         with pytest.raises(VmrError, match="Cannot write"):
             write(tmp_path / "file" / "a.txt", "")
+
+
+def test_a_row_after_an_incomplete_one_is_read(tmp_path):
+    path, rows = tmp_path / "rows.jsonl", [["a", "一 \u2028 \x85"], {"b": 1}]
+    assert read_rows(path) == []
+    append_row(path, rows[0])
+    append_row(path, ["一"])
+    path.write_bytes(path.read_bytes()[:-5])  # killed within a character
+    append_row(path, rows[1])
+    assert read_rows(path) == rows

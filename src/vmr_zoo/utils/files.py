@@ -224,12 +224,30 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def append_row(path: Path, row: Any) -> None:
-    """Appends a row to a JSON Lines file, in one piece: several processes may append to it."""
+    """Appends a row to a JSON Lines file, in one piece: several processes may append to it.
+
+    First ends a line that a killed process left incomplete.
+    """
     line = json.dumps(row, ensure_ascii=False, allow_nan=False).encode("utf-8", "backslashreplace") + b"\n"
     with writing(path):
         _create_folder(path.parent)
-        with path.open("ab") as file:
+        with path.open("ab+") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                line = line if file.read(1) == b"\n" else b"\n" + line
             file.write(line)
+
+
+def read_rows(path: Path) -> list[Any]:
+    """Reads the rows that `append_row` wrote, without incomplete ones; returns none if there is no file."""
+    rows = []
+    if path.is_file():
+        # Bytes: an incomplete line may end within a character, and a text may hold other line ends.
+        with path.open("rb") as lines:
+            for line in lines:
+                with suppress(ValueError, RecursionError):
+                    rows.append(json.loads(line))
+    return rows
 
 
 @contextmanager
