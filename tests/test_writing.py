@@ -102,6 +102,15 @@ def test_a_file_that_cannot_be_written_is_one_message_also_of_another_process(tm
         raise ConnectionRefusedError(errno.ECONNREFUSED, "refused")
 
 
+def test_a_source_that_cannot_be_read_is_not_called_the_target(tmp_path):
+    source = tmp_path / "in" / "a.npz"
+    with pytest.raises(PermissionError) as caught, atomic_path(tmp_path / "out" / "b.txt"):
+        raise OSError(errno.EACCES, "denied", str(source))
+    assert not isinstance(caught.value, VmrError)
+    with pytest.raises(VmrError, match="files that it is made from"), atomic_path(tmp_path / "b.txt"):
+        raise OSError(errno.EIO, "no name: reading or writing")
+
+
 def test_names_of_the_greatest_length_and_folders_that_are_files(tmp_path):
     atomic_write(tmp_path / ("x" * 251 + ".npz"), "")
     with pytest.raises(VmrError, match="File name too long"):

@@ -54,6 +54,8 @@ class WriteError(VmrError, OSError):
             advice = "Free some space or choose another place, then run the same command again."
         elif cause.errno in _REFUSED:
             advice = "Choose a place that you may write to."
+        elif cause.errno == errno.EIO:
+            advice = "Check its disk, and those of the files that it is made from: one may be failing."
         else:
             advice = "Choose another place."
         super().__init__()
@@ -80,13 +82,25 @@ def unwritable_cause(error: BaseException) -> OSError | None:
 
 @contextmanager
 def writing(path: str | Path) -> Iterator[None]:
-    """Turns the system's refusal to write a file, raised by the body, into a `WriteError`."""
+    """Turns the system's refusal to write a file, raised by the body, into a `WriteError`.
+
+    An error about a file elsewhere stays as it is: the body may read from there.
+    """
     try:
         yield
     except OSError as error:  # of a download too, whose errors have other numbers
-        if isinstance(error, VmrError) or error.errno not in (*_FULL, *_REFUSED, *_IMPOSSIBLE):
+        known = error.errno in (*_FULL, *_REFUSED, *_IMPOSSIBLE) and not isinstance(error, VmrError)
+        if not known or not _lies_with(error, path):
             raise
         raise WriteError(str(path), error) from error
+
+
+def _lies_with(error: OSError, path: str | Path) -> bool:
+    """Returns whether an error names no file, one below the folder of `path`, or a folder above it."""
+    names = [name for name in (error.filename, error.filename2) if isinstance(name, str | bytes | Path)]
+    folder = Path(os.path.abspath(path)).parent
+    found = [Path(os.path.abspath(os.fsdecode(name))) for name in names]
+    return not found or any(one.is_relative_to(folder) or folder.is_relative_to(one) for one in found)
 
 
 @contextmanager
