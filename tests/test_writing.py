@@ -5,11 +5,13 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
 from vmr_zoo.errors import VmrError
+from vmr_zoo.utils import files
 from vmr_zoo.utils.files import (
     _is_running,
     _processes,
@@ -17,6 +19,7 @@ from vmr_zoo.utils.files import (
     append_row,
     atomic_path,
     atomic_write,
+    lock_folder,
     read_rows,
 )
 
@@ -119,6 +122,27 @@ def test_names_of_the_greatest_length_and_folders_that_are_files(tmp_path):
     for write in (atomic_write, append_row):
         with pytest.raises(VmrError, match="Cannot write"):
             write(tmp_path / "file" / "a.txt", "")
+
+
+def test_who_waits_for_a_folder_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(files, "_SOON", 0.01)
+    with lock_folder(tmp_path):
+        waiting = threading.Thread(target=lambda: lock_folder(tmp_path).__enter__())
+        waiting.start()
+        _wait(lambda: "Waiting for another" in capsys.readouterr().err)
+    waiting.join()
+
+
+def test_a_folder_that_cannot_be_locked_is_one_message(tmp_path, monkeypatch):
+    def refused(*_, **__):
+        raise PermissionError(errno.EACCES, "denied", str(tmp_path / ".lock"))
+
+    (tmp_path / "file").touch()
+    with pytest.raises(VmrError, match="Cannot write"), lock_folder(tmp_path / "file" / "a"):
+        pass
+    monkeypatch.setattr(files.FileLock, "acquire", refused)
+    with pytest.raises(VmrError, match="that you may write to"), lock_folder(tmp_path):
+        pass
 
 
 def test_a_row_after_an_incomplete_one_is_read(tmp_path):

@@ -12,13 +12,14 @@ import platform
 import re
 import secrets
 import stat
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from vmr_zoo.errors import VmrError, causes
 from vmr_zoo.utils.trees import map_leaves
@@ -37,6 +38,8 @@ _TEMPORARY = re.compile(r"\.tmp-([0-9a-f]{8})-(\d+)-")
 _ABANDONED = 86400.0
 """Seconds after which a temporary file of a process that cannot be seen from here is removed."""
 
+_SOON = 1.0
+"""Seconds to wait for a lock in silence."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _UNWRITABLE = (*_FULL, errno.EROFS)
@@ -270,8 +273,20 @@ def lock_folder(folder: str | Path) -> Iterator[None]:
 
     For work that several jobs of a sweep would otherwise do at once; a job that waited checks again what is
     left to do. The system releases the lock when the process dies.
+
+    Raises:
+        WriteError: if the folder cannot be written.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock")
+        try:
+            lock.acquire(timeout=_SOON)
+        except Timeout:
+            print(f"Waiting for another process that works in {folder}.", file=sys.stderr)
+            lock.acquire()
+    try:
         yield
+    finally:
+        lock.release()
