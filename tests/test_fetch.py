@@ -11,6 +11,7 @@ import threading
 import zipfile
 from collections import namedtuple
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from vmr_zoo.config.compose import compose, config_dir
-from vmr_zoo.data.features import unpack
+from vmr_zoo.data.features import fetch, unpack
 from vmr_zoo.data.features.fetch import Fetched, fetch_features
 from vmr_zoo.data.features.published import PublishedFeatures, Repository, choose
 from vmr_zoo.errors import VmrError
@@ -248,6 +249,26 @@ def test_a_second_call_goes_on_where_the_connection_broke(hub: Hub, tmp_path: Pa
         (f"/datasets/{REPO}/resolve/{hub.commit}/all.tar.gz.ab", f"bytes={kept}-")
     ]
     assert names(tmp_path) == placed() | KEPT
+
+
+def test_a_call_that_waited_for_another_one_downloads_nothing(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = fetch.lock_folder
+
+    @contextmanager
+    def waits(folder: Path) -> Iterator[None]:
+        monkeypatch.setattr(fetch, "lock_folder", lock)
+        run(folder)
+        hub.requests.clear()
+        with lock(folder):
+            yield
+
+    monkeypatch.setattr(fetch, "lock_folder", waits)
+    done = run(tmp_path)
+    assert done is not None
+    assert done.kept
+    assert hub.requests == []
 
 
 @pytest.mark.parametrize(

@@ -107,9 +107,8 @@ def fetch_features(
         VmrError: if a licence has to be accepted first, the disk is too small, or a file cannot be fetched or
             differs from what it was. What was complete before stays.
     """
-    record = Record.read(folder, name)
-    if record.complete and all(record.holds(folder, key) for key in record.placed):
-        return Fetched(sum(map(len, record.placed.values())), kept=True)
+    if (kept := _kept(Record.read(folder, name), folder)) is not None:
+        return kept
     console.print(Text(licence_text(source)))
     if source.must_accept and not accepted:
         raise VmrError(
@@ -118,10 +117,16 @@ def fetch_features(
         )
     if source.browser and not any(_by_hand(folder)):
         return None
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
     with lock_folder(folder), progress_bars(console) as progress:
-        return _Call(name, source, folder, network, record, progress).run()
+        record = Record.read(folder, name)  # another process may have fetched some meanwhile
+        return _kept(record, folder) or _Call(name, source, folder, network, record, progress).run()
+
+
+def _kept(record: Record, folder: Path) -> Fetched | None:
+    """Returns what is said of features that are complete; None if they are not."""
+    if record.complete and all(record.holds(folder, key) for key in record.placed):
+        return Fetched(sum(map(len, record.placed.values())), kept=True)
+    return None
 
 
 def licence_text(source: PublishedFeatures) -> str:
