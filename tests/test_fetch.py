@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
+import os
 import shutil
 import tarfile
 import threading
@@ -31,6 +33,7 @@ from vmr_zoo.data.features.published import PublishedFeatures, Repository, choos
 from vmr_zoo.errors import VmrError
 from vmr_zoo.utils.archives import check_name
 from vmr_zoo.utils.download import DownloadSettings
+from vmr_zoo.utils.files import WriteError
 from vmr_zoo.utils.trees import walk
 
 REPO = "someone/features"
@@ -335,6 +338,17 @@ def test_a_full_disk_is_seen_before_anything_is_downloaded(
     ):
         run(tmp_path)
     assert hub.fetched() == []
+
+
+def test_a_full_disk_stays_one_while_downloading(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(fetch, "fetch", full)
+    with pytest.raises(WriteError):
+        run(tmp_path)
 
 
 def test_content_that_changed_after_its_first_use_is_refused(hub: Hub, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import requests
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
+from vmr_zoo.errors import VmrError
 from vmr_zoo.utils.hashing import sha256_of
 
 _TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
@@ -53,7 +54,7 @@ class DownloadSettings:
     backoff: float = 1.0
 
 
-class DownloadError(Exception):
+class DownloadError(VmrError):
     """A file that could not be downloaded; the message names the URL and the reason."""
 
 

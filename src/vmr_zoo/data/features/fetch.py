@@ -202,10 +202,7 @@ class _Call:
         for file, facts in self.source.links.items():
             size = facts["size"]
             if size is None:
-                try:
-                    size = remote_size(facts["url"], self.network.timeout)
-                except DownloadError as error:
-                    raise VmrError(str(error)) from error
+                size = remote_size(facts["url"], self.network.timeout)
             yield RemoteFile(f"links/{file}", file, facts["url"], size, facts["sha256"])
 
     def _check_disk(self, waiting: Sequence[_Download]) -> None:
@@ -273,7 +270,7 @@ class _Call:
             unfinished = self._part(part)
             try:
                 found = self._download(part, unfinished)
-            except VmrError as error:
+            except DownloadError as error:
                 raise VmrError(f"{error} The same command goes on from there.") from error
             self.record.check(part.key, None, found)
             unfinished.replace(place)
@@ -284,11 +281,8 @@ class _Call:
     def _download(self, remote: RemoteFile, part: Path) -> str:
         """Downloads and verifies one file; returns its SHA-256."""
         published = PublishedFile(remote.size or 0, remote.sha256)
-        try:
-            with writing(part):
-                return fetch(remote.url, part, published, self.network, self.progress, remote.headers)
-        except DownloadError as error:
-            raise VmrError(str(error)) from error
+        with writing(part):
+            return fetch(remote.url, part, published, self.network, self.progress, remote.headers)
 
     def _place(self, part: RemoteFile) -> Path:
         return part.cached or self.folder / DOWNLOADS / part.key
