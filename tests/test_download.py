@@ -9,6 +9,7 @@ import os
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from rich.console import Console
 
 from vmr_zoo.cli.doctor import main
 from vmr_zoo.config.compose import config_dir
+from vmr_zoo.data.annotations import download as annotations_download
 from vmr_zoo.data.annotations.download import AnnotationSource, DownloadResult, download
 from vmr_zoo.data.annotations.protocols import PUBLISHED_PROTOCOLS
 from vmr_zoo.data.annotations.records import Protocol
@@ -360,6 +362,25 @@ def test_a_file_without_a_known_checksum_is_recorded_and_then_compared(
     server.files["charades_train.json"] = body
     with pytest.raises(WriteError, match=f"Cannot write {tmp_path}: No space left"):
         fetch()
+
+
+def test_a_download_that_waited_for_another_one_requests_nothing(
+    doctor: Doctor, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = annotations_download.lock_folder
+
+    @contextmanager
+    def waits(folder: Path) -> Iterator[None]:
+        monkeypatch.setattr(annotations_download, "lock_folder", lock)
+        assert doctor()[0] == 0
+        server.requests.clear()
+        with lock(folder):
+            yield
+
+    monkeypatch.setattr(annotations_download, "lock_folder", waits)
+    code, said = doctor()
+    assert (code, server.requests) == (0, [])
+    assert "All 4 files exist, as published." in said
 
 
 def test_generated_data_has_nothing_to_fetch(doctor: Doctor, server: Server) -> None:
