@@ -65,6 +65,18 @@ def test_next_free_never_returns_what_exists(tmp_path):
     assert directory.next_free(tmp_path, "iid").name == "iid-003"
 
 
+def test_a_copy_gives_way_to_a_complete_one_alone(tmp_path):
+    building, place = tmp_path / "building", tmp_path / "place"
+    for folder in (building, place):
+        folder.mkdir()
+        (folder / "metrics.json").touch()
+    with pytest.raises(VmrError, match="Move what is there"):
+        directory.install(building, place)
+    (place / directory.ORIGIN).touch()
+    directory.install(building, place)
+    assert building.exists()
+
+
 def test_a_curve_spans_sessions_even_without_a_whole_epoch(tmp_path):
     (tmp_path / "metrics-001.csv").write_text("epoch,step,train/loss\n0,1,0.5\n")
     lines = "epoch,selection/mIoU,step\n0,10.5,2\n1,,3\n1,12.0,4\n2,1"

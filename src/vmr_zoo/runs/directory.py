@@ -156,6 +156,19 @@ def unwritable(path: Path, error: OSError) -> VmrError:
     return UnwritableRun(str(path), error)
 
 
+def install(building: Path, place: Path) -> None:
+    """Renames a finished copy of a run from elsewhere to its place, unless another process was faster.
+
+    Raises:
+        WriteError: if it cannot be renamed, and there is no complete copy, which `ORIGIN` marks.
+    """
+    try:
+        building.rename(place)
+    except OSError as error:
+        if not (place / ORIGIN).is_file():
+            raise WriteError(str(place), error) from error
+
+
 def next_free(parent: Path, stem: str, suffix: str = "") -> Path:
     """Returns the first of `stem-001`, `stem-002`, … below `parent` that does not exist."""
     number = 1

@@ -59,6 +59,8 @@ class WriteError(VmrError, OSError):
             advice = "Choose a place that you may write to."
         elif cause.errno == errno.EIO:
             advice = "Check its disk, and those of the files that it is made from: one may be failing."
+        elif cause.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            advice = "Move what is there, or choose another place."
         else:
             advice = "Choose another place."
         super().__init__()
