@@ -6,25 +6,30 @@ import errno
 import hashlib
 import json
 import os
+import socket
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 import yaml
 from omegaconf import OmegaConf
 from rich.console import Console
+from urllib3.exceptions import NameResolutionError, ReadTimeoutError
 
 from vmr_zoo.cli.doctor import main
 from vmr_zoo.config.compose import config_dir
+from vmr_zoo.data.annotations import download as annotations_download
 from vmr_zoo.data.annotations.download import AnnotationSource, DownloadResult, download
 from vmr_zoo.data.annotations.protocols import PUBLISHED_PROTOCOLS
 from vmr_zoo.data.annotations.records import Protocol
 from vmr_zoo.errors import VmrError
-from vmr_zoo.utils.download import DownloadSettings
+from vmr_zoo.utils.download import DownloadSettings, _reason
 from vmr_zoo.utils.files import WriteError
 
 ROOT = Path(__file__).parents[2] / "shared" / "data"
@@ -81,6 +86,8 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", str((total or len(body)) - first))
         if code == 206:
             self.send_header("Content-Range", f"bytes {first}-{total - 1}/{total}")
+        if code == 503:
+            self.send_header("Retry-After", self.server.retry_after)
         self.send_header("Connection", "close")
         self.end_headers()
         self.wfile.write(body)
@@ -91,13 +98,14 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
-    """Attributes: the files by name, the remaining ways of answering, and the requests (name, range)."""
+    """Attributes: files by name, remaining ways of answering, requests (name, range), Retry-After of 503."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.files: dict[str, bytes] = {}
         self.ways: dict[str, list[str]] = {}
         self.requests: list[tuple[str, str | None]] = []
+        self.retry_after = ""
 
 
 @pytest.fixture
@@ -276,6 +284,32 @@ def test_an_overloaded_server_is_retried(doctor: Doctor, server: Server) -> None
     assert [name for name, _ in server.requests].count("charades_train.json") == 3
 
 
+def test_a_server_says_how_long_to_wait(
+    doctor: Doctor, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr("urllib3.util.retry.time.sleep", waits.append)
+    server.ways["charades_train.json"] = ["503"]
+    server.retry_after = "7"
+    assert doctor()[0] == 0
+    assert waits == [7]
+
+
+@pytest.mark.parametrize(
+    ("cause", "reason"),
+    [
+        (NameResolutionError("h", None, socket.gaierror()), "name could not be resolved"),
+        (OSError(errno.ENETUNREACH, "in another language"), "network is unreachable"),
+        (ReadTimeoutError(None, "/refused", ""), "did not respond in time"),
+        (OSError(errno.ECONNRESET, "refused"), "broke off"),
+    ],
+)
+def test_the_reason_of_a_broken_connection_is_its_type(cause: Exception, reason: str) -> None:
+    with pytest.raises(requests.ConnectionError) as caught:
+        raise requests.ConnectionError(cause) from cause
+    assert reason in _reason(caught.value)
+
+
 @pytest.mark.parametrize(
     ("way", "message"),
     [
@@ -360,6 +394,25 @@ def test_a_file_without_a_known_checksum_is_recorded_and_then_compared(
     server.files["charades_train.json"] = body
     with pytest.raises(WriteError, match=f"Cannot write {tmp_path}: No space left"):
         fetch()
+
+
+def test_a_download_that_waited_for_another_one_requests_nothing(
+    doctor: Doctor, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = annotations_download.lock_folder
+
+    @contextmanager
+    def waits(folder: Path) -> Iterator[None]:
+        monkeypatch.setattr(annotations_download, "lock_folder", lock)
+        assert doctor()[0] == 0
+        server.requests.clear()
+        with lock(folder):
+            yield
+
+    monkeypatch.setattr(annotations_download, "lock_folder", waits)
+    code, said = doctor()
+    assert (code, server.requests) == (0, [])
+    assert "All 4 files exist, as published." in said
 
 
 def test_generated_data_has_nothing_to_fetch(doctor: Doctor, server: Server) -> None:

@@ -26,10 +26,11 @@ from vmr_zoo.data.features.problems import FeatureError
 from vmr_zoo.errors import VmrError
 from vmr_zoo.runs.directory import relocatable
 from vmr_zoo.utils.arrays import l2_normalise
+from vmr_zoo.utils.files import append_row
 from vmr_zoo.video.ahead import THREAD
 from vmr_zoo.video.decode import VideoError
 from vmr_zoo.video.encoder import VideoEncoder
-from vmr_zoo.video.extraction import extract
+from vmr_zoo.video.extraction import extract, read_notes
 from vmr_zoo.video.manifest import build_encoder, combined_entry, read_manifest
 
 
@@ -141,6 +142,13 @@ def test_a_video_that_was_replaced_is_extracted_again(videos, tmp_path, capsys):
     with np.load(out / "v0.npz") as first, np.load(out / "v1.npz") as second:
         assert np.array_equal(first["features"], second["features"])
     assert not (out / "v2.npz").exists()
+
+
+def test_notes_are_read_after_a_line_that_was_cut_within_a_character(tmp_path):
+    notes = {"title": "a\u2028b"}
+    (tmp_path / "videos.jsonl").write_bytes('{"video_id": "一'.encode()[:-1])
+    append_row(tmp_path / "videos.jsonl", {"video_id": "v", "notes": notes})
+    assert read_notes(tmp_path, ["v"]) == {"v": notes}
 
 
 def test_an_interruption_keeps_what_is_finished(tmp_path, monkeypatch):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
+import os
 import shutil
 import tarfile
 import threading
 import zipfile
 from collections import namedtuple
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -24,12 +27,13 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from vmr_zoo.config.compose import compose, config_dir
-from vmr_zoo.data.features import unpack
+from vmr_zoo.data.features import fetch, unpack
 from vmr_zoo.data.features.fetch import Fetched, fetch_features
 from vmr_zoo.data.features.published import PublishedFeatures, Repository, choose
 from vmr_zoo.errors import VmrError
 from vmr_zoo.utils.archives import check_name
 from vmr_zoo.utils.download import DownloadSettings
+from vmr_zoo.utils.files import WriteError
 from vmr_zoo.utils.trees import walk
 
 REPO = "someone/features"
@@ -250,6 +254,26 @@ def test_a_second_call_goes_on_where_the_connection_broke(hub: Hub, tmp_path: Pa
     assert names(tmp_path) == placed() | KEPT
 
 
+def test_a_call_that_waited_for_another_one_downloads_nothing(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = fetch.lock_folder
+
+    @contextmanager
+    def waits(folder: Path) -> Iterator[None]:
+        monkeypatch.setattr(fetch, "lock_folder", lock)
+        run(folder)
+        hub.requests.clear()
+        with lock(folder):
+            yield
+
+    monkeypatch.setattr(fetch, "lock_folder", waits)
+    done = run(tmp_path)
+    assert done is not None
+    assert done.kept
+    assert hub.requests == []
+
+
 @pytest.mark.parametrize(
     "broken",
     [
@@ -314,6 +338,17 @@ def test_a_full_disk_is_seen_before_anything_is_downloaded(
     ):
         run(tmp_path)
     assert hub.fetched() == []
+
+
+def test_a_full_disk_stays_one_while_downloading(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(fetch, "fetch", full)
+    with pytest.raises(WriteError):
+        run(tmp_path)
 
 
 def test_content_that_changed_after_its_first_use_is_refused(hub: Hub, tmp_path: Path) -> None:

@@ -316,6 +316,18 @@ def test_evaluations_are_rows_on_request(runs):
     assert set(board.rows[3].marks.values()) == {TIED}  # its predictions are those of the best row
 
 
+def test_a_damaged_evaluation_costs_the_run_nothing(runs, capsys):
+    broken = runs / "strong" / "seed0" / "eval" / "iid-other_query-001"
+    broken.mkdir(parents=True)  # as a killed evaluation leaves it
+    assert main.main(["report", f"runs={runs}", "evals=true", "columns=[R1@0.5]"]) == 0
+    (broken / "metrics.json").write_text("{")
+    capsys.readouterr()
+    assert main.main(["report", f"runs={runs}", "columns=[R1@0.5]"]) == 1
+    shown = capsys.readouterr().out
+    assert "1 unreadable" in shown
+    assert any(line.startswith("strong ") for line in shown.splitlines())
+
+
 def test_a_repeated_seed_is_not_averaged(runs):
     write(runs / "other_study", "strong", {"iid": 10, "ood": 10, "far": 10, "selection": 10})
     (board,) = leaderboards(finished_runs(runs), ["R1@0.5"])

@@ -65,6 +65,30 @@ def test_next_free_never_returns_what_exists(tmp_path):
     assert directory.next_free(tmp_path, "iid").name == "iid-003"
 
 
+def test_evaluations_at_once_have_folders_of_their_own_and_leave_no_empty_one(tmp_path, monkeypatch):
+    with directory.claim_evaluation(tmp_path, "iid") as first:
+        with directory.claim_evaluation(tmp_path, "iid") as second:
+            (second / "metrics.json").touch()
+        assert (first.name, second.name) == ("iid-001", "iid-002")
+        answers = iter([second, tmp_path / "eval" / "iid-003"])
+        monkeypatch.setattr(directory, "next_free", lambda *_: next(answers))
+        with directory.claim_evaluation(tmp_path, "iid") as third:
+            assert third.name == "iid-003"  # another process was faster
+    assert list((tmp_path / "eval").iterdir()) == [second]
+
+
+def test_a_copy_gives_way_to_a_complete_one_alone(tmp_path):
+    building, place = tmp_path / "building", tmp_path / "place"
+    for folder in (building, place):
+        folder.mkdir()
+        (folder / "metrics.json").touch()
+    with pytest.raises(VmrError, match="Move what is there"):
+        directory.install(building, place)
+    (place / directory.ORIGIN).touch()
+    directory.install(building, place)
+    assert building.exists()
+
+
 def test_a_curve_spans_sessions_even_without_a_whole_epoch(tmp_path):
     (tmp_path / "metrics-001.csv").write_text("epoch,step,train/loss\n0,1,0.5\n")
     lines = "epoch,selection/mIoU,step\n0,10.5,2\n1,,3\n1,12.0,4\n2,1"

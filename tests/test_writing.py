@@ -5,12 +5,23 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
 from vmr_zoo.errors import VmrError
-from vmr_zoo.utils.files import _is_running, _remove_leftovers, append_row, atomic_path, atomic_write
+from vmr_zoo.utils import files
+from vmr_zoo.utils.files import (
+    _is_running,
+    _processes,
+    _remove_leftovers,
+    append_row,
+    atomic_path,
+    atomic_write,
+    lock_folder,
+    read_rows,
+)
 
 PARALLEL = """
 import os, sys, time
@@ -55,6 +66,12 @@ def test_what_a_killed_process_left_is_removed_by_the_next_one(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"other.txt", "third.txt"}
 
 
+def test_a_container_of_the_same_name_has_other_processes(monkeypatch):
+    here = _processes()
+    monkeypatch.setattr(os, "readlink", lambda _: "pid:[1]")
+    assert _processes() != here
+
+
 def test_workers_end_with_a_killed_parent(tmp_path):
     parent = subprocess.Popen([sys.executable, "-c", PARALLEL, str(tmp_path)])
     _wait(lambda: len(list(tmp_path.iterdir())) == 2)
@@ -88,6 +105,15 @@ def test_a_file_that_cannot_be_written_is_one_message_also_of_another_process(tm
         raise ConnectionRefusedError(errno.ECONNREFUSED, "refused")
 
 
+def test_a_source_that_cannot_be_read_is_not_called_the_target(tmp_path):
+    source = tmp_path / "in" / "a.npz"
+    with pytest.raises(PermissionError) as caught, atomic_path(tmp_path / "out" / "b.txt"):
+        raise OSError(errno.EACCES, "denied", str(source))
+    assert not isinstance(caught.value, VmrError)
+    with pytest.raises(VmrError, match="files that it is made from"), atomic_path(tmp_path / "b.txt"):
+        raise OSError(errno.EIO, "no name: reading or writing")
+
+
 def test_names_of_the_greatest_length_and_folders_that_are_files(tmp_path):
     atomic_write(tmp_path / ("x" * 251 + ".npz"), "")
     with pytest.raises(VmrError, match="File name too long"):
@@ -96,3 +122,34 @@ def test_names_of_the_greatest_length_and_folders_that_are_files(tmp_path):
     for write in (atomic_write, append_row):
         with pytest.raises(VmrError, match="Cannot write"):
             write(tmp_path / "file" / "a.txt", "")
+
+
+def test_who_waits_for_a_folder_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(files, "_SOON", 0.01)
+    with lock_folder(tmp_path):
+        waiting = threading.Thread(target=lambda: lock_folder(tmp_path).__enter__())
+        waiting.start()
+        _wait(lambda: "Waiting for another" in capsys.readouterr().err)
+    waiting.join()
+
+
+def test_a_folder_that_cannot_be_locked_is_one_message(tmp_path, monkeypatch):
+    def refused(*_, **__):
+        raise PermissionError(errno.EACCES, "denied", str(tmp_path / ".lock"))
+
+    (tmp_path / "file").touch()
+    with pytest.raises(VmrError, match="Cannot write"), lock_folder(tmp_path / "file" / "a"):
+        pass
+    monkeypatch.setattr(files.FileLock, "acquire", refused)
+    with pytest.raises(VmrError, match="that you may write to"), lock_folder(tmp_path):
+        pass
+
+
+def test_a_row_after_an_incomplete_one_is_read(tmp_path):
+    path, rows = tmp_path / "rows.jsonl", [["a", "一 \u2028 \x85"], {"b": 1}]
+    assert read_rows(path) == []
+    append_row(path, rows[0])
+    append_row(path, ["一"])
+    path.write_bytes(path.read_bytes()[:-5])  # killed within a character
+    append_row(path, rows[1])
+    assert read_rows(path) == rows

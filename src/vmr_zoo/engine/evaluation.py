@@ -98,8 +98,8 @@ def evaluate(cfg: DictConfig) -> None:
         if probe is not None:
             data.features, sentences = probe(features, data.split(split))
         where = [split, *([transfer.folder] if transfer else []), *([probe.name] if probe else [])]
-        target = directory.next_free(run / "eval", "-".join(where))
-        metrics[split] = _evaluate_split(trainer, method, data, split, sentences, header, target, cfg)
+        with directory.claim_evaluation(run, "-".join(where)) as target:
+            metrics[split] = _evaluate_split(trainer, method, data, split, sentences, header, target, cfg)
         written.append(str(target))
     print_metrics(header, metrics)
     if transfer is None and (probe is not None or changes):

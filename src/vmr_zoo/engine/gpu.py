@@ -15,7 +15,7 @@ import subprocess
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -98,7 +98,7 @@ def run_items(
     machine = describe_machine(cfg)
     out = Path(cfg.out).expanduser()
     left: list[str] = []
-    with lock_folder(out):
+    with nullcontext() if cfg.list else lock_folder(out):
         book = _Book(out / FILE, cfg.size, machine)
         for item in _in_order(chosen, book, cfg.retry):
             ends = time.monotonic() - started + expected_seconds(cfg, item.name)

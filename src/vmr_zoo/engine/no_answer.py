@@ -84,11 +84,11 @@ class RejectionTest:
         }
         metrics, written = {}, []
         for split in splits:
-            answers = _Answers(trainer, method, data, split, self)
-            metrics[split] = answers.metrics(threshold)
-            header[directory.NO_ANSWER] = facts | answers.asked.facts
-            target = directory.next_free(run / "eval", f"{split}-{directory.NO_ANSWER}_{kind}")
-            write_evaluation(target, answers.rows(threshold), header, split, metrics[split], data.seed)
+            with directory.claim_evaluation(run, f"{split}-{directory.NO_ANSWER}_{kind}") as target:
+                answers = _Answers(trainer, method, data, split, self)
+                metrics[split] = answers.metrics(threshold)
+                header[directory.NO_ANSWER] = facts | answers.asked.facts
+                write_evaluation(target, answers.rows(threshold), header, split, metrics[split], data.seed)
             written.append(str(target))
             log.info(_describe(split, header[directory.NO_ANSWER]))
         print_metrics(header, metrics)

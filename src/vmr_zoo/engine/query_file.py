@@ -10,6 +10,7 @@ import csv
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from vmr_zoo.data.features.problems import FeatureError
 from vmr_zoo.engine.retriever import Answer, EncodedVideo, Retriever
 from vmr_zoo.errors import VmrError
 from vmr_zoo.utils.console import progress
-from vmr_zoo.utils.files import append_row, file_state, write_rows
+from vmr_zoo.utils.files import append_row, file_state, read_rows, write_rows
 from vmr_zoo.video.decode import VideoError
 
 _CHUNK = 256
@@ -118,34 +119,21 @@ class Partial:
         """
         self.path = path
         self._answers: dict[str, tuple[list[int], dict[str, Any]]] = {}
-        settings = json.loads(json.dumps(settings))  # as they are read again: a tuple becomes a list
-        # Bytes: a killed process may leave part of a character, and sentences may hold other line ends.
-        lines = [line for line in path.read_bytes().split(b"\n") if line] if path.is_file() else []
-        try:
-            stored = json.loads(lines[0]) if lines else None
-            if stored is not None:
-                differing = [key for key in settings | stored if settings.get(key) != stored.get(key)]
-        except (ValueError, TypeError) as error:
-            raise VmrError(f"{path} is no file of answers ({error}). Delete it to start again.") from error
-        if stored is None:
-            append_row(path, settings)
-        elif differing:
+        own: dict[str, Any] = json.loads(json.dumps(settings))  # as read again: a tuple becomes a list
+        rows = read_rows(path)
+        if not path.is_file() or not path.stat().st_size:
+            append_row(path, own)
+        elif not rows or not isinstance(rows[0], dict):
+            raise VmrError(f"{path} is no file of answers. Delete it to start again.")
+        elif differing := [key for key in own | rows[0] if own.get(key) != rows[0].get(key)]:
             raise VmrError(
                 f"{path} holds answers that were begun with other settings ({', '.join(differing)}). Restore "
                 "them to go on, choose another out=, or delete that file to start again."
             )
-        for line in lines[1:]:
-            try:
-                state, row = json.loads(line)
+        for entry in rows[1:]:
+            with suppress(ValueError, TypeError, KeyError):  # another program's line
+                state, row = entry
                 self._answers[row["query_id"]] = state, row
-            except (ValueError, TypeError, KeyError):  # the last line of a process that was killed
-                self._repair()
-
-    def _repair(self) -> None:
-        """Ends an incomplete last line."""
-        if not self.path.read_bytes().endswith(b"\n"):
-            with self.path.open("ab") as file:
-                file.write(b"\n")
 
     def answer(self, query: Mapping[str, str], video: Path) -> dict[str, Any] | None:
         """Returns the answer to a query, if it was given for this sentence and this file."""

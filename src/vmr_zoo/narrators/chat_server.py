@@ -15,22 +15,17 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import requests
-from urllib3.exceptions import InvalidHeader, MaxRetryError
-from urllib3.util.retry import Retry
 
 from vmr_zoo.errors import VmrError
+from vmr_zoo.utils.retries import LATER, retries, wait
 from vmr_zoo.utils.text import one_line
 
-_LATER = (408, 425, 429, 500, 502, 503, 504, 529)
-"""Statuses after which the same request may succeed."""
 _BROKEN = (
     requests.ConnectionError,
     requests.Timeout,
     requests.exceptions.ChunkedEncodingError,
     requests.exceptions.ContentDecodingError,
 )
-_LONGEST_WAIT = 600
-"""Seconds that a server may have us wait before the next try."""
 _MOST_BYTES = 1_000_000
 """Size of a reply; of longer ones, the rest is not read."""
 
@@ -81,7 +76,7 @@ class ChatServer:
         """Sends JSON to a path and returns the JSON value of the reply.
 
         A request is repeated after a time-out, a broken connection and the statuses 408, 425, 429, 500, 502,
-        503, 504 and 529: after the time that the server states, else after about 1, 2, 4, … seconds.
+        503, 504 and 529: after the time that the server states, else at once, then after about 2, 4, … s.
 
         Raises:
             ServerError: if the server refuses this request, fails every time, or sends no JSON.
@@ -119,16 +114,9 @@ class ChatServer:
         session.mount("https://", adapter)
         return session
 
-    def _request(self, method: str, path: str, fields: dict[str, Any] | None, retries: int) -> Any:
-        url = f"{self.base_url}/{path}"
-        retry = Retry(
-            retries,
-            allowed_methods=None,
-            status_forcelist=_LATER,
-            backoff_factor=1,
-            backoff_jitter=1,
-            retry_after_max=_LONGEST_WAIT,
-        )
+    def _request(self, method: str, path: str, fields: dict[str, Any] | None, tries: int) -> Any:
+        """Sends a request until it succeeds, `tries` times after the first."""
+        url, state = f"{self.base_url}/{path}", retries(tries)
         while True:
             response: Any = None
             try:
@@ -141,16 +129,12 @@ class ChatServer:
                 if status == 200:
                     return self._decode(body, url)
                 failure = f"status {status}, {body[:1000].decode(errors='replace')}"
-                if status not in _LATER:
+                if status not in LATER:
                     raise self._refusal(status, self.public(f"{url}: {failure}"))
-            try:
-                retry = retry.increment(method, url, response, None if response else OSError(failure))
-            except MaxRetryError:
-                raise ServerError(self.public(f"{url} failed {retries + 1} times: {failure}")) from None
-            try:
-                retry.sleep(response)
-            except InvalidHeader:  # Retry-After: nonsense
-                retry.sleep()
+            following = wait(state, response)
+            if following is None:
+                raise ServerError(self.public(f"{url} failed {tries + 1} times: {failure}"))
+            state = following
 
     def _send(self, method: str, url: str, fields: dict[str, Any] | None) -> tuple[int, Any, bytes]:
         """Sends a request once; returns status, urllib3's response and the body."""

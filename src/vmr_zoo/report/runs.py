@@ -19,6 +19,7 @@ from vmr_zoo.errors import VmrError, unknown
 from vmr_zoo.runs.config_sections import config_section
 from vmr_zoo.runs.directory import (
     ELSEWHERE,
+    EVALUATIONS,
     EXTERNAL,
     HEADER,
     METRICS,
@@ -40,6 +41,8 @@ REQUIRED_KEYS = (
 _COUNTED = ("queries", "unparsed", "missing")
 
 UNREADABLE = "unreadable"
+_BROKEN = (VmrError, OSError, AttributeError, KeyError, TypeError)
+"""What reading a damaged file raises."""
 
 REFERENCE_SPLITS = ("iid", "trivial")
 """The in-distribution test split, if a protocol has one; the other test splits are out of distribution."""
@@ -98,7 +101,7 @@ class Run:
 
 @dataclass(frozen=True)
 class UnfinishedRun:
-    """A run directory without results.
+    """A run directory without results, or an evaluation that cannot be read.
 
     Attributes:
         path: the directory.
@@ -132,14 +135,15 @@ def scan_runs(root: Path, evals: bool = False) -> tuple[list[Run], list[Unfinish
                 unfinished.append(UnfinishedRun(folder, str(status["state"]), message))
                 continue
             run = _read_run(folder) if METRICS in names else None
-            added = _read_evals(folder) if evals and "eval" in names else []
-            transfers = _read_transfers(folder) if "eval" in names else ()
-            order = [] if run is None else list(run.metrics)
-            rejections = _read_rejections(folder, order) if "eval" in names else ()
-            probes = _read_probes(folder) if "eval" in names else ()
-        except (VmrError, OSError, AttributeError, KeyError, TypeError) as error:
+        except _BROKEN as error:
             unfinished.append(UnfinishedRun(folder, UNREADABLE, str(error)))
             continue
+        found, broken = _read_evaluations(folder, evals) if EVALUATIONS in names else ([], [])
+        unfinished += broken
+        added = _evals(folder, found) if evals else []
+        transfers = tuple(one for one in found if TRANSFER in one.header)
+        rejections = _rejections(folder, found, [] if run is None else list(run.metrics))
+        probes = tuple(one for one in found if _is_probe(one.header))
         if run is not None and run.metrics:
             runs.append(replace(run, transfers=transfers, rejections=rejections, probes=probes))
         elif added:
@@ -249,14 +253,32 @@ def _numbers(values: Any) -> bool:
     return isinstance(values, dict) and all(x is None or isinstance(x, int | float) for x in values.values())
 
 
-def _read_evals(folder: Path) -> list[Run]:
+def _read_evaluations(folder: Path, plain: bool) -> tuple[list[Run], list[UnfinishedRun]]:
+    """Reads what `vmr eval` added to a run, by name of its folders.
+
+    Args:
+        folder: of the run.
+        plain: whether evaluations are read too that are neither on other data nor with other sentences.
+
+    Returns:
+        The evaluations, and those that cannot be read.
+    """
+    found, broken = [], []
+    special = (f"-{ELSEWHERE}", f"-{PROBE}", f"-{NO_ANSWER}_")
+    for path in sorted(file.parent for file in (folder / EVALUATIONS).glob(f"*/{METRICS}")):
+        if plain or any(part in path.name for part in special):
+            try:
+                found.append(_read_run(path))
+            except _BROKEN as error:
+                broken.append(UnfinishedRun(path, UNREADABLE, str(error)))
+    return found, broken
+
+
+def _evals(folder: Path, evaluations: Sequence[Run]) -> list[Run]:
     """Merges the evaluations of single splits into one run per name; the latest of each split counts."""
     found: dict[str, dict[str, Run]] = defaultdict(dict)
-    for path in sorted((folder / "eval").iterdir(), key=lambda path: path.name):
-        if (path / METRICS).is_file():
-            one = _read_run(path)
-            if TRANSFER in one.header or NO_ANSWER in one.header:
-                continue
+    for one in evaluations:
+        if TRANSFER not in one.header and NO_ANSWER not in one.header:
             for split in one.metrics:
                 found[str(one.header["name"])][split] = one
     return _merged(folder, found)
@@ -275,18 +297,6 @@ def _merged(folder: Path, found: Mapping[Any, Mapping[str, Run]]) -> list[Run]:
     ]
 
 
-def _read_transfers(folder: Path) -> tuple[Run, ...]:
-    """Reads the evaluations on other data, by name of their folder."""
-    found = sorted((folder / "eval").glob(f"*-{ELSEWHERE}*/{METRICS}"))
-    return tuple(one for one in map(_read_run, [path.parent for path in found]) if TRANSFER in one.header)
-
-
-def _read_probes(folder: Path) -> tuple[Run, ...]:
-    """Reads the evaluations with sentences about other videos, by name of their folder."""
-    found = [_read_run(file.parent) for file in sorted((folder / "eval").glob(f"*-{PROBE}*/{METRICS}"))]
-    return tuple(one for one in found if _is_probe(one.header))
-
-
 def _is_probe(header: Mapping[str, Any]) -> bool:
     """Returns whether an evaluation changed the sentences and nothing else."""
     probe = str(header.get("probe"))
@@ -294,16 +304,16 @@ def _is_probe(header: Mapping[str, Any]) -> bool:
     return other_sentences and not header.get("change") and TRANSFER not in header
 
 
-def _read_rejections(folder: Path, order: Sequence[str]) -> tuple[Run, ...]:
+def _rejections(folder: Path, evaluations: Sequence[Run], order: Sequence[str]) -> tuple[Run, ...]:
     """Merges the results with sentences without an answer by name and kind; the latest of a split counts.
 
     Args:
         folder: of the run.
+        evaluations: of the run.
         order: its splits, which order those of the results.
     """
     found: dict[tuple[str, str], dict[str, Run]] = defaultdict(dict)
-    for path in sorted((folder / "eval").glob(f"*-{NO_ANSWER}_*/{METRICS}")):
-        one = _read_run(path.parent)
+    for one in evaluations:
         if NO_ANSWER in one.header:
             for split in one.metrics:
                 found[str(one.header["name"]), str(one.header["protocol"])][split] = one

@@ -15,7 +15,6 @@ import os
 import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ from vmr_zoo.report.data_tables import rows_of_means
 from vmr_zoo.report.leaderboard import TABLE_KEYS, Leaderboard
 from vmr_zoo.report.runs import REQUIRED_KEYS, Run, wrong_types
 from vmr_zoo.runs import hub
-from vmr_zoo.runs.directory import CONFIG, HEADER, METRICS, ORIGIN, PREDICTIONS
+from vmr_zoo.runs.directory import CONFIG, HEADER, METRICS, ORIGIN, PREDICTIONS, install
 from vmr_zoo.utils.console import progress
 from vmr_zoo.utils.files import check_regular, write_json
 from vmr_zoo.utils.hashing import sha256_of
@@ -195,8 +194,7 @@ def _local_folder(run: OnlineRun, root: Path, client: Callable[[], Any]) -> Path
                 )
         hub.check_texts(building, name)
         write_json(building / ORIGIN, {"wandb": run.address})
-        with suppress(OSError):  # another process was faster
-            building.rename(folder)
+        install(building, folder)
     return folder
 
 

@@ -42,7 +42,7 @@ from omegaconf import DictConfig, OmegaConf
 from vmr_zoo.config.allowed import FORMER_NAMES, check_names
 from vmr_zoo.config.foreign import restricted
 from vmr_zoo.errors import VmrError
-from vmr_zoo.utils.files import WriteError, atomic_write, read_text
+from vmr_zoo.utils.files import WriteError, atomic_write, read_text, writing
 from vmr_zoo.utils.hashing import sha256_of
 from vmr_zoo.utils.secrets import SECRET_FORMS
 from vmr_zoo.utils.trees import leaf_values, leaves, map_leaves
@@ -156,12 +156,48 @@ def unwritable(path: Path, error: OSError) -> VmrError:
     return UnwritableRun(str(path), error)
 
 
+def install(building: Path, place: Path) -> None:
+    """Renames a finished copy of a run from elsewhere to its place, unless another process was faster.
+
+    Raises:
+        WriteError: if it cannot be renamed, and there is no complete copy, which `ORIGIN` marks.
+    """
+    try:
+        building.rename(place)
+    except OSError as error:
+        if not (place / ORIGIN).is_file():
+            raise WriteError(str(place), error) from error
+
+
 def next_free(parent: Path, stem: str, suffix: str = "") -> Path:
     """Returns the first of `stem-001`, `stem-002`, … below `parent` that does not exist."""
     number = 1
-    while (parent / f"{stem}-{number:03d}{suffix}").exists():
+    while os.path.lexists(parent / f"{stem}-{number:03d}{suffix}"):
         number += 1
     return parent / f"{stem}-{number:03d}{suffix}"
+
+
+@contextlib.contextmanager
+def claim_evaluation(run: Path, stem: str) -> Iterator[Path]:
+    """Creates the first free of `stem-001`, `stem-002`, … below RUN/eval, so that no other process takes it.
+
+    Removes it again if the body writes nothing into it.
+
+    Raises:
+        WriteError: if it cannot be created.
+    """
+    with writing(run / EVALUATIONS):
+        (run / EVALUATIONS).mkdir(exist_ok=True)
+        while True:
+            folder = next_free(run / EVALUATIONS, stem)
+            with contextlib.suppress(FileExistsError):  # another process was faster
+                folder.mkdir()
+                break
+    try:
+        yield folder
+    finally:
+        with contextlib.suppress(OSError):  # it is not empty
+            folder.rmdir()
 
 
 def relocatable(cfg: DictConfig) -> dict[str, Any]:

@@ -14,7 +14,6 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -202,8 +201,7 @@ def _install(address: Address, commit: str | None, root: Path) -> str:
                 (building / EXTRACTED.format(number)).rename(folder_of_one / "manifest.json")
         origin = {"repository": address.name, "commit": snapshot.name}
         write_json(building / directory.ORIGIN, origin)
-        with suppress(OSError):  # another process was faster
-            building.rename(root / snapshot.name)
+        directory.install(building, root / snapshot.name)
     return snapshot.name
 
 

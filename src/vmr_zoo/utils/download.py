@@ -6,21 +6,32 @@ by the next call.
 
 from __future__ import annotations
 
+import errno
 import re
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import requests
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from urllib3.exceptions import NameResolutionError, ReadTimeoutError
+from urllib3.util.retry import Retry
 
+from vmr_zoo.errors import VmrError, causes
 from vmr_zoo.utils.hashing import sha256_of
+from vmr_zoo.utils.retries import LATER, retries, wait
 
-_TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
-"""HTTP status codes that a retry may change."""
-
+_REASONS: dict[type[Exception], str] = {
+    requests.exceptions.SSLError: "the server's certificate was not accepted",
+    requests.exceptions.ProxyError: "the proxy did not connect",
+    requests.Timeout: "the server did not respond in time",
+    ReadTimeoutError: "the server did not respond in time",
+    NameResolutionError: "the server name could not be resolved",
+    ConnectionRefusedError: "the connection was refused",
+    TimeoutError: "the server did not respond in time",
+}
 _HTML = re.compile(rb"\s*<(!doctype html|html)", re.IGNORECASE)
 _CHUNK = 1 << 16
 
@@ -45,7 +56,7 @@ class DownloadSettings:
     Attributes:
         timeout: seconds to wait for a connection and for each further byte.
         retries: attempts after the first.
-        backoff: seconds before the first retry, doubled for each further one.
+        backoff: seconds that waiting grows from, as in `utils.retries.retries`. A Retry-After comes first.
     """
 
     timeout: float = 30.0
@@ -53,12 +64,16 @@ class DownloadSettings:
     backoff: float = 1.0
 
 
-class DownloadError(Exception):
+class DownloadError(VmrError):
     """A file that could not be downloaded; the message names the URL and the reason."""
 
 
 class _TransientError(DownloadError):
-    """A failure that a retry may not repeat."""
+    """A failure that a retry may not repeat, with urllib3's response if there is one."""
+
+    def __init__(self, message: str, response: Any = None) -> None:
+        super().__init__(message)
+        self.response = response
 
 
 class _PermanentError(DownloadError):
@@ -134,24 +149,23 @@ def _download_part(
     report: Callable[[int], object],
 ) -> bool:
     """Retries until `part` has its full size; returns whether it consists of several pieces."""
-    resumed = False
-    for attempt in range(network.retries + 1):
-        if attempt:
-            time.sleep(network.backoff * 2 ** (attempt - 1))
+    resumed, last = False, _TransientError("")
+    state: Retry | None = retries(network.retries, network.backoff)
+    while state is not None:
         try:
-            try:
-                return _attempt(url, part, published, network.timeout, headers, report) or resumed
-            except (
-                requests.ConnectionError,
-                requests.Timeout,
-                requests.exceptions.ChunkedEncodingError,
-            ) as error:
-                raise _TransientError(_reason(error)) from error
-            except requests.RequestException as error:
-                raise _PermanentError(f"{url}: {error}.") from error
+            return _attempt(url, part, published, network.timeout, headers, report) or resumed
         except _TransientError as error:
-            resumed = resumed or part.exists()
             last = error
+        except (
+            requests.ConnectionError,
+            requests.Timeout,
+            requests.exceptions.ChunkedEncodingError,
+        ) as error:
+            last = _TransientError(_reason(error))
+        except requests.RequestException as error:
+            raise _PermanentError(f"{url}: {error}.") from error
+        resumed = resumed or part.exists()
+        state = wait(state, last.response)
     have = part.stat().st_size if part.exists() else 0
     kept = f" {have:,} of {published.size:,} bytes are kept in {part}; the next call resumes." * bool(have)
     raise _TransientError(
@@ -188,8 +202,8 @@ def _attempt(
             part.unlink(missing_ok=True)
             raise _TransientError(f"the server did not resume at byte {have:,}")
         status = f"the server answered {answer.status_code} {answer.reason}"
-        if answer.status_code in _TRANSIENT:
-            raise _TransientError(status)
+        if answer.status_code in LATER:
+            raise _TransientError(status, answer.raw)
         if answer.status_code not in (200, 206):
             raise _PermanentError(f"{url}: {status}, expected the file.")
         if "html" in answer.headers.get("Content-Type", ""):
@@ -234,19 +248,12 @@ def _web_page(url: str) -> str:
 
 def _reason(error: requests.RequestException) -> str:
     """Describes an exception of `requests`, whose own text shows objects of three libraries."""
-    if isinstance(error, requests.exceptions.SSLError):
-        return "the server's certificate was not accepted"
-    if isinstance(error, requests.exceptions.ProxyError):
-        return "the proxy did not connect"
-    text = str(error)
-    for pattern, reason in (
-        ("refused", "the connection was refused"),
-        ("resolve", "the server name could not be resolved"),
-        ("timed out", "the server did not respond in time"),
-        ("unreachable", "the network is unreachable"),
-    ):
-        if pattern in text:
-            return reason
+    for cause in causes(error):
+        for kind, reason in _REASONS.items():
+            if isinstance(cause, kind):
+                return reason
+        if isinstance(cause, OSError) and cause.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH):
+            return "the network is unreachable"
     return "the connection broke off"
 
 

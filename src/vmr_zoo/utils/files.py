@@ -12,22 +12,34 @@ import platform
 import re
 import secrets
 import stat
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from vmr_zoo.errors import VmrError, causes
 from vmr_zoo.utils.trees import map_leaves
 
-_HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+
+def _processes() -> str:
+    """Names the set of processes that this one sees: those of its machine, or of its container."""
+    name = platform.node()
+    with suppress(OSError):  # Linux alone has it
+        name += os.readlink("/proc/self/ns/pid")
+    return hashlib.sha256(name.encode()).hexdigest()[:8]
+
+
+_HOST = _processes()
 _TEMPORARY = re.compile(r"\.tmp-([0-9a-f]{8})-(\d+)-")
 _ABANDONED = 86400.0
-"""Seconds after which a temporary file of another machine, whose processes cannot be seen, is removed."""
+"""Seconds after which a temporary file of a process that cannot be seen from here is removed."""
 
+_SOON = 1.0
+"""Seconds to wait for a lock in silence."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _UNWRITABLE = (*_FULL, errno.EROFS)
@@ -45,6 +57,10 @@ class WriteError(VmrError, OSError):
             advice = "Free some space or choose another place, then run the same command again."
         elif cause.errno in _REFUSED:
             advice = "Choose a place that you may write to."
+        elif cause.errno == errno.EIO:
+            advice = "Check its disk, and those of the files that it is made from: one may be failing."
+        elif cause.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            advice = "Move what is there, or choose another place."
         else:
             advice = "Choose another place."
         super().__init__()
@@ -71,13 +87,25 @@ def unwritable_cause(error: BaseException) -> OSError | None:
 
 @contextmanager
 def writing(path: str | Path) -> Iterator[None]:
-    """Turns the system's refusal to write a file, raised by the body, into a `WriteError`."""
+    """Turns the system's refusal to write a file, raised by the body, into a `WriteError`.
+
+    An error about a file elsewhere stays as it is: the body may read from there.
+    """
     try:
         yield
     except OSError as error:  # of a download too, whose errors have other numbers
-        if isinstance(error, VmrError) or error.errno not in (*_FULL, *_REFUSED, *_IMPOSSIBLE):
+        known = error.errno in (*_FULL, *_REFUSED, *_IMPOSSIBLE) and not isinstance(error, VmrError)
+        if not known or not _lies_with(error, path):
             raise
         raise WriteError(str(path), error) from error
+
+
+def _lies_with(error: OSError, path: str | Path) -> bool:
+    """Returns whether an error names no file, one below the folder of `path`, or a folder above it."""
+    names = [name for name in (error.filename, error.filename2) if isinstance(name, str | bytes | Path)]
+    folder = Path(os.path.abspath(path)).parent
+    found = [Path(os.path.abspath(os.fsdecode(name))) for name in names]
+    return not found or any(one.is_relative_to(folder) or folder.is_relative_to(one) for one in found)
 
 
 @contextmanager
@@ -215,12 +243,30 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def append_row(path: Path, row: Any) -> None:
-    """Appends a row to a JSON Lines file, in one piece: several processes may append to it."""
+    """Appends a row to a JSON Lines file, in one piece: several processes may append to it.
+
+    First ends a line that a killed process left incomplete.
+    """
     line = json.dumps(row, ensure_ascii=False, allow_nan=False).encode("utf-8", "backslashreplace") + b"\n"
     with writing(path):
         _create_folder(path.parent)
-        with path.open("ab") as file:
+        with path.open("ab+") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                line = line if file.read(1) == b"\n" else b"\n" + line
             file.write(line)
+
+
+def read_rows(path: Path) -> list[Any]:
+    """Reads the rows that `append_row` wrote, without incomplete ones; returns none if there is no file."""
+    rows = []
+    if path.is_file():
+        # Bytes: an incomplete line may end within a character, and a text may hold other line ends.
+        with path.open("rb") as lines:
+            for line in lines:
+                with suppress(ValueError, RecursionError):
+                    rows.append(json.loads(line))
+    return rows
 
 
 @contextmanager
@@ -229,8 +275,20 @@ def lock_folder(folder: str | Path) -> Iterator[None]:
 
     For work that several jobs of a sweep would otherwise do at once; a job that waited checks again what is
     left to do. The system releases the lock when the process dies.
+
+    Raises:
+        WriteError: if the folder cannot be written.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock")
+        try:
+            lock.acquire(timeout=_SOON)
+        except Timeout:
+            print(f"Waiting for another process that works in {folder}.", file=sys.stderr)
+            lock.acquire()
+    try:
         yield
+    finally:
+        lock.release()

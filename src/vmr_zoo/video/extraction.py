@@ -14,7 +14,6 @@ length; decoded clips wait in bounded queues.
 from __future__ import annotations
 
 import itertools
-import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
@@ -29,7 +28,7 @@ from joblib import cpu_count
 from vmr_zoo.errors import VmrError, unknown
 from vmr_zoo.utils.arrays import Array
 from vmr_zoo.utils.console import progress
-from vmr_zoo.utils.files import append_row, atomic_path, file_state
+from vmr_zoo.utils.files import append_row, atomic_path, file_state, read_rows
 from vmr_zoo.utils.hashing import sha256_of
 from vmr_zoo.utils.parallel import in_parallel
 from vmr_zoo.video.ahead import MOST_AT_ONCE, ahead_of_all
@@ -237,12 +236,10 @@ def read_notes(out: Path, video_ids: Iterable[str]) -> dict[str, dict[str, str]]
 def _rows(out: Path) -> dict[str, dict[str, Any]]:
     """Reads what is known of the extracted videos of a folder, by id; the last line of a video counts."""
     rows = {}
-    if (out / VIDEOS).exists():
-        for line in (out / VIDEOS).read_text(encoding="utf-8").splitlines():
-            with suppress(ValueError, KeyError, TypeError):  # a line that a killed process left incomplete
-                row = json.loads(line)
-                _ = row["notes"]
-                rows[row["video_id"]] = row
+    for row in read_rows(out / VIDEOS):
+        with suppress(KeyError, TypeError):  # another program's line
+            _ = row["notes"]
+            rows[row["video_id"]] = row
     return rows
 
 

@@ -28,7 +28,7 @@ from vmr_zoo.utils.download import (
     progress_bars,
     remote_size,
 )
-from vmr_zoo.utils.files import atomic_path, write_json, writing
+from vmr_zoo.utils.files import atomic_path, lock_folder, write_json, writing
 from vmr_zoo.utils.hashing import sha256_of
 
 
@@ -111,9 +111,13 @@ def download(
     missing = {name: paths for name in read if (paths := _missing(read[name], root, outcome, console))}
     _show_licences([read[name] for name in missing], accepted, console)
     for name, paths in missing.items():
-        _fetch_source(name, read[name], paths, root, network, console)
-        outcome.fetched.extend(paths)
-        for path in paths:
+        with lock_folder(root):
+            absent = [path for path in paths if not (root / path).exists()]  # others may have been faster
+            if absent:
+                _fetch_source(name, read[name], absent, root, network, console)
+        outcome.kept.extend(path for path in paths if path not in absent)
+        outcome.fetched.extend(absent)
+        for path in absent:
             console.print(Text(f"fetched {root / path}, {(root / path).stat().st_size:,} bytes"))
             if read[name].files[path] is None:
                 console.print(_unverified(root / path))

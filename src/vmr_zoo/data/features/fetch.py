@@ -107,9 +107,8 @@ def fetch_features(
         VmrError: if a licence has to be accepted first, the disk is too small, or a file cannot be fetched or
             differs from what it was. What was complete before stays.
     """
-    record = Record.read(folder, name)
-    if record.complete and all(record.holds(folder, key) for key in record.placed):
-        return Fetched(sum(map(len, record.placed.values())), kept=True)
+    if (kept := _kept(Record.read(folder, name), folder)) is not None:
+        return kept
     console.print(Text(licence_text(source)))
     if source.must_accept and not accepted:
         raise VmrError(
@@ -118,10 +117,16 @@ def fetch_features(
         )
     if source.browser and not any(_by_hand(folder)):
         return None
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
     with lock_folder(folder), progress_bars(console) as progress:
-        return _Call(name, source, folder, network, record, progress).run()
+        record = Record.read(folder, name)  # another process may have fetched some meanwhile
+        return _kept(record, folder) or _Call(name, source, folder, network, record, progress).run()
+
+
+def _kept(record: Record, folder: Path) -> Fetched | None:
+    """Returns what is said of features that are complete; None if they are not."""
+    if record.complete and all(record.holds(folder, key) for key in record.placed):
+        return Fetched(sum(map(len, record.placed.values())), kept=True)
+    return None
 
 
 def licence_text(source: PublishedFeatures) -> str:
@@ -197,10 +202,7 @@ class _Call:
         for file, facts in self.source.links.items():
             size = facts["size"]
             if size is None:
-                try:
-                    size = remote_size(facts["url"], self.network.timeout)
-                except DownloadError as error:
-                    raise VmrError(str(error)) from error
+                size = remote_size(facts["url"], self.network.timeout)
             yield RemoteFile(f"links/{file}", file, facts["url"], size, facts["sha256"])
 
     def _check_disk(self, waiting: Sequence[_Download]) -> None:
@@ -268,7 +270,7 @@ class _Call:
             unfinished = self._part(part)
             try:
                 found = self._download(part, unfinished)
-            except VmrError as error:
+            except DownloadError as error:
                 raise VmrError(f"{error} The same command goes on from there.") from error
             self.record.check(part.key, None, found)
             unfinished.replace(place)
@@ -279,11 +281,8 @@ class _Call:
     def _download(self, remote: RemoteFile, part: Path) -> str:
         """Downloads and verifies one file; returns its SHA-256."""
         published = PublishedFile(remote.size or 0, remote.sha256)
-        try:
-            with writing(part):
-                return fetch(remote.url, part, published, self.network, self.progress, remote.headers)
-        except DownloadError as error:
-            raise VmrError(str(error)) from error
+        with writing(part):
+            return fetch(remote.url, part, published, self.network, self.progress, remote.headers)
 
     def _place(self, part: RemoteFile) -> Path:
         return part.cached or self.folder / DOWNLOADS / part.key
