@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from vmr_zoo.cli.explain import explain
 from vmr_zoo.errors import VmrError
 from vmr_zoo.utils import files
 from vmr_zoo.utils.files import (
@@ -112,6 +113,13 @@ def test_a_source_that_cannot_be_read_is_not_called_the_target(tmp_path):
     assert not isinstance(caught.value, VmrError)
     with pytest.raises(VmrError, match="files that it is made from"), atomic_path(tmp_path / "b.txt"):
         raise OSError(errno.EIO, "no name: reading or writing")
+
+
+def test_a_source_that_may_not_be_read_is_one_message():
+    refused = PermissionError(errno.EACCES, "Permission denied", "/data/a.npy")
+    assert explain(refused, "train", []) == (
+        "Cannot read /data/a.npy: permission denied. Allow it, or name another file."
+    )
 
 
 def test_names_of_the_greatest_length_and_folders_that_are_files(tmp_path):

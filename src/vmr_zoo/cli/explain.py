@@ -68,6 +68,9 @@ def explain(error: BaseException, verb: str, overrides: Sequence[str]) -> str | 
 
     if full := unwritable_cause(error):
         return str(WriteError(full.filename or "a file", full))
+    for cause in chain:
+        if isinstance(cause, PermissionError) and cause.filename:
+            return f"Cannot read {cause.filename}: permission denied. Allow it, or name another file."
     from hydra.errors import (
         ConfigCompositionException,
         HydraException,
