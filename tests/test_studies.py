@@ -169,7 +169,7 @@ def test_a_narrator_that_errs_has_features_of_its_own(compose):
     assert "shapes-shapes_narrator_error_0.25/tea-paper+narrator_error-0.25" in cfg.run
 
 
-@pytest.mark.parametrize("study", ["ood_shapes", "ood_charades", "interventions", "fidelity"])
+@pytest.mark.parametrize("study", ["ood_shapes", "ood_charades", "interventions", "fidelity", "boundary"])
 def test_a_study_shows_what_its_results_say(study, monkeypatch):
     monkeypatch.syspath_prepend(EXPERIMENTS)
     folder = EXPERIMENTS / study
@@ -200,7 +200,7 @@ def test_a_study_shows_what_its_results_say(study, monkeypatch):
             assert frame.index.equals(asked.setdefault(f"{run.header['protocol']} {split}", frame.index))
 
 
-@pytest.mark.parametrize("study", ["ood_shapes", "interventions", "fidelity"])
+@pytest.mark.parametrize("study", ["ood_shapes", "interventions", "fidelity", "boundary"])
 def test_the_command_of_a_row_trains_it(study, monkeypatch, compose):
     monkeypatch.syspath_prepend(EXPERIMENTS)
     rows = importlib.import_module("collect").read_results(study)

@@ -12,8 +12,10 @@ from pathlib import Path
 
 
 def processor() -> str:
-    """Returns the name of the CPU."""
-    return _proc_field("cpuinfo", "model name") or platform.processor()
+    """Returns the name of the CPU, with its family and model: rented machines often omit them in the name."""
+    name = _proc_field("cpuinfo", "model name") or platform.processor()
+    family, model = _proc_field("cpuinfo", "cpu family"), _proc_field("cpuinfo", "model")
+    return f"{name}, family {family}, model {model}" if family and model else name
 
 
 def total_memory() -> int:
