@@ -284,15 +284,15 @@ def test_a_query_that_stands_twice_in_stored_scores_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("content", [{"iid": 5}, {"iid": {"R1@0.5": "x"}}, {"header": {}}, "{"])
-def test_a_broken_probe_makes_its_run_unreadable_and_no_other(runs, content):
+def test_a_broken_probe_is_unreadable_and_its_run_is_not(runs, content):
     run = runs / "runs/good-paper/seed0"
     write_probe(run, "iid", 5.0)
     file = run / "eval/iid-other_query-001/metrics.json"
     whole = content if isinstance(content, str) else json.dumps(json.loads(file.read_text()) | content)
     file.write_text(whole)
     found, unfinished = scan_runs(runs / "runs")
-    assert len(found) == 5
-    assert [(one.path, one.state) for one in unfinished] == [(run, "unreadable")]
+    assert len(found) == 6
+    assert [(one.path, one.state) for one in unfinished] == [(file.parent, "unreadable")]
 
 
 def test_a_row_that_loses_little_with_other_sentences_is_marked(runs):
