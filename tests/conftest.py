@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,25 @@ def _at_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("VMR_TRUST", "toy")  # its runs name its own classes
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+
+
+@pytest.fixture
+def overtaken(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any, Callable[[], object]], None]:
+    """Lets another call do its work while the next one waits for the lock of a module's folder."""
+
+    def prepare(module: Any, other: Callable[[], object]) -> None:
+        lock = module.lock_folder
+
+        @contextmanager
+        def waits(folder: Path) -> Iterator[None]:
+            monkeypatch.setattr(module, "lock_folder", lock)
+            other()
+            with lock(folder):
+                yield
+
+        monkeypatch.setattr(module, "lock_folder", waits)
+
+    return prepare
 
 
 @pytest.fixture(scope="session", autouse=True)

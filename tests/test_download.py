@@ -10,7 +10,6 @@ import socket
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -397,19 +396,13 @@ def test_a_file_without_a_known_checksum_is_recorded_and_then_compared(
 
 
 def test_a_download_that_waited_for_another_one_requests_nothing(
-    doctor: Doctor, server: Server, monkeypatch: pytest.MonkeyPatch
+    doctor: Doctor, server: Server, overtaken: Callable[[Any, Callable[[], object]], None]
 ) -> None:
-    lock = annotations_download.lock_folder
-
-    @contextmanager
-    def waits(folder: Path) -> Iterator[None]:
-        monkeypatch.setattr(annotations_download, "lock_folder", lock)
+    def other() -> None:
         assert doctor()[0] == 0
         server.requests.clear()
-        with lock(folder):
-            yield
 
-    monkeypatch.setattr(annotations_download, "lock_folder", waits)
+    overtaken(annotations_download, other)
     code, said = doctor()
     assert (code, server.requests) == (0, [])
     assert "All 4 files exist, as published." in said

@@ -13,7 +13,6 @@ import threading
 import zipfile
 from collections import namedtuple
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -255,19 +254,13 @@ def test_a_second_call_goes_on_where_the_connection_broke(hub: Hub, tmp_path: Pa
 
 
 def test_a_call_that_waited_for_another_one_downloads_nothing(
-    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: Hub, tmp_path: Path, overtaken: Callable[[Any, Callable[[], object]], None]
 ) -> None:
-    lock = fetch.lock_folder
-
-    @contextmanager
-    def waits(folder: Path) -> Iterator[None]:
-        monkeypatch.setattr(fetch, "lock_folder", lock)
-        run(folder)
+    def other() -> None:
+        run(tmp_path)
         hub.requests.clear()
-        with lock(folder):
-            yield
 
-    monkeypatch.setattr(fetch, "lock_folder", waits)
+    overtaken(fetch, other)
     done = run(tmp_path)
     assert done is not None
     assert done.kept
