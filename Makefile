@@ -1,10 +1,10 @@
-# make demo   the main job on the bundled data: render, extract, narrate, embed, train EMB and TEA and two baselines,
-#             print the leaderboard and write it as a page
+# make demo   the main job on the bundled data: render, extract, narrate, embed, train EMB and TEA and two baselines, ask each
+#             about another video's sentence, print the leaderboard and write it as a page
 # make test   the tests without the slow ones
 # Both create .venv and install everything on the first call.
 # make docs   the documentation site in build/site
 # make bench  training-step and inference time of each method on this machine
-# make gpu    everything that only a GPU can tell; docs/gpu.md
+# make gpu    everything that only a GPU can show; docs/gpu.md
 # make audit  known vulnerabilities of what is installed
 # CONSTRAINTS=constraints.txt installs the versions with which the tests last passed.
 # TORCH=cpu installs torch without CUDA, where there is no GPU.
@@ -15,6 +15,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 DEMO_RUNS := runs/demo
+DEMO := $(DEMO_RUNS)/shapes-shapes
+DEMO_ALL := $(DEMO)/tea-paper+max_epochs-8/seed0,$(DEMO)/emb-paper+max_epochs-8/seed0,$(DEMO)/bias_kde-paper/seed0,$(DEMO)/bias_query-paper/seed0
 
 # One process per core, at most 8 to limit memory, each with one torch thread.
 FAST_TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses=8 --dist=worksteal -m "not slow and not gpu"
@@ -48,7 +50,8 @@ demo: $(INSTALLED)
 	$(BIN)/vmr embed data=shapes
 	$(BIN)/vmr train -m method=tea,emb data=shapes trainer.max_epochs=8 paths.runs=$(DEMO_RUNS)
 	$(BIN)/vmr train -m method=bias_kde,bias_query data=shapes paths.runs=$(DEMO_RUNS)
-	$(BIN)/vmr report runs=$(DEMO_RUNS) significance=true html=true study=experiments/ood_shapes/results.csv
+	test -d $(DEMO)/bias_query-paper/seed0/eval || $(BIN)/vmr eval -m run=$(DEMO_ALL) split=iid probe=other_query
+	$(BIN)/vmr report runs=$(DEMO_RUNS) significance=true html=true open=true study=experiments/ood_shapes/results.csv
 
 test: $(INSTALLED)
 	$(FAST_TESTS)

@@ -52,7 +52,7 @@ def read_run(run: Run) -> dict[str, str]:
     """Reads one finished run."""
     header = run.header
     environment = json.loads((run.directory / "environment.json").read_text(encoding="utf-8"))
-    row: dict[str, Any] = {key: header[key] for key in ("name", "protocol", "features", "seed")}
+    row: dict[str, Any] = {key: header[key] for key in ("name", "protocol", "features", "origin", "seed")}
     row |= {key: header.get(key) for key in TRAINED}
     git = environment["git"] or {"revision": "", "dirty": False}
     row["revision"] = git["revision"][:10] + "+changes" * git["dirty"]

@@ -46,7 +46,7 @@ def main() -> None:
 def short_effect(answer: Mapping[Any, str]) -> str:
     """Returns an effect with its intervals over queries and over seeds."""
     if not answer["effect"]:
-        return "no runs"
+        return str(answer["why not settled"])
     count = f"{answer['seeds']} seed{'s' if answer['seeds'] != '1' else ''} {answer['over seeds']}"
     return f"{answer['effect']}; queries {answer['over queries']}; {count.rstrip()}"
 

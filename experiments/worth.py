@@ -28,7 +28,8 @@ Row = dict[str, str]
 def tables() -> dict[str, str]:
     """Returns a table by method: differences in points, the switch that moves iid most first."""
     own = read_results("fidelity")
-    rows = [row for row in (*read_results("ood_shapes"), *own) if row["features"] == "shapes"]
+    both = [row for row in (*read_results("ood_shapes"), *own) if row["features"] == "shapes"]
+    rows = list({(row["name"], row["seed"]): row for row in both}.values())  # a default may be in both
     defaults: dict[str, list[Row]] = defaultdict(list)
     usual = {split: _usual_variance(rows, split) for split in SPLITS}
     for row in rows:

@@ -20,6 +20,7 @@ from vmr_zoo.report.claims import ANY, read_claims, select_runs
 from vmr_zoo.report.query_scores import load_scores, read_predictions
 from vmr_zoo.report.runs import Run, scan_runs, setting
 from vmr_zoo.report.sentence_probe import probe_row
+from vmr_zoo.report.significance import least_p
 from vmr_zoo.report.store import store_run
 from vmr_zoo.report.stored_scores import read_scores, write_scores
 from vmr_zoo.report.verdicts import (
@@ -229,7 +230,10 @@ def test_seeds_with_other_settings_or_annotations_keep_a_claim_open(runs):
     good = runs / "runs/good-paper/seed1/config.yaml"
     for seed, lr in enumerate((0.1, 0.2, 0.1)):
         config = good.parents[1] / f"seed{seed}/config.yaml"
-        config.write_text(f"{config.read_text()}method:\n  lr: {lr}\n")
+        narrations = (
+            f"data:\n  features:\n    narration:\n      every_seconds: {lr}\n"  # which it does not read
+        )
+        config.write_text(f"{config.read_text()}{narrations}method:\n  lr: {lr}\n")
     found = answer(runs)
     assert (found.verdict, found.effect.mean) == (OPEN, pytest.approx(20))
     settings = "the runs of good-paper differ in method.lr (0.1, 0.2)"
@@ -295,6 +299,25 @@ def test_a_broken_probe_is_unreadable_and_its_run_is_not(runs, content):
     assert [(one.path, one.state) for one in unfinished] == [(file.parent, "unreadable")]
 
 
+def test_an_evaluation_of_other_weights_than_the_run_has_now_does_not_count(runs):
+    run = runs / "runs/good-paper/seed0"
+    write_probe(run, "iid", 5.0)
+    for file, digest in ((run / "metrics.json", "new"), (next(run.glob("eval/*/metrics.json")), "old")):
+        content = json.loads(file.read_text())
+        content["header"]["weights_sha256"] = digest
+        file.write_text(json.dumps(content))
+    found, unfinished = scan_runs(runs / "runs")
+    assert not any(one.probes for one in found)
+    assert [one.state for one in unfinished] == ["of other weights"]
+
+
+def test_one_seed_that_ignores_its_sentences_marks_the_row(runs):
+    for seed, score in ((0, 0.0), (1, 79.0)):
+        write_probe(runs / f"runs/good-paper/seed{seed}", "iid", score)
+    row = [run for run in scan_runs(runs / "runs")[0] if run.header["method"] == "good"]
+    assert not probe_row(row).reads_sentence
+
+
 def test_a_row_that_loses_little_with_other_sentences_is_marked(runs):
     root = runs / "runs"
     for seed, score in ((0, 65.0), (1, 67.0)):
@@ -308,7 +331,7 @@ def test_a_row_that_loses_little_with_other_sentences_is_marked(runs):
     for run in scan_runs(root)[0]:
         rows.setdefault(run.header["method"], []).append(run)
     good, bad = probe_row(rows["good"]), probe_row(rows["bad"])
-    assert (good.split, good.own, good.other, good.loss) == ("iid", 80.0, 66.0, pytest.approx(14))
+    assert (good.split, good.own, good.other, good.least_loss) == ("iid", 80.0, 66.0, pytest.approx(13))
     assert not good.reads_sentence
     assert (bad.other, bad.reads_sentence) == (32.0, True)
     assert probe_row(scan_runs(root / "none")[0]) is None
@@ -318,16 +341,21 @@ def test_a_row_that_loses_little_with_other_sentences_is_marked(runs):
 
 
 def test_the_error_adds_queries_and_seeds_and_p_is_corrected_for_the_number_of_claims(runs):
-    effect = Effect(3.0, 1.0, 5.0, {0: 2.0, 1: 3.0, 2: 4.0}, {"iid": 9}, error=1.0)
+    error = np.sqrt(40 / 41)  # of 41 videos: their variance as a sample is 1
+    effect = Effect(3.0, 1.0, 5.0, {0: 2.0, 1: 3.0, 2: 4.0}, {"iid": 9}, error, 41, frozenset())
     half = stats.t.ppf(0.975, 2) / np.sqrt(3)
     assert effect.seed_interval == pytest.approx((3 - half, 3 + half))
     total = np.sqrt(1 + 1 / 3)
-    assert effect.p_above(0) == pytest.approx(2 * stats.t.sf(3 / total, 2 * (4 / 3) ** 2 / (1 / 3) ** 2))
+    freedom = (4 / 3) ** 2 / (1 / 40 + (1 / 3) ** 2 / 2)
+    assert effect.p_above(0) == pytest.approx(2 * stats.t.sf(3 / total, freedom))
     shared = replace(effect, common=Spread(2.0, 8))  # the larger variance, the mean of 2 and 8
     total = np.sqrt(1 + 2 / 3)
-    assert shared.p_above(0) == pytest.approx(2 * stats.t.sf(3 / total, 5 * (5 / 3) ** 2 / (2 / 3) ** 2))
+    more = (5 / 3) ** 2 / (1 / 40 + (2 / 3) ** 2 / 5)
+    assert shared.p_above(0) == pytest.approx(2 * stats.t.sf(3 / total, more))
     assert effect.p_above(4) == 1
-    assert effect.flipped().p_above(-4) == pytest.approx(2 * stats.t.sf(1 / np.sqrt(4 / 3), 32))
+    assert effect.flipped().p_above(-4) == pytest.approx(2 * stats.t.sf(1 / np.sqrt(4 / 3), freedom))
+    certain = replace(effect, by_seed={0: 3.0, 1: 3.0}, error=0.0, videos=7)
+    assert certain.p_above(0) == least_p(7), "seven videos cannot say more than seven signs"
     assert holm([0.02, 0.001, 0.04]) == pytest.approx([0.04, 0.003, 0.04])
     # Seven points over 200 queries convince alone, not among twenty.
     for seed in (0, 1, 2):
@@ -356,6 +384,23 @@ def test_splits_about_the_same_videos_share_their_draws(tmp_path):
     assert (effect.mean, effect.low, effect.high, effect.error) == (0, 0, 0, 0)
 
 
+def test_claims_about_the_same_runs_count_once_for_the_spread_of_a_paper():
+    claim = read_claims(STUDIES / "claims")[0]
+    first, second = frozenset({Path("a")}), frozenset({Path("b")})
+    answers = [
+        Answer(claim, Effect(1.0, 0.0, 2.0, {0: 1.0 - half, 1: 1.0 + half}, {"iid": 9}, 1.0, 300, runs))
+        for half, runs in ((1.0, first), (2.0, first), (3.0, second))
+    ]
+    common = [answer.effect.common for answer in with_common_spread(answers)]
+    assert common == [Spread(pytest.approx((2 + 8 + 18) / 3), 2)] * 3
+
+
+def test_a_gain_that_is_surely_too_small_does_not_hold():
+    claim = replace(read_claims(STUDIES / "claims")[0], margin=2.0)
+    assert Answer(claim, p=0.001, p_fails=0.001).verdict == FAILS
+    assert Answer(claim, p=0.001, p_fails=0.2).verdict == HOLDS
+
+
 def test_sets_of_claims_without_effects_rarely_have_a_verdict():
     """Seeds differ by 1 to 12 points, queries by 1.4. With one spread for all papers, 14 % of sets err."""
     generator = np.random.default_rng(0)
@@ -365,7 +410,8 @@ def test_sets_of_claims_without_effects_rarely_have_a_verdict():
         answers = []
         for number, deviation in enumerate([1.0, 1.5, 2.0, 2.0, 2.5, 3.0, 2.0, 1.0, 1.5, 12.0, 12.0, 12.0]):
             seeds = generator.normal(0, deviation, 2) + generator.normal(0, 1.4)
-            effect = Effect(seeds.mean(), 0.0, 0.0, dict(enumerate(seeds)), {"iid": 9}, error=1.4)
+            runs = frozenset({Path(str(number))})
+            effect = Effect(seeds.mean(), 0.0, 0.0, dict(enumerate(seeds)), {"iid": 9}, 1.4, 300, runs)
             answers.append(Answer(replace(claim, paper=f"paper {number // 3}"), effect))
         effects = [answer.effect for answer in with_common_spread(answers)]
         p = holm([one.p_above(0) if one.mean > 0 else one.flipped().p_above(0) for one in effects])
@@ -512,3 +558,7 @@ def test_stored_runs_give_the_same_verdict_and_scores_without_predictions(traine
     np.savez(target / "scores.npz", **{"iid/ids": np.array([{}], dtype=object)})
     with pytest.raises(VmrError, match="not a file of stored scores"):
         load_scores(stored, ["iid"], names)
+
+    shutil.rmtree(probe)  # trained again, and not probed since
+    (again,), _ = scan_runs(tmp_path / "again")
+    assert probe_row(scan_runs(store_run(again, tmp_path / "stored"))[0]) is None

@@ -325,7 +325,7 @@ def test_one_table_with_a_switch_shows_families_and_the_best_group(tmp_path, chr
 
 def test_on_a_phone_the_numbers_of_a_claim_stand_below_it(tmp_path, chromium):
     claim = Claim("one", "X", "1", "a beats b.", "rows", "R1@0.5", 1, 2.0, 2, (Cell(1, "a", {}, "iid"),))
-    effect = Effect(12.9, 11.3, 14.6, {0: 12.0, 1: 13.8}, {"iid": 9}, 1.0)
+    effect = Effect(12.9, 11.3, 14.6, {0: 12.0, 1: 13.8}, {"iid": 9}, 1.0, 300, frozenset())
     write_page([], tmp_path / "page.html", claims=[Answer(claim, effect, 0.01, 1.0)])
     view = chromium.new_page(viewport={"width": 400, "height": 800})
     view.goto((tmp_path / "page.html").as_uri())
@@ -374,7 +374,21 @@ def test_rendered_videos_play_unasked_and_stored_results_stand_below(tmp_path, m
     assert "<td>71.0 ± 1.4</td>" in page
     assert f">{escape(EVIL)}†‡</td>" in page
     assert page.index(">emb</td>") < page.index("<td>71.0 ± 1.4</td>")
-    assert "Stored results" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "Stored results" in shown
+    assert "R1@0.5 on iid, here and in the study" not in shown, "other data"
+
+    same = tmp_path / "same.csv"
+    same.write_text(
+        "name,protocol,features,origin,seed,steps,best_epoch,plateau,revision,iid R1@0.5,other iid R1@0.5\n"
+        "good-paper,p,f_1,real,0,9,4,True,abc,70.0,30.0\ngood-paper,p,f_1,real,1,9,4,True,abc,72.0,\n"
+        "emb-paper,p,f_1,real,0,9,4,True,abc,80.0,30.0\n"
+    )
+    assert main.main([*arguments[:-1], f"study={same}"]) == 0
+    shown = capsys.readouterr().out
+    assert "R1@0.5 on iid, here and in the study: good 75.0 and 71.0 ± 1.4" in shown
+    assert "Only in the study: emb" in shown
+    assert "30.0 (n=1)" in shown
 
     two = tmp_path / "two.csv"
     two.write_text(

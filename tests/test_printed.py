@@ -232,3 +232,26 @@ def test_the_command_prints_a_paper_table_without_any_run(tmp_path, capsys):
         shown = capsys.readouterr().out
         assert "54.28" in shown
         assert "no run on the features emb of charades" in shown
+
+
+def test_runs_of_other_settings_or_studies_are_not_averaged_as_seeds(tmp_path):
+    whole = {"features": "f", "experiment": "bm_detr/charades_sta", "ablation": None, "variant": "paper"}
+    backbones = ("clip", "slowfast")
+    put(tmp_path / "one", "bm_detr-paper", 60.0, backbones, **whole)
+    put(tmp_path / "two", "bm_detr-paper", 50.0, backbones, **whole, plateau=False)
+    put(tmp_path, "trial", 10.0, backbones, **whole, overrides={"method.training.optimizer.lr": "1"})
+    table = find(compare_with_papers(finished_runs(tmp_path)), "bm_detr", "Table 2")
+    assert sorted(our(table)["SF+C", "BM-DETR (ours)"]) == [("", "10.00"), ("", "50.00†"), ("", "60.00")]
+    titles = {column.title for column in table.columns}
+    assert titles == {"features f (one)", "features f (two)", "features f, method.training.optimizer.lr=1"}
+    assert "† still improving when training ended" in table.notes
+
+
+def test_seeds_of_unlike_settings_are_named(tmp_path):
+    whole = {"features": "f", "experiment": "bm_detr/charades_sta", "ablation": None}
+    for seed in (0, 1):
+        put(tmp_path, "bm_detr-paper", 60.0, ("clip", "slowfast"), seed, **whole)
+        with (tmp_path / "bm_detr-paper" / f"seed{seed}" / "config.yaml").open("a") as file:
+            file.write(f"method:\n  dropout: 0.{seed}\n")
+    table = find(compare_with_papers(finished_runs(tmp_path)), "bm_detr", "Table 2")
+    assert "WARNING: the runs of ours 1 differ in method.dropout (0.0, 0.1)." in table.notes

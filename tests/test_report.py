@@ -35,12 +35,14 @@ from vmr_zoo.report.query_scores import (
 from vmr_zoo.report.runs import REQUIRED_KEYS, Run, filter_runs, finished_runs, scan_runs
 from vmr_zoo.report.significance import (
     TEST,
+    compare_rows,
     mark_significance,
     paired_bootstrap,
     resampled_means,
     video_codes,
     with_seeds,
 )
+from vmr_zoo.report.stored_scores import QUERY, VIDEO
 
 QUERIES = 200
 
@@ -189,10 +191,40 @@ def test_the_bootstrap_draws_videos_with_all_their_queries():
     assert (again.tolist(), backwards.tolist()) == (videos.tolist(), videos[::-1].tolist())
 
 
+def test_the_order_of_queries_in_a_file_does_not_change_a_comparison():
+    generator = np.random.default_rng(0)
+    names = [f"metric{number}" for number in range(6)]
+    videos = [f"v{number}" for number in range(20)]
+    index = pd.MultiIndex.from_product([videos, range(10)], names=[VIDEO, QUERY])
+    mixed = index[generator.permutation(len(index))]
+    rows = []
+    for number in range(4):
+        of_video = generator.random(20).repeat(10)[:, None]
+        row = pd.DataFrame(generator.random((len(index), 6)) + of_video, index, names)
+        rows.append(row.reindex(mixed if number % 2 else index))
+    together = compare_rows(rows, dict.fromkeys(names, 0))
+    for name in names:
+        for pair, difference in compare_rows(rows, {name: 0}).items():
+            assert together[pair] == difference
+
+
+def test_a_cell_over_fewer_seeds_than_its_row_is_named(runs):
+    write(runs, "weak", {"iid": 100}, seed=2)
+    (board,) = leaderboards(finished_runs(runs), ["R1@0.5"])
+    assert "weak has 3 seeds, but fewer on ood (2), far (2), selection (2), drop (2)." in table_notes(board)
+
+
 @pytest.mark.parametrize(("videos", "least"), [(1, 1.0), (2, 0.5), (6, 1 / 32)])
 def test_few_videos_are_never_significant(videos, least):
     (difference,) = paired_bootstrap(np.ones((1, 60)), np.arange(60) % videos, resamples=500)
     assert difference.p == pytest.approx(max(least, 2 / 501))
+
+
+def test_equal_rows_on_few_videos_rarely_differ():
+    """Percentiles alone would call 12 % different."""
+    differences = np.random.default_rng(0).normal(size=(2000, 8))
+    found = paired_bootstrap(differences, np.arange(8), resamples=1000)
+    assert 0.03 < np.mean([one.p < 0.05 for one in found]) < 0.06
 
 
 @pytest.mark.parametrize("counts", [(2, 2), (3, 3), (5, 2)])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import importlib
+import re
 import shlex
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +25,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from test_documented_commands import arguments, commands
 from vmr_zoo.config.compose import config_dir, resolve_job_keys
 from vmr_zoo.config.resolvers import register_resolvers
 from vmr_zoo.data.worlds.shapes.world import Event, Scene
@@ -60,11 +63,12 @@ def load_sweep(path: Path) -> DictConfig:
     return OmegaConf.merge(*(load_sweep(base) for base in bases if base.is_file()), cfg)
 
 
-def jobs(sweep: Path) -> list[list[str]]:
-    """The overrides of each job with the first seed."""
+def jobs(sweep: Path, typed: Sequence[str] = ()) -> list[list[str]]:
+    """The overrides of each job with the first seed, given what was typed behind the name of the sweep."""
     register_resolvers()
     cfg = load_sweep(sweep)
     params = {key: str(value) for key, value in cfg.hydra.sweeper.params.items()}
+    params |= dict(text.split("=", 1) for text in typed)
     params |= {"seed": params["seed"].split(",")[0]}
     parsed = OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in params.items()])
     return [list(job) for job in BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]]
@@ -101,6 +105,28 @@ def build(node):
     except InstantiationException as error:
         if not (isinstance(error.__cause__, VmrError) and "Download it" in str(error.__cause__)):
             raise
+
+
+def documented_sweeps():
+    """The sweeps on any page that have overrides, with these; searches have no list of jobs."""
+    found = []
+    for command in commands():
+        verb, *args = arguments(command)
+        if verb != "train" or "--config-dir" not in args or "$" in command:
+            continue
+        folder, name = (args[args.index(option) + 1] for option in ("--config-dir", "--config-name"))
+        sweep = EXPERIMENTS.parent / folder / f"{name}.yaml"
+        typed = [one for one in args if "=" in one and not one.startswith("hydra.") and "…" not in one]
+        if typed and re.search(r"^ +seed:", sweep.read_text(encoding="utf-8"), re.M):
+            found.append(pytest.param(sweep, typed, id=command))
+    return found
+
+
+@pytest.mark.parametrize(("sweep", "typed"), documented_sweeps())
+def test_a_documented_sweep_composes(sweep, typed, compose):
+    first, *others = jobs(sweep, typed)
+    for job in (first, *others[-1:]):
+        compose(sweep, job)
 
 
 @pytest.mark.parametrize("sweep", SWEEPS, ids=name_of)
@@ -175,7 +201,10 @@ def test_a_study_shows_what_its_results_say(study, monkeypatch):
     folder = EXPERIMENTS / study
     readme = (folder / "README.md").read_text(encoding="utf-8")
     tables = read_study(folder / "results.csv")
-    shown = [f"<!-- table: {table.title.rpartition(': ')[2]} -->\n\n{table.markdown()}\n" for table in tables]
+    shown = [
+        f"<!-- table: {table.title.partition(', not computed here: ')[2]} -->\n\n{table.markdown()}\n"
+        for table in tables
+    ]
     collect = importlib.import_module("collect")
     if study in collect.FRONT:
         assert shown[0] in (EXPERIMENTS.parent / "README.md").read_text(encoding="utf-8")
@@ -200,11 +229,11 @@ def test_a_study_shows_what_its_results_say(study, monkeypatch):
             assert frame.index.equals(asked.setdefault(f"{run.header['protocol']} {split}", frame.index))
 
 
-@pytest.mark.parametrize("study", ["ood_shapes", "interventions", "fidelity", "boundary"])
+@pytest.mark.parametrize("study", ["ood_shapes", "ood_charades", "interventions", "fidelity", "boundary"])
 def test_the_command_of_a_row_trains_it(study, monkeypatch, compose):
     monkeypatch.syspath_prepend(EXPERIMENTS)
     rows = importlib.import_module("collect").read_results(study)
-    commands = {row["command"].rpartition("seed=")[0]: row for row in rows}
+    commands = {row["command"].rpartition("seed=")[0]: row for row in rows if row["command"]}
     for row in commands.values():
         config, overrides = "train", shlex.split(row["command"])
         if overrides[0] == "--config-name":

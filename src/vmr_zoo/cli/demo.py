@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import sys
-import webbrowser
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -15,6 +12,7 @@ from rich.console import Console
 
 from vmr_zoo.cli.predict import check_source, load_retriever
 from vmr_zoo.errors import abbreviate, printable
+from vmr_zoo.utils.browser import open_page
 
 if TYPE_CHECKING:
     from vmr_zoo.engine.retriever import Retriever
@@ -46,8 +44,8 @@ def main(cfg: DictConfig) -> int:
             _say(f"Serving {len(library.videos)} videos at {server.address}. Ctrl-C ends it.")
             if not server.is_local:
                 _say("Everybody who reaches this machine can open the page: there is no password.")
-            if cfg.open and _has_browser():
-                webbrowser.open(server.address)
+            if cfg.open:
+                open_page(server.address)
             try:
                 server.serve(library, searcher, _about(cfg, list(searcher.retrievers)))
             except KeyboardInterrupt:
@@ -71,14 +69,6 @@ def _about(cfg: DictConfig, names: Sequence[str]) -> str:
     if cfg.run is None:
         return f"Searched by {cfg.zero_shot.name}, an image-text model, without any training."
     return f"Searched by {' and '.join(names)}."
-
-
-def _has_browser() -> bool:
-    """Returns whether this terminal belongs to a desktop; a browser in text mode would take the terminal."""
-    desktop = (
-        sys.platform in ("darwin", "win32") or "DISPLAY" in os.environ or "WAYLAND_DISPLAY" in os.environ
-    )
-    return desktop and sys.stdout.isatty() and "SSH_CONNECTION" not in os.environ
 
 
 @contextmanager

@@ -30,11 +30,12 @@ from vmr_zoo.report.query_scores import leaderboard_scores
 from vmr_zoo.report.reliability import save_reliability
 from vmr_zoo.report.runs import UNREADABLE, Run, UnfinishedRun, filter_runs
 from vmr_zoo.report.significance import mark_significance
-from vmr_zoo.report.study import StudyTable, read_study
+from vmr_zoo.report.study import StudyTable, read_study, with_comparison
 from vmr_zoo.report.terminal import print_leaderboards
 from vmr_zoo.report.transfer import transfer_boards
 from vmr_zoo.report.verdicts import Answer, answer_claims
 from vmr_zoo.report.writers import LEADERBOARD_WRITERS, PAPER_TABLE_WRITERS, print_paper_tables
+from vmr_zoo.utils.browser import open_page
 from vmr_zoo.utils.files import atomic_write, check_picture
 
 _PRINTED_ROWS = 50
@@ -178,11 +179,13 @@ def _write_page(
     ]
     beside = browsing(cfg.browse, cfg.videos, cfg.narrations)
     groups = page_tables(break_down(_leading(boards), read_kinds(cfg.by))) if cfg.by else []
+    study = [with_comparison(table, boards) for table in study]
     write_page(boards, page, tables, unfinished, beside, cfg.significance, answers, study, transfers, groups)
     print_leaderboards([*boards, *transfers], cfg.costs, _PRINTED_ROWS)
     for table in study:
         table.print()
-    print(f"Wrote {page}. Next: open it in a browser.")
+    opened = cfg.open and open_page(page.resolve().as_uri())
+    print(f"Wrote {page}{', and opened it' if opened else '. Next: open it in a browser'}.")
 
 
 def _check_combinations(cfg: DictConfig) -> None:
@@ -219,6 +222,10 @@ def _check_combinations(cfg: DictConfig) -> None:
         "videos=… without html=true": (
             cfg.videos and not cfg.html,
             "Only the page plays them; add html=true.",
+        ),
+        "open=true without html=true": (
+            cfg.open and not cfg.html,
+            "Only a page opens in a browser; add html=true.",
         ),
         "study=… without html=true": (
             cfg.study and not cfg.html,

@@ -174,7 +174,8 @@ def print_metrics(header: Mapping[str, Any], metrics: Mapping[str, Mapping[str, 
     shown = shown_metrics(metrics)
     simulated = f", {header['origin'].upper()} features" if header["origin"] == "simulated" else ""
     subject = f"{header['name']} on {header['protocol']} ({header['features']}{simulated})"
-    title, caption = f"{subject}, seed {header['seed']}", f"per cent; {_describe_weights(header)}"
+    rising = "; still improving when training ended" if header.get("plateau") is False else ""
+    title, caption = f"{subject}, seed {header['seed']}", f"per cent; {_describe_weights(header)}{rising}"
     table = Table(title=escape(title), caption=escape(caption))
     table.add_column("split")
     for name in shown:

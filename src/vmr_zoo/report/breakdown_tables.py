@@ -14,7 +14,7 @@ from rich.text import Text
 
 from vmr_zoo.report.breakdown import FEW, RESAMPLES, Breakdown, Cell
 from vmr_zoo.report.caveats import legend, signs
-from vmr_zoo.report.data_tables import DECIMALS
+from vmr_zoo.report.data_tables import DECIMALS, caveat_cells
 from vmr_zoo.report.escape import markdown, markdown_table, one_line
 from vmr_zoo.report.writers import csv_text
 from vmr_zoo.utils.console import wide_console
@@ -47,9 +47,14 @@ def print_breakdowns(tables: Sequence[Breakdown]) -> None:
         console.print(Text(one_line(table.title), "bold"))
         _print_blocks(console, table)
     console.print()
-    marks = {legend(table.board) for table in tables} - {""}
-    console.print(Text(" ".join([NOTE, *(f"{text}." for text in sorted(marks))]), "dim"))
+    console.print(Text(_note(tables), "dim"))
     print("Next: format=csv for data with all intervals, html=true for the page.")
+
+
+def _note(tables: Sequence[Breakdown]) -> str:
+    """Explains the cells and marks of tables."""
+    marks = {legend(table.board) for table in tables} - {""}
+    return " ".join([NOTE, *(f"{text}." for text in sorted(marks))])
 
 
 def _print_blocks(console: Console, table: Breakdown) -> None:
@@ -126,13 +131,13 @@ def _breakdowns_markdown(tables: Sequence[Breakdown]) -> str:
         ]
         text = markdown_table(["run", *titles], rows)
         parts.append(f"### {markdown(f'{table.title}; {table.board.title}')}\n\n{text}\n")
-    return "\n".join([*parts, f"{markdown(NOTE)}\n"])
+    return "\n".join([*parts, f"{markdown(_note(tables))}\n"])
 
 
 def breakdown_frame(tables: Sequence[Breakdown]) -> pd.DataFrame:
     """Returns a row per cell: its table, run, split and group, then metric, mean, interval and queries.
 
-    `few`: the queries that the run has a score of are about fewer than `FEW` videos.
+    `few`: the queries that the run has a score of are about fewer than `FEW` videos; then the caveats.
     """
     records = [
         {
@@ -147,6 +152,7 @@ def breakdown_frame(tables: Sequence[Breakdown]) -> pd.DataFrame:
             "high": None if math.isnan(cell.high) else round(cell.high, DECIMALS),
             "queries": cell.queries,
             "few": "yes" if cell.videos < FEW else "no",
+            **caveat_cells(row.caveats),
         }
         for table in tables
         for row, cells in zip(table.board.rows, table.cells, strict=True)
@@ -160,7 +166,7 @@ def page_tables(tables: Sequence[Breakdown]) -> list[dict[str, Any]]:
     return [
         {
             "title": table.title,
-            "note": NOTE,
+            "note": _note([table]),
             "columns": ["run", *(_title(table, group).replace("\n", ", ") for group in table.groups)],
             "rows": [
                 [f"{row.label}{signs(row)}", *(_inline(table, number, group) for group in table.groups)]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from vmr_zoo.report.caveats import CAVEATS
+from vmr_zoo.report.caveats import CAVEATS, find_caveats
 from vmr_zoo.report.elsewhere import external_columns, is_external
 from vmr_zoo.report.leaderboard import COSTS, DROP, Leaderboard, LeaderboardRow
 from vmr_zoo.report.runs import Run, setting
@@ -35,7 +35,7 @@ def rows_of_means(boards: Sequence[Leaderboard]) -> pd.DataFrame:
                     **{key: _joined(row.runs, key) for key in overrides},
                     "seeds": len(row.runs),
                     **_measured(board, row, compared),
-                    **{one.key: _yes_no(row.caveats.get(one.key)) for one in CAVEATS},
+                    **caveat_cells(row.caveats),
                     **_external(boards, row.runs),
                     "parameters": row.runs[0].header["parameters"],
                     **{key: _rounded(row.mean_cost(key)) for key in COSTS},
@@ -58,7 +58,7 @@ def rows_of_runs(boards: Sequence[Leaderboard]) -> pd.DataFrame:
                         "seed": run.header["seed"],
                         **{key: setting(run, key) for key in overrides},
                         **_scores(board, run),
-                        **{one.key: _yes_no(row.caveats.get(one.key)) for one in CAVEATS},
+                        **caveat_cells(find_caveats([run])),
                         **_external(boards, [run]),
                         "parameters": run.header["parameters"],
                         **{key: run.header.get(key) for key in ("epochs", "best_epoch", *COSTS)},
@@ -67,6 +67,11 @@ def rows_of_runs(boards: Sequence[Leaderboard]) -> pd.DataFrame:
                     }
                 )
     return _frame(records)
+
+
+def caveat_cells(found: Mapping[str, bool]) -> dict[str, str]:
+    """Returns a column per caveat: "yes", "no", or "" where nobody measured it."""
+    return {one.key: _yes_no(found.get(one.key)) for one in CAVEATS}
 
 
 def _identity(board: Leaderboard, row: LeaderboardRow) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Leaderboards: which runs share a table, and how a table averages them over seeds.
 
-`TABLE_KEYS` decides which runs share a table, `_split_repeated_seeds` which of them share a row.
+`TABLE_KEYS` decides which runs share a table, `split_repeated_seeds` which of them share a row.
 """
 
 from __future__ import annotations
@@ -271,7 +271,7 @@ def leaderboards(runs: Sequence[Run], metrics: Sequence[str], sort: str | None =
         named: dict[str, list[Run]] = defaultdict(list)
         for run in group:
             named[run.header["name"]].append(run)
-        rows = _split_repeated_seeds(named)
+        rows = split_repeated_seeds(named)
         boards.append(_leaderboard(dict(zip(TABLE_KEYS, key, strict=True)), rows, metrics))
     keys = {" ".join(key): key for board in boards for row in board.rows for key in row.values}
     if sort is not None and sort != BY_NAME and sort not in keys:
@@ -291,7 +291,7 @@ def _sort_best_first(board: Leaderboard, key: tuple[str, str]) -> Leaderboard:
     return replace(board, sorted_by=key)
 
 
-def _split_repeated_seeds(rows: Mapping[str, list[Run]]) -> dict[str, list[Run]]:
+def split_repeated_seeds(rows: Mapping[str, list[Run]]) -> dict[str, list[Run]]:
     """Splits a row that has the same seed twice, as from two studies, by the directory of its runs.
 
     Of the directories, the names have the part in which they differ.

@@ -29,6 +29,7 @@ def table_notes(board: Leaderboard, best: str = "Bold") -> list[str]:
     spread = "; mean ± sample standard deviation" if several else ""
     notes = [f"Per cent{spread}; {board.seeds}."]
     notes += table_warnings(board)
+    notes += _fewer_seeds(board)
     if board.shared:
         notes.append(f"All rows: {board.shared}.")
     if DROP in board.columns:
@@ -45,6 +46,17 @@ def table_notes(board: Leaderboard, best: str = "Bold") -> list[str]:
     notes += board.metric_notes + rejection_notes(board)
     marks = legend(board)
     return [*notes, f"{marks}."] if marks else notes
+
+
+def _fewer_seeds(board: Leaderboard) -> list[str]:
+    """Names the cells that are means over fewer seeds than their row has."""
+    found = []
+    for row in board.rows:
+        counts = {column: len(row.values.get((column, board.leading_metric), ())) for column in board.columns}
+        lacking = [f"{column} ({n})" for column, n in counts.items() if 0 < n < len(row.runs)]
+        if lacking:
+            found.append(f"{row.label} has {len(row.runs)} seeds, but fewer on {', '.join(lacking)}.")
+    return found
 
 
 def table_warnings(board: Leaderboard) -> list[str]:

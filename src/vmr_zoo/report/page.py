@@ -22,7 +22,7 @@ from vmr_zoo.report.charts import Palette, draw_charts, legend_entries
 from vmr_zoo.report.claim_tables import page_section
 from vmr_zoo.report.conclusion import conclusion
 from vmr_zoo.report.families import family_order
-from vmr_zoo.report.leaderboard import DROP, TIED, Leaderboard, LeaderboardRow
+from vmr_zoo.report.leaderboard import DROP, TIED, Leaderboard, LeaderboardRow, ascending
 from vmr_zoo.report.notes import table_notes
 from vmr_zoo.report.paper_tables import PaperTable
 from vmr_zoo.report.prediction_browser import Browsing, PredictionBrowser, video_uris
@@ -113,11 +113,15 @@ def _board_section(
             *draw_charts(board, shown, styles, scores, browser.moments),
             *diagram.charts(dict(zip(shown, styles, strict=True))),
         ],
-        "legend": legend_entries([board.rows[number].label for number in shown], styles),
+        "legend": legend_entries([_marked(board.rows[number]) for number in shown], styles),
         "excluded": len(board.rows) - len(shown),
         "browser": _to_json(browser.data(styles)) if browser.queries else None,
         "browsing": f"Up to {browser.browse} sentences of each split; browse=N changes that.",
     }
+
+
+def _marked(row: LeaderboardRow) -> str:
+    return f"{row.label}{signs(row)}"
 
 
 def _table_section(board: Leaderboard) -> dict[str, Any]:
@@ -141,9 +145,8 @@ def _with_videos(board: Leaderboard, beside: Browsing) -> Browsing:
 def _best_rows(board: Leaderboard) -> list[int]:
     """Returns the numbers of the rows in charts and browser."""
     key = board.columns[0], board.leading_metric
-    best = sorted(
-        range(len(board.rows)), key=lambda n: -statistics.fmean(board.rows[n].values.get(key) or [-1])
-    )
+    means = [row.mean(key) for row in board.rows]
+    best = sorted(range(len(means)), key=lambda n: (means[n] is None, ascending(key) * (means[n] or 0.0)))
     return sorted(best[:ROWS])
 
 

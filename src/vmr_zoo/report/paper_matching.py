@@ -8,6 +8,7 @@ own, which says so.
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 import statistics
 from collections import defaultdict
@@ -20,7 +21,7 @@ from omegaconf import OmegaConf
 
 from vmr_zoo.config.compose import config_dir
 from vmr_zoo.data.annotations.records import PUBLISHED, SELECTION
-from vmr_zoo.report.leaderboard import features_title
+from vmr_zoo.report.leaderboard import features_title, split_repeated_seeds
 from vmr_zoo.report.paper_tables import OurCell, OurColumn, PaperRow, PaperTable, printed_numbers
 from vmr_zoo.report.runs import REFERENCE_SPLITS, Run
 from vmr_zoo.runs.config_sections import config_section
@@ -76,9 +77,16 @@ class _Candidate:
 
     @property
     def other_overrides(self) -> str:
-        """The overrides in the run's name besides experiment and ablations."""
+        """The overrides besides experiment and ablations: as in its name, or if a user named the run, all."""
+        header = self.run.header
+        first, *parts = str(header["name"]).split("+")
+        if first != f"{header['method']}-{header['variant']}":
+            overrides = header.get("overrides") or {}
+            parts = [
+                f"{key}={text}" for key, text in overrides.items() if key not in ("experiment", "ablation")
+            ]
         named = {(self.experiment or "").split("/")[-1], *(one.split("/")[-1] for one in self.ablations)}
-        return ", ".join(part for part in str(self.run.header["name"]).split("+")[1:] if part not in named)
+        return ", ".join(part for part in parts if part not in named)
 
 
 class _Target(NamedTuple):
@@ -252,16 +260,21 @@ def _our_cells(
     key: _RowKey, group: Sequence[Mapping[str, str]], target: _Target, matching: Sequence[_Candidate]
 ) -> dict[tuple[OurColumn, str], OurCell]:
     """Collects our numbers for the printed numbers of one row, by column and metric."""
-    cells: dict[tuple[OurColumn, str], OurCell] = {}
+    columns: dict[OurColumn, list[Run]] = defaultdict(list)
     for one in matching:
-        split = _scored_split(target.data, key.split, one.run)
-        for line in group:
-            value = _value(one.run, split, line["metric"])
-            if value is not None:
-                same = one.run.header["protocol"] == target.data or not key.split or split == key.split
-                other = "" if same else split or ""
-                place = _our_column(target, one), line["metric"]
-                cells.setdefault(place, OurCell([], other)).values.append(value)
+        columns[_our_column(target, one)].append(one.run)
+    cells: dict[tuple[OurColumn, str], OurCell] = {}
+    for column, runs in columns.items():
+        for title, row in split_repeated_seeds({column.title: runs}).items():
+            for run, line in itertools.product(row, group):
+                split = _scored_split(target.data, key.split, run)
+                value = _value(run, split, line["metric"])
+                if value is not None:
+                    same = run.header["protocol"] == target.data or not key.split or split == key.split
+                    place = column._replace(title=title), line["metric"]
+                    cell = cells.setdefault(place, OurCell([], "" if same else split or "", []))
+                    cell.values.append(value)
+                    cell.runs.append(run)
     return cells
 
 

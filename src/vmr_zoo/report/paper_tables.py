@@ -14,7 +14,10 @@ from omegaconf import ListConfig
 
 from vmr_zoo.config.compose import shipped_folders
 from vmr_zoo.errors import VmrError, unknown
+from vmr_zoo.report.caveats import CAVEATS, Caveat, find_caveats
 from vmr_zoo.report.leaderboard import format_mean_std
+from vmr_zoo.report.notes import unlike_seeds
+from vmr_zoo.report.runs import Run
 
 FILE_COLUMNS = ("table", "page", "data", "split", "features", "row", "method", "config", "metric", "value")
 
@@ -40,13 +43,22 @@ class OurCell(NamedTuple):
     Attributes:
         values: one per seed.
         split: the split that was scored, if it is not that of the printed row, else "".
+        runs: the run of each value.
     """
 
     values: list[float]
     split: str
+    runs: list[Run]
+
+    @property
+    def caveats(self) -> list[Caveat]:
+        """What marks the runs on a leaderboard."""
+        found = find_caveats(self.runs)
+        return [caveat for caveat in CAVEATS if found.get(caveat.key)]
 
     def __str__(self) -> str:
-        return format_mean_std(self.values) + (f" [{self.split}]" if self.split else "")
+        marks = "".join(caveat.sign for caveat in self.caveats)
+        return format_mean_std(self.values) + marks + (f" [{self.split}]" if self.split else "")
 
 
 @dataclass(frozen=True)
@@ -98,9 +110,17 @@ class PaperTable:
     @property
     def notes(self) -> list[str]:
         """Footnotes that explain the columns."""
+        unlike = [
+            (self.column_name(column), cell.runs)
+            for row in self.rows
+            for (column, _), cell in row.ours.items()
+        ]
+        used = {caveat for row in self.rows for cell in row.ours.values() for caveat in cell.caveats}
         return [
             "paper: as printed. Ours: mean ± sample standard deviation over seeds.",
             *(f"{self.column_name(column)}: {column.title}" for column in self.columns),
+            *(f"{caveat.sign} {caveat.text}" for caveat in CAVEATS if caveat in used),
+            *(f"WARNING: {text}." for text in dict.fromkeys(unlike_seeds(unlike))),
         ]
 
     def column_name(self, column: OurColumn) -> str:

@@ -18,6 +18,7 @@ from omegaconf import ListConfig, OmegaConf
 from vmr_zoo.errors import VmrError, unknown
 from vmr_zoo.runs.config_sections import config_section
 from vmr_zoo.runs.directory import (
+    DIGEST,
     ELSEWHERE,
     EVALUATIONS,
     EXTERNAL,
@@ -41,6 +42,8 @@ REQUIRED_KEYS = (
 _COUNTED = ("queries", "unparsed", "missing")
 
 UNREADABLE = "unreadable"
+OUTDATED = "of other weights"
+"""State of an evaluation whose run was trained again since."""
 _BROKEN = (VmrError, OSError, AttributeError, KeyError, TypeError)
 """What reading a damaged file raises."""
 
@@ -139,7 +142,9 @@ def scan_runs(root: Path, evals: bool = False) -> tuple[list[Run], list[Unfinish
             unfinished.append(UnfinishedRun(folder, UNREADABLE, str(error)))
             continue
         found, broken = _read_evaluations(folder, evals) if EVALUATIONS in names else ([], [])
-        unfinished += broken
+        outdated = [one for one in found if not _same_weights(run, one)]
+        found = [one for one in found if one not in outdated]
+        unfinished += [*broken, *(UnfinishedRun(one.directory, OUTDATED, "") for one in outdated)]
         added = _evals(folder, found) if evals else []
         transfers = tuple(one for one in found if TRANSFER in one.header)
         rejections = _rejections(folder, found, [] if run is None else list(run.metrics))
@@ -304,6 +309,12 @@ def _is_probe(header: Mapping[str, Any]) -> bool:
     return other_sentences and not header.get("change") and TRANSFER not in header
 
 
+def _same_weights(run: Run | None, evaluation: Run) -> bool:
+    """Returns whether the evaluation is of the weights that the run has now, as far as both say."""
+    digests = {str(one.header[DIGEST]) for one in (run, evaluation) if one and one.header.get(DIGEST)}
+    return len(digests) < 2
+
+
 def _rejections(folder: Path, evaluations: Sequence[Run], order: Sequence[str]) -> tuple[Run, ...]:
     """Merges the results with sentences without an answer by name and kind; the latest of a split counts.
 
@@ -347,7 +358,8 @@ def setting(run: Run, key: str, missing: Any = None) -> Any:
 def differing_settings(runs: Sequence[Run]) -> list[str]:
     """Returns the settings besides the seed in which the runs of one row differ, as "KEY (VALUE, VALUE)".
 
-    What only some of the runs have, as those of another revision, is not compared, nor is a broken file.
+    What only some of the runs have, as those of another revision, is not compared, nor is a broken file, nor
+    are narrations of which the method has no setting: it does not read them.
     """
     found = [(run.header["seed"], run.path, _deciding(run.path)) for run in runs if run.path is not None]
     kept = found[:1] + [one for one in found[1:] if not _alike(found[0][0], found[0][2], one[0], one[2])]
@@ -358,8 +370,12 @@ def differing_settings(runs: Sequence[Run]) -> list[str]:
     except (VmrError, UnicodeDecodeError):
         return []
     values = [(seed, leaves(tree)) for (seed, _, _), tree in zip(kept, trees, strict=True)]
+    narrated = any(key.startswith("method.") and "narration" in key for key in values[0][1])
+    ignored = () if narrated else ("data.features.narration",)
     differing = []
     for key in values[0][1]:
+        if key.startswith(ignored):
+            continue
         own = [(seed, tree[key]) for seed, tree in values if key in tree]
         of_run = key.endswith("seed") and all(value == seed for seed, value in own)
         if key not in _OF_THE_MACHINE and not of_run and any(value != own[0][1] for _, value in own):

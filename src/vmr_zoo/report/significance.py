@@ -169,22 +169,23 @@ def compare_rows(
         reference = rows[top]
         if reference is None or metric not in reference:
             continue
+        # Indexes belong to the frames: a column makes a new one each time, so that it has no lasting id.
         scored = [
-            (number, row[metric])
+            (number, row.index, row[metric])
             for number, row in enumerate(rows)
             if row is not None
             and metric in row
             and (row.index is reference.index or row.index.isin(reference.index).any())
         ]
-        for (one, first), (other, second) in itertools.combinations(scored, 2):
-            aligned = second if second.index is first.index else second.reindex(first.index)
+        for (one, index, first), (other, its, second) in itertools.combinations(scored, 2):
+            aligned = second if its is index else second.reindex(index)
             difference = 100.0 * (first.to_numpy(np.float64) - aligned.to_numpy(np.float64))
             both = ~np.isnan(difference)
             if both.any():
                 # Only comparisons whose queries have the same pattern of videos can share their draws.
-                key = id(first.index), both.tobytes()
+                key = id(index), both.tobytes()
                 if key not in patterns:
-                    patterns[key] = video_codes(first.index[both])[0].tobytes()
+                    patterns[key] = video_codes(index[both])[0].tobytes()
                 groups[patterns[key]].append(((one, other, metric), difference[both]))
     found: dict[tuple[int, int, str], Difference] = {}
     for codes, group in groups.items():
@@ -223,8 +224,14 @@ def paired_bootstrap(
     low, high = percentile_interval(means)
     # One more in each count: the observed sample is a possible resample, and no p is 0.
     less, more = ((1 + side.sum(1)) / (resamples + 1) for side in (means <= 0, means >= 0))
-    p = np.minimum(1.0, np.maximum(2 * np.minimum(less, more), least_p(1 + int(videos.max()))))
-    columns = zip(differences.mean(1), low, high, p, means.std(1), strict=True)
+    count = 1 + int(videos.max())
+    observed, error = differences.mean(1), means.std(1)
+    # Percentiles alone are too sure: 14 % of equal rows differ at 5 % with 6 videos, 10 % with 10.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        score = np.abs(observed) / (error * np.sqrt(np.float64(count) / (count - 1)))
+    small = np.nan_to_num(2 * stats.t.sf(score, count - 1), nan=1.0)
+    p = np.clip(np.maximum(2 * np.minimum(less, more), small), least_p(count), 1.0)
+    columns = zip(observed, low, high, p, error, strict=True)
     return [Difference(*map(float, own)) for own in columns]
 
 

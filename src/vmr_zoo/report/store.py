@@ -7,6 +7,7 @@ claims read it like any other run; what needs predictions says that there are no
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,7 @@ def store_run(run: Run, folder: Path) -> Path:
             f"Expected names in the header of {run.directory}, found '{place}': it leaves {folder}."
         )
     target = folder / place
+    shutil.rmtree(target, ignore_errors=True)  # probes of an earlier training would count for this one
     write_config(target, config)
     write_scores(target / SCORES, scores)
     for name, content in files.items():

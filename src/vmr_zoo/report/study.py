@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
 from statistics import mean, stdev
@@ -16,6 +16,7 @@ from vmr_zoo.data.annotations.records import SELECTION
 from vmr_zoo.errors import VmrError
 from vmr_zoo.report.caveats import BLIND, RISING
 from vmr_zoo.report.escape import markdown_table, one_line
+from vmr_zoo.report.leaderboard import Leaderboard, features_title
 from vmr_zoo.report.runs import REFERENCE_SPLITS
 from vmr_zoo.report.sentence_probe import LEAST_LOSS, METRIC
 from vmr_zoo.report.terminal import Lines, mean_lines, print_columns, shorten
@@ -95,11 +96,41 @@ def read_study(file: Path) -> list[StudyTable]:
     return [study_table(own, f"{title}: {name}" if name else title) for name, own in tables.items()]
 
 
+def with_comparison(table: StudyTable, boards: Sequence[Leaderboard]) -> StudyTable:
+    """Adds a note that compares a stored table with a leaderboard on the same data, if there is one.
+
+    A row of the leaderboard is compared with the stored row of its method; rows of ablations are not.
+    """
+    board = next((one for one in boards if table.title.endswith(f": {one.heading}")), None)
+    if board is None:
+        return table
+    split = table.columns[2]
+    stored = {row[0].rstrip(RISING.sign + BLIND.sign): row[2] for row in table.rows}
+    both, seen = [], set()
+    for row in board.rows:
+        header, values = row.runs[0].header, row.values.get((split, METRIC))
+        if values and not header.get("ablation") and header["method"] in stored:
+            seen.add(header["method"])
+            both.append(f"{row.label} {_cell(values, len(row.runs))} and {stored[header['method']]}")
+    if not both:
+        return table
+    others = [name for name in stored if name not in seen]
+    note = f"{METRIC} on {split}, here and in the study: {'; '.join(both)}"
+    left_out = (f"Only in the study: {', '.join(others)}",) if others else ()
+    return replace(table, notes=(note, *left_out, *table.notes))
+
+
 def by_data(rows: Sequence[dict[str, str]]) -> dict[str, list[dict[str, str]]]:
-    """Groups the rows of a results.csv by protocol and features, which never share a table."""
+    """Groups the rows of a results.csv by protocol and features, which never share a table.
+
+    Returns:
+        The rows by a title, which says if features are simulated or rendered.
+    """
     tables = defaultdict(list)
     for row in rows:
-        names = [row.get("protocol", ""), row.get("features", "") and f"features {row['features']}"]
+        names = [row.get("protocol", "")]
+        if row.get("features"):
+            names.append(features_title({"origin": "real", **row}))
         tables[", ".join(filter(None, names))].append(row)
     return dict(tables)
 
@@ -194,18 +225,20 @@ def _labels(names: Sequence[str]) -> dict[str, str]:
 def _cells(name: str, seeds: list[dict[str, str]], columns: list[str], probe: str) -> tuple[str, ...]:
     other = [float(row[probe]) for row in seeds if row.get(probe)]
     marks = RISING.sign * any(row["plateau"] == "False" for row in seeds)
-    if other and _mean(seeds, columns[0]) - mean(other) < LEAST_LOSS:
+    if any(float(row[columns[0]]) - float(row[probe]) < LEAST_LOSS for row in seeds if row.get(probe)):
         marks += BLIND.sign
     best = f"{_mean(seeds, 'best_epoch'):.0f}" if _mean(seeds, "steps") else ""
-    scores = (_cell([float(row[column]) for row in seeds if row[column]]) for column in columns)
-    return f"{name}{marks}", str(len(seeds)), *scores, _cell(other), best
+    scores = (_cell([float(row[column]) for row in seeds if row[column]], len(seeds)) for column in columns)
+    return f"{name}{marks}", str(len(seeds)), *scores, _cell(other, len(seeds)), best
 
 
 def _mean(rows: Sequence[dict[str, str]], column: str) -> float:
     return mean(float(row[column]) for row in rows)
 
 
-def _cell(values: list[float]) -> str:
+def _cell(values: list[float], seeds: int) -> str:
+    """Returns mean and deviation, and the number of values if it is not that of the row's seeds."""
     if not values:
         return ""
-    return f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
+    spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{mean(values):.1f}{spread}{f' (n={len(values)})' if len(values) < seeds else ''}"

@@ -3,12 +3,12 @@
 The error of an effect has two sources, the sample of queries and the seeds of training. A bootstrap over
 videos measures the first (scores averaged over seeds), the spread of the effect over seeds the second. Two
 or three seeds often agree by chance, so the spread counts as at least that of all claims of the paper, which
-compare the same methods. Its degrees of freedom are the mean of the claim's own and those of all these. The
-two variances add up, with Welch-Satterthwaite degrees of freedom. A claim *holds* if its effect has the
-claimed sign, and *does not hold* if its effect is below `margin`; both after Holm's correction for the
-number of claims. How often simulated sets of claims had a wrong verdict is in docs/report.md. Anything else
-is *not settled*, and so is a claim with rows that are missing, were still rising, or do not read their
-sentences.
+compare the same methods. Its degrees of freedom are the mean of the claim's own and those of all these;
+claims about the same runs count once. The two variances add up, with Welch-Satterthwaite degrees of freedom.
+A claim *does not hold* if its effect is below `margin`, and otherwise *holds* if its effect has the claimed
+sign; both after Holm's correction for the number of claims. How often simulated sets of claims had a wrong
+verdict is in docs/report.md. Anything else is *not settled*, and so is a claim with rows that are missing,
+were still rising, or do not read their sentences.
 """
 
 from __future__ import annotations
@@ -80,6 +80,8 @@ class Effect:
         by_seed: the effect of each seed.
         queries: number of queries of each split.
         error: standard deviation over resamples.
+        videos: number of videos, in the split with the fewest.
+        runs: what it was measured on; equal for claims about the same runs.
         common: the spread over seeds that the claims of its paper share.
     """
 
@@ -89,6 +91,8 @@ class Effect:
     by_seed: Mapping[int, float]
     queries: Mapping[str, int]
     error: float
+    videos: int
+    runs: frozenset[Path]
     common: Spread = NO_SPREAD
 
     @property
@@ -107,18 +111,25 @@ class Effect:
         return self.mean - half, self.mean + half
 
     def p_above(self, bound: float) -> float:
-        """Returns the two-sided p of an effect of `bound`, 1 if the effect is not above it."""
+        """Returns the two-sided p of an effect of `bound`, 1 if the effect is not above it.
+
+        Few videos count as a small sample: their variance is that of a sample, with its degrees of freedom,
+        and p is at least that of a sign test.
+        """
         distance = self.mean - bound
         if distance <= 0:
             return 1.0
+        others = self.videos - 1
+        queries = self.error**2 * self.videos / others
         spreads = [one for one in (self.spread, self.common) if one.freedom] or [NO_SPREAD]
         seeds = max(one.variance for one in spreads) / len(self.by_seed)
-        error = math.sqrt(self.error**2 + seeds)
-        if error == 0:
-            return 0.0
-        freedom = statistics.fmean(one.freedom for one in spreads)
-        freedom = freedom * (error**2 / seeds) ** 2 if seeds else math.inf
-        return min(1.0, 2 * float(stats.t.sf(distance / error, freedom)))
+        if not queries + seeds:
+            return least_p(self.videos)
+        uncertain = queries**2 / others
+        if seeds:
+            uncertain += seeds**2 / statistics.fmean(one.freedom for one in spreads)
+        p = 2 * float(stats.t.sf(distance / math.sqrt(queries + seeds), (queries + seeds) ** 2 / uncertain))
+        return min(1.0, max(p, least_p(self.videos)))
 
     def flipped(self) -> Effect:
         """Returns the effect with the other sign."""
@@ -151,9 +162,9 @@ class Answer:
         """`HOLDS`, `FAILS` or `OPEN`."""
         if self.reasons or self.p is None or self.p_fails is None:
             return OPEN
-        if self.p < 1 - LEVEL:
-            return HOLDS
-        return FAILS if self.p_fails < 1 - LEVEL else OPEN
+        if self.p_fails < 1 - LEVEL:
+            return FAILS
+        return HOLDS if self.p < 1 - LEVEL else OPEN
 
     @property
     def reason(self) -> str:
@@ -202,11 +213,11 @@ def with_common_spread(answers: Sequence[Answer]) -> list[Answer]:
 
     Not of all claims: the seeds of one method would then decide what is known about another.
     """
-    spreads: dict[str, list[Spread]] = defaultdict(list)
+    effects: dict[str, list[Effect]] = defaultdict(list)
     for answer in answers:
         if answer.effect is not None:
-            spreads[answer.claim.paper].append(answer.effect.spread)
-    common = {paper: mean_spread(of_paper) for paper, of_paper in spreads.items()}
+            effects[answer.claim.paper].append(answer.effect)
+    common = {paper: mean_spread(of_paper) for paper, of_paper in effects.items()}
     return [
         answer
         if answer.effect is None
@@ -215,12 +226,17 @@ def with_common_spread(answers: Sequence[Answer]) -> list[Answer]:
     ]
 
 
-def mean_spread(spreads: Sequence[Spread]) -> Spread:
-    """Returns the mean of spreads by their degrees of freedom; without any, `NO_SPREAD`."""
-    freedom = sum(one.freedom for one in spreads)
-    if not freedom:
+def mean_spread(effects: Sequence[Effect]) -> Spread:
+    """Returns the mean of the spreads of effects by their degrees of freedom; without any, `NO_SPREAD`.
+
+    Its own degrees of freedom are those of the sets of runs: what two claims say about the same runs is not
+    independent.
+    """
+    weights = [one.spread.freedom for one in effects]
+    if not any(weights):
         return NO_SPREAD
-    return Spread(sum(one.variance * one.freedom for one in spreads) / freedom, freedom)
+    variance = float(np.average([one.spread.variance for one in effects], weights=weights))
+    return Spread(variance, sum({one.runs: one.spread.freedom for one in effects}.values()))
 
 
 def _claimed(answer: Answer) -> tuple[Effect, float]:
@@ -366,7 +382,8 @@ def _effect(
     }
     _check_listed(claim, tables.values())
     codes = video_codes(*(table.index for table in tables.values()))
-    if least_p(min(len(np.unique(videos)) for videos in codes)) > 1 - LEVEL:
+    fewest = min(len(np.unique(videos)) for videos in codes)
+    if least_p(fewest) > 1 - LEVEL:
         return None
     number = 1 + max(int(videos.max()) for videos in codes)
     resampled = np.zeros(RESAMPLES)
@@ -384,6 +401,8 @@ def _effect(
         dict(zip(seeds, map(float, by_seed), strict=True)),
         {split: len(table) for split, table in tables.items()},
         float(resampled.std()),
+        fewest,
+        frozenset(found[seed].directory for _, found in rows for seed in seeds),
     )
 
 
