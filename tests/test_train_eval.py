@@ -94,8 +94,10 @@ def test_a_stopped_run_resumes_bit_for_bit(train_toy, whole, number, step, code,
 
 
 def test_best_weights_are_the_ones_exported(train_toy):
-    _, run = train_toy("trainer.max_epochs=5")
+    """With this rate the last epoch is not the best one, so that exporting the last weights would show."""
+    _, run = train_toy("trainer.max_epochs=5", "method.training.optimizer.lr=0.05")
     best = torch.load(run / "checkpoints/best.ckpt", weights_only=True)
+    assert best["epoch"] + 1 < 5, "choose another rate"
     exported = load_file(run / "model.safetensors")
     assert all(torch.equal(exported[name], value) for name, value in best["state_dict"].items())
     assert metrics(run)[HEADER]["best_epoch"] == best["epoch"] + 1
