@@ -439,7 +439,7 @@ def test_a_video_with_many_queries_is_cut_into_groups_in_evaluation_too():
     [("file", "abcde"), ("start", "cbaed"), ("start_clip", "cabde")],
 )
 def test_rows_of_a_video_come_in_the_order_asked_for(row_order, expected):
-    """The features have 8 clips of 2 s: a and b start in the third; d and e after the last, so count as in it."""
+    """Of 8 clips of 2 s. a and b start in the third; d and e start after the last, and count as in it."""
     starts = {"a": 5.0, "b": 4.5, "c": 1.0, "d": 29.0, "e": 20.0}
     queries = [Query(name, "v30", "x", ((start, start + 0.5),), 30.0) for name, start in starts.items()]
     tiny = dataclasses.replace(protocol(), selection=Split("selection", tuple(queries)))
@@ -481,6 +481,18 @@ def test_missing_features_are_named_before_training():
     data = VMRDataModule("tiny", protocol(), features(video=source))
     with pytest.raises(VmrError, match=r"missing for 5 ids: v45, v46"):
         data.setup("fit")
+
+
+def test_another_number_of_patches_is_refused_before_training_and_in_a_batch():
+    message = "features=tiny.* declares patch_count=4, but its source yields 3"
+    data = VMRDataModule("tiny", protocol(), features(patch_count=4), needs={"patches"})
+    with pytest.raises(VmrError, match=message):
+        data.setup("fit")
+    later = VMRDataModule("tiny", protocol(), features(patch_count=3), needs={"patches"})
+    loader = later.eval_dataloader("iid", details=True)
+    loader.dataset.features.patch_count = 4
+    with pytest.raises(VmrError, match=message):
+        next(iter(loader))
 
 
 def test_sentences_about_videos_without_features_are_dropped_where_that_is_chosen():
