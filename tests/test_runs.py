@@ -321,9 +321,8 @@ def test_a_job_ends_when_its_parent_is_killed(tmp_path):
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize(
-    "verb", ["report", "eval", "score", "parity", "doctor"]
-)  # test_sweep.py: train; their own tests: fetch, extract, embed
+# Of train: test_sweep.py; of fetch, extract and embed: their own tests.
+@pytest.mark.parametrize("verb", ["report", "eval", "score", "parity", "doctor"])
 def test_a_full_disk_is_one_message_and_exit_code_3(vmr, trained_toy, tmp_path, monkeypatch, capsys, verb):
     def full(*args: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
