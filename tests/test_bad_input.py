@@ -351,13 +351,15 @@ def test_no_format_ever_unpickles(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", trap, allow_pickle=True)
     np.savez(tmp_path / "a.npz", features=trap)
     torch.save({"features": Trap(sprung)}, tmp_path / "a.pt")
-    (tmp_path / "b.pt").write_bytes(pickle.dumps(Trap(sprung)))
+    for bare in ("b.pt", "b.npy"):
+        (tmp_path / bare).write_bytes(pickle.dumps(Trap(sprung)))
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["a/features"] = np.frombuffer(pickle.dumps(Trap(sprung)), np.uint8)
         file["b/features"] = "text"
         file["c/features"] = h5py.Empty("f4")
     for opened, name in [
         (FileStore(tmp_path, ".npy"), "a"),
+        (FileStore(tmp_path, ".npy"), "b"),
         (FileStore(tmp_path, ".npz", key="features"), "a"),
         (FileStore(tmp_path, ".pt", key="features"), "a"),
         (FileStore(tmp_path, ".pt", key="features"), "b"),

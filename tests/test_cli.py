@@ -200,11 +200,10 @@ def test_options_and_overrides_mix(monkeypatch, capsys):
     assert "browse: 3" in capsys.readouterr().out
 
 
-def test_score_and_help_never_wait_for_torch():
+def test_help_never_waits_for_hydra_or_torch():
     code = (
-        "import sys; from vmr_zoo.cli.main import main; main(['--help']); assert 'hydra' not in sys.modules;"
-        "assert main(['score', 'data=charades_cd', 'predictions=none.jsonl', 'split=iid']) == 2;"
-        "assert 'torch' not in sys.modules, 'torch was imported'"
+        "import sys; from vmr_zoo.cli.main import main; main(['--help']);"
+        "assert not {'hydra', 'torch'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=ROOT)
 

@@ -25,6 +25,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from naive import naive_ap, naive_iou, naive_nms
 from vmr_zoo import spans
 from vmr_zoo.config.arguments import as_typed
 from vmr_zoo.data.annotations import readers
@@ -118,15 +119,9 @@ def test_nms_equals_the_greedy_loop(times: int) -> None:
         given_ = torch.tensor([row for row, _ in rows], dtype=torch.float64)[None]
         scores = torch.tensor([value for _, value in rows], dtype=torch.float64)[None]
         kept, values = spans.nms(given_, scores, threshold, keep)
-        left: list[tuple[list[float], float]] = []
-        for row in sorted(rows, key=lambda row: -row[1]):
-            # With the same rounding: at the threshold, another rounding would change the decision.
-            ious = [spans.iou(torch.tensor(row[0]).double(), torch.tensor(o).double()) for o, _ in left]
-            if all(iou <= threshold for iou in ious):
-                left.append(row)
-        left = (left + [([0.0, 0.0], 0.0)] * keep)[:keep]
-        assert kept[0].tolist() == [row for row, _ in left]
-        assert values[0].tolist() == [value for _, value in left]
+        left = naive_nms([[*row, value] for row, value in rows], threshold)
+        left = (left + [[0.0, 0.0, 0.0]] * keep)[:keep]
+        assert torch.cat((kept[0], values[0, :, None]), 1).tolist() == left
 
 
 # --- metrics, from the rows of a file to the numbers, against loops
@@ -138,23 +133,6 @@ a_window = st.tuples(st.tuples(second, second).map(sorted), st.integers(0, 9) | 
 )
 a_moment = st.tuples(second, second).map(sorted).filter(lambda m: m[1] - m[0] > 0.01)
 clip = st.tuples(st.integers(-3, 3) | st.floats(-1, 1), st.lists(st.integers(0, 4), min_size=3, max_size=3))
-
-
-def overlap(a: list[float], b: list[float]) -> float:
-    inter = min(a[1], b[1]) - max(a[0], b[0])
-    return inter / (max(a[1], b[1]) - min(a[0], b[0])) if inter > 0 else 0.0
-
-
-def naive_ap(windows: list[list[float]], moments: list[list[float]], threshold: float) -> float:
-    """Walks down the ranking; the precision at a rank is the best from there on."""
-    free, right = list(moments), []
-    for window in windows:
-        best = max(free, key=lambda m: (overlap(window, m), moments.index(m)), default=None)
-        right.append(best is not None and overlap(window, best) >= threshold)
-        if right[-1]:
-            free.remove(best)  # type: ignore[arg-type]
-    precision = [sum(right[:k]) / k for k in range(1, len(right) + 1)]
-    return sum(max(precision[k:]) for k, hit in enumerate(right) if hit) / len(moments)
 
 
 def naive_highlight(scores: list[float], highlight: list[bool]) -> float:
@@ -196,10 +174,10 @@ def test_scores_of_a_file_equal_the_loops(times: int) -> None:
         scored = scoring.score_queries(rows, Split("test", tuple(queries)), MetricSettings(highlights=True))
         got = {name: values.tolist() for name, values in scored.queries.items()}
         for number, (windows, moments, clips) in enumerate(videos):
-            ious = [max(overlap(w, m) for m in moments) for w in windows]
+            ious = [max(naive_iou(w, m) for m in moments) for w in windows]
             ranked = sorted(windows[:10], key=lambda w: -w[2])
             # A ratio that equals a threshold up to rounding may fall on either side.
-            assume(all(abs(overlap(w, m) - t) > 1e-9 for w in windows for m in moments for t in THRESHOLDS))
+            assume(all(abs(naive_iou(w, m) - t) > 1e-9 for w in windows for m in moments for t in THRESHOLDS))
             expected = {f"R1@{t}": float(ious[0] >= t) for t in (0.5, 0.7)}
             expected |= {f"R5@{t}": float(max(ious[:5]) >= t) for t in (0.5, 0.7)}
             expected["mIoU"] = ious[0]

@@ -5,24 +5,27 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import inspect
 import random
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from batches import make_batch, shrink
 from test_methods_contract import composed
 from vmr_zoo.cli.explain import explain
 from vmr_zoo.cli.main import VERBS
+from vmr_zoo.config.allowed import allowed_names
 from vmr_zoo.config.arguments import as_typed, overrides_of, texts_of
 from vmr_zoo.config.compose import compose, config_dir
 from vmr_zoo.config.files import read_yaml
 from vmr_zoo.config.keys import Choice, Number, Text, kind_of
-from vmr_zoo.config.values import check_type, check_values
+from vmr_zoo.config.values import _type_of_argument, check_type, check_values
 from vmr_zoo.errors import VmrError
 from vmr_zoo.utils.trees import walk
 
@@ -291,3 +294,30 @@ def test_a_number_that_must_be_text_is_refused_with_what_to_type(hint: Any, valu
     assert str(caught.value).endswith(f'only in quotes: "ids={text}".')
     (typed,) = OverridesParser.create().parse_overrides([f"ids={text.replace('…', '12')}"])
     check_type("ids", typed.value(), hint)
+
+
+def partly_hinted(number: int, path: ForTypeCheckersOnly) -> None:  # noqa: F821
+    """Like a constructor that imports a type for type checkers only."""
+
+
+def test_a_hint_that_cannot_be_evaluated_turns_off_no_other_check() -> None:
+    cfg = OmegaConf.create({"node": {"_target_": f"{__name__}.partly_hinted", "number": "ten", "path": 1}})
+    check_values("train", cfg, ["node.path=1"])
+    with pytest.raises(VmrError, match=r"Expected node\.number to be a whole number"):
+        check_values("train", cfg, ["node.number=ten"])
+
+
+@pytest.mark.parametrize("target", sorted(allowed_names()))
+def test_every_hint_of_a_constructor_of_conf_that_can_be_evaluated_is(target: str) -> None:
+    made = get_object(target)
+    function = made.__init__ if inspect.isclass(made) else made
+    if not inspect.isfunction(function):
+        return
+    names = vars(sys.modules[function.__module__])
+    for name, hint in inspect.get_annotations(function).items():
+        if name == "return":
+            continue
+        with contextlib.suppress(NameError):
+            found = eval(hint, names) if isinstance(hint, str) else hint
+            if "ForwardRef" not in repr(found):
+                assert _type_of_argument(target, name) is not None, name

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -32,7 +35,7 @@ from vmr_zoo.report.query_scores import (
     read_predictions,
     run_query_scores,
 )
-from vmr_zoo.report.runs import REQUIRED_KEYS, Run, filter_runs, finished_runs, scan_runs
+from vmr_zoo.report.runs import REQUIRED_KEYS, UNREADABLE, Run, filter_runs, finished_runs, scan_runs
 from vmr_zoo.report.significance import (
     TEST,
     compare_rows,
@@ -413,10 +416,49 @@ def test_runs_on_other_annotations_are_named(runs, capsys):
     warning = "WARNING: the annotations of iid differ: strong (3 sentences), weak (3 sentences)"
     (board,) = leaderboards(finished_runs(runs), ["R1@0.5"])
     warnings = [note for note in table_notes(board) if note.startswith("WARNING")]
-    assert warnings == [f"{warning} | weak (2 sentences)."]
+    broken = "WARNING: the annotations of close cannot be read."
+    assert warnings == [broken, f"{warning} | weak (2 sentences)."]
     for asked in (["format=csv"], ["format=csv", "by=moments"]):
         assert main.main(["report", f"runs={runs}", "columns=[R1@0.5]", *asked]) == 0
-        assert warning in capsys.readouterr().err
+        shown = capsys.readouterr().err
+        assert warning in shown
+        assert broken in shown
+
+
+def test_rows_of_a_broken_predictions_file_are_read_once(tmp_path):
+    """A row without a split makes the second reader read the file; the rows before it count once."""
+    (tmp_path / "whole.jsonl").write_text('{"split": "iid", "n": 0}\n')
+    (tmp_path / "odd.jsonl").write_text('{"split": "iid", "n": 1}\n{"n": 2}\n{"split": "ood", "n": 3}\n')
+    found = read_predictions([tmp_path / "whole.jsonl", tmp_path / "odd.jsonl"])
+    assert {split: [row["n"] for row in rows] for split, rows in found.items()} == {
+        "iid": [0, 1],
+        "": [2],
+        "ood": [3],
+    }
+
+
+def test_a_folder_that_cannot_be_read_is_named(runs, capsys, monkeypatch):
+    closed = runs / "weak"
+    if os.geteuid():
+        closed.chmod(0)
+    else:  # root reads every folder
+        scandir = os.scandir
+
+        def refuse(folder):
+            if Path(folder) == closed:
+                raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+            return scandir(folder)
+
+        monkeypatch.setattr(os, "scandir", refuse)
+    try:
+        found, unfinished = scan_runs(runs)
+        assert main.main(["report", f"runs={runs}", "columns=[R1@0.5]", "format=csv"]) == 1
+    finally:
+        closed.chmod(0o755)
+    assert {run.header["name"] for run in found} == {"strong", "close"}
+    assert [(one.path, one.state) for one in unfinished] == [(closed, UNREADABLE)]
+    assert "Permission denied" in unfinished[0].message
+    assert "weak" in capsys.readouterr().err
 
 
 def test_runs_that_are_not_comparable_share_no_table(runs):

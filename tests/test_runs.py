@@ -7,6 +7,7 @@ import csv
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from lightning.pytorch.callbacks import Callback
 from safetensors.torch import load_file
 
 import toy
+from golden.find import golden_case
 from vmr_zoo.engine import training
 from vmr_zoo.engine.progress import EpochBar, describe_seconds, progress
 from vmr_zoo.runs import sweep
@@ -292,8 +294,8 @@ def test_jobs_that_never_started_are_in_the_summary(vmr, tmp_path, capsys):
 _PARENT = """
 import multiprocessing, os, time
 def child(path):
-    from vmr_zoo.runs import sweep
-    sweep.end_with_parent()
+    from vmr_zoo.utils.parallel import end_with_parent
+    end_with_parent()
     open(path, "w").write(str(os.getpid()))
     time.sleep(60)
 if __name__ == "__main__":
@@ -319,15 +321,28 @@ def test_a_job_ends_when_its_parent_is_killed(tmp_path):
         time.sleep(0.1)
 
 
-def test_a_full_disk_in_any_verb_is_one_message_and_exit_code_3(
-    vmr, trained_toy, tmp_path, monkeypatch, capsys
-):
+# Of train: test_sweep.py; of fetch, extract and embed: their own tests.
+@pytest.mark.parametrize("verb", ["report", "eval", "score", "parity", "doctor"])
+def test_a_full_disk_is_one_message_and_exit_code_3(vmr, trained_toy, tmp_path, monkeypatch, capsys, verb):
     def full(*args: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
+    run = shutil.copytree(trained_toy, tmp_path / "run")
+    out = f"out={tmp_path / 'out'}"
+    truth = tmp_path / "truth.jsonl"
+    truth.write_text(
+        '{"qid": 1, "vid": "v", "query": "a dog", "duration": 9, "relevant_windows": [[0, 4]]}\n'
+    )
+    (tmp_path / "rows.jsonl").write_text('{"qid": 1, "vid": "v", "pred_relevant_windows": [[0, 4, 1]]}\n')
+    arguments = {
+        "report": [f"runs={run}", "format=csv", f"{out}.csv"],
+        "eval": [f"run={run}", "split=ood"],
+        "score": ["data=jsonl", f"test={truth}", "split=test", f"predictions={tmp_path}/rows.jsonl", out],
+        "parity": ["method=moment_detr", f"case={golden_case('moment_detr_a.npz')}", out],
+        "doctor": [toy.SEARCH, "data=toy", out],
+    }
     monkeypatch.setattr(os, "replace", full)
-    out = tmp_path / "board.csv"
-    assert vmr("report", f"runs={trained_toy.parent}", "format=csv", f"out={out}") == 3
+    assert vmr(verb, *arguments[verb]) == 3
     shown = capsys.readouterr().err
     assert "No space left on device" in shown
     assert "Traceback" not in shown

@@ -84,6 +84,19 @@ def write(path, rows):
     return path
 
 
+def truth_of(query):
+    """A query as a row of QVHighlights' ground truth."""
+    return {
+        "qid": int(query.query_id),
+        "vid": query.video_id,
+        "query": query.text,
+        "duration": query.duration,
+        "relevant_windows": query.moments,
+        "relevant_clip_ids": [clip for clip, _ in query.saliency],
+        "saliency_scores": [ratings for _, ratings in query.saliency],
+    }
+
+
 @needs_shared
 def test_qvhighlights_numbers_are_the_official_ones_to_the_last_byte(tmp_path, capsys):
     protocol = {"_target_": "vmr_zoo.data.annotations.protocols.qvhighlights", "root": str(SHARED / "data")}
@@ -107,12 +120,25 @@ def test_bm_detr_evaluator_is_reproduced(case):
     assert round(scored.metrics["R1@0.7"], 2) == expected["brief"]["MR-full-R1@0.7"]
 
 
-def test_scoring_a_file_imports_no_torch():
+def test_the_verb_imports_no_torch(tmp_path):
+    """A complete call, so that what is only imported on the way counts too."""
+    truth = write(tmp_path / "truth.jsonl", [truth_of(query) for query in SPLIT.queries])
+    arguments = [
+        "score", "data=jsonl", f"test={truth}", "split=test", "metrics=highlights",
+        f"predictions={write(tmp_path / 'rows.jsonl', GOOD)}", f"out={tmp_path / 'out.json'}",
+        "model.name=somebody", f"run={tmp_path / 'row'}",
+    ]  # fmt: skip
     code = (
-        "import sys, vmr_zoo.engine.scoring; print([m for m in ('torch', 'lightning') if m in sys.modules])"
+        "import sys; from vmr_zoo.cli.main import main; code = main(sys.argv[1:]);"
+        "print('loaded:', *sys.modules); sys.exit(code)"
     )
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert answer.stdout.strip() == "[]"
+    shown = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stderr
+    assert (tmp_path / "out.json").is_file()
+    assert (tmp_path / "row" / "metrics.json").is_file()
+    modules = set(shown.stdout.rsplit("loaded: ", 1)[1].split())
+    assert "vmr_zoo.cli.score" in modules
+    assert not {"torch", "lightning"} & modules
 
 
 def test_scores_are_kept_by_query_in_the_order_of_the_rows():

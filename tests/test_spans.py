@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from golden.find import golden_case
+from naive import naive_nms
 from vmr_zoo import spans
 
 # A coarse grid, so that touching, nested, equal and empty spans are common.
@@ -56,16 +57,6 @@ def test_zero_length_spans_have_finite_values_and_gradients(function, b):
 @given(span_lists)
 def test_conversions_undo_each_other(rows):
     assert torch.equal(spans.to_start_end(spans.to_centre_width(tensor(rows))), tensor(rows))
-
-
-def naive_nms(rows, threshold):
-    """Spans left, best first; `rows` of (start, end, score)."""
-    rows = sorted(rows, key=lambda row: -row[2])
-    left = []
-    for row in rows:
-        if all(spans.iou(tensor(row[:2]), tensor(other[:2])) <= threshold for other in left):
-            left.append(row)
-    return left
 
 
 scored = st.tuples(span, st.integers(1, 5)).map(lambda pair: [*pair[0], pair[1]])

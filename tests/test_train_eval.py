@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 import toy
 from toy import protocol
 from vmr_zoo.engine.scoring import score_rows
+from vmr_zoo.methods.base import Method
 from vmr_zoo.metrics.settings import MetricSettings
 from vmr_zoo.runs.directory import HEADER
 
@@ -94,8 +95,10 @@ def test_a_stopped_run_resumes_bit_for_bit(train_toy, whole, number, step, code,
 
 
 def test_best_weights_are_the_ones_exported(train_toy):
-    _, run = train_toy("trainer.max_epochs=5")
+    """With this rate the last epoch is not the best one, so that exporting the last weights would show."""
+    _, run = train_toy("trainer.max_epochs=5", "method.training.optimizer.lr=0.05")
     best = torch.load(run / "checkpoints/best.ckpt", weights_only=True)
+    assert best["epoch"] + 1 < 5, "choose another rate"
     exported = load_file(run / "model.safetensors")
     assert all(torch.equal(exported[name], value) for name, value in best["state_dict"].items())
     assert metrics(run)[HEADER]["best_epoch"] == best["epoch"] + 1
@@ -103,6 +106,25 @@ def test_best_weights_are_the_ones_exported(train_toy):
     column = curve[0].split(",").index("selection/mIoU")
     reached = [float(line.split(",")[column]) for line in curve[1:] if line.split(",")[column]]
     assert metrics(run)["selection"]["mIoU"] == pytest.approx(max(reached), abs=1e-3)
+
+
+@pytest.mark.no_cover
+@pytest.mark.parametrize("wanted", [False, True])
+def test_training_compiles_the_method_where_that_is_chosen(train_toy, monkeypatch, wanted):
+    traced = []
+
+    def backend(graph, inputs):
+        """Traces as any backend does, but compiles nothing."""
+        traced.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(Method, "compile", lambda self: torch.nn.Module.compile(self, backend=backend))
+    small = [f"method.network.{part}_layers=1" for part in ("encoder", "decoder")]
+    code, _ = train_toy(
+        f"compile={str(wanted).lower()}", "+trainer.fast_dev_run=true", *small, method="moment_detr"
+    )
+    assert code == 0
+    assert bool(traced) == wanted
 
 
 def test_no_result_is_overwritten(train_toy, capsys):

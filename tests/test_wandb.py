@@ -125,11 +125,6 @@ def test_an_offline_run_contains_what_its_row_needs(mirrored, project):
     assert theirs.rows[0].values == ours.rows[0].values
 
 
-def test_wandb_is_not_imported_without_its_logger(train_toy, monkeypatch):
-    monkeypatch.setitem(sys.modules, "wandb", None)  # importing it raises
-    assert train_toy("trainer.max_epochs=1")[0] == 0
-
-
 @pytest.mark.parametrize(
     ("chosen", "group"),
     [

@@ -1,3 +1,4 @@
+import dataclasses
 import zlib
 from collections import Counter
 
@@ -411,6 +412,42 @@ def test_batches_by_video_hold_all_its_queries():
     assert [len(set(b["video_id"])) for b in data.eval_dataloader("iid")] == [3, 3]
 
 
+def test_a_training_batch_holds_no_two_groups_of_a_video_where_they_are_kept_apart():
+    def repeated(**options):
+        data = module(by_video=True, rows_per_video=1, batch_size=8, **options)
+        batches = [batch["video_id"] for epoch in range(4) for batch in epoch_of(data, epoch)]
+        assert all(len(set(videos)) > 1 for videos in batches)
+        return sum(len(set(videos)) < len(videos) for videos in batches)
+
+    assert repeated() > 0
+    assert repeated(groups_apart=True) == 0
+
+
+def test_a_video_with_many_queries_is_cut_into_groups_in_evaluation_too():
+    def sizes(**options):
+        data = module(by_video=True, eval_batch_size=1, **options)
+        batches = [batch["query_id"] for batch in data.eval_dataloader("iid")]
+        assert {q for batch in batches for q in batch} == {q.query_id for q in data.split("iid").queries}
+        return [len(batch) for batch in batches]
+
+    assert sizes() == [2, 3, 1, 2, 3, 1]
+    assert sizes(eval_rows_per_video=2) == [2, 2, 1, 1, 2, 2, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("row_order", "expected"),
+    [("file", "abcde"), ("start", "cbaed"), ("start_clip", "cabde")],
+)
+def test_rows_of_a_video_come_in_the_order_asked_for(row_order, expected):
+    """Of 8 clips of 2 s. a and b start in the third; d and e start after the last, and count as in it."""
+    starts = {"a": 5.0, "b": 4.5, "c": 1.0, "d": 29.0, "e": 20.0}
+    queries = [Query(name, "v30", "x", ((start, start + 0.5),), 30.0) for name, start in starts.items()]
+    tiny = dataclasses.replace(protocol(), selection=Split("selection", tuple(queries)))
+    data = VMRDataModule("tiny", tiny, features(), by_video=True, row_order=row_order)
+    (batch,) = data.val_dataloader()
+    assert "".join(batch["query_id"]) == expected
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -444,6 +481,29 @@ def test_missing_features_are_named_before_training():
     data = VMRDataModule("tiny", protocol(), features(video=source))
     with pytest.raises(VmrError, match=r"missing for 5 ids: v45, v46"):
         data.setup("fit")
+
+
+def test_another_number_of_patches_is_refused_before_training_and_in_a_batch():
+    message = "features=tiny.* declares patch_count=4, but its source yields 3"
+    data = VMRDataModule("tiny", protocol(), features(patch_count=4), needs={"patches"})
+    with pytest.raises(VmrError, match=message):
+        data.setup("fit")
+    later = VMRDataModule("tiny", protocol(), features(patch_count=3), needs={"patches"})
+    loader = later.eval_dataloader("iid", details=True)
+    loader.dataset.features.patch_count = 4
+    with pytest.raises(VmrError, match=message):
+        next(iter(loader))
+
+
+def test_sentences_about_videos_without_features_are_dropped_where_that_is_chosen():
+    source = Videos()
+    source.gone = ("v1", "v47")
+    data = VMRDataModule("tiny", protocol(), features(video=source), missing_videos="dropped")
+    data.setup()
+    served = {v for batch in epoch_of(data) for v in batch["video_id"]}
+    assert served == set(protocol().train.video_ids) - {"v1"}
+    assert {q.video_id for q in data.split("ood").queries} == {"v46", "v48", "v49"}
+    assert data.split("iid").queries == protocol().tests["iid"].queries
 
 
 def test_rows_without_an_epoch_or_one_by_one_are_refused(everything):

@@ -297,16 +297,6 @@ def test_broken_files_are_named_and_never_unpickled(tmp_path: Path) -> None:
     assert not sprung.exists()
 
 
-@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-@pytest.mark.parametrize("suffix", [".npy", ".pt"])
-def test_pickles_are_refused(tmp_path: Path, suffix: str) -> None:
-    sprung = tmp_path / "sprung"
-    (tmp_path / f"{VIDEO}{suffix}").write_bytes(pickle.dumps(Trap(sprung)))
-    with pytest.raises(FeatureError, match=VIDEO):
-        FileStore(tmp_path, suffix).read(VIDEO)
-    assert not sprung.exists()
-
-
 @pytest.mark.parametrize("identifier", ["../secret", "sub/secret", "/etc/passwd", "a\0b", "..", "a\nb", ""])
 def test_an_id_never_becomes_a_path(tmp_path: Path, identifier: str) -> None:
     (tmp_path / "store" / "sub").mkdir(parents=True)

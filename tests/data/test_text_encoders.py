@@ -161,6 +161,10 @@ def test_llama_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(VmrError, match=r"it has no config\.json"):
         LlamaEmbeddings(tmp_path, tmp_path)
 
+    (tmp_path / "config.json").write_text('{"hidden_size": 8}')
+    with pytest.raises(VmrError, match=r"it has no model\.safetensors\.$"):
+        _ = LlamaEmbeddings(tmp_path, tmp_path).revision
+
     def refuse(*_: object) -> None:
         raise OSError("no network")
 

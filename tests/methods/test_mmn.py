@@ -31,17 +31,6 @@ def recompute(file: Path) -> dict[str, bool]:
     return {verdict.key: verdict.passed for verdict in check_case(released, method, case)}
 
 
-@pytest.mark.parametrize("name", ["mmn_a.npz", "mmn_b.npz"])
-def test_every_stored_number_is_reproduced(name):
-    file = golden_case(name)
-    verdicts = recompute(file)
-    groups = ("output/", "target/iou", "loss/", "grad", "after_step/")
-    with np.load(file) as stored:
-        wanted = {key for key in stored.files if key.startswith(groups)}
-    assert wanted <= verdicts.keys()
-    assert all(verdicts.values()), [key for key, passed in verdicts.items() if not passed]
-
-
 @pytest.mark.parametrize(
     "key",
     [

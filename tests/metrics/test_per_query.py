@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from naive import naive_ap, naive_iou
 from vmr_zoo.errors import VmrError
 from vmr_zoo.metrics import per_query
 from vmr_zoo.metrics.moment import MomentMetrics
@@ -30,31 +31,6 @@ def stack(rows):
         for j, m in enumerate(moments):
             targets[i, j], mask[i, j] = m, True
     return windows, targets, mask
-
-
-def naive_iou(a, b):
-    overlap = max(0.0, min(a[1], b[1]) - max(a[0], b[0]))
-    union = a[1] - a[0] + b[1] - b[0] - overlap
-    return overlap / union if union > 0 else 0.0
-
-
-def naive_ap(windows, moments, threshold):
-    """Average precision of one query at one threshold, by the definition, window by window."""
-    free = list(range(len(moments)))
-    points = []  # (recall, precision)
-    right = 0
-    for rank, w in enumerate(windows, start=1):
-        best = max(free, key=lambda j: (naive_iou(w, moments[j]), j), default=None)
-        if best is not None and naive_iou(w, moments[best]) >= threshold:
-            free.remove(best)
-            right += 1
-        points.append((right / len(moments), right / rank))
-    area, reached = 0.0, 0.0
-    for recall, _ in points:
-        if recall > reached:
-            area += (recall - reached) * max(p for r, p in points if r >= recall)
-            reached = recall
-    return area
 
 
 def naive_scores(windows, moments):

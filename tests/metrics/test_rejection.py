@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from vmr_zoo.metrics.rejection import auroc, choose_threshold, rejection_metrics
+from vmr_zoo.metrics.rejection import auroc, choose_rejection_threshold, rejection_metrics
 
 
 @pytest.fixture(params=range(20))
@@ -33,7 +33,7 @@ def test_no_threshold_decides_better_and_of_equals_the_lowest_counts(scores):
         kept = sum(a >= threshold for a in answerable) / len(answerable)
         return kept + sum(b < threshold for b in unanswerable) / len(unanswerable)
 
-    chosen = choose_threshold(answerable, unanswerable)
+    chosen = choose_rejection_threshold(answerable, unanswerable)
     values = sorted({*answerable, *unanswerable})
     between = [-np.inf, *((a + b) / 2 for a, b in itertools.pairwise(values)), np.inf]
     best = max(map(balanced, between))
@@ -44,7 +44,7 @@ def test_no_threshold_decides_better_and_of_equals_the_lowest_counts(scores):
 def test_constant_scores_reject_nothing():
     constant = np.full(3, 0.7)
     assert auroc(constant, constant) == 0.5
-    assert choose_threshold(constant, constant) == -np.inf
+    assert choose_rejection_threshold(constant, constant) == -np.inf
     found = rejection_metrics(constant, constant, {"R1@0.5": np.array([True, True, False])}, -np.inf)
     assert found["Rejection-Acc"] == 0
     assert found["No-Answer-Acc"] == 50

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from vmr_zoo.engine.moment_sets import query_sets, rule_from_header, set_metrics, set_rule
 from vmr_zoo.errors import VmrError
-from vmr_zoo.metrics.sets import ONLY_BEST, SET_METRICS, choose_threshold, predicted_set, set_scores
+from vmr_zoo.metrics.sets import ONLY_BEST, SET_METRICS, choose_set_threshold, predicted_set, set_scores
 from vmr_zoo.metrics.settings import MetricSettings
 
 second = st.integers(0, 12)
@@ -68,7 +68,7 @@ def test_no_other_score_has_a_higher_mean_and_ties_go_to_fewer_windows(queries):
     def mean(threshold):
         return np.mean([set_scores(predicted_set(w, threshold), m)["EtF1"] for w, m in rows])
 
-    chosen = choose_threshold(rows)
+    chosen = choose_set_threshold(rows)
     scores = {c: mean(c) for c in (*range(1, 6), ONLY_BEST)}
     best = max(scores.values())
     assert mean(chosen) == pytest.approx(best)

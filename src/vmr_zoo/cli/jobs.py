@@ -124,8 +124,9 @@ class _Runner:
 
         from vmr_zoo.config.compose import resolve_job_keys
         from vmr_zoo.runs import search, status, sweep
+        from vmr_zoo.utils.parallel import end_with_parent
 
-        sweep.end_with_parent()
+        end_with_parent()
         hydra = HydraConfig.get()
         overrides = list(hydra.overrides.task)
         folder = sweep.reports_folder(Path(hydra.sweep.dir), self.token)

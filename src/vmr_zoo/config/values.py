@@ -9,7 +9,8 @@ import functools
 import inspect
 import json
 from collections.abc import Mapping, Sequence
-from types import NoneType, UnionType
+from dataclasses import InitVar
+from types import NoneType, SimpleNamespace, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
@@ -112,12 +113,24 @@ def _type_of_argument(target: str, name: str) -> Any:
     try:
         signature, function = _signature(target)
         parameter = signature.parameters.get(name)
-        hint = get_type_hints(function).get(name)
+        hint = _type_hint(function, name)
     except (ImportError, NameError, TypeError, ValueError):
         return None
     if parameter is None or hint is None:
         return None
+    if isinstance(hint, InitVar):
+        hint = hint.type
     return hint | None if parameter.default is None else hint
+
+
+def _type_hint(function: Any, name: str) -> Any:
+    """Returns one type hint of a function; None without one.
+
+    The others are not evaluated: one may name what is imported for type checkers only.
+    """
+    own = {key: hint for key, hint in getattr(function, "__annotations__", {}).items() if key == name}
+    names = getattr(inspect.unwrap(function), "__globals__", {})
+    return get_type_hints(SimpleNamespace(__annotations__=own), names).get(name)
 
 
 def _signature(target: str) -> tuple[inspect.Signature, Any]:

@@ -22,7 +22,7 @@ import numpy as np
 from vmr_zoo.data.annotations.records import SELECTION
 from vmr_zoo.engine.submission import PredictionRow, read_rows
 from vmr_zoo.metrics.per_query import Floats, mean
-from vmr_zoo.metrics.sets import ONLY_BEST, SET_METRICS, choose_threshold, predicted_set, set_scores
+from vmr_zoo.metrics.sets import ONLY_BEST, SET_METRICS, choose_set_threshold, predicted_set, set_scores
 from vmr_zoo.metrics.settings import LISTED, MetricSettings
 from vmr_zoo.runs.directory import PREDICTIONS
 
@@ -98,7 +98,7 @@ def set_rule(settings: MetricSettings, selection: Iterable[PredictionRow]) -> Se
     if settings.sets != SELECTION:
         return SetRule("given", float(settings.sets))
     annotated = [(_windows(row), _moments(row)) for row in selection if row["moments"]]
-    return SetRule(SELECTION, choose_threshold(annotated)) if annotated else None
+    return SetRule(SELECTION, choose_set_threshold(annotated)) if annotated else None
 
 
 def query_sets(rows: Sequence[PredictionRow], rule: SetRule) -> dict[str, Floats]:

@@ -30,7 +30,13 @@ from vmr_zoo.engine.submission import locate_rows
 from vmr_zoo.engine.transfer import command_for_run
 from vmr_zoo.errors import VmrError, abbreviate
 from vmr_zoo.metrics.per_query import Floats
-from vmr_zoo.metrics.rejection import AUROC, DECISION, REJECTION, choose_threshold, rejection_metrics
+from vmr_zoo.metrics.rejection import (
+    AUROC,
+    DECISION,
+    REJECTION,
+    choose_rejection_threshold,
+    rejection_metrics,
+)
 from vmr_zoo.runs import directory
 
 if TYPE_CHECKING:
@@ -103,7 +109,7 @@ class RejectionTest:
         if given is not None:
             return facts | {"threshold": given, "threshold_from": "the command line"}, given
         self._check_selection(data, splits)
-        threshold = choose_threshold(*_Answers(trainer, method, data, SELECTION, self).scores)
+        threshold = choose_rejection_threshold(*_Answers(trainer, method, data, SELECTION, self).scores)
         # Below the lowest score nothing is rejected; JSON has no infinity.
         stored = threshold if math.isfinite(threshold) else None
         return facts | {"threshold": stored, "threshold_from": SELECTION}, threshold

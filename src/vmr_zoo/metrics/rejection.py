@@ -43,7 +43,7 @@ def auroc(answerable: Floats, unanswerable: Floats) -> float:
     return float((below + upto).sum() / (2 * len(answerable) * len(others)))
 
 
-def choose_threshold(answerable: Floats, unanswerable: Floats) -> float:
+def choose_rejection_threshold(answerable: Floats, unanswerable: Floats) -> float:
     """Returns the threshold with the most right decisions, each of the two kinds weighing the same.
 
     Thresholds are halfway between neighbouring scores. Of equally good ones the lowest is taken; -inf rejects
@@ -53,7 +53,7 @@ def choose_threshold(answerable: Floats, unanswerable: Floats) -> float:
         answerable: (P,) scores of the queries with an answer.
         unanswerable: (N,) scores of those without.
 
-    >>> choose_threshold(np.array([0.9, 0.5]), np.array([0.1, 0.4]))
+    >>> choose_rejection_threshold(np.array([0.9, 0.5]), np.array([0.1, 0.4]))
     0.45
     """
     distinct = np.unique(np.concatenate((answerable, unanswerable)))

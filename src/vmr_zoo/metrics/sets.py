@@ -79,7 +79,7 @@ def set_scores(windows: Floats, moments: Floats) -> dict[str, float]:
     }
 
 
-def choose_threshold(queries: Iterable[tuple[Floats, Floats]]) -> float:
+def choose_set_threshold(queries: Iterable[tuple[Floats, Floats]]) -> float:
     """Returns the score threshold with the highest mean EtF1, the highest of several.
 
     Use it on the selection split; a threshold that was chosen on a test split measures nothing.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -80,18 +79,21 @@ def unlike_seeds(rows: Sequence[tuple[str, Sequence[Run]]]) -> list[str]:
 
 
 def unlike_annotations(rows: Sequence[tuple[str, Sequence[Run]]], splits: Sequence[str]) -> list[str]:
-    """Names the splits in which rows were scored with other annotations.
+    """Names the splits in which rows were scored with other annotations, and rows whose record is broken.
 
     Args:
         rows: the name of each row, and its run for each seed.
         splits: that the rows are compared on.
     """
-    found = []
     recorded = []
+    broken: dict[str, None] = {}
     for label, runs in rows:
         for run in runs:
-            with contextlib.suppress(VmrError):  # a broken file: resuming and evaluating name it
+            try:
                 recorded.append((label, recorded_annotations(run)))
+            except VmrError:  # resuming and evaluating name the file
+                broken[label] = None
+    found = [f"the annotations of {label} cannot be read" for label in broken]
     for split in splits:
         groups: dict[str, dict[str, None]] = {}
         for label, digests in recorded:

@@ -117,7 +117,6 @@ def read_predictions(files: Sequence[Path]) -> dict[str, list[PredictionRow]]:
         VmrError: if a file is missing or broken.
     """
     rows: dict[str, list[PredictionRow]] = defaultdict(list)
-    decode = json.JSONDecoder().decode
     for file in files:
         if not file.is_file():
             raise VmrError(
@@ -125,16 +124,27 @@ def read_predictions(files: Sequence[Path]) -> dict[str, list[PredictionRow]]:
                 "metrics and the scores of its queries only: ask for metrics that it keeps, or name the run "
                 "directory. A run directory without predictions: vmr eval run=DIR writes them."
             )
-        try:
-            with file.open(encoding="utf-8") as lines:
-                read = [decode(line) for line in lines]
-            for row in read:
-                rows[row["split"]].append(row)
-        except (OSError, ValueError, TypeError, KeyError):
-            # The reader of `vmr score` is half as fast, but reports what is wrong.
-            for row, _ in read_rows(file):
-                rows[row.get("split", "")].append(row)
+        for split, read in _rows_by_split(file).items():
+            rows[split] += read
     return rows
+
+
+def _rows_by_split(file: Path) -> dict[str, list[PredictionRow]]:
+    """Reads one predictions file; the rows without a split have the key ""."""
+    rows: dict[str, list[PredictionRow]] = defaultdict(list)
+    decode = json.JSONDecoder().decode
+    try:
+        with file.open(encoding="utf-8") as lines:
+            read = [decode(line) for line in lines]
+        for row in read:
+            rows[row["split"]].append(row)
+        return rows
+    except (OSError, ValueError, TypeError, KeyError):
+        # The reader of `vmr score` is half as fast, but reports what is wrong.
+        checked: dict[str, list[PredictionRow]] = defaultdict(list)
+        for row, _ in read_rows(file):
+            checked[row.get("split", "")].append(row)
+        return checked
 
 
 def run_query_scores(

@@ -104,11 +104,11 @@ class Run:
 
 @dataclass(frozen=True)
 class UnfinishedRun:
-    """A run directory without results, or an evaluation that cannot be read.
+    """A run directory without results, or an evaluation or a folder that cannot be read.
 
     Attributes:
         path: the directory.
-        state: "running", "interrupted", "failed" or "pruned"; "unreadable" if one of its files is broken.
+        state: "running", "interrupted", "failed" or "pruned"; "unreadable" if it or one of its files is.
         message: the reason, if known.
     """
 
@@ -130,7 +130,11 @@ def scan_runs(root: Path, evals: bool = False) -> tuple[list[Run], list[Unfinish
     """
     runs: list[Run] = []
     unfinished: list[UnfinishedRun] = []
-    for folder, names in _run_directories(root):
+    for place in _run_directories(root):
+        if isinstance(place, UnfinishedRun):
+            unfinished.append(place)
+            continue
+        folder, names = place
         try:
             status = read_json(folder / STATUS) if STATUS in names else {"state": "finished"}
             if status["state"] != "finished":
@@ -182,8 +186,10 @@ def no_finished_run(root: Path, unfinished: Sequence[UnfinishedRun]) -> VmrError
 
 def _run_directories(
     folder: Path, seen: set[tuple[int, int]] | None = None
-) -> Iterator[tuple[Path, set[str]]]:
+) -> Iterator[tuple[Path, set[str]] | UnfinishedRun]:
     """Yields each run directory and the names of its entries; does not descend into run directories.
+
+    A folder that cannot be read is yielded as an unfinished run: there may be runs in it.
 
     Args:
         folder: where to look.
@@ -195,7 +201,10 @@ def _run_directories(
         found = folder.stat()
         with os.scandir(folder) as listing:
             entries = {entry.name: entry.is_dir() for entry in listing}
-    except OSError:
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        yield UnfinishedRun(folder, UNREADABLE, str(error))
         return
     if (found.st_dev, found.st_ino) in seen:
         return

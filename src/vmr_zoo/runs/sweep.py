@@ -9,13 +9,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import multiprocessing
 import os
 import shlex
 import shutil
-import signal
-import threading
-import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -41,9 +37,6 @@ _LISTED = 10
 
 JOB_COUNT = "VMR_SWEEP_JOBS"
 """Environment variable with the number of jobs of the sweep, for the processes of its jobs."""
-
-_GRACE = 30.0
-"""Seconds that a job has to end after its parent process was killed."""
 
 
 class SweepFolder(Callback):
@@ -93,24 +86,6 @@ def position() -> str:
         return f"[trial {trial}] "
     total = os.environ.get(JOB_COUNT)
     return f"[{HydraConfig.get().job.num + 1}{f'/{total}' if total else ''}] "
-
-
-def end_with_parent() -> None:
-    """Ends this process soon after the one that started it was killed; joblib's would go on for minutes.
-
-    A training stops after its step, and can be resumed.
-    """
-    if multiprocessing.parent_process() is None or any(t.name == "parent" for t in threading.enumerate()):
-        return
-
-    def watch(parent: int = os.getppid()) -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(_GRACE)
-        os._exit(1)
-
-    threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Atomic writes and folder locks."""
+"""Files: atomic writes, bounded reads, rows of JSON, checks of what a path names, and folder locks."""
 
 from __future__ import annotations
 

@@ -1,21 +1,24 @@
-"""Parallel work over many items, and torch's threads."""
+"""Parallel work over many items, processes that end with their parent, and torch's threads."""
 
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
-from joblib import Parallel, cpu_count, delayed
-
 from vmr_zoo.errors import VmrError
 from vmr_zoo.utils.console import progress
 
 _WATCH = "end with the parent"
+
+_GRACE = 30.0
+"""Seconds that a process has to end after its parent was killed."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -35,18 +38,30 @@ def torch_threads(count: int | None = None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _watched(parent: int, work: Callable[[Item], Result], item: Item) -> Result:
+def end_with_parent() -> None:
+    """Ends this process soon after the one that started it was killed; joblib's would go on for minutes.
+
+    SIGTERM comes first: a training stops after its step, and can be resumed. Does nothing in a process that
+    multiprocessing did not start.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None or any(thread.name == _WATCH for thread in threading.enumerate()):
+        return
+
+    def watch(pid: int | None = parent.pid) -> None:
+        while os.getppid() == pid:
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(_GRACE)
+        os._exit(1)
+
+    threading.Thread(target=watch, name=_WATCH, daemon=True).start()
+
+
+def _watched(work: Callable[[Item], Result], item: Item) -> Result:
     """Does the work of an item in a process that ends soon after its parent is killed."""
-    if os.getppid() == parent and not any(thread.name == _WATCH for thread in threading.enumerate()):
-        threading.Thread(target=_end_with, args=(parent,), name=_WATCH, daemon=True).start()
+    end_with_parent()
     return work(item)
-
-
-def _end_with(parent: int) -> None:
-    """Ends this process when its parent is gone. Workers of joblib would wait minutes for more work."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
 
 
 def in_parallel(
@@ -66,11 +81,13 @@ def in_parallel(
     Raises:
         VmrError: if a process was killed, which usually means too little memory.
     """
+    from joblib import Parallel, cpu_count, delayed  # slow to import; a job of a sweep may not need it
+
     count = max(1, min(processes or cpu_count(), len(items)))
     # Not concurrent.futures: a job of a sweep, a process of joblib's, could not start processes with it.
     run = Parallel(count, backend="loky" if count > 1 else "sequential", return_as="generator")
     try:
-        done = run(delayed(_watched)(os.getpid(), work, item) for item in items)
+        done = run(delayed(_watched)(work, item) for item in items)
         yield from progress(done, what, total=len(items))
     except BrokenProcessPool as error:
         raise VmrError(

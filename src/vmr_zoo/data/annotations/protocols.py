@@ -107,12 +107,7 @@ def activitynet(root: str | Path, selection: str = "heldout", moments: MomentRul
     annotations of the same videos: selection uses no test sentence, but it does use test videos, as is common
     practice.
     """
-    folder = Path(root) / "activitynet"
-    name = numbered()
-
-    def read(file: str, scored: bool = True) -> SplitRows:
-        return readers.read_by_video(folder / file, name, scored, rules=moments), file
-
+    read = _reader_by_video(Path(root) / "activitynet", moments)
     train, val = read("train.json", scored=False), read("val_1.json")
     return build_protocol("activitynet", train, val, {"test": read("val_2.json")}, selection)
 
@@ -371,13 +366,18 @@ PUBLISHED_PROTOCOLS: tuple[Callable[..., Protocol], ...] = (
 """Every protocol that is read from published files, to find the videos that several share."""
 
 
-def _compositional(protocol: str, root: str | Path, selection: str, moments: MomentRules) -> Protocol:
-    folder = Path(root) / protocol
+def _reader_by_video(folder: Path, moments: MomentRules) -> Callable[..., SplitRows]:
+    """Returns a reader of the files of a folder that list sentences by video; it numbers them through."""
     name = numbered()
 
     def read(file: str, scored: bool = True) -> SplitRows:
         return readers.read_by_video(folder / file, name, scored, rules=moments), file
 
+    return read
+
+
+def _compositional(protocol: str, root: str | Path, selection: str, moments: MomentRules) -> Protocol:
+    read = _reader_by_video(Path(root) / protocol, moments)
     train = read("train.json", scored=False)
     tests = {
         "novel_composition": read("novel_composition.json"),

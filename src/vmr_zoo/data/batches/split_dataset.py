@@ -327,10 +327,9 @@ class SplitDataset(Dataset[Batch]):
 
     def _patch_fields(self, rows: _Rows) -> Batch:
         """Reads the patches of the batch; those of a whole split would not fit into memory."""
-        source = self.features.patches
-        assert source is not None
+        load = self.features.load_patches
         position = {number: i for i, number in enumerate(dict.fromkeys(rows.videos))}
-        loaded = Ragged((source.load(self.video_ids[number]) for number in position), torch.float32)
+        loaded = Ragged((load(self.video_ids[number]) for number in position), torch.float32)
         differing = [
             self.video_ids[number]
             for number, i in position.items()

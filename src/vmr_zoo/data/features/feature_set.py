@@ -98,9 +98,7 @@ class FeatureSet:
             declared = getattr(self, key)
             found = None if source is None else source.dim
             if declared != found:
-                raise VmrError(
-                    f"features={self.name} declares {key}={declared}, but its source yields {found}."
-                )
+                raise VmrError(self._other_size(key, declared, found))
         if self.joint_space is not None and not (0 < (self.query.sentence_dim or 0) <= self.video_dim):
             raise VmrError(
                 f"features={self.name} declares joint_space={self.joint_space}, but a clip vector has "
@@ -125,6 +123,22 @@ class FeatureSet:
             self.video = PackedVideos(packed, self.video)
             if self.video.rounded is not None:  # other features: never in one table with the originals
                 self.name = f"{self.name} in {self.video.rounded}"
+
+    def _other_size(self, key: str, declared: int | None, found: int | None) -> str:
+        return f"features={self.name} declares {key}={declared}, but its source yields {found}."
+
+    def load_patches(self, video_id: str) -> Array:
+        """Returns the (T, patch_count, patch_dim) patch features of a video.
+
+        Raises:
+            FeatureError: if the source cannot load them, or yields another number of patches.
+        """
+        assert self.patches is not None
+        patches = self.patches.load(video_id)
+        if self.patch_count not in (None, patches.shape[1]):
+            message = self._other_size("patch_count", self.patch_count, patches.shape[1])
+            raise FeatureError("dimension", f"{message} The video is '{video_id}'.")
+        return patches
 
     def served(self) -> frozenset[str]:
         """Returns which of the needs that depend on the features these serve."""
@@ -290,7 +304,7 @@ class FeatureSet:
             problems += _failures(self.narration, "narration", videos, depth, note_starts)
             problems += _late_narrations(starts, durations)
         if self.patches is not None and self.patches in sources:
-            problems += _failures(self.patches, "patches", videos, depth, self.patches.load)
+            problems += _failures(self.patches, "patches", videos, depth, self.load_patches)
         return problems
 
     def _contradictions(self, lengths: Mapping[str, int], durations: Mapping[str, float]) -> list[Problem]:

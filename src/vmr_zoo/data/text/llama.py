@@ -83,8 +83,12 @@ class LlamaEmbeddings(TextEncoder):
         try:
             file = self._file("model.safetensors")
             names = None
-        except VmrError:  # sharded
-            names = json.loads(self._file("model.safetensors.index.json").read_text())["weight_map"]
+        except VmrError as whole:  # sharded, if there is an index
+            try:
+                index = self._file("model.safetensors.index.json")
+            except VmrError:
+                raise whole from whole.__cause__
+            names = json.loads(index.read_text())["weight_map"]
             file = self._file(next((names[key] for key in names if key.endswith(_TABLE)), "embed_tokens"))
         try:
             weights = safe_open(file, framework="pt")

@@ -18,16 +18,27 @@ from vmr_zoo.parity.weights import Replacement
 from vmr_zoo.spans import to_start_end
 
 
-def _projection(match: re.Match[str]) -> str:
-    """Names a part of an input projection, whose layers are LayerNorm, dropout, Linear and ReLU."""
-    kind = {"txt": "query", "vid": "video"}[match[1]]
-    place = 4 * int(match[2]) + (0 if match[3] == "LayerNorm" else 2)
-    return f"encoder.project_{kind}.{place}.{match[4]}"
+def projection_names(ours: str) -> tuple[str, Callable[[re.Match[str]], str]]:
+    """Names the parts of the input projections, whose layers are LayerNorm, dropout, Linear and ReLU.
+
+    Args:
+        ours: our name of a projection up to "query" or "video".
+
+    Returns:
+        A rule of `WeightNames`.
+    """
+
+    def name(match: re.Match[str]) -> str:
+        kind = {"txt": "query", "vid": "video"}[match[1]]
+        place = 4 * int(match[2]) + (0 if match[3] == "LayerNorm" else 2)
+        return f"{ours}{kind}.{place}.{match[4]}"
+
+    return r"input_(txt|vid)_proj\.(\d+)\.(LayerNorm|net\.1)\.(weight|bias)", name
 
 
 NEVER_USED = "the authors' network never uses it"
 SHARED_NAMES: list[tuple[str, Replacement]] = [
-    (r"input_(txt|vid)_proj\.(\d+)\.(LayerNorm|net\.1)\.(weight|bias)", _projection),
+    projection_names("encoder.project_"),
     (r"transformer\.encoder\.layers\.(\d+)\.self_attn\.(.*)", r"encoder.encoder.layers.\1.attention.\2"),
     (
         r"transformer\.(encoder|decoder)\.layers\.(\d+)\.(linear[12]|activation)\.(.*)",

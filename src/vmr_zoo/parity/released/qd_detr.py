@@ -64,15 +64,8 @@ def cross_encoder_names(
     return pattern, lambda m: f"{ours}.layers.{m[1]}.{parts[m[2]]}.{m[3]}"
 
 
-def _projection(match: re.Match[str]) -> str:
-    """Names a part of an input projection: LayerNorm, dropout, Linear and ReLU take four places a layer."""
-    kind = {"txt": "query", "vid": "video"}[match[1]]
-    place = 4 * int(match[2]) + (0 if match[3] == "LayerNorm" else 2)
-    return f"project_{kind}.{place}.{match[4]}"
-
-
 SHARED_NAMES: list[tuple[str, Replacement]] = [
-    (r"input_(txt|vid)_proj\.(\d+)\.(LayerNorm|net\.1)\.(weight|bias)", _projection),
+    detr.projection_names("project_"),
     (r"transformer\.decoder\.bbox_embed\.(.*)", r"decoder.refine.\1"),
     *detr.ANCHOR_DECODER_NAMES,
     (r"global_rep_token", "encoder.token"),
