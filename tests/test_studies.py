@@ -421,3 +421,28 @@ def test_the_elastic_boundary_acted_before_the_weights_of_stored_runs():
     charades = {run for run in found if run.startswith("ood_charades")}
     charades -= {"ood_charades/runs/charades_cg-action_labels/tea-paper/seed3"}
     assert early == {f"{blind}/seed1", f"{blind}/seed2", *charades}  # as docs/methods/emb.md says
+
+
+def test_simulated_reports_are_rarely_wrong_and_find_effects(monkeypatch):
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    errors = importlib.import_module("verdict_errors")
+    monkeypatch.setattr(errors, "REPORTS", 60)
+    monkeypatch.setattr(errors, "SIZES", ((12, 4),))
+    monkeypatch.setattr(errors, "ERRORS", (0.3,))
+    wrong, found = errors.percentages(errors.WORLDS[0], 3)
+    assert int(wrong.split()[0]) < 12
+    assert int(found.split()[0]) > 80
+
+
+def test_the_times_of_training_moments_answer_little(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(EXPERIMENTS / "ood_shapes")
+    prior = importlib.import_module("time_prior")
+    rows = [
+        {"moments": [[0.0, 8.0]], "duration": 20.0, "clauses": [{"action": "grow"}]},
+        {"moments": [[12.0, 20.0]], "duration": 20.0, "clauses": [{"action": "shrink"}]},
+    ]
+    monkeypatch.setattr(prior, "annotate", lambda world: {"train": rows, "iid": rows, "ood_time": rows[::-1]})
+    prior.main()
+    assert capsys.readouterr().out.splitlines() == [
+        f"{split}: one constant answer 50.0, one answer per action 100.0" for split in ("iid", "ood_time")
+    ]
