@@ -384,8 +384,10 @@ def test_rendered_videos_play_unasked_and_stored_results_stand_below(tmp_path, m
         "good-paper,p,f_1,real,0,9,4,True,abc,70.0,30.0\ngood-paper,p,f_1,real,1,9,4,True,abc,72.0,\n"
         "emb-paper,p,f_1,real,0,9,4,True,abc,80.0,30.0\n"
     )
-    assert main.main([*arguments[:-1], f"study={same}"]) == 0
+    monkeypatch.setattr("vmr_zoo.cli.report.open_page", lambda address: address.endswith("/report.html"))
+    assert main.main([*arguments[:-1], f"study={same}", "open=true"]) == 0
     shown = capsys.readouterr().out
+    assert f"Wrote {tmp_path / 'report.html'}, and opened it." in shown
     assert "R1@0.5 on iid, here and in the study: good 75.0 and 71.0 ± 1.4" in shown
     assert "Only in the study: emb" in shown
     assert "30.0 (n=1)" in shown

@@ -178,6 +178,7 @@ VERB_KINDS: dict[str, dict[str, Kind]] = {
         "videos": Text(exists="folder"),
         "narrations": Text(exists="file"),
         "study": Text(exists="file"),
+        "open": FLAG,
         "browse": Number(low=0),
     },
     "score": {
