@@ -20,6 +20,7 @@ from collect import HERE, update_own_page
 
 from vmr_zoo.report.claims import read_claims
 from vmr_zoo.report.escape import markdown_table
+from vmr_zoo.report.significance import LEVEL
 from vmr_zoo.report.verdicts import Answer, Effect, holm, with_common_spread
 
 REPORTS = 400
@@ -28,7 +29,6 @@ SIZES = ((12, 4), (20, 4), (20, 2))  # claims and papers
 ERRORS = (0.3, 1.0)
 SPREAD = 1.5  # standard deviation over seeds, in points
 EFFECT = 8.0
-LEVEL = 0.05
 VIDEOS = 300
 
 
@@ -71,7 +71,7 @@ def draw_reports(
 ) -> Iterator[list[Answer]]:
     """Yields reports whose claims have the given true effects, (claims,) in points."""
     generator = np.random.default_rng(0)
-    claim = replace(read_claims(HERE / "claims")[0], margin=2.0)
+    claim = read_claims(HERE / "claims")[0]
     of_paper = claims // papers
     paper = np.arange(claims) // of_paper
     runs = paper * claims + np.arange(claims) % of_paper // world.together
@@ -101,7 +101,7 @@ def settled(report: list[Answer]) -> tuple[np.ndarray, np.ndarray]:
     effects = [answer.effect for answer in with_common_spread(report)]
     above = holm([effect.p_above(0.0) for effect in effects])
     below = holm([effect.flipped().p_above(0.0) for effect in effects])
-    return np.less(above, LEVEL), np.less(below, LEVEL)
+    return np.less(above, 1 - LEVEL), np.less(below, 1 - LEVEL)
 
 
 def percentages(world: World, seeds: int) -> tuple[str, str]:

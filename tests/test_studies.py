@@ -126,7 +126,7 @@ def documented_sweeps():
 def test_a_documented_sweep_composes(sweep, typed, compose):
     first, *others = jobs(sweep, typed)
     for job in (first, *others[-1:]):
-        compose(sweep, job)
+        assert Path(compose(sweep, job).run).is_relative_to("runs")
 
 
 @pytest.mark.parametrize("sweep", SWEEPS, ids=name_of)

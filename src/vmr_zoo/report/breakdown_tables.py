@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vmr_zoo.report.breakdown import FEW, RESAMPLES, Breakdown, Cell
-from vmr_zoo.report.caveats import legend, signs
+from vmr_zoo.report.caveats import legend, marked_label, signs
 from vmr_zoo.report.data_tables import DECIMALS, caveat_cells
 from vmr_zoo.report.escape import markdown, markdown_table, one_line
 from vmr_zoo.report.writers import csv_text
@@ -126,7 +126,7 @@ def _breakdowns_markdown(tables: Sequence[Breakdown]) -> str:
     for table in tables:
         titles = [_title(table, group).replace("\n", ", ") for group in table.groups]
         rows = [
-            [f"{row.label}{signs(row)}", *(_inline(table, number, group) for group in table.groups)]
+            [marked_label(row), *(_inline(table, number, group) for group in table.groups)]
             for number, row in enumerate(table.board.rows)
         ]
         text = markdown_table(["run", *titles], rows)
@@ -169,7 +169,7 @@ def page_tables(tables: Sequence[Breakdown]) -> list[dict[str, Any]]:
             "note": _note([table]),
             "columns": ["run", *(_title(table, group).replace("\n", ", ") for group in table.groups)],
             "rows": [
-                [f"{row.label}{signs(row)}", *(_inline(table, number, group) for group in table.groups)]
+                [marked_label(row), *(_inline(table, number, group) for group in table.groups)]
                 for number, row in enumerate(table.board.rows)
             ],
         }

@@ -64,9 +64,20 @@ def find_caveats(runs: Sequence[Run]) -> dict[str, bool]:
     return found
 
 
+def caveats_of(runs: Sequence[Run]) -> list[Caveat]:
+    """Returns the kinds of marks that the runs of one row have."""
+    found = find_caveats(runs)
+    return [caveat for caveat in CAVEATS if found.get(caveat.key)]
+
+
 def signs(row: LeaderboardRow) -> str:
     """Returns the marks that follow the name of a row."""
     return "".join(caveat.sign for caveat in CAVEATS if row.caveats.get(caveat.key))
+
+
+def marked_label(row: LeaderboardRow) -> str:
+    """Returns the name of a row with its marks."""
+    return f"{row.label}{signs(row)}"
 
 
 def legend(board: Leaderboard) -> str:

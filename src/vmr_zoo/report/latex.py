@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vmr_zoo.report import escape
-from vmr_zoo.report.caveats import signs
+from vmr_zoo.report.caveats import marked_label
 from vmr_zoo.report.leaderboard import Leaderboard, LeaderboardRow
 from vmr_zoo.report.notes import table_notes
 from vmr_zoo.report.paper_tables import PaperTable
@@ -72,7 +72,7 @@ def _board_tables(board: Leaderboard, costs: bool) -> list[str]:
 
 
 def _name(row: LeaderboardRow) -> str:
-    return escape.latex(f"{row.label}{signs(row)}")
+    return escape.latex(marked_label(row))
 
 
 def _cell(board: Leaderboard, row: LeaderboardRow, key: tuple[str, str]) -> str:

@@ -286,9 +286,14 @@ def leaderboards(runs: Sequence[Run], metrics: Sequence[str], sort: str | None =
 
 def _sort_best_first(board: Leaderboard, key: tuple[str, str]) -> Leaderboard:
     """Sorts the rows by one column, drops and errors in rising order; rows without a value come last."""
-    means = {row.name: row.mean(key) for row in board.rows}
-    board.rows.sort(key=lambda row: (means[row.name] is None, ascending(key) * (means[row.name] or 0.0)))
+    board.rows.sort(key=lambda row: best_first(row, key))
     return replace(board, sorted_by=key)
+
+
+def best_first(row: LeaderboardRow, key: tuple[str, str]) -> tuple[bool, float]:
+    """Returns what sorts rows by a column, the best first and those without a value last."""
+    mean = row.mean(key)
+    return mean is None, ascending(key) * (mean or 0.0)
 
 
 def split_repeated_seeds(rows: Mapping[str, list[Run]]) -> dict[str, list[Run]]:

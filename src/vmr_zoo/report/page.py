@@ -17,12 +17,12 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
 from vmr_zoo.metrics.calibration import CALIBRATION_METRICS
-from vmr_zoo.report.caveats import signs
+from vmr_zoo.report.caveats import marked_label, signs
 from vmr_zoo.report.charts import Palette, draw_charts, legend_entries
 from vmr_zoo.report.claim_tables import page_section
 from vmr_zoo.report.conclusion import conclusion
 from vmr_zoo.report.families import family_order
-from vmr_zoo.report.leaderboard import DROP, TIED, Leaderboard, LeaderboardRow, ascending
+from vmr_zoo.report.leaderboard import DROP, TIED, Leaderboard, LeaderboardRow, best_first
 from vmr_zoo.report.notes import table_notes
 from vmr_zoo.report.paper_tables import PaperTable
 from vmr_zoo.report.prediction_browser import Browsing, PredictionBrowser, video_uris
@@ -113,15 +113,11 @@ def _board_section(
             *draw_charts(board, shown, styles, scores, browser.moments),
             *diagram.charts(dict(zip(shown, styles, strict=True))),
         ],
-        "legend": legend_entries([_marked(board.rows[number]) for number in shown], styles),
+        "legend": legend_entries([marked_label(board.rows[number]) for number in shown], styles),
         "excluded": len(board.rows) - len(shown),
         "browser": _to_json(browser.data(styles)) if browser.queries else None,
         "browsing": f"Up to {browser.browse} sentences of each split; browse=N changes that.",
     }
-
-
-def _marked(row: LeaderboardRow) -> str:
-    return f"{row.label}{signs(row)}"
 
 
 def _table_section(board: Leaderboard) -> dict[str, Any]:
@@ -145,8 +141,7 @@ def _with_videos(board: Leaderboard, beside: Browsing) -> Browsing:
 def _best_rows(board: Leaderboard) -> list[int]:
     """Returns the numbers of the rows in charts and browser."""
     key = board.columns[0], board.leading_metric
-    means = [row.mean(key) for row in board.rows]
-    best = sorted(range(len(means)), key=lambda n: (means[n] is None, ascending(key) * (means[n] or 0.0)))
+    best = sorted(range(len(board.rows)), key=lambda number: best_first(board.rows[number], key))
     return sorted(best[:ROWS])
 
 

@@ -14,7 +14,7 @@ from omegaconf import ListConfig
 
 from vmr_zoo.config.compose import shipped_folders
 from vmr_zoo.errors import VmrError, unknown
-from vmr_zoo.report.caveats import CAVEATS, Caveat, find_caveats
+from vmr_zoo.report.caveats import CAVEATS, caveats_of
 from vmr_zoo.report.leaderboard import format_mean_std
 from vmr_zoo.report.notes import unlike_seeds
 from vmr_zoo.report.runs import Run
@@ -50,14 +50,8 @@ class OurCell(NamedTuple):
     split: str
     runs: list[Run]
 
-    @property
-    def caveats(self) -> list[Caveat]:
-        """What marks the runs on a leaderboard."""
-        found = find_caveats(self.runs)
-        return [caveat for caveat in CAVEATS if found.get(caveat.key)]
-
     def __str__(self) -> str:
-        marks = "".join(caveat.sign for caveat in self.caveats)
+        marks = "".join(caveat.sign for caveat in caveats_of(self.runs))
         return format_mean_std(self.values) + marks + (f" [{self.split}]" if self.split else "")
 
 
@@ -115,7 +109,7 @@ class PaperTable:
             for row in self.rows
             for (column, _), cell in row.ours.items()
         ]
-        used = {caveat for row in self.rows for cell in row.ours.values() for caveat in cell.caveats}
+        used = {caveat for row in self.rows for cell in row.ours.values() for caveat in caveats_of(cell.runs)}
         return [
             "paper: as printed. Ours: mean ± sample standard deviation over seeds.",
             *(f"{self.column_name(column)}: {column.title}" for column in self.columns),

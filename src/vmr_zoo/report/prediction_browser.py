@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from vmr_zoo.report.caveats import signs
+from vmr_zoo.report.caveats import marked_label
 from vmr_zoo.report.charts import LineStyle
 from vmr_zoo.report.leaderboard import Leaderboard
 from vmr_zoo.report.query_curves import Curves, stored_curves
@@ -129,8 +129,7 @@ class PredictionBrowser:
 
     def data(self, styles: Iterable[LineStyle]) -> dict[str, Any]:
         """Returns what the page's script reads, given the styles of the rows."""
-        rows = [self.board.rows[number] for number in self.shown]
-        names = [f"{row.label}{signs(row)}" for row in rows]
+        names = [marked_label(self.board.rows[number]) for number in self.shown]
         colours = [f"var(--series-{style.series})" for style in styles]
         videos = {query["video"] for query in self.queries.values()}
         said = {video: self.beside.narrations[video] for video in videos & self.beside.narrations.keys()}

@@ -147,7 +147,7 @@ def scan_runs(root: Path, evals: bool = False) -> tuple[list[Run], list[Unfinish
             continue
         found, broken = _read_evaluations(folder, evals) if EVALUATIONS in names else ([], [])
         outdated = [one for one in found if not _same_weights(run, one)]
-        found = [one for one in found if one not in outdated]
+        found = [one for one in found if _same_weights(run, one)]
         unfinished += [*broken, *(UnfinishedRun(one.directory, OUTDATED, "") for one in outdated)]
         added = _evals(folder, found) if evals else []
         transfers = tuple(one for one in found if TRANSFER in one.header)

@@ -26,7 +26,7 @@ import pandas as pd
 from scipy import stats
 
 from vmr_zoo.errors import VmrError, abbreviate
-from vmr_zoo.report.caveats import CAVEATS, find_caveats
+from vmr_zoo.report.caveats import caveats_of
 from vmr_zoo.report.claims import ANY, Cell, Claim, describe, select_runs
 from vmr_zoo.report.leaderboard import TABLE_KEYS
 from vmr_zoo.report.notes import unlike_annotations, unlike_seeds
@@ -344,8 +344,7 @@ def _row(cell: Cell, runs: Sequence[Run], metric: str) -> tuple[Rows, str]:
 
 def _shortcomings(row: Sequence[Run]) -> list[str]:
     """Returns why a row cannot decide a claim: the caveats that mark it on leaderboards."""
-    found = find_caveats(row)
-    return [caveat.text for caveat in CAVEATS if found.get(caveat.key)]
+    return [caveat.text for caveat in caveats_of(row)]
 
 
 def _unlike(rows: Sequence[tuple[Cell, Rows]], seeds: Sequence[int]) -> list[str]:

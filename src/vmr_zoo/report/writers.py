@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vmr_zoo.report import escape
-from vmr_zoo.report.caveats import signs
+from vmr_zoo.report.caveats import marked_label
 from vmr_zoo.report.data_tables import rows_of_means, rows_of_runs
 from vmr_zoo.report.latex import leaderboards_latex, paper_tables_latex
 from vmr_zoo.report.leaderboard import Leaderboard, LeaderboardRow
@@ -37,7 +37,7 @@ def print_paper_tables(tables: Sequence[PaperTable]) -> None:
 
 def _metric_tables(board: Leaderboard, costs: bool) -> list[str]:
     """Returns a table of Markdown per metric, with a column per split, and that of costs if wanted."""
-    names = [escape.markdown(f"{row.label}{signs(row)}") for row in board.rows]
+    names = [escape.markdown(marked_label(row)) for row in board.rows]
     tables = []
     for metric in board.metrics:
         best = {column: board.best((column, metric)) for column in board.columns}
