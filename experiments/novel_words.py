@@ -13,22 +13,19 @@ import functools
 import json
 import re
 import sys
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
 from collect import HERE, update_own_page
-from who_acts import scores_of_runs
+from who_acts import Scores, best_first, mean_cells
 
 from vmr_zoo.data.worlds.shapes.generate import annotate
 from vmr_zoo.data.worlds.shapes.sentences import NOVEL, NOVEL_VERBS
 from vmr_zoo.data.worlds.shapes.world import COLOURS, SHAPES, WorldSettings
-from vmr_zoo.report.escape import markdown_table
 
 STUDY, CLAIMS = HERE / "ood_shapes", HERE / "claims"
+SPLITS = ("iid", "novel_word")
 KINDS = ("colour", "shape", "action")
 LISTS = {"novel_looks.txt": ("colour", "shape"), "novel_actions.txt": ("action",)}
 """Files that claims name, with the kinds of novel words of their queries."""
@@ -73,24 +70,16 @@ def _patterns() -> dict[str, re.Pattern[str]]:
 
 def table(pairs: Pairs, folders: Sequence[Path]) -> str:
     """Returns a row per method, the best on novel words for colours first."""
-    found: dict[str, list[list[float]]] = defaultdict(list)
-    for name, scores in scores_of_runs(folders, ("iid", "novel_word")):
-        found[name].append(_cells(pairs, scores))
-    means = {name: np.mean(seeds, axis=0) for name, seeds in found.items()}
-    rows = [
-        (name, str(len(found[name])), *(f"{cell:.1f}" for cell in means[name]))
-        for name in sorted(means, key=lambda name: -means[name][1])
-    ]
+
+    def cells(name: str, scores: Scores) -> list[float]:
+        return [
+            100 * float(scores[split][list(ids)].mean())
+            for kind in KINDS
+            for split, ids in zip(SPLITS, zip(*pairs[kind], strict=True), strict=True)
+        ]
+
     columns = [f"{kind}, {which}" for kind in KINDS for which in ("known", "novel")]
-    return markdown_table(("run", "n", *columns), rows)
-
-
-def _cells(pairs: Pairs, scores: Mapping[str, pd.Series]) -> list[float]:
-    return [
-        100 * float(scores[split][list(ids)].mean())
-        for kind in KINDS
-        for split, ids in zip(("iid", "novel_word"), zip(*pairs[kind], strict=True), strict=True)
-    ]
+    return best_first(columns, mean_cells(folders, SPLITS, cells))
 
 
 def main(folders: Sequence[Path]) -> None:

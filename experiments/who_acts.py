@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,15 +21,17 @@ from collect import HERE, update_own_page
 
 from vmr_zoo.data.worlds.shapes.generate import annotate, scenes
 from vmr_zoo.data.worlds.shapes.world import Scene, WorldSettings
+from vmr_zoo.report.caveats import caveats_of
 from vmr_zoo.report.escape import markdown_table
 from vmr_zoo.report.query_scores import load_scores
-from vmr_zoo.report.runs import scan_runs, summarize_unfinished
+from vmr_zoo.report.runs import Run, scan_runs, summarize_unfinished
 from vmr_zoo.report.sentence_probe import METRIC
 from vmr_zoo.report.stored_scores import VIDEO
 from vmr_zoo.spans import iou
 
 STUDY = HERE / "ood_shapes"
 SPLITS = ("iid", "ood_time")
+Scores = Mapping[str, pd.Series]
 GUESS = "a guess among the events"
 TITLES = tuple(f"{split}, {which}" for split in SPLITS for which in ("one time", "several times"))
 
@@ -59,14 +61,23 @@ def _chance(scene: Scene, action: str, moments: Sequence[Sequence[float]]) -> fl
     return float((iou(events[:, None], torch.tensor(moments)).amax(1) >= 0.5).float().mean())
 
 
-def scores_of_runs(
-    folders: Sequence[Path], splits: Sequence[str]
-) -> Iterator[tuple[str, dict[str, pd.Series]]]:
-    """Yields the name of each finished run and `METRIC` of its queries by split.
+def mean_cells(
+    folders: Sequence[Path], splits: Sequence[str], cells: Callable[[str, Scores], list[float]]
+) -> dict[tuple[str, str], list[float]]:
+    """Averages the cells of finished runs over seeds.
+
+    Args:
+        folders: where the runs are.
+        splits: the splits whose scores `cells` needs.
+        cells: makes the cells of a run from its name and `METRIC` of its queries by split.
+
+    Returns:
+        The means by the row's name, with its marks, and its number of seeds.
 
     Raises:
         SystemExit: for a run on other data than shapes.
     """
+    rows: dict[str, list[tuple[Run, list[float]]]] = defaultdict(list)
     for folder in folders:
         finished, unfinished = scan_runs(folder)
         if unfinished:
@@ -79,33 +90,40 @@ def scores_of_runs(
             name = header["name"].replace("-paper", "")
             if header["features"] != "shapes":
                 name += f", {header['features']}"
-            yield name, {split: loaded[split][METRIC].droplevel(VIDEO) for split in splits}
+            scores = {split: loaded[split][METRIC].droplevel(VIDEO) for split in splits}
+            rows[name].append((run, cells(name, scores)))
+    means = {}
+    for name, found in rows.items():
+        runs, seeds = zip(*found, strict=True)
+        marks = "".join(caveat.sign for caveat in caveats_of(runs))
+        means[f"{name}{marks}", str(len(runs))] = np.mean(seeds, axis=0).tolist()
+    return means
 
 
 def table(folders: Sequence[Path]) -> str:
     """Returns a row per method, best first, and one for guessing among the events with the asked action."""
     guess = chances()
 
-    def cells(scores: Mapping[str, pd.Series]) -> list[float]:
+    def cells(name: str, scores: Scores) -> list[float]:
+        if any(not own.index.isin(scores[split].index).all() for split, own in guess.items()):
+            raise SystemExit(
+                f"A run of {name} lacks sentences of today's test splits: train or test it again."
+            )
         return [
             100 * scores[split][own.index[which]].mean()
             for split, own in guess.items()
             for which in (own == 1, own.between(0, 1, "neither"))
         ]
 
-    found: dict[str, list[list[float]]] = defaultdict(list)
-    for name, scores in scores_of_runs(folders, SPLITS):
-        if any(not own.index.isin(scores[split].index).all() for split, own in guess.items()):
-            raise SystemExit(
-                f"A run of {name} lacks sentences of today's test splits: train or test it again."
-            )
-        found[name].append(cells(scores))
-    means = {name: np.mean(seeds, axis=0).tolist() for name, seeds in found.items()} | {GUESS: cells(guess)}
-    rows = [
-        (name, str(len(found[name])) if name in found else "", *(f"{cell:.1f}" for cell in own))
-        for name, own in sorted(means.items(), key=lambda row: -row[1][1])
-    ]
-    return markdown_table(("run", "n", *TITLES), rows)
+    means = mean_cells(folders, SPLITS, cells) | {(GUESS, ""): cells(GUESS, guess)}
+    return best_first(TITLES, means)
+
+
+def best_first(columns: Sequence[str], means: Mapping[tuple[str, str], Sequence[float]]) -> str:
+    """Returns a table of `mean_cells`, ordered by the second column."""
+    ordered = sorted(means.items(), key=lambda row: -row[1][1])
+    rows = [(*row, *(f"{cell:.1f}" for cell in own)) for row, own in ordered]
+    return markdown_table(("run", "n", *columns), rows)
 
 
 def main(folders: Sequence[Path]) -> None:
