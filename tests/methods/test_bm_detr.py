@@ -196,6 +196,12 @@ def test_span_unit_clips_scales_targets_and_predictions_as_released() -> None:
     torch.testing.assert_close(method.span_unit.scale(batch), longest / batch["duration"])
 
 
+@pytest.mark.parametrize("name", ["qd_detr", "moment_detr"])
+def test_the_released_baselines_predict_fractions_of_the_whole_video(name: str) -> None:
+    batch = make_batch() | {"clip_seconds": torch.full((4,), 1 / 6), "duration": torch.full((4,), 30.0)}
+    assert build(name, "released").span_unit.scale(batch) is None, "30 s at 6 clips per second are 180 clips"
+
+
 def test_a_weight_without_a_loss_and_a_loss_without_a_weight_are_named() -> None:
     method = bm_detr()
     losses = method.losses(make_batch(method.needs))

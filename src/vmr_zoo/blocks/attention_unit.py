@@ -351,11 +351,13 @@ class AttentionExchange(nn.Module):
         row_mask, word_row_mask = (mask, word_mask) if self.average_padding else (None, None)
 
         target, query = self._query("self", x, mask, guides[0])
-        x1 = self.units["self"](target, query, mask, query=query)  # Eq. 8, X <- A(X, X)
+        x1 = self.units["self"](target, query, mask, query=query)  # Eq. 9, X <- A(X, X)
         target, query = self._query("cross", x1, mask, guides[1])
         other = words if sequential else y1
-        x2 = self.units["cross"](target, other, word_mask, target_mask=row_mask, query=query)  # Eq. 8
-        y2 = self.word_units["cross"](y1, x2 if sequential else x1, mask, target_mask=word_row_mask)  # Eq. 9
+        x2 = self.units["cross"](
+            target, other, word_mask, target_mask=row_mask, query=query
+        )  # Eq. 9, X <- A(X, Y)
+        y2 = self.word_units["cross"](y1, x2 if sequential else x1, mask, target_mask=word_row_mask)
         states = [x, x1]
         if "final" in self.units:
             states.append(x2)

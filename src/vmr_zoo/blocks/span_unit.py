@@ -19,12 +19,13 @@ class SpanUnit:
     Attributes:
         unit: "duration" leaves them as they are. "clips" follows the released code of the Moment-DETR family:
             targets are divided by (clips read) * (seconds per clip), but predictions are multiplied by the
-            duration, or by the length of `max_clips` clips if that is shorter.
-        max_clips: maximum number of clips read from a video; used with "clips".
+            duration.
+        max_clips: under "clips", predictions are multiplied by the length of so many clips where that is
+            shorter than the duration, as in the released BM-DETR; None: by the duration.
     """
 
     unit: Literal["duration", "clips"]
-    max_clips: int
+    max_clips: int | None = None
 
     def targets(self, spans: Tensor, batch: Batch) -> Tensor:
         """Converts (B, N, 2) fractions of the duration to the predictor's unit."""
@@ -35,6 +36,6 @@ class SpanUnit:
 
     def scale(self, batch: Batch) -> Tensor | None:
         """Returns the factor (B,) from predictions to fractions of the duration; None is 1."""
-        if self.unit == "duration":
+        if self.unit == "duration" or self.max_clips is None:
             return None
         return (self.max_clips * batch["clip_seconds"] / batch["duration"]).clamp(max=1)

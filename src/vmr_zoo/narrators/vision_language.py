@@ -1,7 +1,7 @@
 """Narration by an image or video language model from `transformers`.
 
 TEA prompts an image model with one frame per second (section 3.2, Eq. 1 and 2), LMR a video model with each
-clip (section III-B); `segments` cuts the video. Model code always comes from `transformers`
+clip (section III-B, Eq. 1-3); `segments` cuts the video. Model code always comes from `transformers`
 (`trust_remote_code` is off) and weights from safetensors: a model is data and never runs code.
 """
 

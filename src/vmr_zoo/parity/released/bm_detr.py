@@ -77,6 +77,7 @@ class BMDETRReleased(detr.DETRReleased):
     def settings(self, options: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict[str, Any]:
         """Derives settings from the authors' options and the shapes of their weights."""
         names = detr.SHARED_SETTINGS | {
+            "max_v_l": "span_unit.max_clips",
             "contrastive_hdim": "alignment.pooling_dim",
             "temperature": "alignment.temperature",
             "lw_prob_loss_coef": "training.loss_weights.frame_probability",

@@ -91,7 +91,6 @@ SHARED_SETTINGS = {
     "n_input_proj": "network.projection_layers",
     "dropout": "network.dropout",
     "input_dropout": "network.input_dropout",
-    "max_v_l": "span_unit.max_clips",
     "saliency_margin": "margin",
     "eos_coef": "criterion.background_weight",
     "set_cost_span": "criterion.cost_l1",
