@@ -24,7 +24,7 @@ from vmr_zoo.demo.server import DemoServer
 from vmr_zoo.engine.retriever import Retriever
 from vmr_zoo.engine.zero_shot import load_zero_shot
 from vmr_zoo.errors import VmrError
-from vmr_zoo.video.decode import duration, sample
+from vmr_zoo.video.decode import sample, timeline
 from vmr_zoo.video.picture import first_picture, picture_at
 
 CHROMIUM = next((path for name in ("chromium", "chromium-browser") if (path := shutil.which(name))), None)
@@ -224,7 +224,7 @@ class _Narrated:
 def test_a_picture_is_the_one_shown_at_that_time(folder, tmp_path):
     raw = film(tmp_path / "raw.h264", seconds(20))  # without time stamps: 24 per second are assumed
     for path in (*(folder / name for name in ("a.mp4", "late.mp4", "old.avi")), raw):
-        duration(path)
+        timeline(path)
         for second in (0.05, 2.6, 5.8):
             shown = np.asarray(Image.open(io.BytesIO(picture_at(path, second, 48))).convert("L"), float)
             expected = next(sample(path, 2 * second)).to_ndarray(format="gray").astype(float)
@@ -316,7 +316,7 @@ def test_the_page_in_a_browser(folder, retrievers, tmp_path):
         with view.expect_download() as download:
             columns[0].locator(".save").nth(1).click()
         download.value.save_as(tmp_path / "clip.mp4")
-        assert duration(tmp_path / "clip.mp4") == pytest.approx(end - start, abs=0.2)
+        assert timeline(tmp_path / "clip.mp4").seconds == pytest.approx(end - start, abs=0.2)
         assert download.value.suggested_filename.startswith("a 0.0")
 
         # Sound comes first: a player shows a moment two seconds later.

@@ -24,7 +24,7 @@ from vmr_zoo.errors import VmrError
 from vmr_zoo.report.query_picture import draw_query
 from vmr_zoo.types import DETAILS
 from vmr_zoo.utils.files import append_row
-from vmr_zoo.video.decode import duration
+from vmr_zoo.video.decode import timeline
 
 WORLD = [
     f"data.protocol.world.{setting}"
@@ -386,7 +386,9 @@ def test_draw_shows_frames_narrations_and_curves(vmr, place, tmp_path, capsys):
     assert out.stat().st_size > 10_000
     assert vmr("draw", *arguments[:2], f"videos={videos(place)}/train_00000.mp4", f"out={out}") == 2
     assert f"Expected the video {row['video_id']} in videos=" in capsys.readouterr().err
-    other = next(path for path in videos(place).glob("*.mp4") if abs(duration(path) - row["duration"]) > 2)
+    other = next(
+        path for path in videos(place).glob("*.mp4") if abs(timeline(path).seconds - row["duration"]) > 2
+    )
     shutil.copy(other, tmp_path / f"{row['video_id']}.mp4")
     assert vmr("draw", *arguments[:2], f"videos={tmp_path}", f"out={out}") == 2
     assert "It is another video of this name" in capsys.readouterr().err

@@ -114,7 +114,7 @@ class Prediction(TypedDict, total=False):
     Optional:
         saliency: (B, Lv) one score per clip, valid where `video_mask` is True.
         details: quantities that the papers plot, (B, …) by name (`DETAILS`), if `predict` is called with
-            `details=True`. Those whose fields are missing in the batch are omitted.
+            `details=True` and the method has any. Those whose fields are missing in the batch are omitted.
     """
 
     spans: Tensor

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from vmr_zoo.blocks.decoder import AnchorDecoder, SpanHeads, logit
+from vmr_zoo.blocks.projection import LayerSizes
+
+SIZES = LayerSizes(16, 2, 24, nn.PReLU, dropout=0.0)
 
 
 def test_refinement_moves_the_anchors_and_lets_gradients_reach_it() -> None:
     torch.manual_seed(0)
-    decoder = AnchorDecoder(16, 2, 24, layers=3, queries=5, dropout=0.0, refine=True)
-    plain = AnchorDecoder(16, 2, 24, layers=3, queries=5, dropout=0.0, refine=False)
+    decoder = AnchorDecoder(SIZES, layers=3, queries=5, refine=True)
+    plain = AnchorDecoder(SIZES, layers=3, queries=5, refine=False)
     missing = plain.load_state_dict(decoder.state_dict(), strict=False)
     assert not missing.missing_keys
     memory, mask, position = torch.randn(2, 6, 16), torch.ones(2, 6).bool(), torch.randn(2, 6, 16)
@@ -27,7 +31,7 @@ def test_refinement_moves_the_anchors_and_lets_gradients_reach_it() -> None:
 def test_content_replaces_the_empty_start() -> None:
     torch.manual_seed(0)
     memory, mask, position = torch.randn(2, 6, 16), torch.ones(2, 6).bool(), torch.randn(2, 6, 16)
-    decoder = AnchorDecoder(16, 2, 24, 2, 5, dropout=0.0)
+    decoder = AnchorDecoder(SIZES, layers=2, queries=5)
     empty, _ = decoder(memory, mask, position)
     zeros, _ = decoder(memory, mask, position, torch.zeros(2, 5, 16))
     filled, _ = decoder(memory, mask, position, torch.randn(2, 5, 16))

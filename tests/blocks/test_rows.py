@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vmr_zoo.blocks.encoder import Encoder
+from vmr_zoo.blocks.projection import LayerSizes
 from vmr_zoo.blocks.rows import join_rows, split_rows
 
 
@@ -35,7 +36,7 @@ def test_split_undoes_join() -> None:
 
 def test_the_last_layer_computes_only_what_is_kept() -> None:
     torch.manual_seed(0)
-    encoder = Encoder(8, 2, 16, 2, activation=nn.ReLU, dropout=0.0)
+    encoder = Encoder(LayerSizes(8, 2, 16, nn.ReLU, dropout=0.0), layers=2)
     x, position = torch.randn(2, 5, 8), torch.randn(2, 5, 8)
     mask = torch.tensor([[True] * 5, [True, True, False, True, False]])
     kept = encoder(x, mask, position, 3)

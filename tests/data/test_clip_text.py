@@ -1,11 +1,13 @@
 import pytest
 from hydra.utils import instantiate
+from open_clip.tokenizer import SimpleTokenizer
 from test_datamodule import features, protocol
 
 from vmr_zoo.config.compose import compose
 from vmr_zoo.data.annotations.records import Query
 from vmr_zoo.data.batches.datamodule import VMRDataModule
 from vmr_zoo.data.features.queries import ClipTokens
+from vmr_zoo.data.text.clip_tokenizer import BytePairs
 from vmr_zoo.data.text.noun_chunks import NounChunks
 from vmr_zoo.errors import VmrError
 
@@ -16,11 +18,11 @@ def query(text: str) -> Query:
 
 @pytest.mark.parametrize("text", ["A person's unflappable  dog runs &amp; sits.", "Two éclairs are eaten!"])
 def test_ids_are_those_of_clip(text):
-    source = ClipTokens(NounChunks())
-    ids, offsets, cleaned = source.tokenise(text)
-    assert ids.tolist() == source._tokenizer.encode(text)
-    assert len(offsets) == len(ids)
-    assert (offsets[:, 1] <= len(cleaned)).all()
+    tokens = BytePairs().split(text)
+    assert tokens.ids.tolist() == SimpleTokenizer().encode(text)
+    assert ClipTokens(NounChunks()).token_ids(query(text)).tolist() == tokens.ids.tolist()
+    assert len(tokens.offsets) == len(tokens.ids)
+    assert (tokens.offsets[:, 1] <= len(tokens.text)).all()
 
 
 def test_nouns_follow_the_tokens():
@@ -28,7 +30,7 @@ def test_nouns_follow_the_tokens():
     source = ClipTokens(NounChunks(), max_tokens=5)
     ids = source.token_ids(query(text))
     assert source.load(query(text)).shape == (len(ids), 0) == (5, 0)
-    words = [source._tokenizer.decoder[i] for i in ids]
+    words = [SimpleTokenizer().decoder[i] for i in ids]
     assert words[0] == "the</w>"
     mask = source.noun_mask(query(text))
     assert mask.tolist() == [word != "runs</w>" and word != ".</w>" for word in words]

@@ -321,7 +321,7 @@ def read_list(folder: Path, rules: MomentRules) -> dict[str, Query | Dropped]:
         for number, (text, windows) in enumerate(LISTED.items())
     ]
     write(folder, "train.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    read = readers.read_lists(folder / "train.jsonl", True, rules)
+    read = readers.read_qvhighlights(folder / "train.jsonl", True, rules, rated=False)
     return {text: row.query for text, row in zip(LISTED, read, strict=True)}
 
 

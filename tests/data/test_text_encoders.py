@@ -191,6 +191,10 @@ def test_glove_as_published_serves_what_its_npz_does(tmp_path: Path) -> None:
     assert a.missing([query])[0].ids == ("q",)
     with pytest.raises(FeatureError, match="expected lines of 3 numbers, line 1 has 2"):
         WordVectorQueries(text, 3, normalise=True).load(query)
+    with pytest.raises(FeatureError, match=r"of 3 numbers at .*glove\.npz; its vectors have 2 numbers"):
+        WordVectorQueries(packed, 3, normalise=True).load(query)
+    with pytest.raises(VmrError, match=r"of 3 numbers at .*glove\.npz .*: its vectors have 2 numbers"):
+        WordVectorEncoder(tmp_path / "cache", packed, "glove", dim=3).tokens([query.text])
 
     encoder = WordVectorEncoder(tmp_path / "cache", text, "glove", dim=2)
     np.testing.assert_allclose(encoder.pooled([query.text]), [[4 / 3, 3.5 / 3]], atol=1e-3)

@@ -14,7 +14,16 @@ from vmr_zoo.data.annotations.records import Protocol, Query, Split
 from vmr_zoo.data.worlds.shapes.answers import SceneAnswers
 from vmr_zoo.data.worlds.shapes.generate import annotate, scenes
 from vmr_zoo.data.worlds.shapes.sentences import Clause, may_hold
-from vmr_zoo.data.worlds.shapes.world import Background, Event, Scene, Thing, WorldSettings
+from vmr_zoo.data.worlds.shapes.world import (
+    GROUPS,
+    Background,
+    Event,
+    Scene,
+    Thing,
+    WorldSettings,
+    sample_scene,
+    scene_of,
+)
 from vmr_zoo.errors import VmrError
 
 WORLD = WorldSettings(train_videos=1, selection_videos=12, test_videos=12)
@@ -125,6 +134,14 @@ def test_scenes_hold_every_sentence_about_them(shapes):
     asked = shapes.queries
     assert len(asked) > 300
     assert all(shapes.answers(query.video_id, query) for query in asked)
+
+
+def test_a_scene_is_found_by_the_id_of_its_video():
+    world = WorldSettings(seed=3)
+    for number, group in enumerate(GROUPS):
+        drawn = sample_scene(world, group, 12)
+        assert scene_of(world, drawn.video_id) == drawn
+        assert drawn.seed == (3, number, 12, 1)  # errors of narrations and of moments are seeded by it
 
 
 def test_relations_decide_whether_a_scene_holds_a_sentence():

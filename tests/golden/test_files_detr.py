@@ -11,7 +11,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from batches import shrink
-from golden.find import arrays, golden_case
+from golden.find import arrays, golden_case, saved, with_last_altered
 from vmr_zoo.config.compose import compose
 from vmr_zoo.errors import VmrError
 from vmr_zoo.parity.case import Case
@@ -30,11 +30,6 @@ COMMITTED = ["qd_detr_qvhighlights_files_a", "bm_detr_charades_c3d_files_a"]
 
 def parity(name: str) -> DictConfig:
     return compose("parity", [f"method={CASES[name].split('/')[0]}", "case=x"])
-
-
-def saved(content: dict[str, np.ndarray[Any, Any]], folder: Path) -> Case:
-    np.savez(folder / "case.npz", **content)  # type: ignore[arg-type]
-    return Case(folder / "case.npz")
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -64,14 +59,6 @@ def test_the_experiment_has_the_limits_of_the_recipe(name: str) -> None:
 
 DRIVES_OTHERS = ("/qid", "negative_qid", "shifted_relevant_windows")
 """Arrays by which rows and draws are chosen: other arrays depend on them."""
-
-
-def with_last_altered(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    altered = array.copy()
-    last = tuple(size - 1 for size in array.shape)
-    # A draw has to become one that is impossible: another one may also have been drawn.
-    altered[last] = "elsewhere" if array.dtype.kind == "U" else altered[last] + 100
-    return altered
 
 
 @pytest.mark.parametrize("name", COMMITTED)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from omegaconf import DictConfig
 
-from golden.find import arrays, golden_case
+from golden.find import arrays, golden_case, saved, with_last_altered
 from vmr_zoo.config.compose import compose
 from vmr_zoo.parity.case import Case
 from vmr_zoo.parity.files import our_data
@@ -26,18 +26,6 @@ def name(method: str) -> str:
 
 def parity(method: str) -> DictConfig:
     return compose("parity", [f"method={method}", "case=x"])
-
-
-def saved(content: Mapping[str, np.ndarray[Any, Any]], folder: Path) -> Case:
-    np.savez(folder / "case.npz", **content)
-    return Case(folder / "case.npz")
-
-
-def with_last_altered(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    altered = array.copy()
-    last = tuple(size - 1 for size in array.shape)
-    altered[last] = "z" if array.dtype.kind == "U" else altered[last] + 100
-    return altered
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -17,7 +17,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from golden import authors
-from golden.find import arrays, golden_case
+from golden.find import arrays, golden_case, saved
 from vmr_zoo.config.compose import compose
 from vmr_zoo.methods.base import Method
 from vmr_zoo.parity.case import Case, Number, Released
@@ -301,18 +301,13 @@ def test_generated_cases_pass_until_a_weight_changes(own, tmp_path):
 def recomputed(
     method: str, released: Released, content: dict[str, np.ndarray], folder: Path
 ) -> dict[str, Number]:
-    case = saved_case(content, folder)
+    case = saved(content, folder)
     return released.recompute(built(method, released, case), case)
 
 
 def failing(method: str, released: Released, content: dict[str, np.ndarray], folder: Path) -> list[str]:
-    case = saved_case(content, folder)
+    case = saved(content, folder)
     return [v.key for v in check_case(released, built(method, released, case), case) if not v.passed]
-
-
-def saved_case(content: dict[str, np.ndarray], folder: Path) -> Case:
-    np.savez(folder / "own.npz", **content)
-    return Case(folder / "own.npz")
 
 
 def built(method: str, released: Released, case: Case) -> Method:

@@ -175,13 +175,7 @@ def tiny(**options) -> TransformerQueryEncoder:
     return TransformerQueryEncoder(model=DistilBertModel(config), start=1, end=2, pooling="mean", **options)
 
 
-@pytest.fixture(params=["given", "bert", "clip"])
-def text(request, tmp_path):
-    torch.manual_seed(0)
-    if request.param == "given":
-        return PooledTokens(10).eval()
-    if request.param == "bert":
-        return tiny().eval()
+def tiny_clip(folder):
     config = CLIPTextConfig(
         vocab_size=49408,
         hidden_size=8,
@@ -190,10 +184,19 @@ def text(request, tmp_path):
         num_attention_heads=2,
         projection_dim=6,
         eos_token_id=49407,
-        bos_token_id=49406,
     )
-    CLIPTextModelWithProjection(config).save_pretrained(tmp_path)
-    return clip_text(tmp_path).eval()
+    CLIPTextModelWithProjection(config).save_pretrained(folder)
+    return clip_text(folder).eval()
+
+
+@pytest.fixture(params=["given", "bert", "clip"])
+def text(request, tmp_path):
+    torch.manual_seed(0)
+    if request.param == "given":
+        return PooledTokens(10).eval()
+    if request.param == "bert":
+        return tiny().eval()
+    return tiny_clip(tmp_path)
 
 
 def test_what_is_hidden_or_padded_changes_nothing(text):
@@ -218,17 +221,7 @@ def test_what_is_hidden_or_padded_changes_nothing(text):
 
 
 def test_clip_reads_as_transformers_does(tmp_path):
-    config = CLIPTextConfig(
-        vocab_size=49408,
-        hidden_size=8,
-        intermediate_size=12,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        projection_dim=6,
-        eos_token_id=49407,
-    )
-    CLIPTextModelWithProjection(config).save_pretrained(tmp_path)
-    text = clip_text(tmp_path).eval()
+    text = tiny_clip(tmp_path)
     batch = make_batch({"query_tokens"})
     found = text(batch, batch["query_mask"].unsqueeze(0))[0]
     for index, tokens in enumerate((4, 6, 3, 5)):

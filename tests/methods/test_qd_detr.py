@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from golden.find import golden_case
 from vmr_zoo.blocks.cross_encoder import Aligner, CrossEncoder, attention_mask
+from vmr_zoo.blocks.projection import LayerSizes
 from vmr_zoo.errors import VmrError
 from vmr_zoo.methods.mesm.losses import clip_entropy
 from vmr_zoo.methods.qd_detr.saliency import Saliency, negative_pair_loss, rank_contrast
@@ -50,7 +52,7 @@ def test_head_order_mask_takes_its_padding_from_another_row() -> None:
 
 def test_own_row_masks_make_a_row_independent_of_the_others() -> None:
     torch.manual_seed(0)
-    encoder = CrossEncoder(8, 2, 8, 2, dropout=0.0)
+    encoder = CrossEncoder(LayerSizes(8, 2, 8, nn.PReLU, dropout=0.0), layers=2)
     x, keys = torch.randn(3, 4, 8), torch.randn(3, 5, 8)
     queries_mask, keys_mask = lengths(4, 2, 3), lengths(5, 3, 4)
     together = encoder(x, queries_mask, None, keys, keys_mask)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vmr_zoo.video.clock import Clock
-from vmr_zoo.video.decode import VideoError, duration, sample
+from vmr_zoo.video.decode import VideoError, sample, timeline
 
 
 def render(path, times, length, codec="libx264", start=0.0, sound=False):
@@ -59,7 +59,7 @@ def test_the_kth_sample_is_what_is_shown_in_the_middle_of_its_stretch(tmp_path, 
     assert shown(steady, 1.0) == [2, 6, 10, 14]  # at 0.5, 1.5, …: the frame that begins there
     assert shown(steady, 0.25) == list(range(16))
     assert shown(steady, 0.125)[:4] == [0, 0, 1, 1]
-    assert duration(steady) == pytest.approx(4.0, abs=0.03)
+    assert timeline(steady).seconds == pytest.approx(4.0, abs=0.03)
     # Frames at odd times: 0 for half a second, 1 and 2 at once, then 3 for two and a half seconds.
     odd = render(tmp_path / f"odd.{suffix}", [0, 0.6, 0.7, 1.5], 4.0, codec)
     assert shown(odd, 1.0)[:3] == [0, 3, 3]
@@ -69,7 +69,7 @@ def test_the_kth_sample_is_what_is_shown_in_the_middle_of_its_stretch(tmp_path, 
 def test_times_count_from_the_first_frame_and_sound_does_not_lengthen_a_video(tmp_path):
     late = render(tmp_path / "late.mkv", np.arange(12) / 4, 3.0, start=3600.0, sound=True)
     assert shown(late, 1.0) == [2, 6, 10]
-    assert duration(late) == pytest.approx(3.0, abs=0.3)
+    assert timeline(late).seconds == pytest.approx(3.0, abs=0.3)
 
 
 def test_stamps_that_lack_repeat_or_restart():
@@ -120,7 +120,7 @@ def test_files_that_are_no_videos_are_told_apart(tmp_path):
         "sound.mp4": "no video stream",
     }
     for name, kind in kinds.items():
-        for read in (lambda path: list(sample(path, 1.0)), duration):
+        for read in (lambda path: list(sample(path, 1.0)), timeline):
             with pytest.raises(VideoError, match=name) as error:
                 read(tmp_path / name)
             assert error.value.kind == kind, name

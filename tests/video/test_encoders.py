@@ -17,6 +17,7 @@ from vmr_zoo.errors import VmrError
 from vmr_zoo.video.decode import sample
 from vmr_zoo.video.motion import Motion
 from vmr_zoo.video.open_clip import OpenClip
+from vmr_zoo.video.torch_models import read_state
 
 TINY = {
     "embed_dim": 12,
@@ -147,6 +148,16 @@ def test_published_motion_weights_are_loaded_by_name_and_never_unpickled(tmp_pat
     with pytest.raises(VmrError, match="Cannot load weights=KINETICS400_V1"):
         Motion("mc3_18", "KINETICS400_V1", frames=2)
     assert not (tmp_path / "made").exists()
+
+
+def test_weights_saved_on_a_gpu_are_read_to_the_cpu(tmp_path, monkeypatch):
+    network = torchvision.models.video.mc3_18(num_classes=400)
+    with monkeypatch.context() as saving:
+        saving.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
+        torch.save(network.state_dict(), tmp_path / "gpu.pth")
+    assert read_state(tmp_path / "gpu.pth")["fc.weight"].device.type == "cpu"
+    encoder = Motion("mc3_18", str(tmp_path / "gpu.pth"), frames=2, device="cpu")
+    assert torch.equal(encoder.model.state_dict()["stem.0.weight"], network.state_dict()["stem.0.weight"])
 
 
 def test_motion_is_refused_without_its_weights(tmp_path):

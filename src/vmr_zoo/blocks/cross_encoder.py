@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from vmr_zoo.blocks.attention import MultiHeadAttention
-from vmr_zoo.blocks.detr_network import DETRNetwork
 from vmr_zoo.blocks.dropout import Dropout
-from vmr_zoo.blocks.projection import Activation, copies, xavier_matrices
+from vmr_zoo.blocks.projection import LayerSizes, copies, xavier_matrices
 from vmr_zoo.utils.switches import check_switches
 
 PaddingMask = Literal["own_row", "head_order"]
@@ -44,11 +43,12 @@ def attention_mask(query_mask: Tensor, key_mask: Tensor, heads: int, kind: Paddi
 class _Tail(nn.Module):
     """The part of a layer that follows attention: LN2(x + FFN(LN1(x)))."""
 
-    def __init__(self, dim: int, feedforward_dim: int, dropout: float) -> None:
+    def __init__(self, sizes: LayerSizes) -> None:
         super().__init__()
+        dim, hidden_dim = sizes.dim, sizes.feedforward_dim
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.linear1, self.linear2 = nn.Linear(dim, feedforward_dim), nn.Linear(feedforward_dim, dim)
-        self.dropout = Dropout(dropout)
+        self.linear1, self.linear2 = nn.Linear(dim, hidden_dim), nn.Linear(hidden_dim, dim)
+        self.dropout = Dropout(sizes.dropout)
 
     def forward(self, x: Tensor, activation: nn.Module) -> Tensor:
         hidden = self.dropout(activation(self.linear1(self.norm1(x))))
@@ -58,22 +58,13 @@ class _Tail(nn.Module):
 class CrossLayer(nn.Module):
     """x = q + attention(q, k, v), then LN2(x + FFN(LN1(x))); positions enter queries and keys only."""
 
-    def __init__(
-        self,
-        dim: int,
-        heads: int,
-        feedforward_dim: int,
-        *,
-        tails: int,
-        activation: Activation,
-        dropout: float,
-    ) -> None:
+    def __init__(self, sizes: LayerSizes, tails: int) -> None:
         """Builds one layer of a `CrossEncoder`."""
         super().__init__()
-        self.attention = MultiHeadAttention(dim, heads, dropout)
-        self.activation = activation()
-        self.tails = nn.ModuleList(_Tail(dim, feedforward_dim, dropout) for _ in range(tails))
-        self.dropout = Dropout(dropout)
+        self.attention = MultiHeadAttention(sizes.dim, sizes.heads, sizes.dropout)
+        self.activation = sizes.activation()
+        self.tails = nn.ModuleList(_Tail(sizes) for _ in range(tails))
+        self.dropout = Dropout(sizes.dropout)
 
     def forward(
         self,
@@ -96,36 +87,28 @@ class CrossEncoder(nn.Module):
 
     def __init__(
         self,
-        dim: int,
-        heads: int,
-        feedforward_dim: int,
+        sizes: LayerSizes,
         layers: int,
         *,
         tails: int = 1,
-        activation: Activation = nn.PReLU,
-        dropout: float = 0.1,
         padding_mask: PaddingMask = "own_row",
         xavier: bool = True,
     ) -> None:
         """Builds the stack.
 
         Args:
-            dim: D.
-            heads: attention heads.
-            feedforward_dim: width inside the position-wise networks.
+            sizes: of each layer.
             layers: number of layers.
-            tails: sets of norms and position-wise networks that share one attention (MESM on TACoS: 2).
-            activation: makes the activation of each layer, which its tails share.
-            dropout: in attention, residuals and the position-wise networks.
+            tails: sets of norms and position-wise networks that share one attention and one activation (MESM
+                on TACoS: 2).
             padding_mask: kind of `attention_mask`.
             xavier: draw all matrices from Xavier-uniform, as DETR does; else torch's defaults, equal in all
                 layers.
         """
         super().__init__()
-        self.heads = heads
+        self.heads = sizes.heads
         self.padding_mask: PaddingMask = padding_mask
-        layer = CrossLayer(dim, heads, feedforward_dim, tails=tails, activation=activation, dropout=dropout)
-        self.layers = copies(layer, layers)
+        self.layers = copies(CrossLayer(sizes, tails), layers)
         if xavier:
             xavier_matrices(self)
 
@@ -177,17 +160,13 @@ class Aligner:
     padding_mask: PaddingMask
 
     def build(
-        self, network: DETRNetwork, layers: int | None = None, tails: int = 1, *, xavier: bool = True
+        self, network: LayerSizes, layers: int | None = None, tails: int = 1, *, xavier: bool = True
     ) -> CrossEncoder:
-        """Builds a cross-modal encoder of the network's width, by default with as many layers as here."""
+        """Builds a cross-modal encoder of the network's sizes, by default with as many layers as here."""
         return CrossEncoder(
-            network.dim,
-            network.heads,
-            network.feedforward_dim,
+            network,
             self.layers if layers is None else layers,
             tails=tails,
-            activation=network.activation,
-            dropout=network.dropout,
             padding_mask=self.padding_mask,
             xavier=xavier,
         )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vmr_zoo.blocks.attention import MultiHeadAttention, attend, check_heads
 from vmr_zoo.blocks.dropout import Dropout
 from vmr_zoo.blocks.position import sine_coordinates
-from vmr_zoo.blocks.projection import MLP, Activation, FeedForward, copies, xavier_matrices
+from vmr_zoo.blocks.projection import MLP, FeedForward, LayerSizes, copies, xavier_matrices
 
 _LOGIT_EPS = 1e-3
 
@@ -26,22 +26,15 @@ def logit(x: Tensor) -> Tensor:
 class QueryDecoderLayer(nn.Module):
     """Self-attention among slots, cross-attention to the memory, position-wise network; post-norm."""
 
-    def __init__(
-        self,
-        dim: int,
-        heads: int,
-        feedforward_dim: int,
-        *,
-        activation: Activation = nn.ReLU,
-        dropout: float = 0.1,
-    ) -> None:
-        """Builds one layer with the arguments of `QueryDecoder`."""
+    def __init__(self, sizes: LayerSizes) -> None:
+        """Builds one layer."""
         super().__init__()
-        self.self_attention = MultiHeadAttention(dim, heads, dropout)
-        self.cross_attention = MultiHeadAttention(dim, heads, dropout)
-        self.ffn = FeedForward(dim, feedforward_dim, activation, dropout)
+        dim = sizes.dim
+        self.self_attention = MultiHeadAttention(dim, sizes.heads, sizes.dropout)
+        self.cross_attention = MultiHeadAttention(dim, sizes.heads, sizes.dropout)
+        self.ffn = FeedForward(sizes)
         self.norm1, self.norm2, self.norm3 = nn.LayerNorm(dim), nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.dropout = Dropout(dropout)
+        self.dropout = Dropout(sizes.dropout)
 
     def forward(
         self,
@@ -77,34 +70,20 @@ class QueryDecoderLayer(nn.Module):
 class QueryDecoder(nn.Module):
     """DETR's decoder: slot contents start at zero, learned position vectors distinguish the slots."""
 
-    def __init__(
-        self,
-        dim: int,
-        heads: int,
-        feedforward_dim: int,
-        layers: int,
-        queries: int,
-        *,
-        activation: Activation = nn.ReLU,
-        dropout: float = 0.1,
-    ) -> None:
+    def __init__(self, sizes: LayerSizes, layers: int, queries: int) -> None:
         """Builds the stack.
 
         Args:
-            dim: D.
-            heads: attention heads.
-            feedforward_dim: width inside the position-wise network.
+            sizes: of each layer.
             layers: number of layers.
             queries: M, the number of slots.
-            activation: builds the activation of each layer.
-            dropout: in attention, residuals and the position-wise network.
         """
         super().__init__()
-        layer = QueryDecoderLayer(dim, heads, feedforward_dim, activation=activation, dropout=dropout)
-        self.layers = copies(layer, layers)
-        self.norm = nn.LayerNorm(dim)
+        self.layers = copies(QueryDecoderLayer(sizes), layers)
+        self.norm = nn.LayerNorm(sizes.dim)
         xavier_matrices(self)
-        self.query_position = nn.Embedding(queries, dim)  # created after Xavier, to keep its own N(0, 1)
+        # Created after Xavier, to keep its own N(0, 1).
+        self.query_position = nn.Embedding(queries, sizes.dim)
 
     def forward(
         self,
@@ -141,20 +120,13 @@ class AnchorDecoderLayer(nn.Module):
     positions to the content, which may still be zero there.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        heads: int,
-        feedforward_dim: int,
-        *,
-        activation: Activation = nn.PReLU,
-        dropout: float = 0.1,
-    ) -> None:
-        """Builds a first layer with the arguments of `AnchorDecoder`."""
+    def __init__(self, sizes: LayerSizes) -> None:
+        """Builds a first layer."""
         super().__init__()
-        check_heads(dim, heads)
-        self.heads = heads
-        self.attention_dropout = dropout
+        dim = sizes.dim
+        check_heads(dim, sizes.heads)
+        self.heads = sizes.heads
+        self.attention_dropout = sizes.dropout
         self.self_query_content = nn.Linear(dim, dim)
         self.self_query_position = nn.Linear(dim, dim)
         self.self_key_content = nn.Linear(dim, dim)
@@ -168,9 +140,9 @@ class AnchorDecoderLayer(nn.Module):
         self.cross_key_position = nn.Linear(dim, dim)
         self.cross_value = nn.Linear(dim, dim)
         self.cross_out = nn.Linear(dim, dim)
-        self.ffn = FeedForward(dim, feedforward_dim, activation, dropout)
+        self.ffn = FeedForward(sizes)
         self.norm1, self.norm2, self.norm3 = nn.LayerNorm(dim), nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.dropout = Dropout(dropout)
+        self.dropout = Dropout(sizes.dropout)
         for output in (self.self_out, self.cross_out):
             nn.init.zeros_(output.bias)  # as in torch's attention
 
@@ -235,36 +207,27 @@ class AnchorDecoder(nn.Module):
 
     def __init__(
         self,
-        dim: int,
-        heads: int,
-        feedforward_dim: int,
+        sizes: LayerSizes,
         layers: int,
         queries: int,
         *,
-        activation: Activation = nn.PReLU,
-        dropout: float = 0.1,
         refine: bool = False,
         width_first: bool = False,
     ) -> None:
         """Builds the stack.
 
         Args:
-            dim: D, even.
-            heads: attention heads.
-            feedforward_dim: width inside the position-wise network.
+            sizes: of each layer, `dim` even.
             layers: number of layers.
             queries: M, the number of learnable spans.
-            activation: builds the activation of each layer.
-            dropout: in attention, residuals and the position-wise network.
             refine: update the reference spans after every layer (DAB-DETR); otherwise they are constant.
             width_first: embed (width, centre) instead of (centre, width), the channel order of BM-DETR's
                 weights.
         """
         super().__init__()
-        self.dim = dim
+        self.dim = dim = sizes.dim
         self.width_first = width_first
-        layer = AnchorDecoderLayer(dim, heads, feedforward_dim, activation=activation, dropout=dropout)
-        self.layers = copies(layer, layers)
+        self.layers = copies(AnchorDecoderLayer(sizes), layers)
         for later in self.layers[1:]:
             setattr(later, "cross_query_position", None)  # noqa: B010  the list holds plain modules
         self.norm = nn.LayerNorm(dim)

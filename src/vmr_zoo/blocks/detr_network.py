@@ -7,19 +7,14 @@ from dataclasses import dataclass
 from vmr_zoo.blocks.decoder import AnchorDecoder, QueryDecoder
 from vmr_zoo.blocks.encoder import Encoder
 from vmr_zoo.blocks.joint_encoder import JointEncoder
-from vmr_zoo.blocks.projection import Activation, InputProjection
+from vmr_zoo.blocks.projection import InputProjection, LayerSizes
 
 
 @dataclass(frozen=True)
-class DETRNetwork:
+class DETRNetwork(LayerSizes):
     """Sizes of a transformer encoder and decoder with projected inputs, from which a method builds its parts.
 
-    Attributes:
-        dim: D, width of the model.
-        heads: attention heads.
-        feedforward_dim: width inside the position-wise networks.
-        activation: of the position-wise networks.
-        dropout: in attention, residuals and position-wise networks.
+    Attributes, besides those of `LayerSizes`:
         input_dropout: in the input projections.
         projection_layers: Linear maps per input projection.
         encoder_layers: self-attention layers of the encoder.
@@ -28,11 +23,6 @@ class DETRNetwork:
         scale_positions: every encoder layer scales its positions by a network of its input (DAB-DETR).
     """
 
-    dim: int
-    heads: int
-    feedforward_dim: int
-    activation: Activation
-    dropout: float
     input_dropout: float
     projection_layers: int
     encoder_layers: int
@@ -46,15 +36,7 @@ class DETRNetwork:
 
     def encoder(self) -> Encoder:
         """Builds the self-attention encoder."""
-        return Encoder(
-            self.dim,
-            self.heads,
-            self.feedforward_dim,
-            self.encoder_layers,
-            activation=self.activation,
-            dropout=self.dropout,
-            scale_positions=self.scale_positions,
-        )
+        return Encoder(self, self.encoder_layers, scale_positions=self.scale_positions)
 
     def joint_encoder(self, video_dim: int, query_dim: int) -> JointEncoder:
         """Builds the encoder of video and query in one sequence; `video_dim` is without TEF."""
@@ -69,26 +51,8 @@ class DETRNetwork:
 
     def query_decoder(self) -> QueryDecoder:
         """Builds the decoder with learned query positions."""
-        return QueryDecoder(
-            self.dim,
-            self.heads,
-            self.feedforward_dim,
-            self.decoder_layers,
-            self.queries,
-            activation=self.activation,
-            dropout=self.dropout,
-        )
+        return QueryDecoder(self, self.decoder_layers, self.queries)
 
     def anchor_decoder(self, *, refine: bool, width_first: bool = False) -> AnchorDecoder:
         """Builds the decoder with learnable spans; `refine` and `width_first` as in `AnchorDecoder`."""
-        return AnchorDecoder(
-            self.dim,
-            self.heads,
-            self.feedforward_dim,
-            self.decoder_layers,
-            self.queries,
-            activation=self.activation,
-            dropout=self.dropout,
-            refine=refine,
-            width_first=width_first,
-        )
+        return AnchorDecoder(self, self.decoder_layers, self.queries, refine=refine, width_first=width_first)

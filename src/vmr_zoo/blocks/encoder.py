@@ -6,27 +6,19 @@ from torch import Tensor, nn
 
 from vmr_zoo.blocks.attention import MultiHeadAttention
 from vmr_zoo.blocks.dropout import Dropout
-from vmr_zoo.blocks.projection import MLP, Activation, FeedForward, copies, xavier_matrices
+from vmr_zoo.blocks.projection import MLP, FeedForward, LayerSizes, copies, xavier_matrices
 
 
 class EncoderLayer(nn.Module):
     """Self-attention and a position-wise network, each followed by residual and LayerNorm."""
 
-    def __init__(
-        self,
-        dim: int,
-        heads: int,
-        feedforward_dim: int,
-        *,
-        activation: Activation = nn.ReLU,
-        dropout: float = 0.1,
-    ) -> None:
-        """Builds one layer with the arguments of `Encoder`."""
+    def __init__(self, sizes: LayerSizes) -> None:
+        """Builds one layer."""
         super().__init__()
-        self.attention = MultiHeadAttention(dim, heads, dropout)
-        self.ffn = FeedForward(dim, feedforward_dim, activation, dropout)
-        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.dropout = Dropout(dropout)
+        self.attention = MultiHeadAttention(sizes.dim, sizes.heads, sizes.dropout)
+        self.ffn = FeedForward(sizes)
+        self.norm1, self.norm2 = nn.LayerNorm(sizes.dim), nn.LayerNorm(sizes.dim)
+        self.dropout = Dropout(sizes.dropout)
 
     def forward(self, x: Tensor, mask: Tensor, position: Tensor, keep: int | None = None) -> Tensor:
         """Encodes (B, L, D) to (B, keep, D); arguments as in `Encoder`."""
@@ -43,32 +35,18 @@ class EncoderLayer(nn.Module):
 class Encoder(nn.Module):
     """A stack of encoder layers without a final norm."""
 
-    def __init__(
-        self,
-        dim: int,
-        heads: int,
-        feedforward_dim: int,
-        layers: int,
-        *,
-        activation: Activation = nn.ReLU,
-        dropout: float = 0.1,
-        scale_positions: bool = False,
-    ) -> None:
+    def __init__(self, sizes: LayerSizes, layers: int, *, scale_positions: bool = False) -> None:
         """Builds the stack.
 
         Args:
-            dim: D.
-            heads: attention heads.
-            feedforward_dim: width inside the position-wise network.
+            sizes: of each layer.
             layers: number of layers.
-            activation: builds the activation of each layer.
-            dropout: in attention, residuals and the position-wise network.
             scale_positions: multiply the positions of each layer by an MLP of its input; all layers share
                 the MLP (DAB-DETR).
         """
         super().__init__()
-        layer = EncoderLayer(dim, heads, feedforward_dim, activation=activation, dropout=dropout)
-        self.layers = copies(layer, layers)
+        dim = sizes.dim
+        self.layers = copies(EncoderLayer(sizes), layers)
         self.position_scale = MLP(dim, dim, dim, 2) if scale_positions else None
         xavier_matrices(self)
 

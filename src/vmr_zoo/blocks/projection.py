@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
 
 from torch import Tensor, nn
@@ -11,6 +12,26 @@ from torch import Tensor, nn
 from vmr_zoo.blocks.dropout import Dropout
 
 Activation = Callable[[], nn.Module]
+
+
+@dataclass(frozen=True)
+class LayerSizes:
+    """Sizes of the layers of a transformer.
+
+    Attributes:
+        dim: D, width of the model.
+        heads: attention heads.
+        feedforward_dim: width inside the position-wise networks.
+        activation: builds the activation module of each position-wise network, such as `torch.nn.ReLU` or
+            `torch.nn.PReLU` (one learned slope).
+        dropout: in attention, residuals and position-wise networks.
+    """
+
+    dim: int
+    heads: int
+    feedforward_dim: int
+    activation: Activation
+    dropout: float
 
 
 class InputProjection(nn.Sequential):
@@ -53,21 +74,13 @@ class MLP(nn.Module):
 class FeedForward(nn.Module):
     """The Transformer's position-wise network: Linear, activation, dropout, Linear."""
 
-    def __init__(self, dim: int, hidden_dim: int, activation: Activation, dropout: float) -> None:
-        """Builds the two maps.
-
-        Args:
-            dim: width of input and output.
-            hidden_dim: width between the two maps.
-            activation: builds the activation module, such as `torch.nn.ReLU` or `torch.nn.PReLU` (one learned
-                slope).
-            dropout: after the activation, in training.
-        """
+    def __init__(self, sizes: LayerSizes) -> None:
+        """Builds the two maps."""
         super().__init__()
-        self.linear1 = nn.Linear(dim, hidden_dim)
-        self.activation = activation()
-        self.dropout = Dropout(dropout)
-        self.linear2 = nn.Linear(hidden_dim, dim)
+        self.linear1 = nn.Linear(sizes.dim, sizes.feedforward_dim)
+        self.activation = sizes.activation()
+        self.dropout = Dropout(sizes.dropout)
+        self.linear2 = nn.Linear(sizes.feedforward_dim, sizes.dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (..., D) to (..., D)."""

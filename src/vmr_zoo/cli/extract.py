@@ -21,7 +21,7 @@ from vmr_zoo.utils.files import file_state
 from vmr_zoo.video.decode import list_notes
 from vmr_zoo.video.extraction import VIDEOS, Failure, extract, read_notes
 from vmr_zoo.video.files import find_videos, shard
-from vmr_zoo.video.manifest import MANIFEST_NAME, PACKAGE
+from vmr_zoo.video.manifest import MANIFEST_NAME, check_target
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -87,10 +87,7 @@ def encoder_node(cfg: DictConfig) -> dict[str, Any]:
         VmrError: if it names a class outside this package.
     """
     node: dict[str, Any] = plain(cfg)
-    if not str(node.get("_target_")).startswith(PACKAGE):
-        raise VmrError(
-            f"encoder._target_={node.get('_target_')}; expected a class of this package ({PACKAGE}…)."
-        )
+    check_target(node.get("_target_"), "encoder._target_")
     node.pop("device", None)
     return node
 

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vmr_zoo.errors import VmrError
-from vmr_zoo.utils.hub import hub_api, is_unreachable
+from vmr_zoo.utils.hub import LOG_IN, hub_api, is_unreachable
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -126,8 +126,7 @@ def _refusal(repository: str, endpoint: str, error: Exception) -> Exception:
     text = " ".join(str(error).split())
     if isinstance(error, LocalTokenNotFoundError) or status == 401:
         return VmrError(
-            f"The hub at {endpoint} does not know you. Log in with a token that may write (`hf auth login`, "
-            "or the environment variable HF_TOKEN)."
+            f"The hub at {endpoint} does not know you. Log in with a token that may write ({LOG_IN})."
         )
     if status == 403:
         return VmrError(

@@ -20,6 +20,7 @@ from vmr_zoo.engine.frame_probability import FrameProbability
 from vmr_zoo.engine.progress import PredictionBar, has_terminal
 from vmr_zoo.engine.scoring import score_rows
 from vmr_zoo.engine.trainers import build_trainer, quiet_lightning
+from vmr_zoo.metrics.per_query import is_window
 from vmr_zoo.metrics.settings import shown_metrics
 from vmr_zoo.runs import directory
 from vmr_zoo.runs.environment import describe_environment
@@ -233,8 +234,8 @@ class _RowCollector:
         saliency = outputs["saliency"].detach().float().cpu().numpy() if "saliency" in outputs else None
         details = {name: x.detach().float().cpu() for name, x in outputs.get("details", {}).items()}
         clips, words = (batch[mask].sum(1).tolist() for mask in ("video_mask", "query_mask"))
-        # Empty spans of score 0 pad a short list and are no predictions; a row keeps at least one window.
-        real = (scores != 0) | (windows[..., 1] > windows[..., 0])
+        real = is_window(windows[..., 0], windows[..., 1], scores)
+        # A row keeps at least one window.
         real[:, 0] = True
         for i, query_id in enumerate(batch["query_id"]):
             ranked = np.concatenate((windows[i], scores[i][:, None]), 1)[real[i]]

@@ -34,6 +34,7 @@ from vmr_zoo.engine.encoders import with_encoders
 from vmr_zoo.engine.index import VideoIndex, encode_now
 from vmr_zoo.engine.weights import load_weights
 from vmr_zoo.errors import VmrError
+from vmr_zoo.metrics.per_query import is_window
 from vmr_zoo.runs import directory
 from vmr_zoo.runs.hub import local_run
 from vmr_zoo.spans import nms
@@ -434,7 +435,7 @@ def _to_moments(spans: Tensor, scores: Tensor, window: _Window) -> list[Moment]:
     return [
         Moment(window.offset + start * window.seconds, window.offset + end * window.seconds, score)
         for (start, end), score in zip(spans.tolist(), scores.tolist(), strict=True)
-        if score != 0 or end > start
+        if is_window(start, end, score)
     ]
 
 
@@ -449,6 +450,6 @@ def _rank(moments: Iterable[Moment], top_k: int, windows: int) -> list[Moment]:
         ranked = [
             Moment(start, end, score)
             for (start, end), score in zip(kept[0].tolist(), kept_scores[0].tolist(), strict=True)
-            if score != 0 or end > start
+            if is_window(start, end, score)
         ]
     return ranked[:top_k]

@@ -10,7 +10,7 @@ import numpy as np
 from vmr_zoo.data.annotations.records import Query
 from vmr_zoo.errors import VmrError, unknown
 from vmr_zoo.metrics.highlight import CLIP_SECONDS
-from vmr_zoo.metrics.per_query import Floats
+from vmr_zoo.metrics.per_query import Floats, pad_lists, pairwise_iou
 
 SECONDS = "seconds"
 _FRACTIONS, _PERCENT = "fractions", "percent"
@@ -113,11 +113,5 @@ def in_seconds(windows: Sequence[Any], unit: str, duration: float) -> list[Any]:
 
 def _mean_iou(windows: Floats, queries: Sequence[Query]) -> float:
     """Returns the mean over queries of the IoU of a window with the moment that it overlaps most."""
-    total = 0.0
-    for (start, end), query in zip(windows.tolist(), queries, strict=True):
-        best = 0.0
-        for first, last in query.moments:
-            union = max(end, last) - min(start, first)
-            best = max(best, (min(end, last) - max(start, first)) / union if union > 0 else 0.0)
-        total += best
-    return total / len(queries)
+    moments, _ = pad_lists([query.moments for query in queries], 2)  # padding is empty: its IoU is 0
+    return float(pairwise_iou(windows[:, None], moments).max((1, 2), initial=0.0).mean())

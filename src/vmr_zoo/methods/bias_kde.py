@@ -97,13 +97,10 @@ class BiasKDE(OnePass):
             spans[row, : len(kept)] = kept
             scores[row, : len(kept)] = 1 - np.arange(len(kept)) / self.samples
         device = batch["video_mask"].device
-        prediction: Prediction = {
+        return {
             "spans": torch.from_numpy(spans).to(device),
             "scores": torch.from_numpy(scores).to(device),
         }
-        if details:
-            prediction["details"] = {}
-        return prediction
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
         """Resizes the buffer to the number of moments in the checkpoint."""

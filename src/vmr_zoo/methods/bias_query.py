@@ -178,10 +178,7 @@ class BiasQuery(OnePass):
         missing = max(0, self.samples - len(self.candidates))
         spans = F.pad(self.candidates, (0, 0, 0, missing)).expand(len(density), -1, -1)
         kept, scores = nms(spans, F.pad(density, (0, missing)), _NMS_IOU, keep=self.samples)
-        prediction: Prediction = {"spans": kept, "scores": scores}
-        if details:
-            prediction["details"] = {}
-        return prediction
+        return {"spans": kept, "scores": scores}
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
         """Resizes the buffers to the number of sentences in the checkpoint."""

@@ -106,10 +106,7 @@ class ClipZeroShot(OnePass):
                 "clip_zero_shot has seen no selection split, which chooses its smoothing. Run it first: "
                 "vmr train method=clip_zero_shot …"
             )
-        prediction = self._rank(self._similarity(batch), batch, *self.chosen.tolist())
-        if details:
-            prediction["details"] = {}
-        return prediction
+        return self._rank(self._similarity(batch), batch, *self.chosen.tolist())
 
     def _similarity(self, batch: Batch) -> Tensor:
         """Returns (B, Lv) cosine similarities of the clips and the sentence, 0 on padding."""

@@ -35,6 +35,7 @@ from vmr_zoo.blocks.decoder import QueryDecoderLayer
 from vmr_zoo.blocks.encoder import Encoder
 from vmr_zoo.blocks.per_video import unique_videos
 from vmr_zoo.blocks.position import sine_position
+from vmr_zoo.blocks.projection import LayerSizes
 from vmr_zoo.blocks.text_encoder import QueryEncoder
 from vmr_zoo.errors import VmrError
 from vmr_zoo.losses.mutual_contrastive import MutualContrast
@@ -94,7 +95,7 @@ class VisualContext(nn.Module):
         learned = decoder_query == "learned"
         self.learned = nn.Parameter(torch.randn(dim) * dim**-0.5) if learned else None
         dropout = 0.0 if self.fixed else dropout
-        self.decoder = QueryDecoderLayer(dim, heads, feedforward_dim, dropout=dropout)
+        self.decoder = QueryDecoderLayer(LayerSizes(dim, heads, feedforward_dim, nn.ReLU, dropout))
         self.requires_grad_(not self.fixed)
         self.project = nn.Linear(dim, dim)
 
@@ -169,7 +170,7 @@ class SpatialDynamic(nn.Module):
         self.encoder = self.lstm = None
         if sequence == "transformer":
             dropout = dropout if target == "trained" else 0.0
-            self.encoder = Encoder(dim, heads, feedforward_dim, 1, dropout=dropout)
+            self.encoder = Encoder(LayerSizes(dim, heads, feedforward_dim, nn.ReLU, dropout), layers=1)
         else:
             self.lstm = nn.LSTM(dim, dim, batch_first=True)
         self.requires_grad_(target == "trained")

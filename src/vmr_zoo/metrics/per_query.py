@@ -52,10 +52,21 @@ def pad_lists(lists: Sequence[Sequence[Any]], width: int) -> tuple[Floats, Bools
     return padded, mask
 
 
+def is_window(start: Any, end: Any, score: Any) -> Any:
+    """Returns whether a window, or each of many, is a prediction: empty ones of score 0 pad short lists."""
+    return (score != 0) | (end > start)
+
+
+def pairwise_iou(windows: Floats, targets: Floats) -> Floats:
+    """Returns the IoU (..., K, N) of all windows (..., K, 2) and targets (..., N, 2); 0 if both are empty."""
+    overlap, union, _ = _overlap(windows, targets)
+    return _ratio(overlap, union)
+
+
 def _overlap(windows: Floats, targets: Floats) -> tuple[Floats, Floats, Floats]:
-    """Returns overlap, union and hull of all windows (B, K, 2) and targets (B, N, 2), each (B, K, N)."""
-    start, end = windows[:, :, None, 0], windows[:, :, None, 1]
-    target_start, target_end = targets[:, None, :, 0], targets[:, None, :, 1]
+    """Returns overlap, union and hull, each (..., K, N), of windows (..., K, 2) and targets (..., N, 2)."""
+    start, end = windows[..., :, None, 0], windows[..., :, None, 1]
+    target_start, target_end = targets[..., None, :, 0], targets[..., None, :, 1]
     overlap = np.maximum(np.minimum(end, target_end) - np.maximum(start, target_start), 0.0)
     union = (end - start) + (target_end - target_start) - overlap
     hull = np.maximum(end, target_end) - np.minimum(start, target_start)

@@ -20,7 +20,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from vmr_zoo.metrics.per_query import Floats
+from vmr_zoo.metrics.per_query import Floats, is_window, pairwise_iou
 
 SET_THRESHOLDS = (0.3, 0.5, 0.7)
 
@@ -52,7 +52,7 @@ def predicted_set(windows: Floats, threshold: float) -> Floats:
 
 
 def _ranked(windows: Floats) -> Floats:
-    real = windows[(windows[:, 2] != 0) | (windows[:, 1] > windows[:, 0])]
+    real = windows[is_window(*windows.T)]
     return real[np.argsort(-real[:, 2], kind="stable")]
 
 
@@ -123,12 +123,7 @@ def _matched_iou(windows: Floats, moments: Floats) -> Floats:
     """Returns the IoU of the pairs that match windows and moments with the largest total IoU."""
     from scipy.optimize import linear_sum_assignment
 
-    start = np.maximum(windows[:, None, 0], moments[None, :, 0])
-    end = np.minimum(windows[:, None, 1], moments[None, :, 1])
-    overlap = np.maximum(end - start, 0.0)
-    lengths = (windows[:, 1] - windows[:, 0])[:, None] + (moments[:, 1] - moments[:, 0])[None, :]
-    union = lengths - overlap
-    iou = np.divide(overlap, union, out=np.zeros_like(overlap), where=union > 0)
+    iou = pairwise_iou(windows, moments)
     return np.asarray(iou[linear_sum_assignment(iou, maximize=True)])
 
 

@@ -37,7 +37,7 @@ _EMPTY_LINE = re.compile(r"\n\s*\n")
 
 
 @dataclass(frozen=True, slots=True)
-class Moment:
+class TimedSentence:
     """A description of a part of a segment.
 
     Attributes:
@@ -51,7 +51,7 @@ class Moment:
     text: str
 
 
-def read_moments(answer: str, length: float, slack: float) -> tuple[list[Moment], int]:
+def read_moments(answer: str, length: float, slack: float) -> tuple[list[TimedSentence], int]:
     """Reads the moments of an answer.
 
     Args:
@@ -67,7 +67,7 @@ def read_moments(answer: str, length: float, slack: float) -> tuple[list[Moment]
     """
     found = _read_json(answer) or _read_lines(answer)
     moments = [
-        Moment(moment.start, min(moment.end, length), moment.text)
+        TimedSentence(moment.start, min(moment.end, length), moment.text)
         for moment in found
         if moment is not None
         and 0 <= moment.start <= moment.end <= length + slack
@@ -77,7 +77,7 @@ def read_moments(answer: str, length: float, slack: float) -> tuple[list[Moment]
     return sorted(moments, key=lambda moment: (moment.start, moment.end)), len(found) - len(moments)
 
 
-def _read_json(answer: str) -> list[Moment | None]:
+def _read_json(answer: str) -> list[TimedSentence | None]:
     """Reads a JSON list of moments, also within other text; None for an entry that is no moment."""
     begin = re.search(r"[\[{]\s*[\[{\"]", answer)
     if begin is None:
@@ -93,7 +93,7 @@ def _read_json(answer: str) -> list[Moment | None]:
     return moments if any(moments) else []
 
 
-def _from_entry(entry: Any) -> Moment | None:
+def _from_entry(entry: Any) -> TimedSentence | None:
     """Reads an object with times and text, or a list [start, end, text]."""
     if isinstance(entry, list) and len(entry) == 3:
         start, end, text = entry
@@ -106,10 +106,10 @@ def _from_entry(entry: Any) -> Moment | None:
     first, last = seconds(start), seconds(end)
     if first is None or last is None or not isinstance(text, str):
         return None
-    return Moment(first, last, _clean(text))
+    return TimedSentence(first, last, _clean(text))
 
 
-def _read_lines(answer: str) -> list[Moment | None]:
+def _read_lines(answer: str) -> list[TimedSentence | None]:
     """Reads times in text, each before its description."""
     times = [match for match in INTERVAL.finditer(answer) if is_interval(match)]
     spans, texts, before = [], [], 0
@@ -127,7 +127,7 @@ def _read_lines(answer: str) -> list[Moment | None]:
     if not times or not all(texts):
         return []
     return [
-        Moment(start, end, text) if start is not None and end is not None else None
+        TimedSentence(start, end, text) if start is not None and end is not None else None
         for (start, end), text in zip(spans, texts, strict=True)
     ]
 

@@ -242,7 +242,9 @@ class VisionLanguageNarrator(SegmentNarrator):
         import torch
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
-        device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        from vmr_zoo.video.torch_models import find_device
+
+        device = find_device(self.device)
         local = {"local_files_only": True, "trust_remote_code": False}
         try:
             processor = AutoProcessor.from_pretrained(self._folder, **local)

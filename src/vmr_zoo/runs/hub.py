@@ -21,7 +21,7 @@ from typing import Any
 from vmr_zoo.errors import VmrError, first_line
 from vmr_zoo.runs import directory
 from vmr_zoo.utils.files import check_regular, read_text, write_json
-from vmr_zoo.utils.hub import hub_api, hub_endpoint, is_unreachable
+from vmr_zoo.utils.hub import LOG_IN, hub_api, hub_endpoint, is_unreachable
 
 SCHEME = "hf://"
 
@@ -143,11 +143,13 @@ def _refusal(address: Address, error: Exception) -> VmrError:
     """Says what a refusal of the hub means for the user."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
-    log_in = "log in (`hf auth login`, or the environment variable HF_TOKEN)"
     if isinstance(error, GatedRepoError):
-        text = f"its authors let in whom they choose. Ask for access on its page, then {log_in}."
+        text = f"its authors let in whom they choose. Ask for access on its page, then log in ({LOG_IN})."
     elif isinstance(error, RepositoryNotFoundError):
-        text = f"the hub has no such model, or it is private. Check the name; for a private one, {log_in}."
+        text = (
+            "the hub has no such model, or it is private. Check the name; for a private one, log in "
+            f"({LOG_IN})."
+        )
     elif isinstance(error, RevisionNotFoundError):
         text = f"the repository has no branch, tag or commit {address.revision}."
     else:

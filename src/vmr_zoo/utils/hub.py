@@ -9,6 +9,10 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 
+LOG_IN = "`hf auth login`, or the environment variable HF_TOKEN"
+"""The ways to log in, for messages."""
+
+
 def hub_endpoint() -> str | None:
     """Returns the server that HF_ENDPOINT names now; `huggingface_hub` reads it when it is imported."""
     return os.environ.get("HF_ENDPOINT") or None

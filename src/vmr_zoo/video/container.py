@@ -34,7 +34,7 @@ class VideoError(VmrError):
 
     Attributes:
         kind: "missing", "no file" (a folder, a pipe), "corrupt", "empty" (no frame), "no video stream" (audio
-            only, a picture), "too large" (of picture), or "leaping clock".
+            only, a picture), "no frame rate", "too large" (of picture), or "leaping clock".
     """
 
     def __init__(self, kind: str, message: str) -> None:

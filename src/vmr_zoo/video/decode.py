@@ -27,7 +27,6 @@ __all__ = [
     "Timeline",
     "VideoError",
     "decoded",
-    "duration",
     "list_notes",
     "remember",
     "remembered",
@@ -159,15 +158,6 @@ def list_notes(videos: Mapping[str, Mapping[str, str]]) -> list[str]:
         more = f" ({len(names)} videos: {abbreviate(names, 5)})" if len(names) > 1 else ""
         lines.append(printable(f"{names[0]}: {kind}: {videos[names[0]][kind]}.{more}"))
     return lines
-
-
-def duration(path: str | Path) -> float:
-    """Returns the time from the start of the first picture to the end of the last, in seconds.
-
-    Raises:
-        VideoError: as `sample`.
-    """
-    return timeline(path).seconds
 
 
 def _key(path: str | Path) -> _Key:

@@ -19,7 +19,7 @@ from vmr_zoo.utils.files import write_json
 from vmr_zoo.video.encoder import VideoEncoder
 
 MANIFEST_NAME = "manifest.json"
-PACKAGE = "vmr_zoo."
+_PACKAGE = "vmr_zoo."
 """Prefix of the class of an encoder: manifests come with features, so they may name no other class."""
 
 
@@ -116,11 +116,21 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
             f"{path} has values that `vmr extract` never writes: {listed}. Copy it again from where the "
             "features were extracted, or extract again."
         )
-    if not target.startswith(PACKAGE):
-        raise VmrError(
-            f"{path} names the encoder {target}; only encoders of this package ({PACKAGE}…) are built."
-        )
+    check_target(target, str(path))
     return dict(found)
+
+
+def check_target(target: Any, where: str) -> None:
+    """Refuses an encoder outside this package by its `_target_`; `build_encoder` also checks the class.
+
+    Args:
+        target: the name, from an untrusted file.
+        where: what names it, for the message.
+    """
+    if not str(target).startswith(_PACKAGE):
+        raise VmrError(
+            f"{where} names the encoder {target}; only encoders of this package ({_PACKAGE}…) are built."
+        )
 
 
 def build_encoder(node: Mapping[str, Any]) -> VideoEncoder:
@@ -134,12 +144,12 @@ def build_encoder(node: Mapping[str, Any]) -> VideoEncoder:
     """
     target = str(node.get("_target_"))
     try:
-        found = get_class(target) if target.startswith(PACKAGE) else None
+        found = get_class(target) if target.startswith(_PACKAGE) else None
     except (ImportError, ValueError):
         found = None
     # A name may start with the package and lead out of it: vmr_zoo.utils.files.os.system.
     if found is None or not issubclass(found, VideoEncoder):
-        raise VmrError(f"{target} is no encoder; only encoders of this package ({PACKAGE}…) are built.")
+        raise VmrError(f"{target} is no encoder; only encoders of this package ({_PACKAGE}…) are built.")
     try:
         encoder: VideoEncoder = instantiate(node, _recursive_=False)
     except InstantiationException as error:

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 import torchvision
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vmr_zoo.errors import VmrError, unknown
@@ -24,6 +23,7 @@ from vmr_zoo.video.torch_models import (
     Precision,
     find_device,
     inference,
+    read_state,
     same_random_weights,
     weights_hash,
 )
@@ -140,10 +140,8 @@ def _load(model: str, weights: str | None, random_weights: bool) -> tuple[Any, A
         # By default torchvision unpickles its downloads.
         if weights in names:
             state = published[weights].get_state_dict(check_hash=True, weights_only=True)
-        elif path.suffix == ".safetensors":
-            state = load_file(path)
         else:
-            state = torch.load(path, weights_only=True)
+            state = read_state(path)
         classes = [tensor for name, tensor in state.items() if name.split(".")[0] in _HEADS][-1].shape[0]
         network = torchvision.models.get_model(model, num_classes=classes)
         network.load_state_dict(state)

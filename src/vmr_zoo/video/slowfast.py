@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -29,6 +28,7 @@ from vmr_zoo.video.torch_models import (
     Precision,
     find_device,
     inference,
+    read_state,
     same_random_weights,
     weights_hash,
 )
@@ -211,10 +211,7 @@ def _read_weights(weights: str | None, network: nn.Module) -> dict[str, Tensor]:
         state = read_caffe2(path, expected) | counters
     else:
         try:
-            if path.suffix == ".safetensors":
-                loaded: Any = load_file(path)
-            else:
-                loaded = torch.load(path, map_location="cpu", weights_only=True)
+            loaded = read_state(path)
             state = counters | dict(loaded.get("model_state", loaded))
         except Exception as error:  # a broken file raises nearly anything
             raise VmrError(f"{path} holds no state dict ({error}). Copy or download it again.") from error

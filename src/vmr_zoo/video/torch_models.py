@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Iterator
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from vmr_zoo.errors import VmrError
@@ -44,6 +46,17 @@ def same_random_weights() -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         yield
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Reads a file of weights to the CPU: safetensors by its suffix, else what `torch.save` wrote.
+
+    Pickled code is never executed.
+    """
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return state
 
 
 def weights_hash(module: nn.Module) -> str:

@@ -210,7 +210,7 @@ def listed(
     """
 
     def read(file: str, scored: bool = True) -> SplitRows:
-        return readers.read_lists(Path(root) / folder / file, scored, moments), file
+        return readers.read_qvhighlights(Path(root) / folder / file, scored, moments, rated=False), file
 
     train, published_val = read("train.jsonl", scored=False), None if val is None else read(val)
     return build_protocol(

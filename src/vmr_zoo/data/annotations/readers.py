@@ -162,34 +162,24 @@ def read_tacos(path: Path, next_id: NextId, scored: bool, rules: MomentRules = F
 
 
 def read_qvhighlights(
-    path: Path, scored: bool, rules: MomentRules = FIXED, next_id: NextId | None = None
+    path: Path,
+    scored: bool,
+    rules: MomentRules = FIXED,
+    next_id: NextId | None = None,
+    rated: bool = True,
 ) -> list[AnnotationRow]:
     """Reads a QVHighlights file: one JSON object per line, with several windows.
 
     Args:
-        path: `highlight_*.jsonl` with ground truth. Either every line has ratings per clip or none has, as
-            in the files of other data sets in this format.
+        path: `highlight_*.jsonl` with ground truth, or a file of another data set in this format.
         scored: whether an unusable moment becomes a sliver instead of being dropped.
         rules: what is done with moments that do not fit.
         next_id: names the sentences without a `qid`; None: a `qid` is required.
+        rated: whether ratings of clips are read; either every line has them or none has.
 
     Returns:
         Rows with the published `qid`s, as text, as query ids.
     """
-    return _read_lists(path, scored, rules, rated=True, next_id=next_id)
-
-
-def read_lists(path: Path, scored: bool, rules: MomentRules = FIXED) -> list[AnnotationRow]:
-    """Reads a list in the format of QVHighlights, as authors publish for other data sets, without ratings.
-
-    Arguments and result as in `read_qvhighlights`.
-    """
-    return _read_lists(path, scored, rules, rated=False)
-
-
-def _read_lists(
-    path: Path, scored: bool, rules: MomentRules, rated: bool, next_id: NextId | None = None
-) -> list[AnnotationRow]:
     found = RowCollector(path, scored, rules)
     first_line: dict[str, int] = {}
     raters: int | None = None

@@ -26,7 +26,7 @@ class MissingFile(VmrError):
 # --- files
 
 
-def read_text(path: Path) -> str:
+def read_annotation_text(path: Path) -> str:
     """Reads a UTF-8 file.
 
     Raises:
@@ -55,14 +55,14 @@ def read_text(path: Path) -> str:
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Yields (line number, line) for each line that is not blank."""
-    for number, line in enumerate(read_text(path).split("\n"), 1):
+    for number, line in enumerate(read_annotation_text(path).split("\n"), 1):
         if line.strip():
             yield number, line.rstrip("\r")
 
 
 def read_csv(path: Path, columns: Iterable[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yields (line number, fields by column) for each row of a CSV file with the given columns."""
-    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
+    reader = csv.DictReader(io.StringIO(read_annotation_text(path), newline=""), strict=True)
     try:
         if missing := set(columns) - set(reader.fieldnames or ()):
             raise VmrError(
@@ -79,7 +79,7 @@ def read_csv(path: Path, columns: Iterable[str]) -> Iterator[tuple[int, dict[str
 
 def read_videos(path: Path) -> Iterator[tuple[str, Any]]:
     """Yields (video id, entry) of a JSON object of videos."""
-    entries = parse_json(read_text(path), path)
+    entries = parse_json(read_annotation_text(path), path)
     if not isinstance(entries, dict):
         raise VmrError(f"{path}: expected a JSON object of videos, found a {type(entries).__name__}.")
     for video_id, entry in entries.items():

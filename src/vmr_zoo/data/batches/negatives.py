@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from vmr_zoo import spans
 from vmr_zoo.data.annotations.records import Query
+from vmr_zoo.data.text.encoder import TextEncoder
 from vmr_zoo.errors import VmrError, abbreviate
 from vmr_zoo.utils.switches import check_switches
 
@@ -27,13 +28,6 @@ _CHUNK = 65_536
 
 _FEW = 0.5
 """Training warns if a smaller share of the queries has a negative."""
-
-
-class EncodesSentences(Protocol):
-    """A sentence encoder such as `vmr_zoo.data.text.sentence.SentenceEncoder`."""
-
-    def sentences(self, texts: list[str]) -> NDArray[np.float32]:
-        """Returns (n, D), one vector per text."""
 
 
 @check_switches
@@ -60,7 +54,7 @@ class NegativeSampling:
     iou_below: float | None = 0.5
     similarity_below: float | None = 0.7
     when_none: Literal["skip", "other_video"] = "other_video"
-    encoder: EncodesSentences | None = None
+    encoder: TextEncoder | None = None
 
     def pool(self, queries: Sequence[Query]) -> NegativePool:
         """Finds the candidates of every query.

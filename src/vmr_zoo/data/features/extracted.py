@@ -20,8 +20,8 @@ from vmr_zoo.utils.hashing import content_hash
 from vmr_zoo.video.encoder import VideoEncoder, encode_video
 from vmr_zoo.video.manifest import (
     MANIFEST_NAME,
-    PACKAGE,
     build_encoder,
+    check_target,
     combined_entry,
     feature_settings,
     read_manifest,
@@ -64,11 +64,7 @@ class ExtractedVideos(VideoFiles):
         self.normalise = normalise
         # Not compared with the nodes in the manifests: this machine may store the weights elsewhere.
         for node in self.encoders:
-            if not str(node.get("_target_")).startswith(PACKAGE):
-                raise VmrError(
-                    f"features.video.encoders names {node.get('_target_')}; only encoders of this package "
-                    f"({PACKAGE}…) are built."
-                )
+            check_target(node.get("_target_"), "features.video.encoders")
         super().__init__(
             [
                 FileFeatures(

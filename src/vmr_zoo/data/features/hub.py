@@ -14,7 +14,7 @@ from typing import Any
 from vmr_zoo.data.features.published import Repository
 from vmr_zoo.errors import VmrError, first_line
 from vmr_zoo.utils.archives import check_name
-from vmr_zoo.utils.hub import hub_api, hub_endpoint, is_unreachable
+from vmr_zoo.utils.hub import LOG_IN, hub_api, hub_endpoint, is_unreachable
 
 _CARDS = ("README.md", "LICENSE", "LICENSE.md", "LICENSE.txt")
 """Files that say under which licence a repository is; kept beside the features."""
@@ -140,7 +140,7 @@ def _refusal(repository: Repository, revision: str | None, error: Exception) -> 
     if isinstance(error, GatedRepoError):
         return (
             f"{name} is open only to those whom its authors let in. Ask for access on its page, then log in "
-            "(`hf auth login`, or the environment variable HF_TOKEN)."
+            f"({LOG_IN})."
         )
     if isinstance(error, RepositoryNotFoundError):
         return (

@@ -12,7 +12,7 @@ from vmr_zoo.utils.trees import leaves
 _ANY = "other"
 _UNIVTG = ("univtg", "univtg_hdf5")
 
-FORMER_NAMES: dict[str, dict[str, str]] = {
+FORMER_BACKBONES: dict[str, dict[str, str]] = {
     "clip": {_ANY: "clip_vit_b32"} | dict.fromkeys(_UNIVTG, "clip_univtg"),
     "clip_text": {_ANY: "clip_vit_b32_text"} | dict.fromkeys(_UNIVTG, "clip_univtg_text"),
     "slowfast": {_ANY: "slowfast_r50"},
@@ -91,7 +91,7 @@ def _same(old: Any, new: Any, features: str | None) -> bool:
     if not isinstance(old, str):
         return False
     if features is None:
-        return new in FORMER_NAMES.get(old, {}).values()
+        return new in FORMER_BACKBONES.get(old, {}).values()
     return bool(new == present_name(old, features))
 
 
@@ -102,5 +102,5 @@ def present_name(name: str, features: str) -> str:
         name: its present or a former name.
         features: the name of the configuration of features in which it stands.
     """
-    names = FORMER_NAMES.get(name, {})
+    names = FORMER_BACKBONES.get(name, {})
     return names.get(features) or names.get(_ANY) or name

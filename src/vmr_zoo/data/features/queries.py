@@ -12,7 +12,7 @@ import numpy as np
 from vmr_zoo.data.annotations.records import Protocol, Query
 from vmr_zoo.data.features.problems import FeatureError, Problem
 from vmr_zoo.data.features.source import QuerySource
-from vmr_zoo.data.text.clip_tokenizer import clip_tokens
+from vmr_zoo.data.text.clip_tokenizer import BytePairs
 from vmr_zoo.data.text.encoder import TextEncoder
 from vmr_zoo.data.text.lost_words import LostWords, count_lost
 from vmr_zoo.data.text.noun_chunks import NounChunks
@@ -63,18 +63,13 @@ class WordVectorQueries(QuerySource):
     def table(self) -> WordTable:
         """The table, read on first use."""
         try:
-            table = WordTable(self.file, self.dim)
+            return WordTable(self.file, self.dim)
         except Exception as error:  # a broken npz raises nearly anything
             raise FeatureError(
                 "unreadable",
                 f"Expected word vectors (GloVe's text file, or npz with words, vectors) of {self.dim} "
                 f"numbers at {self.file}; {error}.",
             ) from error
-        if table.dim != self.dim:
-            raise FeatureError(
-                "dimension", f"{self.file} has vectors of {table.dim} numbers; expected {self.dim}."
-            )
-        return table
 
     def split(self, query: Query) -> list[TableWord]:
         """Returns the words of a sentence, one per row of `load`.
@@ -134,13 +129,7 @@ class WordVectorQueries(QuerySource):
 
     def lost_words(self, sentences: Sequence[str]) -> LostWords:
         """Counts the words that the table lacks, and the words past `max_tokens`."""
-        return count_lost(
-            (
-                [word.text if word.row is None else None for word in self.table.split(sentence)]
-                for sentence in sentences
-            ),
-            self.max_tokens,
-        )
+        return self.table.lost_words(sentences, self.max_tokens)
 
     def missing(self, queries: Sequence[Query]) -> list[Problem]:
         """Finds queries with words that the table lacks."""
@@ -275,21 +264,8 @@ class ClipTokens(QuerySource):
         self.max_tokens = max_tokens
 
     @cached_property
-    def _tokenizer(self) -> Any:
-        from open_clip.tokenizer import SimpleTokenizer
-
-        return SimpleTokenizer()
-
-    def tokenise(self, text: str) -> tuple[Array, Array, str]:
-        """Splits a sentence as CLIP does.
-
-        Returns:
-            Ids (L,) int64; for each id the characters (L, 2) of its word, end exclusive; and the text that
-            these characters index: cleaned and in lower case.
-        """
-        tokens = clip_tokens(self._tokenizer, text)
-        cut = slice(self.max_tokens)
-        return tokens.ids[cut], tokens.offsets[cut], tokens.text
+    def _tokenizer(self) -> BytePairs:
+        return BytePairs()
 
     def load(self, query: Query) -> Array:
         """Returns (L, 0) float32: as many rows as tokens, without numbers."""
@@ -297,16 +273,16 @@ class ClipTokens(QuerySource):
 
     def token_ids(self, query: Query) -> Array:
         """Returns (L,) int64 tokenizer ids, one per row of `load`."""
-        return self.tokenise(query.text)[0]
+        return self._tokenizer.split(query.text).ids[: self.max_tokens]
 
     def noun_mask(self, query: Query) -> Array:
         """Returns (L,) bool, which rows of `load` belong to a noun chunk."""
-        _, offsets, cleaned = self.tokenise(query.text)
-        return self.nouns.mask(cleaned, offsets)
+        tokens = self._tokenizer.split(query.text)
+        return self.nouns.mask(tokens.text, tokens.offsets[: self.max_tokens])
 
     def lost_words(self, sentences: Sequence[str]) -> LostWords:
         """Counts the tokens past `max_tokens`."""
-        lengths = (len(clip_tokens(self._tokenizer, text).ids) for text in sentences)
+        lengths = (len(self._tokenizer.split(text).ids) for text in sentences)
         return count_lost(([None] * length for length in lengths), self.max_tokens)
 
     def manifest(self) -> dict[str, Any]:

@@ -13,27 +13,6 @@ from vmr_zoo.errors import VmrError
 from vmr_zoo.utils.packaged import open_clip_name
 
 
-def clip_tokens(tokenizer: Any, text: str) -> Tokens:
-    """Splits a sentence as CLIP does, without the start and the end token.
-
-    Args:
-        tokenizer: open_clip's `SimpleTokenizer`.
-        text: the sentence.
-
-    Returns:
-        The ids; for each id the characters of its word; and the text that these characters index: cleaned and
-        in lower case.
-    """
-    cleaned = tokenizer.clean_fn(text)
-    ids, offsets = [], []
-    for word in tokenizer.pat.finditer(cleaned):
-        symbols = "".join(tokenizer.byte_encoder[byte] for byte in word.group().encode())
-        for piece in tokenizer.bpe(symbols).split(" "):
-            ids.append(tokenizer.encoder[piece])
-            offsets.append(word.span())
-    return Tokens(np.array(ids, np.int64), np.array(offsets, np.int64).reshape(-1, 2), cleaned)
-
-
 class BytePairs:
     """CLIP's own tokenizer: the byte pairs that open_clip ships.
 
@@ -56,8 +35,21 @@ class BytePairs:
         self.before, self.after = (self._tokenizer.sot_token_id,), (self._tokenizer.eot_token_id,)
 
     def split(self, text: str) -> Tokens:
-        """Splits a sentence, without special tokens."""
-        return clip_tokens(self._tokenizer, text)
+        """Splits a sentence, without special tokens.
+
+        Returns:
+            The ids; for each id the characters of its word; and the text that these characters index: cleaned
+            and in lower case.
+        """
+        tokenizer = self._tokenizer
+        cleaned = tokenizer.clean_fn(text)
+        ids, offsets = [], []
+        for word in tokenizer.pat.finditer(cleaned):
+            symbols = "".join(tokenizer.byte_encoder[byte] for byte in word.group().encode())
+            for piece in tokenizer.bpe(symbols).split(" "):
+                ids.append(tokenizer.encoder[piece])
+                offsets.append(word.span())
+        return Tokens(np.array(ids, np.int64), np.array(offsets, np.int64).reshape(-1, 2), cleaned)
 
     def word(self, number: int) -> str:
         """Returns the text of an id."""

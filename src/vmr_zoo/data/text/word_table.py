@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import codecs
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from vmr_zoo.data.text.lost_words import LostWords, count_lost
 from vmr_zoo.data.text.treebank import treebank_words
 from vmr_zoo.utils.arrays import Array
 
@@ -46,11 +48,11 @@ class WordTable:
 
         Args:
             file: the table; a text file unless its name ends in ".npz".
-            dim: size of one vector; in a text file it separates words from numbers.
+            dim: expected size of one vector; in a text file it separates words from numbers.
 
         Raises:
             OSError: if the file cannot be read.
-            ValueError: if the content is not such a table.
+            ValueError: if the content is not such a table, or its vectors have another size.
             KeyError: if an npz lacks an array.
         """
         self._file = file
@@ -62,6 +64,8 @@ class WordTable:
             self.dim = self._vectors.shape[-1]
             if self._vectors.shape != (len(listed), self.dim):
                 raise ValueError(f"{len(listed)} words and {self._vectors.shape} vectors")
+            if self.dim != dim:
+                raise ValueError(f"its vectors have {self.dim} numbers")
             self.rows = {str(word): row for row, word in enumerate(listed) if self._vectors[row].any()}
             self.size = len(listed)
         else:
@@ -107,6 +111,13 @@ class WordTable:
                 text, start = ".", end - 1
             words.append(TableWord(text, start, end, self.rows.get(text)))
         return words
+
+    def lost_words(self, sentences: Iterable[str], max_tokens: int | None) -> LostWords:
+        """Counts the words that the table lacks, and the known words past `max_tokens`."""
+        return count_lost(
+            ([word.text if word.row is None else None for word in self.split(text)] for text in sentences),
+            max_tokens,
+        )
 
     def vectors(self, rows: Array) -> Array:
         """Returns (L, dim) float32, the vectors of some rows.

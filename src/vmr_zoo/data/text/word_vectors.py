@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from vmr_zoo.data.text.encoder import TextEncoder, Tokens
-from vmr_zoo.data.text.lost_words import LostWords, count_lost
+from vmr_zoo.data.text.lost_words import LostWords
 from vmr_zoo.data.text.word_table import WordTable
 from vmr_zoo.errors import VmrError
 from vmr_zoo.utils.arrays import Array
@@ -48,12 +48,9 @@ class WordVectorEncoder(TextEncoder):
     @cached_property
     def _model(self) -> WordTable:
         try:
-            table = WordTable(self.file, self.dim)
+            return WordTable(self.file, self.dim)
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise self._unusable(error) from error
-        if table.dim != self.dim:
-            raise self._unusable(ValueError(f"its vectors have {table.dim} numbers"))
-        return table
 
     def _unusable(self, error: Exception) -> VmrError:
         return VmrError(
@@ -80,10 +77,7 @@ class WordVectorEncoder(TextEncoder):
 
     def lost_words(self, texts: Sequence[str], max_tokens: int | None = None) -> LostWords:
         """Counts the words that the table lacks, and the tokens past the longest query."""
-        return count_lost(
-            ([word.text if word.row is None else None for word in self._model.split(text)] for text in texts),
-            max_tokens,
-        )
+        return self._model.lost_words(texts, max_tokens)
 
     def _inputs(self, texts: Sequence[str]) -> list[list[int]]:
         return [tokens.ids.tolist() for tokens in self.tokenise(texts)]

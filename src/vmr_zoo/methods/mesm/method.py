@@ -39,6 +39,7 @@ from vmr_zoo.blocks.cross_encoder import Aligner, CrossEncoder
 from vmr_zoo.blocks.detr_network import DETRNetwork
 from vmr_zoo.blocks.span_unit import SpanUnit
 from vmr_zoo.errors import VmrError
+from vmr_zoo.losses.margin import Pairs
 from vmr_zoo.losses.set_criterion import SetCriterion
 from vmr_zoo.methods.base import Training
 from vmr_zoo.methods.mesm.frame_word import FrameWord, WordMasking, draw_words, segment_mask
@@ -47,7 +48,6 @@ from vmr_zoo.methods.mesm.segment_sentence import SegmentSentence, sentence_mask
 from vmr_zoo.methods.qd_detr.method import (
     QDDETR,
     FusedSequence,
-    MarginPairs,
     ProjectedInputs,
     QDDETROutput,
 )
@@ -278,7 +278,7 @@ class MESM(QDDETR):
         output: QDDETROutput,
         batch: Batch,
         exists: Tensor,
-        pairs: MarginPairs | None,
+        pairs: Pairs | None,
         masking: WordMasking | None = None,
     ) -> dict[str, Tensor]:
         """Computes QD-DETR's losses that are on, and MESM's own; `masking` is None without Eq. 2."""

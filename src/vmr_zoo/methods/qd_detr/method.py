@@ -47,8 +47,6 @@ from vmr_zoo.methods.qd_detr.saliency import (
 from vmr_zoo.spans import to_centre_width
 from vmr_zoo.types import Batch, Prediction
 
-MarginPairs = Pairs
-
 
 class ProjectedNarration(NamedTuple):
     """Narration sentences at the model's width.
@@ -339,7 +337,7 @@ class QDDETR(Method):
         rows, exists = self.saliency.negative_rows(batch["video_index"])
         return self(batch, rows if self.any_loss_on("negative_pair", "rank_contrast") else None), exists
 
-    def draw_margin_pairs(self, batch: Batch) -> MarginPairs | None:
+    def draw_margin_pairs(self, batch: Batch) -> Pairs | None:
         """Draws the clip pairs of the margin loss; None without that loss."""
         return self.pair_choices(batch).draw() if self.any_loss_on("margin") else None
 
@@ -349,7 +347,7 @@ class QDDETR(Method):
         return pair_choices(rule, inside, batch["video_mask"], batch["saliency"], batch["saliency_mask"])
 
     def losses_of(
-        self, output: QDDETROutput, batch: Batch, exists: Tensor, pairs: MarginPairs | None
+        self, output: QDDETROutput, batch: Batch, exists: Tensor, pairs: Pairs | None
     ) -> dict[str, Tensor]:
         """Computes the losses of an output on given draws.
 
@@ -371,7 +369,7 @@ class QDDETR(Method):
         return self.criterion.over_layers(output.logits, output.spans, targets, batch["span_mask"])
 
     def saliency_losses(
-        self, output: QDDETROutput, batch: Batch, exists: Tensor, pairs: MarginPairs | None
+        self, output: QDDETROutput, batch: Batch, exists: Tensor, pairs: Pairs | None
     ) -> dict[str, Tensor]:
         """Computes the saliency losses that are on (section 3.4); arguments as in `losses_of`."""
         losses: dict[str, Tensor] = {}

@@ -6,7 +6,6 @@ The loaders of Moment-DETR, QD-DETR and BM-DETR differ little: the parts that th
 from __future__ import annotations
 
 import shutil
-from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +27,8 @@ from vmr_zoo.data.batches.split_dataset import SplitDataset
 from vmr_zoo.errors import VmrError
 from vmr_zoo.losses.margin import PairChoices
 from vmr_zoo.methods.base import Method
+from vmr_zoo.methods.moment_detr import MomentDETR
+from vmr_zoo.methods.qd_detr.method import QDDETR
 from vmr_zoo.parity.case import Case, Number, texts
 from vmr_zoo.parity.files import ReleasedFiles
 from vmr_zoo.spans import to_centre_width
@@ -200,9 +201,10 @@ class DETRFiles(ReleasedFiles):
         """Returns numbers by stream from which our code makes the recorded choices."""
         return {sampling.MOMENTS: _moment_draws(part)}
 
-    @abstractmethod
     def choices(self, part: Part) -> PairChoices:
         """Lists the clips that our code may draw for the margin loss."""
+        assert isinstance(part.method, MomentDETR | QDDETR)
+        return part.method.pair_choices(part.batch)
 
     def numbers(self, part: Part, data: VMRDataModule) -> dict[str, Number]:
         """Recomputes the arrays of one batch, by key without prefix."""

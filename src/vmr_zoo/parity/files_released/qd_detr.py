@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from vmr_zoo.data.batches.datamodule import VMRDataModule
-from vmr_zoo.losses.margin import PairChoices
-from vmr_zoo.methods.qd_detr.method import QDDETR
 from vmr_zoo.parity.case import Number
 from vmr_zoo.parity.files_released.detr import DETRFiles, Part
 
@@ -13,11 +11,6 @@ class QDDETRFiles(DETRFiles):
     """QD-DETR."""
 
     method = "qd_detr"
-
-    def choices(self, part: Part) -> PairChoices:
-        """Lists the clips that our code may draw for the margin loss."""
-        assert isinstance(part.method, QDDETR)
-        return part.method.pair_choices(part.batch)
 
     def numbers(self, part: Part, data: VMRDataModule) -> dict[str, Number]:
         """Adds the ratings of every clip."""

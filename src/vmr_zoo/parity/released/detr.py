@@ -17,6 +17,17 @@ from vmr_zoo.parity.case import Number, Released
 from vmr_zoo.parity.weights import Replacement
 from vmr_zoo.spans import to_start_end
 
+SET_LOSSES = {
+    "loss_span": "span_l1",
+    "loss_giou": "span_giou",
+    "loss_label": "label",
+    "class_error": "class_error",
+}
+"""Our name by the authors', of the losses on the decoder's moments."""
+
+ROUNDING = Rounding(decimals=4, clamp=(0, 150), multiple_of=2)
+"""Of the windows that Moment-DETR and QD-DETR submit, on every data set."""
+
 
 def projection_names(ours: str) -> tuple[str, Callable[[re.Match[str]], str]]:
     """Names the parts of the input projections, whose layers are LayerNorm, dropout, Linear and ReLU.

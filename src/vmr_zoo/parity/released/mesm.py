@@ -13,10 +13,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 from vmr_zoo.blocks.clips import clips_inside
 from vmr_zoo.errors import VmrError
+from vmr_zoo.losses.margin import Pairs
 from vmr_zoo.methods.base import Method
 from vmr_zoo.methods.mesm.frame_word import WordMasking
 from vmr_zoo.methods.mesm.method import MESM
-from vmr_zoo.methods.qd_detr.method import QDDETR, MarginPairs, ProjectedInputs, QDDETROutput
+from vmr_zoo.methods.qd_detr.method import QDDETR, ProjectedInputs, QDDETROutput
 from vmr_zoo.metrics.settings import Rounding
 from vmr_zoo.parity.case import Case, Number, Released, gradients
 from vmr_zoo.parity.released import detr, qd_detr
@@ -283,7 +284,7 @@ def masking_of(method: MESM, case: Case) -> WordMasking | None:
     return None
 
 
-def margin_pairs(method: MESM, case: Case) -> MarginPairs | None:
+def margin_pairs(method: MESM, case: Case) -> Pairs | None:
     """Reads the clip pairs of the margin loss; some cases store them without that loss."""
     if method.weight("margin") is None and "target/pos_idx" not in case:
         return None

@@ -13,7 +13,6 @@ from vmr_zoo.blocks.position import append_tef, sine_position
 from vmr_zoo.errors import VmrError
 from vmr_zoo.methods.base import Method
 from vmr_zoo.methods.moment_detr import MomentDETR, MomentDETROutput
-from vmr_zoo.metrics.settings import Rounding
 from vmr_zoo.parity.case import Case, Number, encoder_layers, gradients, pairs, windows
 from vmr_zoo.parity.released import detr
 from vmr_zoo.parity.weights import WeightNames
@@ -21,13 +20,6 @@ from vmr_zoo.spans import to_centre_width
 from vmr_zoo.types import Batch
 
 _OUTPUT, _LOSS, _GRADIENT = 5e-5, 1e-5, 1e-4
-_LOSSES = {
-    "loss_span": "span_l1",
-    "loss_giou": "span_giou",
-    "loss_label": "label",
-    "class_error": "class_error",
-}
-_ROUNDING = Rounding(decimals=4, clamp=(0, 150), multiple_of=2)  # on every data set
 
 
 class MomentDETRReleased(detr.DETRReleased):
@@ -172,7 +164,7 @@ class MomentDETRReleased(detr.DETRReleased):
             "loss/loss_saliency": Number(losses["margin"], 1e-6, _LOSS),
             "loss/total_weighted": Number(total, 1e-6, _LOSS),
         }
-        for theirs, ours in _LOSSES.items():
+        for theirs, ours in detr.SET_LOSSES.items():
             results[f"loss/{theirs}"] = Number(losses[ours], 1e-6, _LOSS)
             for i in range(last if method.criterion.every_layer else 0):
                 results[f"loss/{theirs}_{i}"] = Number(losses[f"{ours}/aux{i}"], 1e-6, _LOSS)
@@ -183,7 +175,7 @@ class MomentDETRReleased(detr.DETRReleased):
         method.eval()
         with torch.no_grad():
             answer = method(batch)
-        post = detr.rounded_windows(answer.logits[-1], answer.spans[-1], batch["duration"], _ROUNDING)
+        post = detr.rounded_windows(answer.logits[-1], answer.spans[-1], batch["duration"], detr.ROUNDING)
         results = detr.compare_windows(post)
         # Submitted in float16, whose step is up to a thousandth of the value.
         half = torch.where(batch["video_mask"], answer.saliency.half().float(), torch.nan)

@@ -16,8 +16,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from vmr_zoo.blocks.cross_encoder import CrossEncoder, PaddingMask
 from vmr_zoo.errors import VmrError
+from vmr_zoo.losses.margin import Pairs
 from vmr_zoo.methods.base import Method
-from vmr_zoo.methods.qd_detr.method import QDDETR, MarginPairs, QDDETROutput
+from vmr_zoo.methods.qd_detr.method import QDDETR, QDDETROutput
 from vmr_zoo.metrics.settings import Rounding
 from vmr_zoo.parity.case import Case, Number, gradients, pairs
 from vmr_zoo.parity.released import detr
@@ -28,13 +29,6 @@ from vmr_zoo.types import Batch
 OUTPUT, LOSS, GRADIENT, NORM = 2e-5, 2e-5, 1e-4, 1e-4
 RELATIVE = 5e-6  # in addition: float32 rounds relative to the size of a number
 SALIENCY_LOSSES = ("negative_pair", "rank_contrast", "margin")
-_SET_LOSSES = {
-    "loss_span": "span_l1",
-    "loss_giou": "span_giou",
-    "loss_label": "label",
-    "class_error": "class_error",
-}
-_ROUNDING = Rounding(decimals=4, clamp=(0, 150), multiple_of=2)  # on every data set
 PASSES: tuple[tuple[str, PaddingMask], ...] = (("_fixmask", "own_row"), ("", "head_order"))
 """Suffix of a case's groups, and how that pass masks padding."""
 CROSS_PARTS = {
@@ -180,7 +174,7 @@ class QDDETRReleased(detr.DETRReleased):
             results |= named_losses(losses, total, group)
             method.eval()
             with torch.no_grad():
-                results |= answers(method(batch), batch, group, _ROUNDING)
+                results |= answers(method(batch), batch, group, detr.ROUNDING)
             if group:
                 results[f"loss{group}/grad_norm_before_clip"] = Number(
                     gradient_norm(method, total), NORM, 1e-5
@@ -243,7 +237,7 @@ def _rolled(batch: Batch) -> tuple[Tensor, Tensor]:
     return (torch.arange(count) + 1) % count, torch.ones(count, dtype=torch.bool)
 
 
-def margin_pairs(case: Case) -> MarginPairs:
+def margin_pairs(case: Case) -> Pairs:
     """Reads the clip pairs of the margin loss; all are usable."""
     positive, negative = case["target/saliency_pos_labels"], case["target/saliency_neg_labels"]
     return positive, negative, torch.ones_like(positive, dtype=torch.bool)
@@ -330,7 +324,7 @@ def named_losses(losses: Mapping[str, Tensor], total: Tensor, group: str) -> dic
         ),
         "total_weighted": Number(total, LOSS, 1e-6),
     }
-    for theirs, ours in _SET_LOSSES.items():
+    for theirs, ours in detr.SET_LOSSES.items():
         found[theirs] = Number(losses[ours], LOSS, RELATIVE)
         for name, value in losses.items():
             if name.startswith(f"{ours}/aux"):

@@ -11,6 +11,7 @@ from torch import Tensor
 from vmr_zoo.blocks.clips import clips_inside
 from vmr_zoo.blocks.position import append_tef
 from vmr_zoo.parity.case import Case, Number, windows
+from vmr_zoo.parity.released.detr import SET_LOSSES
 from vmr_zoo.parity.trajectories.base import ReleasedTrajectory, StepInputs
 from vmr_zoo.types import Batch
 
@@ -34,14 +35,6 @@ SIZES = frozenset(
         ),
     }
 )
-SET_LOSSES = {
-    "loss_span": "span_l1",
-    "loss_giou": "span_giou",
-    "loss_label": "label",
-    "class_error": "class_error",
-}
-"""Our name by the authors', of the losses on the decoder's moments."""
-
 _CANCELS = "spans are fractions of the clips read, from which the duration cancels; within a clip of them"
 
 

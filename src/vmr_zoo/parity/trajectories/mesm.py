@@ -10,10 +10,10 @@ from torch import Tensor
 
 from vmr_zoo.blocks.position import append_tef
 from vmr_zoo.errors import VmrError
+from vmr_zoo.losses.margin import Pairs
 from vmr_zoo.methods.base import Method
 from vmr_zoo.methods.mesm.frame_word import WordMasking
 from vmr_zoo.methods.mesm.method import MESM
-from vmr_zoo.methods.qd_detr.method import MarginPairs
 from vmr_zoo.parity.case import Case, Number
 from vmr_zoo.parity.released.mesm import MESMReleased, margin_pairs, masking_of, project
 from vmr_zoo.parity.trajectories import detr, qd_detr
@@ -35,7 +35,7 @@ class Draws(NamedTuple):
 
     groups: Tensor
     negatives: Tensor
-    pairs: MarginPairs | None
+    pairs: Pairs | None
     masking: WordMasking | None
 
 

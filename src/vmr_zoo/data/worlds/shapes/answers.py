@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vmr_zoo.data.annotations.records import Query
 from vmr_zoo.data.worlds.shapes.sentences import Clause, may_hold
-from vmr_zoo.data.worlds.shapes.world import Scene, WorldSettings, sample_scene
+from vmr_zoo.data.worlds.shapes.world import WorldSettings, scene_of
 
 _Meaning = tuple[tuple[Clause, ...], tuple[str, ...]]
 
@@ -29,13 +29,7 @@ class SceneAnswers:
 
     def __call__(self, video_id: str, query: Query) -> bool:
         """Returns whether a video holds, or nearly holds, a moment of a sentence of this world."""
-        return may_hold(_scene(self.world, video_id), *_meanings(self.files)[query.query_id])
-
-
-@functools.lru_cache(maxsize=4096)
-def _scene(world: WorldSettings, video_id: str) -> Scene:
-    group, index = video_id.rsplit("_", 1)
-    return sample_scene(world, group, int(index))
+        return may_hold(scene_of(self.world, video_id), *_meanings(self.files)[query.query_id])
 
 
 @functools.lru_cache(maxsize=2)

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -175,6 +175,10 @@ class GridEncoder(VideoEncoder):
         # The last bits of a product depend on the number of threads: always one.
         with threadpool_limits(1, user_api="blas"):
             return self._clips(masks, luma, now, before), self._patches(masks, luma, now, before)
+
+    def node(self) -> dict[str, Any]:
+        """Returns the configuration node that rebuilds the encoder."""
+        return {"_target_": "vmr_zoo.data.worlds.shapes.GridEncoder", **asdict(self)}
 
     def manifest(self) -> dict[str, Any]:
         """Returns everything that determines the features."""

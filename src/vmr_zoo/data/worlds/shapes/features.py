@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,7 +16,6 @@ from vmr_zoo.data.features.source import VideoSource
 from vmr_zoo.data.features.store import FileStore
 from vmr_zoo.data.narrations import Narration, NarrationFile, manifest_path, read_narrations, write_narrations
 from vmr_zoo.data.text.encoder import TextEncoder
-from vmr_zoo.data.worlds.shapes.encoder import GridEncoder
 from vmr_zoo.data.worlds.shapes.generate import (
     digest,
     generate_world,
@@ -37,6 +35,7 @@ from vmr_zoo.video.extraction import extract
 from vmr_zoo.video.manifest import feature_settings
 
 if TYPE_CHECKING:
+    from vmr_zoo.data.worlds.shapes.encoder import GridEncoder
     from vmr_zoo.video.open_clip import OpenClip
 
 
@@ -90,16 +89,12 @@ class RenderedVideos(VideoSource):
         folder = generate_world(self.world, self.cache, self.processes)
         videos = {scene.video_id: video_path(folder, scene.video_id) for _, scene in scenes(self.world)}
         out = features_folder(self.world, self.cache, self.encoder)
-        if isinstance(self.encoder, GridEncoder):
-            node = {"_target_": "vmr_zoo.data.worlds.shapes.GridEncoder", **asdict(self.encoder)}
-        else:
-            node = self.encoder.node()
         verify(folder, [path for name, path in videos.items() if not (out / f"{name}.npz").exists()])
         processes = self.processes if self.encoder.one_process_per_core else None
         complete = all((out / f"{name}.npz").exists() for name in videos)
         # A complete cache may be read-only.
         with contextlib.nullcontext() if complete else lock_folder(out):
-            failed = extract(videos, self.encoder, node, out, processes=processes)
+            failed = extract(videos, self.encoder, self.encoder.node(), out, processes=processes)
         if failed:
             raise VmrError(
                 f"{len(failed)} rendered videos cannot be encoded. The first: {failed[0].message} "

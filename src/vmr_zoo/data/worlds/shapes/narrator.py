@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from vmr_zoo.data.worlds.shapes.sentences import VERBS, Clause
-from vmr_zoo.data.worlds.shapes.world import ACTIONS, COLOURS, GROUPS, SHAPES, Event, Scene
+from vmr_zoo.data.worlds.shapes.world import ACTIONS, COLOURS, SHAPES, Event, Scene
 from vmr_zoo.errors import VmrError
 
 VERSION = "1"
@@ -64,8 +64,7 @@ class SceneNarrator:
         Returns:
             (start, end, sentence) in seconds, in order of time.
         """
-        group, index = scene.video_id.split("_")
-        rng = np.random.default_rng((self.seed, GROUPS.index(group), int(index)))
+        rng = np.random.default_rng((self.seed, *scene.seed[1:3]))
         rows = []
         for start in np.arange(0, scene.duration, self.window).tolist():
             end = min(start + self.window, float(scene.duration))

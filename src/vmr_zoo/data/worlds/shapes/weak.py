@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from vmr_zoo.data.annotations.records import Query, Split
-from vmr_zoo.data.worlds.shapes.world import GROUPS, Scene, WorldSettings, sample_scene
+from vmr_zoo.data.worlds.shapes.world import Scene, WorldSettings, scene_of
 from vmr_zoo.errors import VmrError
 
 SHORTEST = 0.5
@@ -53,15 +53,12 @@ class WeakAlignment:
         """Returns the train split with moments of this strength; equal settings give equal moments."""
         if not (self.boundary_noise or self.partial):
             return train
-        scenes: dict[str, Scene] = {}
         queries = []
         for query in train.queries:
-            group, index = query.video_id.split("_")
-            if query.video_id not in scenes:
-                scenes[query.video_id] = sample_scene(world, group, int(index))
+            scene = scene_of(world, query.video_id)
             number = int(query.query_id.rsplit("-", 1)[1])
-            rng = np.random.default_rng((self.seed, GROUPS.index(group), int(index), number))
-            queries.append(self._weaken(query, scenes[query.video_id], rng))
+            rng = np.random.default_rng((self.seed, *scene.seed[1:3], number))
+            queries.append(self._weaken(query, scene, rng))
         return replace(train, queries=tuple(queries))
 
     def _weaken(self, query: Query, scene: Scene, rng: np.random.Generator) -> Query:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -213,7 +214,7 @@ class Scene:
         things: the shapes, in drawing order.
         events: their actions, ordered by start.
         backgrounds: backgrounds ordered by start; the first starts at 0.
-        seed: seed of the jitter of shaking.
+        seed: seed of the jitter of shaking: that of the world, the numbers of group and video, and 1.
     """
 
     video_id: str
@@ -262,6 +263,13 @@ def sample_scene(settings: WorldSettings, group: str, index: int) -> Scene:
     return Scene(
         f"{group}_{index:05d}", duration, tuple(things), tuple(order), _backgrounds(rng, duration), (*seed, 1)
     )
+
+
+@lru_cache(maxsize=4096)
+def scene_of(settings: WorldSettings, video_id: str) -> Scene:
+    """Draws the scene of a video; the latest ones are remembered."""
+    group, index = video_id.rsplit("_", 1)
+    return sample_scene(settings, group, int(index))
 
 
 def states(scene: Scene, times: NDArray[np.float64]) -> NDArray[np.float64]:
