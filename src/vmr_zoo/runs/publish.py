@@ -162,10 +162,14 @@ def _check_by_evaluation(run: Path, metrics: Mapping[str, Any]) -> None:
         header = evaluated.pop(directory.HEADER)
         other = {"change", "probe", "annotations", directory.TRANSFER}
         if header.get(directory.DIGEST) == found and not other & header.keys():
-            for split, values in evaluated.items():
-                if split in metrics and _equal(values, metrics[split]):
-                    return
-                raise VmrError(f"{file} differs from {run / directory.METRICS} on {split}: other weights.")
+            shared = sorted(evaluated.keys() & metrics.keys())
+            for split in shared:
+                if not _equal(evaluated[split], metrics[split]):
+                    raise VmrError(
+                        f"{file} differs from {run / directory.METRICS} on {split}: other weights."
+                    )
+            if shared:
+                return
     raise VmrError(
         f"{run} was trained by an earlier version of vmr_zoo, which did not record the weights that its "
         f"metrics belong to. Repeat them once: vmr eval run={run} split=selection"
