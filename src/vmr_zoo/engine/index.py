@@ -111,7 +111,7 @@ class VideoIndex:
             For each file that cannot be decoded, the reason.
         """
         failed: dict[Path, str] = {}
-        sizes = {path: _size(path) for path in paths}
+        sizes = {path: sum(file_state(path)[:1]) for path in paths}  # 0 of a file that is gone
         stopped = threading.Event()
 
         def work(path: Path) -> None:
@@ -181,13 +181,6 @@ class _Stopped(Exception):
 def _stop_if(stopped: threading.Event) -> None:
     if stopped.is_set():
         raise _Stopped
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
 
 
 @contextmanager
