@@ -24,13 +24,12 @@ from pathlib import Path
 from typing import Any
 
 from vmr_zoo.engine.answers import Span, read_spans
-from vmr_zoo.engine.submission import MAX_LINE, LocatedRow, PredictionRow, RowLocation, read_rows
+from vmr_zoo.engine.submission import MAX_LINE, WINDOWS, LocatedRow, PredictionRow, RowLocation, read_rows
 from vmr_zoo.errors import VmrError, abbreviate
 from vmr_zoo.utils.files import read_text
 
 SEPARATOR = ">>>"
 
-WINDOWS = "pred_relevant_windows"
 IDS = ("query_id", "qid")
 _VIDEO = ("video_id", "vid", "video", "video_name", "video_path")
 _SENTENCE = ("query", "sentence", "question", "caption")

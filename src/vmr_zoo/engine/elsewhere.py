@@ -13,9 +13,9 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from vmr_zoo.data.annotations.records import Query, Split
-from vmr_zoo.engine.answer_files import WINDOWS, Answer
+from vmr_zoo.engine.answer_files import Answer
 from vmr_zoo.engine.answers import Span, read_spans
-from vmr_zoo.engine.submission import LocatedRow, PredictionRow, RowLocation
+from vmr_zoo.engine.submission import WINDOWS, LocatedRow, PredictionRow, RowLocation
 from vmr_zoo.engine.units import in_seconds
 from vmr_zoo.errors import nearest
 

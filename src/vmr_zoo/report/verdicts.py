@@ -41,6 +41,7 @@ from vmr_zoo.report.significance import (
     video_codes,
 )
 from vmr_zoo.report.stored_scores import QUERY
+from vmr_zoo.runs.directory import SIMULATED
 
 _WORLDS = "vmr_zoo.data.worlds."
 """The package whose classes make up features and narrations."""
@@ -289,7 +290,7 @@ def _estimate(claim: Claim, runs: Sequence[Run], scores: Scores) -> Answer:
     for cell, found in rows:
         row = [found[seed] for seed in common]
         name = f"{row[0].header['name']}{cell.row[1:]}"  # in an interaction with the setting
-        reasons += [f"{name}: {problem}" for problem in _shortcomings(row)]
+        reasons += [f"{name}: {caveat.text}" for caveat in caveats_of(row)]
     reasons += _unlike(rows, common)
     data = dict.fromkeys(_data(found[common[0]]) for _, found in rows)
     return Answer(claim, effect, reasons=tuple(dict.fromkeys(reasons)), data=tuple(data))
@@ -302,9 +303,9 @@ def _data(run: Run) -> str:
     """
     origins = {"features": str(run.header["origin"]), "narrations": "real"}
     if str(setting(run, "features.narration._target_")).startswith(_WORLDS):
-        origins["narrations"] = "simulated"
+        origins["narrations"] = SIMULATED
     made = [
-        f"{origin.upper() if origin == 'simulated' else origin} {what}"
+        f"{origin.upper() if origin == SIMULATED else origin} {what}"
         for what, origin in origins.items()
         if origin != "real"
     ]
@@ -340,11 +341,6 @@ def _row(cell: Cell, runs: Sequence[Run], metric: str) -> tuple[Rows, str]:
     if any(run.metrics != by_seed[int(run.header["seed"])].metrics for run in found):
         return {}, "a seed twice, with different results (choose one study by runs=DIR)"
     return by_seed, ""
-
-
-def _shortcomings(row: Sequence[Run]) -> list[str]:
-    """Returns why a row cannot decide a claim: the caveats that mark it on leaderboards."""
-    return [caveat.text for caveat in caveats_of(row)]
 
 
 def _unlike(rows: Sequence[tuple[Cell, Rows]], seeds: Sequence[int]) -> list[str]:
