@@ -7,7 +7,6 @@ the template, or stored as JSON that the script shows as text.
 from __future__ import annotations
 
 import json
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -181,7 +180,7 @@ def _sort_state(board: Leaderboard) -> dict[str, Any] | None:
 
 def _row_data(board: Leaderboard, row: LeaderboardRow, number: int, family: int) -> dict[str, Any]:
     keys = [[(column, metric) for column in board.columns] for metric in board.metrics]
-    deviations = [[_deviation(row.values.get(key)) for key in own] for own in keys]
+    deviations = [[_two_decimals(row.deviation(key)) for key in own] for own in keys]
     tied = [[place for place, key in enumerate(own) if row.marks.get(key) == TIED] for own in keys]
     return {
         "number": number,
@@ -197,10 +196,6 @@ def _row_data(board: Leaderboard, row: LeaderboardRow, number: int, family: int)
 
 def _two_decimals(value: float | None) -> float | None:
     return None if value is None else round(value, 2)
-
-
-def _deviation(values: Sequence[float] | None) -> float | None:
-    return round(statistics.stdev(values), 2) if values and len(values) > 1 else None
 
 
 def _to_json(value: Any) -> Markup:
