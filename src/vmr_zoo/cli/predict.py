@@ -15,7 +15,7 @@ from vmr_zoo.cli import predict_output as output
 from vmr_zoo.config.values import plain
 from vmr_zoo.errors import VmrError
 from vmr_zoo.utils.console import print_notes
-from vmr_zoo.utils.files import check_picture, read_rows
+from vmr_zoo.utils.files import check_picture, read_appended
 from vmr_zoo.utils.hashing import sha256_of
 from vmr_zoo.video.container import check_file
 from vmr_zoo.video.decode import list_notes
@@ -207,7 +207,7 @@ def _answer_csv(cfg: DictConfig) -> int:
     failed = answer_file(
         retriever, queries, file.parent, Path(cfg.out), cfg.narrations, cfg.top_k, _settings(cfg, retriever)
     )
-    rows = read_rows(Path(cfg.out))
+    rows = read_appended(Path(cfg.out))
     print(f"{cfg.out}: {len(rows)} of {len(queries)} sentences answered")
     print_notes(list_notes({row["video"]: row["notes"] for row in rows if "notes" in row}))
     if failed:

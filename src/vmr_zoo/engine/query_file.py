@@ -18,7 +18,7 @@ from vmr_zoo.engine.retriever import Answer, EncodedVideo, Retriever
 from vmr_zoo.engine.submission import SALIENCY, WINDOWS
 from vmr_zoo.errors import VmrError
 from vmr_zoo.utils.console import progress
-from vmr_zoo.utils.files import append_row, file_state, read_rows, write_rows
+from vmr_zoo.utils.files import append_row, file_state, read_appended, write_rows
 from vmr_zoo.utils.trees import differing, through_json
 from vmr_zoo.video.decode import VideoError
 
@@ -121,7 +121,7 @@ class Partial:
         self.path = path
         self._answers: dict[str, tuple[list[int], dict[str, Any]]] = {}
         own: dict[str, Any] = through_json(settings)
-        rows = read_rows(path)
+        rows = read_appended(path)
         if not path.is_file() or not path.stat().st_size:
             append_row(path, own)
         elif not rows or not isinstance(rows[0], dict):

@@ -23,7 +23,14 @@ from vmr_zoo.engine.elsewhere import EXCERPT, REFUSE, SKIP, UNPARSED, AnswerMatc
 from vmr_zoo.engine.elsewhere_run import check_run, write_run
 from vmr_zoo.engine.moment_sets import SetRule, query_sets, set_rule
 from vmr_zoo.engine.scoring import SubmissionScores, score_queries
-from vmr_zoo.engine.submission import SALIENCY, WINDOWS, LocatedRow, PredictionRow, read_rows, truth_row
+from vmr_zoo.engine.submission import (
+    SALIENCY,
+    WINDOWS,
+    LocatedRow,
+    PredictionRow,
+    read_prediction_rows,
+    truth_row,
+)
 from vmr_zoo.errors import VmrError, abbreviate
 from vmr_zoo.metrics.per_query import Floats
 from vmr_zoo.metrics.settings import LISTED, MetricSettings, shown_metrics
@@ -109,7 +116,7 @@ def _files(cfg: Any) -> list[Path]:
         )
     paths = [Path(str(one)) for one in ([given] if isinstance(given, str) else given)]
     for path in paths:
-        read_rows(path)  # refuses a missing file
+        read_prediction_rows(path)  # refuses a missing file
     return paths
 
 

@@ -59,7 +59,7 @@ def truth_row(split: str, query: Query) -> dict[str, Any]:
     }
 
 
-def read_rows(path: Path, split: str = "") -> Iterator[LocatedRow]:
+def read_prediction_rows(path: Path, split: str = "") -> Iterator[LocatedRow]:
     """Reads a JSON Lines file, or the one in a zip archive, lazily, line by line.
 
     Nothing is extracted: no path in an archive is ever used, and it takes no space on the disk.

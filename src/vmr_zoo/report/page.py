@@ -30,7 +30,7 @@ from vmr_zoo.report.reliability import Reliability
 from vmr_zoo.report.runs import Run, UnfinishedRun, summarize_unfinished
 from vmr_zoo.report.significance import mark_significance
 from vmr_zoo.report.study import StudyTable
-from vmr_zoo.report.verdicts import Answer
+from vmr_zoo.report.verdicts import ClaimAnswer
 from vmr_zoo.runs.config_sections import rendered_videos
 from vmr_zoo.utils.files import atomic_write
 
@@ -48,7 +48,7 @@ def write_page(
     unfinished: Sequence[UnfinishedRun] = (),
     shown_beside: Browsing | None = None,
     significance: bool = False,
-    claims: Sequence[Answer] = (),
+    claims: Sequence[ClaimAnswer] = (),
     study: Sequence[StudyTable] = (),
     transfers: Sequence[Leaderboard] = (),
     breakdowns: Sequence[Mapping[str, Any]] = (),

@@ -15,8 +15,8 @@ import yaml
 from omegaconf import DictConfig
 
 from vmr_zoo.config.arguments import search_paths
+from vmr_zoo.runs.optuna_study import JOURNAL, latest
 from vmr_zoo.runs.search_space import Space
-from vmr_zoo.runs.study import JOURNAL, latest
 from vmr_zoo.utils.files import atomic_write
 
 if TYPE_CHECKING:

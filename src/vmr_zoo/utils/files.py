@@ -281,7 +281,7 @@ def append_row(path: Path, row: Any) -> None:
             file.write(line)
 
 
-def read_rows(path: Path) -> list[Any]:
+def read_appended(path: Path) -> list[Any]:
     """Reads the rows that `append_row` wrote, without incomplete ones; returns none if there is no file."""
     rows = []
     if path.is_file():
