@@ -25,8 +25,9 @@ from typing import Any
 
 import yaml
 
+from vmr_zoo.report.leaderboard import LEADING_METRIC
 from vmr_zoo.report.runs import Run, scan_runs, summarize_unfinished
-from vmr_zoo.report.sentence_probe import METRIC, probed
+from vmr_zoo.report.sentence_probe import probed
 from vmr_zoo.report.store import store_run
 from vmr_zoo.report.study import by_data, study_table
 from vmr_zoo.runs.record import OVERRIDES
@@ -65,7 +66,7 @@ def read_run(run: Run) -> dict[str, str]:
     row["weights"] = (header.get("weights_sha256") or "")[:DIGITS]
     for split, scores in run.metrics.items():
         row |= {f"{split} {metric}": f"{scores[metric]:.4f}" for metric in METRICS}
-    row |= {f"other {split} {METRIC}": f"{score:.4f}" for split, score in probed(run).items()}
+    row |= {f"other {split} {LEADING_METRIC}": f"{score:.4f}" for split, score in probed(run).items()}
     return {key: "" if value is None else str(value) for key, value in row.items()}
 
 

@@ -21,7 +21,7 @@ from collect import HERE, update_own_page
 from vmr_zoo.report.claims import read_claims
 from vmr_zoo.report.escape import markdown_table
 from vmr_zoo.report.significance import LEVEL
-from vmr_zoo.report.verdicts import Answer, Effect, holm, with_common_spread
+from vmr_zoo.report.verdicts import ClaimAnswer, Effect, holm, with_common_spread
 
 REPORTS = 400
 SEEDS = (2, 3)
@@ -68,7 +68,7 @@ WORLDS = (
 
 def draw_reports(
     world: World, claims: int, papers: int, seeds: int, error: float, true: np.ndarray
-) -> Iterator[list[Answer]]:
+) -> Iterator[list[ClaimAnswer]]:
     """Yields reports whose claims have the given true effects, (claims,) in points."""
     generator = np.random.default_rng(0)
     claim = read_claims(HERE / "claims")[0]
@@ -85,7 +85,7 @@ def draw_reports(
         centre = true + generator.normal(0, error, claims)
         by_seed = centre[:, None] + deviation[:, None] * mixed
         yield [
-            Answer(
+            ClaimAnswer(
                 replace(claim, paper=str(paper[number])),
                 Effect(
                     float(values.mean()), 0.0, 0.0, dict(enumerate(map(float, values))), {}, error, VIDEOS,
@@ -96,7 +96,7 @@ def draw_reports(
         ]  # fmt: skip
 
 
-def settled(report: list[Answer]) -> tuple[np.ndarray, np.ndarray]:
+def settled(report: list[ClaimAnswer]) -> tuple[np.ndarray, np.ndarray]:
     """Returns which claims of a report would hold, and which would if they claimed the opposite."""
     effects = [answer.effect for answer in with_common_spread(report)]
     above = holm([effect.p_above(0.0) for effect in effects])

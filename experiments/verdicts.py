@@ -16,13 +16,13 @@ from vmr_zoo.report.claim_tables import answers_frame, print_answers
 from vmr_zoo.report.claims import read_claims
 from vmr_zoo.report.escape import markdown_table
 from vmr_zoo.report.runs import scan_runs
-from vmr_zoo.report.verdicts import Answer, answer_claims
+from vmr_zoo.report.verdicts import ClaimAnswer, answer_claims
 
 STUDIES = {"claims": ("ood_shapes", "interventions"), "claims_charades": ("ood_charades",)}
 """The studies that answer the claims of a folder."""
 
 
-def stored_answers(claims: str) -> list[Answer]:
+def stored_answers(claims: str) -> list[ClaimAnswer]:
     """Answers the claims of a folder from the stored runs of its studies."""
     runs = [run for study in STUDIES[claims] for run in scan_runs(HERE / study / "runs")[0]]
     return answer_claims(read_claims(HERE / claims), runs)

@@ -23,9 +23,9 @@ from vmr_zoo.data.worlds.shapes.generate import annotate, scenes
 from vmr_zoo.data.worlds.shapes.world import Scene, WorldSettings
 from vmr_zoo.report.caveats import caveats_of
 from vmr_zoo.report.escape import markdown_table
+from vmr_zoo.report.leaderboard import LEADING_METRIC
 from vmr_zoo.report.query_scores import load_scores
 from vmr_zoo.report.runs import Run, scan_runs, summarize_unfinished
-from vmr_zoo.report.sentence_probe import METRIC
 from vmr_zoo.report.stored_scores import VIDEO
 from vmr_zoo.spans import iou
 
@@ -69,7 +69,7 @@ def mean_cells(
     Args:
         folders: where the runs are.
         splits: the splits whose scores `cells` needs.
-        cells: makes the cells of a run from its name and `METRIC` of its queries by split.
+        cells: makes the cells of a run from its name and `LEADING_METRIC` of its queries by split.
 
     Returns:
         The means by the row's name, with its marks, and its number of seeds.
@@ -86,11 +86,11 @@ def mean_cells(
             header = run.header
             if header["protocol"] != "shapes":
                 raise SystemExit(f"Expected runs on shapes, found {header['protocol']} in {run.directory}.")
-            _, loaded = load_scores(run, splits, [METRIC])
+            _, loaded = load_scores(run, splits, [LEADING_METRIC])
             name = header["name"].replace("-paper", "")
             if header["features"] != "shapes":
                 name += f", {header['features']}"
-            scores = {split: loaded[split][METRIC].droplevel(VIDEO) for split in splits}
+            scores = {split: loaded[split][LEADING_METRIC].droplevel(VIDEO) for split in splits}
             rows[name].append((run, cells(name, scores)))
     means = {}
     for name, found in rows.items():

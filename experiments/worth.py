@@ -18,7 +18,7 @@ from collect import HERE, read_results, update_own_page
 
 from vmr_zoo.report.caveats import RISING
 from vmr_zoo.report.escape import markdown_table
-from vmr_zoo.report.sentence_probe import METRIC
+from vmr_zoo.report.leaderboard import LEADING_METRIC
 
 SPLITS = ("iid", "ood_time", "novel_word", "novel_composition", "paraphrase", "complex")
 
@@ -50,7 +50,7 @@ def _usual_variance(rows: Sequence[Row], split: str) -> float:
     """Returns the median variance over seeds of the rows that have several; 0 if none has."""
     groups = defaultdict(list)
     for row in rows:
-        groups[row["name"]].append(float(row[f"{split} {METRIC}"]))
+        groups[row["name"]].append(float(row[f"{split} {LEADING_METRIC}"]))
     variances = [np.var(scores, ddof=1) for scores in groups.values() if len(scores) > 1]
     return float(np.median(variances)) if variances else 0.0
 
@@ -79,7 +79,9 @@ def _difference(runs: Sequence[Row], default: Sequence[Row], split: str, usual: 
         split: of the scores.
         usual: least variance over seeds.
     """
-    groups = [np.array([float(row[f"{split} {METRIC}"]) for row in group]) for group in (runs, default)]
+    groups = [
+        np.array([float(row[f"{split} {LEADING_METRIC}"]) for row in group]) for group in (runs, default)
+    ]
     freedom = sum(len(group) - 1 for group in groups)
     squares = sum(((group - group.mean()) ** 2).sum() for group in groups)
     variance = max(usual, squares / freedom if freedom else 0.0) or np.nan

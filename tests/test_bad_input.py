@@ -490,7 +490,7 @@ def test_odd_sentences_and_lengths_pass_from_the_file_to_a_prediction(tmp_path: 
     ]
     path = tmp_path / "predictions.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in answers), encoding="utf-8")
-    scored = scoring.score_queries(submission.read_rows(path), split, MetricSettings())
+    scored = scoring.score_queries(submission.read_prediction_rows(path), split, MetricSettings())
     assert set(scored.metrics) >= {"R1@0.5", "mIoU"}
 
 

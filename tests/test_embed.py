@@ -138,6 +138,7 @@ def test_narrations_by_themselves(offline: Path, monkeypatch: pytest.MonkeyPatch
         ("q.csv", "qid,query\n1\n", "line 2: expected 2 fields, found fewer"),
         ("q.csv", 'qid,query\n1,"a dog\n2,a cat\n', "not valid CSV"),
         ("q.jsonl", "{", "line 1: not valid JSON"),
+        ("q.jsonl", '{"qid": "1", "query": "a"}\n\n' + "[" * 100_000, "line 3: not valid JSON"),
         ("q.txt", "\n", "holds no sentence"),
         ("q.tsv", "a", "Unknown type of query file"),
     ],

@@ -206,9 +206,10 @@ def test_what_is_odd_is_printed_and_kept_beside_the_features(tmp_path, capsys):
     out = tmp_path / "out"
     arguments = ["extract", f"videos={folder}/*.m*", "encoder=grid", f"out={out}", "processes=1"]
     assert main(arguments) == 1
-    printed = " ".join(capsys.readouterr().out.split())
+    captured = capsys.readouterr()
+    printed = " ".join(captured.out.split())
     assert "extracted 2 of 3 videos" in printed
-    assert "Note: a [id]: variable frame rate: pictures are shown for 0.1 s to 2 s." in printed
+    assert "Note: a [id]: variable frame rate: pictures are shown for 0.1 s to 2 s." in captured.err
     assert "c leaping clock The clock of" in printed
     assert f"features.video.folders=[{out}]" in printed
     rows = [json.loads(line) for line in (out / "videos.jsonl").read_text().splitlines()]
@@ -219,7 +220,7 @@ def test_what_is_odd_is_printed_and_kept_beside_the_features(tmp_path, capsys):
     with (out / "videos.jsonl").open("a") as file:
         file.write('{"video_id": "b", "no')  # a process that was killed
     assert main(arguments) == 1
-    assert "a [id]: variable frame rate" in capsys.readouterr().out
+    assert "a [id]: variable frame rate" in capsys.readouterr().err
 
 
 def test_a_full_disk_is_one_message_and_not_the_code_of_a_broken_video(videos, tmp_path, monkeypatch, capsys):

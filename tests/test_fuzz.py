@@ -434,7 +434,7 @@ def test_a_submission_is_scored_within_bounds_or_refused(times: int, tmp_path: P
 
         def scores() -> Any:
             return scoring.score_queries(
-                submission.read_rows(path), TRUTH, MetricSettings(highlights=True), str(path)
+                submission.read_prediction_rows(path), TRUTH, MetricSettings(highlights=True), str(path)
             )
 
         scored = only_our_error(scores)

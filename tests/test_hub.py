@@ -340,6 +340,27 @@ def test_a_run_of_an_earlier_version_is_published_once_it_was_evaluated(vmr, tra
     assert stage(run, tmp_path / "out").header["weights_sha256"] == directory.weights_digest(run)
 
 
+def test_only_shared_splits_show_whether_an_earlier_run_has_its_weights(trained_toy, tmp_path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained_toy, run)
+    content = json.loads((run / "metrics.json").read_text())
+    header = {"weights_sha256": content["header"].pop("weights_sha256")}
+    (run / "metrics.json").write_text(json.dumps(content))
+    evaluation = run / "eval" / "one" / "metrics.json"
+    evaluation.parent.mkdir(parents=True)
+    other = {"another": {"mIoU": 1.0}}  # sorts, and is written, before "iid"
+
+    evaluation.write_text(json.dumps({"header": header, **other}))
+    with pytest.raises(VmrError, match="Repeat them once"):
+        stage(run, tmp_path)
+    evaluation.write_text(json.dumps({"header": header, **other, "iid": {**content["iid"], "mIoU": 101.0}}))
+    with pytest.raises(VmrError, match="on iid: other weights"):
+        stage(run, tmp_path)
+    evaluation.write_text(json.dumps({"header": header, **other, "iid": content["iid"]}))
+    (tmp_path / "out").mkdir()
+    assert stage(run, tmp_path / "out").header["weights_sha256"] == header["weights_sha256"]
+
+
 def test_places_of_this_machine_stay_here(vmr, server, trained_toy, tmp_path, capsys) -> None:
     run = tmp_path / "run"
     shutil.copytree(trained_toy, run)

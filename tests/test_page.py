@@ -33,7 +33,7 @@ from vmr_zoo.report.page import write_page
 from vmr_zoo.report.prediction_browser import Browsing
 from vmr_zoo.report.runs import Run, finished_runs
 from vmr_zoo.report.study import StudyTable, read_study
-from vmr_zoo.report.verdicts import Answer, Effect
+from vmr_zoo.report.verdicts import ClaimAnswer, Effect
 from vmr_zoo.runs.config_sections import rendered_videos
 
 ROOT = Path(__file__).parents[1]
@@ -326,7 +326,7 @@ def test_one_table_with_a_switch_shows_families_and_the_best_group(tmp_path, chr
 def test_on_a_phone_the_numbers_of_a_claim_stand_below_it(tmp_path, chromium):
     claim = Claim("one", "X", "1", "a beats b.", "rows", "R1@0.5", 1, 2.0, 2, (Cell(1, "a", {}, "iid"),))
     effect = Effect(12.9, 11.3, 14.6, {0: 12.0, 1: 13.8}, {"iid": 9}, 1.0, 300, frozenset())
-    write_page([], tmp_path / "page.html", claims=[Answer(claim, effect, 0.01, 1.0)])
+    write_page([], tmp_path / "page.html", claims=[ClaimAnswer(claim, effect, 0.01, 1.0)])
     view = chromium.new_page(viewport={"width": 400, "height": 800})
     view.goto((tmp_path / "page.html").as_uri())
     cells = [cell.bounding_box() for cell in view.locator(".claims tbody tr > *").all()]

@@ -392,6 +392,8 @@ def test_draw_shows_frames_narrations_and_curves(vmr, place, tmp_path, capsys):
     shutil.copy(other, tmp_path / f"{row['video_id']}.mp4")
     assert vmr("draw", *arguments[:2], f"videos={tmp_path}", f"out={out}") == 2
     assert "It is another video of this name" in capsys.readouterr().err
+    assert vmr("draw", arguments[0], "query=none such", f"out={tmp_path}/query.mp3") == 2
+    assert "Name a .png, .pdf or .svg file" in capsys.readouterr().err  # before the run is loaded
 
 
 def test_every_detail_has_a_panel(tmp_path):

@@ -18,9 +18,9 @@ from omegaconf import OmegaConf
 import toy
 from vmr_zoo.config.compose import compose, config_dir
 from vmr_zoo.errors import VmrError
+from vmr_zoo.runs.optuna_study import JOURNAL
 from vmr_zoo.runs.search_space import configured, read_space
 from vmr_zoo.runs.status import read_status
-from vmr_zoo.runs.study import JOURNAL
 
 optuna = pytest.importorskip("optuna", reason="pip install 'vmr_zoo[sweep]'")
 

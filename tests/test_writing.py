@@ -21,7 +21,7 @@ from vmr_zoo.utils.files import (
     atomic_path,
     atomic_write,
     lock_folder,
-    read_rows,
+    read_appended,
 )
 
 PARALLEL = """
@@ -155,9 +155,9 @@ def test_a_folder_that_cannot_be_locked_is_one_message(tmp_path, monkeypatch):
 
 def test_a_row_after_an_incomplete_one_is_read(tmp_path):
     path, rows = tmp_path / "rows.jsonl", [["a", "一 \u2028 \x85"], {"b": 1}]
-    assert read_rows(path) == []
+    assert read_appended(path) == []
     append_row(path, rows[0])
     append_row(path, ["一"])
     path.write_bytes(path.read_bytes()[:-5])  # killed within a character
     append_row(path, rows[1])
-    assert read_rows(path) == rows
+    assert read_appended(path) == rows

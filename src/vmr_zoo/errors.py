@@ -39,6 +39,16 @@ def nearest(name: str, valid: Iterable[str], count: int = 3) -> list[str]:
     return difflib.get_close_matches(name, list(valid), n=count, cutoff=0.4)
 
 
+def did_you_mean(names: Iterable[object]) -> str:
+    """Returns the question, after a space, whether one of some similar names was meant; "" for none.
+
+    >>> did_you_mean(["mmn", "emb"])
+    ' Did you mean mmn or emb?'
+    """
+    listed = " or ".join(map(str, names))
+    return f" Did you mean {listed}?" if listed else ""
+
+
 def unknown(kind: str, name: str, valid: Iterable[str]) -> VmrError:
     """Builds the error for a name that is not among the `valid` ones.
 
@@ -51,8 +61,7 @@ def unknown(kind: str, name: str, valid: Iterable[str]) -> VmrError:
         An error whose message lists the most similar valid names first and then all of them.
     """
     names = sorted(valid)
-    close = nearest(name, names)
-    hint = f" Did you mean {' or '.join(close)}?" if close else ""
+    hint = did_you_mean(nearest(name, names))
     return VmrError(f"Unknown {kind} '{name}'.{hint} Valid: {', '.join(names)}.")
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmr_zoo.engine.query_details import query_details
 from vmr_zoo.errors import VmrError
 from vmr_zoo.report.query_picture import draw_query
+from vmr_zoo.utils.console import print_notes
+from vmr_zoo.utils.files import check_picture
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -22,6 +23,7 @@ def main(cfg: DictConfig) -> int:
     Raises:
         VmrError: as `query_details` and `draw_query` raise, or for a video that `videos` lacks.
     """
+    check_picture(cfg.out, "out")
     sentence = None if cfg.sentence is None else str(cfg.sentence)
     found = query_details(Path(cfg.run), str(cfg.query), sentence, cfg.paths)
     video = None if cfg.videos is None else _find_video(cfg.videos, found.query)
@@ -48,8 +50,7 @@ def _find_video(videos: str, query: Query) -> Path:
             "Leave out videos=… to draw without frames."
         )
     known = timeline(found[query.video_id])
-    for line in list_notes({query.video_id: dict(known.notes)}):
-        print(f"Note: {line}", file=sys.stderr)
+    print_notes(list_notes({query.video_id: dict(known.notes)}))
     seconds = known.seconds
     if abs(seconds - query.duration) > 0.1 * query.duration:
         raise VmrError(

@@ -12,7 +12,7 @@ from typing import Any
 from vmr_zoo.config.arguments import overrides_of
 from vmr_zoo.config.groups import members, unknown_member
 from vmr_zoo.config.values import takes_argument
-from vmr_zoo.errors import VmrError, causes, first_line, nearest, unknown
+from vmr_zoo.errors import VmrError, causes, did_you_mean, first_line, nearest, unknown
 
 _LIBRARIES = {
     "wandb.": "Weights & Biases (logger=csv trains without it)",
@@ -170,7 +170,7 @@ def _unknown_key(message: str, verb: str, overrides: Sequence[str]) -> str:
         key=lambda name: -SequenceMatcher(None, key, name).ratio(),
     )
     close = list(dict.fromkeys([*same_leaf, *nearest(key, valid)]))[:4]
-    hint = f" Did you mean {' or '.join(close)}?" if close else ""
+    hint = did_you_mean(close)
     return f"Unknown key '{key}' for vmr {verb}.{hint} `vmr {verb} --cfg job` prints every key."
 
 

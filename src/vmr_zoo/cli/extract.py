@@ -17,6 +17,7 @@ from vmr_zoo.data.annotations.video_files import match_videos
 from vmr_zoo.data.worlds.shapes.features import features_folder
 from vmr_zoo.data.worlds.shapes.generate import video_path, world_folder
 from vmr_zoo.errors import VmrError, printable
+from vmr_zoo.utils.console import print_notes
 from vmr_zoo.utils.files import file_state
 from vmr_zoo.video.decode import list_notes
 from vmr_zoo.video.extraction import VIDEOS, Failure, extract, read_notes
@@ -64,8 +65,7 @@ def main(cfg: DictConfig) -> int:
     existed = sum(bool(state) and before[video_id] == state for video_id, state in after.items())
     extracted = sum(map(bool, after.values())) - existed
     _print_summary(out, len(videos), extracted, existed)
-    for line in list_notes(read_notes(out, videos)):
-        print(f"Note: {line}")
+    print_notes(list_notes(read_notes(out, videos)))
     _report(failures, Console())
     if extracted + existed and world is None:
         print(f"Next: vmr train data=NAME method=NAME features=extracted features.video.folders=[{out}]")

@@ -9,6 +9,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from vmr_zoo.config.arguments import search_paths
 from vmr_zoo.errors import VmrError
 from vmr_zoo.methods.base import parameter_count
 from vmr_zoo.parity.checkpoint_import import import_checkpoint
@@ -31,8 +32,7 @@ def main(cfg: DictConfig) -> int:
     if cfg.get("released") is None:
         raise VmrError("This method has no released code to import from. Methods that have: conf/released/.")
     job = HydraConfig.get()
-    search = [text for text in job.overrides.hydra if text.startswith("hydra.searchpath=")]
-    overrides = [*search, *job.overrides.task]
+    overrides = [*search_paths(job.overrides.hydra), *job.overrides.task]
     if not any(text.startswith("method=") for text in overrides):
         overrides.append(f"method={job.runtime.choices['method']}")
     checkpoint, out = Path(cfg.checkpoint), Path(cfg.out)

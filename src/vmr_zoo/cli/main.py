@@ -47,9 +47,6 @@ VERBS: dict[str, tuple[str, str]] = {
     "import": ("vmr_zoo.cli.import_", "turn the authors' checkpoint into a run"),
 }
 
-USAGE = 2
-"""Exit code of a user-fixable error."""
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb.
@@ -86,7 +83,7 @@ def _run(args: Sequence[str], full_error: bool) -> int:
     """Prints a page, or runs a verb. Checks that need no composed configuration come before Hydra."""
     if not args or args[0] in ("-h", "--help", "help"):
         print(overview())
-        return 0 if args else USAGE
+        return 0 if args else VmrError.exit_code
     verb, rest = args[0], args[1:]
     if verb == "--version":
         from importlib.metadata import version

@@ -14,6 +14,7 @@ from vmr_zoo.data.annotations.video_files import match_videos
 from vmr_zoo.engine.narration import Summary, narrate
 from vmr_zoo.errors import VmrError, abbreviate, printable
 from vmr_zoo.narrators import Narrator, ShapesNarrator
+from vmr_zoo.utils.console import print_notes
 from vmr_zoo.video.decode import list_notes
 from vmr_zoo.video.files import find_videos
 
@@ -101,8 +102,7 @@ def _print_summary(summary: Summary, missing: list[str], out: str, console: Cons
         console.print(f"No narration at all for {len(summary.silent)}: {abbreviate(summary.silent)}")
     if missing:
         console.print(f"No file for {len(missing)} videos of the data set: {abbreviate(missing)}")
-    for line in list_notes(summary.notes):
-        console.print(f"Note: {line}", markup=False)
+    print_notes(list_notes(summary.notes))
     if summary.failed:
         console.print(f"{len(summary.failed)} videos failed; the next run tries them again:")
         for video, error in summary.failed.items():

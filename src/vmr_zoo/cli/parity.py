@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
+from vmr_zoo.config.arguments import search_paths
 from vmr_zoo.errors import VmrError
 from vmr_zoo.parity.case import Case, Released
 from vmr_zoo.parity.check import Verdict, build_released, check_case
@@ -63,9 +64,8 @@ def _check_trajectory(cfg: DictConfig, case: Case) -> list[Verdict]:
     from vmr_zoo.parity.trajectory import check_trajectory
 
     job = HydraConfig.get()
-    search = [text for text in job.overrides.hydra if text.startswith("hydra.searchpath=")]
     overrides = [text for text in job.overrides.task if not text.lstrip("+~").startswith(_OWN_KEYS)]
-    result = check_trajectory(cfg, case, [*search, *overrides])
+    result = check_trajectory(cfg, case, [*search_paths(job.overrides.hydra), *overrides])
     console = Console()
     steps = Table(title=f"{case.path.name}: {case.options['experiment']}, variant released")
     steps.add_column("step", justify="right")

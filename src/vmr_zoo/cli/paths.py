@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vmr_zoo.config.arguments import composes_only, listed_texts, overrides_of, texts_of, unquoted
 from vmr_zoo.config.keys import Text, kind_of
-from vmr_zoo.errors import VmrError
+from vmr_zoo.errors import VmrError, did_you_mean
 
 _HUB = re.compile(r"hf://[^\s,'\"\]]*")
 
@@ -99,4 +99,4 @@ def _similar(path: Path) -> str:
     except OSError:
         return f" The folder {path.parent} does not exist either." if not path.parent.exists() else ""
     close = difflib.get_close_matches(path.name, names)
-    return f" Did you mean {' or '.join(str(path.parent / name) for name in close)}?" if close else ""
+    return did_you_mean(path.parent / name for name in close)

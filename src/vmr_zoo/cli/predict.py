@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, redirect_stdout
 from io import StringIO
@@ -15,9 +14,11 @@ from rich.console import Console
 from vmr_zoo.cli import predict_output as output
 from vmr_zoo.config.values import plain
 from vmr_zoo.errors import VmrError
-from vmr_zoo.utils.files import check_picture
+from vmr_zoo.utils.console import print_notes
+from vmr_zoo.utils.files import check_picture, read_appended
 from vmr_zoo.utils.hashing import sha256_of
 from vmr_zoo.video.container import check_file
+from vmr_zoo.video.decode import list_notes
 from vmr_zoo.video.files import LISTS, list_videos
 
 if TYPE_CHECKING:
@@ -81,8 +82,6 @@ def check_source(cfg: DictConfig) -> None:
         raise VmrError(
             "narrations=FILE is for a trained run that reads narrations: add run=DIR, or leave it out."
         )
-    if cfg.narrations is not None and not Path(cfg.narrations).is_file():
-        raise VmrError(f"Expected a narration file at narrations={cfg.narrations}; there is none.")
 
 
 def _check_video(cfg: DictConfig) -> None:
@@ -141,7 +140,7 @@ def _answer_video(cfg: DictConfig) -> int:
     if cfg.json:
         print(output.as_json(_source(cfg) | output.video_json(video, answers, clips)))
         return 0
-    output.print_notes({video.path.name: dict(video.notes)})
+    print_notes(list_notes({video.path.name: dict(video.notes)}))
     Console().print(output.video_table(video, answers, cfg.run is None))
     _print_end(cfg, [cfg.picture] if cfg.picture else [], clips)
     return 0
@@ -159,7 +158,7 @@ def _answer_videos(cfg: DictConfig) -> int:
     if cfg.json:
         print(output.as_json(_source(cfg) | output.search_json(len(videos), queries, search, clips)))
     else:
-        output.print_notes({str(path): notes for path, notes in search.notes.items()})
+        print_notes(list_notes({str(path): notes for path, notes in search.notes.items()}))
         Console().print(output.search_table(len(videos), queries, search, cfg.run is None))
         print(f"{search.indexed} new or changed of {len(videos)} videos indexed, in {cfg.paths.cache}/index.")
         _print_end(cfg, [], clips)
@@ -183,8 +182,7 @@ def _cut(
     from vmr_zoo.cli.predict_clips import clip_paths, write_clips
 
     clips, notes = write_clips(clip_paths(Path(cfg.cut), queries, found), found)
-    for line in notes:
-        Console(stderr=True, soft_wrap=True, highlight=False).print(f"Note: {line}", markup=False)
+    print_notes(notes)
     return clips
 
 
@@ -209,10 +207,9 @@ def _answer_csv(cfg: DictConfig) -> int:
     failed = answer_file(
         retriever, queries, file.parent, Path(cfg.out), cfg.narrations, cfg.top_k, _settings(cfg, retriever)
     )
-    with Path(cfg.out).open(encoding="utf-8") as lines:
-        rows = [json.loads(line) for line in lines]
+    rows = read_appended(Path(cfg.out))
     print(f"{cfg.out}: {len(rows)} of {len(queries)} sentences answered")
-    output.print_notes({row["video"]: row["notes"] for row in rows if "notes" in row})
+    print_notes(list_notes({row["video"]: row["notes"] for row in rows if "notes" in row}))
     if failed:
         Console(stderr=True).print(output.failure_table(failed))
         print(f"The same command tries them again; {cfg.out}.partial keeps the other answers.")

@@ -1,4 +1,4 @@
-"""What `vmr predict` prints: tables, JSON, notes and failures."""
+"""What `vmr predict` prints: tables, JSON and failures."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from vmr_zoo.errors import printable
-from vmr_zoo.video.decode import list_notes
 
 if TYPE_CHECKING:
     from vmr_zoo.engine.retriever import Answer, EncodedVideo
@@ -113,12 +111,6 @@ def _table(title: str, zero_shot: bool, more: Sequence[str]) -> Table:
     for name in ("start", "end", "score"):
         table.add_column(name, justify="right")
     return table
-
-
-def print_notes(notes: Mapping[str, Mapping[str, str]]) -> None:
-    """Prints what is odd about the videos to standard error."""
-    for line in list_notes(notes):
-        Console(stderr=True, soft_wrap=True, highlight=False).print(f"Note: {line}", markup=False)
 
 
 def failure_table(failed: Mapping[str, str]) -> Table:

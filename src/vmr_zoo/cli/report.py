@@ -33,7 +33,7 @@ from vmr_zoo.report.significance import mark_significance
 from vmr_zoo.report.study import StudyTable, read_study, with_comparison
 from vmr_zoo.report.terminal import print_leaderboards
 from vmr_zoo.report.transfer import transfer_boards
-from vmr_zoo.report.verdicts import Answer, answer_claims
+from vmr_zoo.report.verdicts import ClaimAnswer, answer_claims
 from vmr_zoo.report.writers import LEADERBOARD_WRITERS, PAPER_TABLE_WRITERS, print_paper_tables
 from vmr_zoo.utils.browser import open_page
 from vmr_zoo.utils.files import atomic_write, check_picture
@@ -167,7 +167,7 @@ def _write_page(
     transfers: list[Leaderboard],
     runs: list[Run],
     unfinished: list[UnfinishedRun],
-    answers: list[Answer],
+    answers: list[ClaimAnswer],
     study: list[StudyTable],
 ) -> None:
     """Writes the page, with the papers' tables that concern the runs, and prints the leaderboards."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from vmr_zoo.config.keys import Text, kind_of
 from vmr_zoo.errors import unknown
@@ -141,6 +141,11 @@ def _positional(args: Sequence[str]) -> Iterator[tuple[int, str]]:
         option = arg if arg.startswith("-") and not is_value else None
         if option is None and not is_value:
             yield position, arg
+
+
+def search_paths(overrides: Iterable[str]) -> list[str]:
+    """Returns those of Hydra's own overrides that name further folders of configuration files."""
+    return [text for text in overrides if text.startswith("hydra.searchpath=")]
 
 
 def texts_of(verb: str, args: Sequence[str]) -> Iterator[tuple[str, Text, str]]:

@@ -5,7 +5,8 @@ Nothing here imports torch: `vmr --help` and `vmr score` start with this file.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +61,7 @@ def compose(verb: str, overrides: Sequence[str] = ()) -> DictConfig:
     Raises:
         hydra.errors.HydraException: as Hydra raises on the command line.
     """
-    import hydra
-    from hydra.core.global_hydra import GlobalHydra
-
-    register_resolvers()
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(config_dir()), version_base="1.3", job_name=verb):
+    with _initialised(verb):
         return _compose_job(verb, overrides)
 
 
@@ -76,13 +72,22 @@ def compose_with_choices(verb: str, overrides: Sequence[str]) -> tuple[DictConfi
         hydra.errors.HydraException: as Hydra raises on the command line.
     """
     import hydra
+
+    with _initialised(verb):
+        cfg = hydra.compose(verb, list(overrides), return_hydra_config=True)
+    return cfg, list(cfg.hydra.runtime.choices)
+
+
+@contextmanager
+def _initialised(verb: str) -> Iterator[None]:
+    """Lets Hydra compose outside of a job."""
+    import hydra
     from hydra.core.global_hydra import GlobalHydra
 
     register_resolvers()
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(config_dir()), version_base="1.3", job_name=verb):
-        cfg = hydra.compose(verb, list(overrides), return_hydra_config=True)
-    return cfg, list(cfg.hydra.runtime.choices)
+        yield
 
 
 def recompose(overrides: Sequence[str]) -> DictConfig:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vmr_zoo.config.compose import config_dir
-from vmr_zoo.errors import VmrError, nearest, unknown
+from vmr_zoo.errors import VmrError, did_you_mean, nearest, unknown
 
 _PARTS = {"base", "default"}
 """Files and folders that others include; nobody selects them."""
@@ -47,9 +47,8 @@ def unknown_member(group: str, name: str, also: Sequence[str] = ()) -> VmrError:
     beside = [member for member in valid if member.startswith(folder)]
     if beside or len(valid) <= 40:
         return unknown(group, name, beside or valid)
-    close = nearest(name, valid)
     folders_of = sorted({member.partition("/")[0] for member in valid})
-    hint = f" Did you mean {' or '.join(close)}?" if close else ""
+    hint = did_you_mean(nearest(name, valid))
     return VmrError(f"Unknown {group} '{name}'.{hint} Valid: names below {', '.join(folders_of)}.")
 
 

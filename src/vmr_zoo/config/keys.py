@@ -64,7 +64,6 @@ FLAG = Choice((True, False))
 COUNT = Number(low=1)
 COUNT_OR_NULL = Number(low=1, null=True)
 SHARE = Number(whole=False, low=0, high=1)
-SECONDS = Number(whole=False, low=0, above=True)
 SECONDS_OR_NULL = Number(whole=False, low=0, above=True, null=True)
 NAMES = Text(several=True)
 DTYPE = Choice(("float32", "bfloat16", "float16"))
@@ -113,7 +112,6 @@ VERB_KINDS: dict[str, dict[str, Kind]] = {
         "videos": Text(several=True, exists="videos"),
         "batch_size": COUNT,
         "processes": COUNT_OR_NULL,
-        "threads": COUNT_OR_NULL,
         "dtype": DTYPE,
         "storage": Choice(("float32", "float16")),
     },
@@ -199,9 +197,11 @@ VERB_KINDS: dict[str, dict[str, Kind]] = {
 }
 """Keys of single verbs."""
 
+VARIANTS = ("paper", "released")
+
 KINDS: dict[str, Kind] = {
     # keys of several verbs
-    "variant": Choice(("paper", "released")),
+    "variant": Choice(VARIANTS),
     "seed": Number(low=0, high=2**32 - 1),
     "threads": COUNT_OR_NULL,
     "compile": FLAG,
@@ -247,10 +247,7 @@ KINDS: dict[str, Kind] = {
     "logger.*.run_name": Text(),
     "logger.*.tracking_uri": Text(null=True),
     "data.name": Text(),
-    "data.folder": Text(),
     "data.selection": Text(),
-    "data.protocol.root": Text(),
-    "data.protocol.folder": Text(),
     "features.name": Text(),
     "features.origin": Text(),
     "*.packed": Text(null=True),
@@ -269,7 +266,6 @@ KINDS: dict[str, Kind] = {
     "text_encoder.name": Text(),
     "text_encoder.model": Text(),
     "text_encoder.pretrained": Text(null=True),
-    "text_encoder.file": Text(),
     "encoder.model": Text(),
     "encoder.weights": Text(null=True),
     "encoder.pretrained": Text(null=True),

@@ -10,12 +10,11 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from vmr_zoo.config.keys import VARIANTS
 from vmr_zoo.config.run_names import run_name
 from vmr_zoo.config.switch_table import row_names
 from vmr_zoo.errors import VmrError, unknown
 from vmr_zoo.utils.trees import walk
-
-VARIANTS = ("paper", "released")
 
 
 def register_resolvers() -> None:
@@ -37,16 +36,6 @@ def register_resolvers() -> None:
         OmegaConf.register_new_resolver(name, resolver, replace=True)
 
 
-def check_variant(variant: object) -> None:
-    """Refuses a `variant` that is neither "paper" nor "released".
-
-    Raises:
-        VmrError: lists the valid ones.
-    """
-    if variant not in VARIANTS:
-        raise unknown("variant", str(variant), VARIANTS)
-
-
 def by_variant(paper: Any, released: Any, *, _root_: DictConfig) -> Any:
     """Resolves `${by_variant:A,B}`: A under `variant: paper`, B under `variant: released`.
 
@@ -62,7 +51,8 @@ def by_variant(paper: Any, released: Any, *, _root_: DictConfig) -> Any:
         VmrError: if `variant` is missing or unknown.
     """
     variant = _root_.get("variant")
-    check_variant(variant)
+    if variant not in VARIANTS:
+        raise unknown("variant", str(variant), VARIANTS)
     return paper if variant == "paper" else released
 
 

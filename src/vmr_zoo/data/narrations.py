@@ -30,7 +30,7 @@ from vmr_zoo.data.text.encoder import TextEncoder
 from vmr_zoo.data.text.lost_words import LostWords
 from vmr_zoo.errors import VmrError
 from vmr_zoo.utils.arrays import Array
-from vmr_zoo.utils.files import atomic_path, write_json
+from vmr_zoo.utils.files import atomic_path, json_objects, write_json
 
 MANIFEST_KEYS = ("model", "revision", "prompt", "sampling_rate", "seed", "date")
 """Required keys of a narration manifest; null where not applicable. `prompt` may be a list."""
@@ -92,11 +92,8 @@ def read_narrations(path: str | Path) -> tuple[dict[str, list[Narration]], dict[
     """
     path = Path(path).expanduser()
     by_video: dict[str, list[Narration]] = {}
-    # Not splitlines(): a sentence may contain U+2028 and similar characters.
-    for number, line in enumerate(_text(path).split("\n"), 1):
-        if not line.strip():
-            continue
-        narration = _parse(line, f"{path}, line {number}")
+    for where, row in json_objects(_text(path), path):
+        narration = _parse(row, where)
         by_video.setdefault(narration.video_id, []).append(narration)
     if not by_video:
         raise VmrError(f"{path} holds no narrations.")
@@ -125,22 +122,18 @@ def _text(path: Path) -> str:
         raise VmrError(f"{path} cannot be read as UTF-8 text ({error}).") from error
 
 
-def _parse(line: str, where: str) -> Narration:
-    """Reads one line."""
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise VmrError(f"{where}: not valid JSON ({error}).") from error
-    if not isinstance(row, dict) or not {"video_id", "start", "end", "text"} <= row.keys():
-        raise VmrError(f"{where}: expected an object with video_id, start, end, text; found {line:.80}.")
+def _parse(row: Mapping[str, Any], where: str) -> Narration:
+    """Checks one line."""
+    if not {"video_id", "start", "end", "text"} <= row.keys():
+        raise VmrError(f"{where}: expected an object with video_id, start, end, text; found {row!r:.80}.")
     start, end, text, video_id = row["start"], row["end"], row["text"], row["video_id"]
     if not (isinstance(video_id, str) and isinstance(text, str) and video_id and text.strip()):
         raise VmrError(
-            f"{where}: expected video_id and text as strings that are not empty; found {line:.80}."
+            f"{where}: expected video_id and text as strings that are not empty; found {row!r:.80}."
         )
     if re.search(r"[\ud800-\udfff]", video_id + text):
         raise VmrError(
-            f"{where}: expected text, found half of a surrogate pair: {line:.80}. Write the text again."
+            f"{where}: expected text, found half of a surrogate pair: {row!r:.80}. Write the text again."
         )
     # No video is 1e9 s long, and a JSON integer may be too large for a float.
     if not all(type(value) in (int, float) for value in (start, end)) or not 0 <= start <= end <= 1e9:

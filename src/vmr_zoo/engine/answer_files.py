@@ -24,13 +24,19 @@ from pathlib import Path
 from typing import Any
 
 from vmr_zoo.engine.answers import Span, read_spans
-from vmr_zoo.engine.submission import MAX_LINE, LocatedRow, PredictionRow, RowLocation, read_rows
+from vmr_zoo.engine.submission import (
+    MAX_LINE,
+    WINDOWS,
+    LocatedRow,
+    PredictionRow,
+    RowLocation,
+    read_prediction_rows,
+)
 from vmr_zoo.errors import VmrError, abbreviate
 from vmr_zoo.utils.files import read_text
 
 SEPARATOR = ">>>"
 
-WINDOWS = "pred_relevant_windows"
 IDS = ("query_id", "qid")
 _VIDEO = ("video_id", "vid", "video", "video_name", "video_path")
 _SENTENCE = ("query", "sentence", "question", "caption")
@@ -52,7 +58,7 @@ _LARGEST_JSON = 512 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ForeignAnswer:
     """What a file says about one sentence.
 
     Attributes:
@@ -80,7 +86,7 @@ class Answer:
     text: str | None = None
 
 
-def read_answers(path: Path, split: str = "") -> Iterator[Answer]:
+def read_answers(path: Path, split: str = "") -> Iterator[ForeignAnswer]:
     """Reads a file of any of the forms, row by row where the form allows it.
 
     Args:
@@ -89,13 +95,13 @@ def read_answers(path: Path, split: str = "") -> Iterator[Answer]:
 
     Raises:
         VmrError: if there is no such file, or a row has no answer, with its line and keys; while reading, as
-            `read_rows` raises.
+            `read_prediction_rows` raises.
     """
     if path.suffix.lower() in (".xlsx", ".xls"):
         raise VmrError(
             f"{path} is a spreadsheet. Save it as .tsv or .csv; VLMEvalKit writes .tsv with PRED_FORMAT=tsv."
         )
-    rows = read_rows(path, split)  # refuses a missing file at once
+    rows = read_prediction_rows(path, split)  # refuses a missing file at once
     if path.suffix.lower() in (".csv", ".tsv"):
         rows = _table(path)
     elif not zipfile.is_zipfile(path):
@@ -163,27 +169,27 @@ def _whole(path: Path) -> list[LocatedRow]:
     return located
 
 
-def _answers_of(row: PredictionRow, location: RowLocation) -> Iterator[Answer]:
+def _answers_of(row: PredictionRow, location: RowLocation) -> Iterator[ForeignAnswer]:
     """Yields the answers of one row: usually one; an object of a whole file holds many."""
     keyed = _keyed_by_sentence(row)
     if keyed is not None:
         for key, value in keyed.items():
             video, sentence, truth = _parts(key)
-            yield _with_value(Answer(location, {}, video=video, sentence=sentence, truth=truth), value)
+            yield _with_value(ForeignAnswer(location, {}, video=video, sentence=sentence, truth=truth), value)
         return
     query_id = next((row[key] for key in IDS if key in row), None)
     if isinstance(query_id, str | int):
         location = replace(location, query_id=str(query_id))
     if row and not set(row) & {*_ANSWER, *IDS, *_VIDEO, *_SENTENCE}:
         for key, value in row.items():
-            yield _with_value(Answer(replace(location, query_id=key), {}, query_id=key), value)
+            yield _with_value(ForeignAnswer(replace(location, query_id=key), {}, query_id=key), value)
         return
     found = _answer_key(row, location)
     names = [
         next((str(row[key]) for key in keys if isinstance(row.get(key), str | int)), None)
         for keys in (_VIDEO, _SENTENCE)
     ]
-    answer = Answer(
+    answer = ForeignAnswer(
         location,
         row,
         own=found == WINDOWS,
@@ -225,7 +231,7 @@ def _parts(key: str) -> tuple[str, str, Span | None]:
     return video, sentence, None if numbers is None else (float(numbers[1]), float(numbers[2]))
 
 
-def _with_value(answer: Answer, value: Any) -> Answer:
+def _with_value(answer: ForeignAnswer, value: Any) -> ForeignAnswer:
     """Adds the answer itself, in any of its forms.
 
     Raises:

@@ -14,7 +14,7 @@ from vmr_zoo.config.compose import recompose
 from vmr_zoo.config.run_names import run_name
 from vmr_zoo.engine.bench_turns import Subject, quartiles
 from vmr_zoo.errors import VmrError, unknown
-from vmr_zoo.runs.directory import read_table
+from vmr_zoo.runs.directory import read_json
 from vmr_zoo.utils.console import wide_console
 from vmr_zoo.utils.files import lock_folder, write_json
 from vmr_zoo.utils.parallel import torch_threads
@@ -83,6 +83,25 @@ def _row_name(cfg: DictConfig, further: Sequence[str] = ()) -> str:
     overrides = [*HydraConfig.get().overrides.task, *further]
     changes = [text for text in overrides if text.partition("=")[0] not in _NOT_IN_NAME]
     return run_name(str(cfg.choices.method), cfg.variant, changes)
+
+
+def read_table(path: Path, schema: int, refusal: str) -> list[dict[str, Any]]:
+    """Returns the rows of a JSON file of measurements; none if there is no file.
+
+    Args:
+        path: the file, an object with "schema" and "rows".
+        schema: the version that the caller reads.
+        refusal: what the error says about another file, after its path.
+
+    Raises:
+        VmrError: if it is another file.
+    """
+    if not path.is_file():
+        return []
+    found = read_json(path)
+    if not isinstance(found, dict) or found.get("schema") != schema:
+        raise VmrError(f"{path} {refusal}")
+    return list(found["rows"])
 
 
 def stored_rows(path: Path) -> list[dict[str, Any]]:

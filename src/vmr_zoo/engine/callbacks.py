@@ -202,14 +202,7 @@ class StepTime(Callback):
         """Restarts the clock after validation within an epoch."""
         self._since = time.monotonic()
 
-    def on_train_batch_end(
-        self,
-        trainer: lightning.Trainer,
-        pl_module: lightning.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
+    def on_train_batch_end(self, *_: Any, **__: Any) -> None:
         """Counts the step."""
         now = time.monotonic()
         self.seconds += now - self._since

@@ -97,7 +97,7 @@ class StepClock(_Clock):
     """Times the phases of training steps."""
 
     def on_train_batch_start(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
+        self, trainer: Any, pl_module: lightning.LightningModule, batch: Any, *_: Any, **__: Any
     ) -> None:
         """The batch is loaded."""
         self._start(pl_module, batch)
@@ -113,12 +113,7 @@ class StepClock(_Clock):
         self._mark("backward", pl_module)
 
     def on_train_batch_end(
-        self,
-        trainer: lightning.Trainer,
-        pl_module: lightning.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: Any, pl_module: lightning.LightningModule, *_: Any, **__: Any
     ) -> None:
         """The weights are updated."""
         self._end(pl_module)
@@ -138,24 +133,13 @@ class PredictClock(_Clock):
     """Times predictions."""
 
     def on_predict_batch_start(
-        self,
-        trainer: lightning.Trainer,
-        pl_module: lightning.LightningModule,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Any, pl_module: lightning.LightningModule, batch: Any, *_: Any, **__: Any
     ) -> None:
         """The batch is loaded."""
         self._start(pl_module, batch)
 
     def on_predict_batch_end(
-        self,
-        trainer: lightning.Trainer,
-        pl_module: lightning.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Any, pl_module: lightning.LightningModule, *_: Any, **__: Any
     ) -> None:
         """The prediction is made."""
         self._end(pl_module)

@@ -54,14 +54,7 @@ class LossFalls(Callback):
         """Is restored from the checkpoint."""
         self._losses = [torch.tensor(loss) for loss in state_dict["losses"]]
 
-    def on_train_batch_end(
-        self,
-        trainer: lightning.Trainer,
-        pl_module: lightning.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *_: Any, **__: Any) -> None:
         """Keeps the loss, on its device."""
         if outputs is not None:
             self._losses.append(outputs["loss"].detach())

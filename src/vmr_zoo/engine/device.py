@@ -1,6 +1,9 @@
-"""Waiting for a GPU, and the peak of memory: of torch on a GPU, else of the process."""
+"""A device: waiting for it, the time of work on it, and its peak of memory; on a CPU that of the process."""
 
 from __future__ import annotations
+
+import time
+from collections.abc import Callable
 
 import torch
 
@@ -11,6 +14,17 @@ def synchronise(device: torch.device | str) -> None:
     """Waits until a GPU has done what it was given."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def mean_seconds(work: Callable[[], object], repeats: int, device: torch.device | str) -> float:
+    """Returns the mean time of some repetitions, after one that does not count."""
+    work()
+    synchronise(device)
+    started = time.perf_counter()
+    for _ in range(repeats):
+        work()
+    synchronise(device)
+    return (time.perf_counter() - started) / repeats
 
 
 def reset_peak(device: torch.device | str) -> None:

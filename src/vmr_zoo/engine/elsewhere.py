@@ -13,9 +13,9 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from vmr_zoo.data.annotations.records import Query, Split
-from vmr_zoo.engine.answer_files import WINDOWS, Answer
+from vmr_zoo.engine.answer_files import ForeignAnswer
 from vmr_zoo.engine.answers import Span, read_spans
-from vmr_zoo.engine.submission import LocatedRow, PredictionRow, RowLocation
+from vmr_zoo.engine.submission import WINDOWS, LocatedRow, PredictionRow, RowLocation
 from vmr_zoo.engine.units import in_seconds
 from vmr_zoo.errors import nearest
 
@@ -107,7 +107,7 @@ class AnswerMatcher:
         self._elsewhere = {key for q in outside for key in (q.query_id, (q.video_id, _normal(q.text)))}
         self._videos = {query.video_id for query in (*self.split.queries, *outside)}
 
-    def rows(self, answers: Iterable[Answer]) -> Iterator[LocatedRow]:
+    def rows(self, answers: Iterable[ForeignAnswer]) -> Iterator[LocatedRow]:
         """Yields a row per query of the split, in the order of the answers, for `scoring.score_queries`.
 
         Rows of Moment-DETR's form pass through: `score_queries` checks them. Of other answers, one about a
@@ -157,7 +157,7 @@ class AnswerMatcher:
         with contextlib.suppress(TypeError, IndexError, KeyError):
             self.tally.outside += query is not None and bool(windows[0][0] > query.duration)
 
-    def _own_row(self, answer: Answer) -> PredictionRow | None:
+    def _own_row(self, answer: ForeignAnswer) -> PredictionRow | None:
         """Returns a row of Moment-DETR's form as it is, with scores if it has none; None: it is skipped."""
         row, windows = answer.row, answer.windows
         if answer.split not in (None, self.split.name):
@@ -176,7 +176,7 @@ class AnswerMatcher:
                 windows = in_seconds(windows, self.unit, query.duration)
         return row if windows is answer.windows else {**row, WINDOWS: windows}
 
-    def _find(self, answer: Answer) -> list[Query]:
+    def _find(self, answer: ForeignAnswer) -> list[Query]:
         """Returns the queries that an answer belongs to; [] if it is skipped."""
         if answer.query_id is not None:
             if answer.query_id in self._by_id:
@@ -233,7 +233,7 @@ class AnswerMatcher:
         self.tally.other_truth += closest > _OTHER_TRUTH
         return [query for query, distance in zip(asked, distances, strict=True) if distance == closest]
 
-    def _row(self, answer: Answer, query: Query) -> tuple[dict[str, Any], bool]:
+    def _row(self, answer: ForeignAnswer, query: Query) -> tuple[dict[str, Any], bool]:
         """Returns an answer as a row of predictions.jsonl, and whether its windows had no scores."""
         row: dict[str, Any] = {**answer.row, "query_id": query.query_id, "video_id": query.video_id}
         if answer.text is not None:

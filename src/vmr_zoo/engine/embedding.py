@@ -27,7 +27,7 @@ from vmr_zoo.data.text.encoder import EmbeddingWork, TextEncoder
 from vmr_zoo.errors import VmrError, unknown
 from vmr_zoo.utils.arrays import half
 from vmr_zoo.utils.console import progress
-from vmr_zoo.utils.files import atomic_path, write_json
+from vmr_zoo.utils.files import atomic_path, json_objects, write_json
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -228,7 +228,7 @@ def read_queries(file: Path) -> list[Sentence]:
     """
     readers: dict[str, Callable[[str, Path], Iterable[tuple[str, dict[str, Any]]]]] = {
         ".csv": _csv,
-        ".jsonl": _jsonl,
+        ".jsonl": json_objects,
         ".txt": _txt,
     }
     if file.suffix not in readers:
@@ -265,20 +265,6 @@ def _csv(content: str, file: Path) -> Iterable[tuple[str, dict[str, Any]]]:
             yield where, dict(row)
     except csv.Error as error:
         raise VmrError(f"{file}, line {reader.line_num}: not valid CSV ({error}).") from error
-
-
-def _jsonl(content: str, file: Path) -> Iterable[tuple[str, dict[str, Any]]]:
-    for number, line in enumerate(content.split("\n"), 1):
-        if not line.strip():
-            continue
-        where = f"{file}, line {number}"
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise VmrError(f"{where}: not valid JSON ({error}).") from error
-        if not isinstance(row, dict):
-            raise VmrError(f"{where}: expected an object, found {line:.80}.")
-        yield where, row
 
 
 def _txt(content: str, file: Path) -> Iterable[tuple[str, dict[str, Any]]]:

@@ -140,12 +140,17 @@ def _changed_annotations(run: Path, data: VMRDataModule, splits: Sequence[str], 
     """Returns which annotations differ from those of the run; refuses them unless the user wants them."""
     changed = changed_annotations(run, split_digests(data.protocol.splits), splits)
     if changed and not wanted:
-        raise VmrError(
-            f"The annotations differ from those that {run} was scored with: {'; '.join(changed)}. Restore "
-            "them (paths.annotations). To score the run on these, under a name that says so, add "
-            "other_annotations=true."
-        )
+        advice = " To score the run on these, under a name that says so, add other_annotations=true."
+        raise annotations_differ(run, changed, advice)
     return changed
+
+
+def annotations_differ(run: Path, changed: Sequence[str], advice: str = "") -> VmrError:
+    """Builds the error for annotations that are not those of a run, with further advice."""
+    return VmrError(
+        f"The annotations differ from those that {run} was scored with: {'; '.join(changed)}. Restore them "
+        f"(paths.annotations).{advice}"
+    )
 
 
 def _evaluate_split(

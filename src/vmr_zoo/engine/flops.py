@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,7 @@ import lightning
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from vmr_zoo.engine.device import synchronise
+from vmr_zoo.engine.device import mean_seconds
 
 if TYPE_CHECKING:
     from vmr_zoo.data.batches.datamodule import VMRDataModule
@@ -75,13 +74,5 @@ def matrix_rate(device: torch.device, precision: str) -> float:
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     c = torch.empty_like(a)
 
-    def seconds(products: int) -> float:
-        synchronise(device)
-        started = time.perf_counter()
-        for _ in range(products):
-            torch.mm(a, b, out=c)
-        synchronise(device)
-        return (time.perf_counter() - started) / products
-
-    seconds(2)
-    return 2 * size**3 / statistics.median(seconds(2) for _ in range(5))
+    times = [mean_seconds(lambda: torch.mm(a, b, out=c), 2, device) for _ in range(5)]
+    return 2 * size**3 / statistics.median(times)

@@ -26,8 +26,8 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from vmr_zoo.config.compose import config_dir
+from vmr_zoo.engine.bench import read_table
 from vmr_zoo.errors import VmrError, unknown
-from vmr_zoo.runs.directory import read_table
 from vmr_zoo.runs.environment import describe_environment
 from vmr_zoo.utils.files import lock_folder, write_json
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from vmr_zoo.config.compose import build, compose
-from vmr_zoo.engine.device import peak_gb, reset_peak, synchronise
+from vmr_zoo.engine.device import mean_seconds, peak_gb, reset_peak
 from vmr_zoo.engine.gpu import Skipped
 from vmr_zoo.errors import unknown
 
@@ -66,7 +65,7 @@ def extraction(cfg: DictConfig, name: str, dtype: str) -> dict[str, Any]:
         clip = next(iter(encoder.clips(next(iter(videos.values())))))
         size = min(cfg.clips, 256 if cfg.device == "cuda" else 32)
         clips = [torch.rand_like(clip) for _ in range(size)]
-        encoding = _seconds(lambda: encoder.encode(clips), -(-cfg.clips // size), cfg.device)
+        encoding = mean_seconds(lambda: encoder.encode(clips), -(-cfg.clips // size), cfg.device)
         started = time.perf_counter()
         failures = extract(videos, encoder, OmegaConf.to_container(composed.encoder), folder)  # type: ignore[arg-type]
         extracting = time.perf_counter() - started
@@ -106,7 +105,7 @@ def narration(cfg: DictConfig, size: str) -> dict[str, Any]:
     draw = np.random.default_rng(0)
     frames = [draw.integers(0, 256, (240, 320, 3), np.uint8) for _ in range(narrator.batch_size)]
     segments = [Segment("random", number, number, number, [frame]) for number, frame in enumerate(frames)]
-    batch = _seconds(lambda: narrator.generate(segments), cfg.narrated_batches, cfg.device)
+    batch = mean_seconds(lambda: narrator.generate(segments), cfg.narrated_batches, cfg.device)
     rate = narrator.batch_size / batch
     return {
         "parameters": sum(weight.numel() for weight in model.parameters()),
@@ -191,14 +190,3 @@ def _tokenizer(narrator: VisionLanguageNarrator) -> Any:
     return tf.PreTrainedTokenizerFast(
         tokenizer_object=tokens, **names, padding_side="left", extra_special_tokens={"image_token": "<image>"}
     )
-
-
-def _seconds(work: Callable[[], object], repeats: int, device: str) -> float:
-    """Returns the mean time of some repetitions, after one that does not count."""
-    work()
-    synchronise(device)
-    started = time.perf_counter()
-    for _ in range(repeats):
-        work()
-    synchronise(device)
-    return (time.perf_counter() - started) / repeats

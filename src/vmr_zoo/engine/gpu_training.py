@@ -18,6 +18,7 @@ from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig
 from torch.profiler import ProfilerActivity, profile
 
+from vmr_zoo.config.arguments import as_typed
 from vmr_zoo.config.compose import compose
 from vmr_zoo.data.features.packed import pack
 from vmr_zoo.engine.bench import compare
@@ -130,14 +131,7 @@ class Profile(Callback):
             synchronise(pl_module.device)
             self._started = time.perf_counter()
 
-    def on_train_batch_end(
-        self,
-        trainer: lightning.Trainer,
-        pl_module: lightning.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
+    def on_train_batch_end(self, *_: Any, **__: Any) -> None:
         """Counts the step."""
         self.steps += self.profiler is not None
 
@@ -198,8 +192,8 @@ def time_to_train(cfg: DictConfig, method: str, world: str) -> dict[str, Any]:
         "seed=0",
         "resume=true",
         f"trainer.accelerator={cfg.device}",
-        path_override("run", out / "train" / cfg.size / world / method),
-        *(path_override(f"paths.{key}", cfg.paths[key]) for key in ("annotations", "cache")),
+        *as_typed("train", [f"run={out / 'train' / cfg.size / world / method}"]),
+        *as_typed("train", [f"paths.{key}={cfg.paths[key]}" for key in ("annotations", "cache")]),
     ]
     if world == "charades_cd":
         overrides += _charades_overrides(cfg, method, out, overrides)
@@ -235,14 +229,8 @@ def _charades_overrides(cfg: DictConfig, method: str, out: Path, overrides: list
     source = data.features.video
     source.prepare(data.protocol)
     pack(source, data.protocol.video_ids, out / "packed" / kind, "float16")
-    packed = path_override("features.packed", out / "packed" / kind)
-    return [*features, packed, f"trainer.max_epochs={cfg.charades_epochs}"]
-
-
-def path_override(key: str, path: str | Path) -> str:
-    """Returns an override of Hydra with a path, which may contain any character."""
-    quoted = str(path).replace("\\", "\\\\").replace("'", "\\'")
-    return f"{key}='{quoted}'"
+    packed = as_typed("train", [f"features.packed={out / 'packed' / kind}"])
+    return [*features, *packed, f"trainer.max_epochs={cfg.charades_epochs}"]
 
 
 def _fit(cfg: DictConfig, callbacks: Sequence[Callback]) -> None:

@@ -30,7 +30,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from vmr_zoo.data.features.source import VideoSource
 from vmr_zoo.errors import printable
 from vmr_zoo.utils.arrays import Array
-from vmr_zoo.utils.files import append_row, atomic_path, file_state, read_rows
+from vmr_zoo.utils.files import append_row, atomic_path, file_state, read_appended
 from vmr_zoo.utils.hashing import content_hash, sha256_of
 from vmr_zoo.video.ahead import MOST_AT_ONCE
 from vmr_zoo.video.container import check_file
@@ -111,7 +111,7 @@ class VideoIndex:
             For each file that cannot be decoded, the reason.
         """
         failed: dict[Path, str] = {}
-        sizes = {path: _size(path) for path in paths}
+        sizes = {path: sum(file_state(path)[:1]) for path in paths}  # 0 of a file that is gone
         stopped = threading.Event()
 
         def work(path: Path) -> None:
@@ -167,7 +167,7 @@ class VideoIndex:
     def _hashes(self) -> dict[str, tuple[list[int], str]]:
         """Size and time, and the hash, by path; a later line replaces an earlier one."""
         hashes: dict[str, tuple[list[int], str]] = {}
-        for row in read_rows(self.root / "files.jsonl"):
+        for row in read_appended(self.root / "files.jsonl"):
             with suppress(ValueError, TypeError):  # another program's line
                 name, state, digest = row
                 hashes[name] = (state, digest)
@@ -181,13 +181,6 @@ class _Stopped(Exception):
 def _stop_if(stopped: threading.Event) -> None:
     if stopped.is_set():
         raise _Stopped
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from vmr_zoo.data.annotations.records import SELECTION
-from vmr_zoo.engine.submission import PredictionRow, read_rows
+from vmr_zoo.engine.submission import WINDOWS, PredictionRow, read_prediction_rows
 from vmr_zoo.metrics.per_query import Floats, mean
 from vmr_zoo.metrics.sets import ONLY_BEST, SET_METRICS, choose_set_threshold, predicted_set, set_scores
 from vmr_zoo.metrics.settings import LISTED, MetricSettings
@@ -138,7 +138,7 @@ def set_metrics(rows: Sequence[PredictionRow], rule: SetRule | None) -> dict[str
 
 
 def _windows(row: PredictionRow) -> Floats:
-    return np.array(row["pred_relevant_windows"], dtype=np.float64)
+    return np.array(row[WINDOWS], dtype=np.float64)
 
 
 def _moments(row: PredictionRow) -> Floats:
@@ -157,7 +157,7 @@ def rule_of_run(run: Path, header: Mapping[str, Any], settings: MetricSettings) 
     if known is not None or settings.sets is None:
         return known
     file = run / PREDICTIONS
-    rows = read_rows(file) if file.is_file() else ()
+    rows = read_prediction_rows(file) if file.is_file() else ()
     return set_rule(settings, (row for row, _ in rows if row.get("split") == SELECTION))
 
 

@@ -25,6 +25,7 @@ from vmr_zoo.errors import VmrError, printable
 from vmr_zoo.narrators import Narrated, Narrator
 from vmr_zoo.utils.console import progress
 from vmr_zoo.utils.files import atomic_write, write_json, write_rows
+from vmr_zoo.utils.trees import differing, through_json
 from vmr_zoo.video.files import shard
 
 
@@ -164,8 +165,7 @@ def _claim(out: Path, parts: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     if out.suffix != ".jsonl":
         raise VmrError(f"Expected out=FILE.jsonl, found out={out}.")
     file = parts / "manifest.json"
-    # A JSON round trip turns tuples into lists.
-    manifest = json.loads(json.dumps({"date": date.today().isoformat(), **manifest}))
+    manifest = through_json({"date": date.today().isoformat(), **manifest})
     if not file.exists():
         if out.exists():
             raise VmrError(
@@ -177,14 +177,14 @@ def _claim(out: Path, parts: Path, manifest: dict[str, Any]) -> dict[str, Any]:
         stored: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise VmrError(f"{file} cannot be read ({error}). Delete {parts} to start again.") from error
-    differing = [
+    changed = [
         f"{key}: {json.dumps(stored.get(key))} there, {json.dumps(manifest.get(key))} now"
-        for key in sorted(stored.keys() | manifest.keys())
-        if key != "date" and stored.get(key) != manifest.get(key)
+        for key in sorted(differing(stored, manifest))
+        if key != "date"
     ]
-    if differing:
+    if changed:
         raise VmrError(
-            f"{parts} holds narrations with other settings:\n  " + "\n  ".join(differing) + "\n"
+            f"{parts} holds narrations with other settings:\n  " + "\n  ".join(changed) + "\n"
             "Choose another out= or restore those settings."
         )
     return stored

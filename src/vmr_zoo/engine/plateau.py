@@ -8,6 +8,8 @@ from typing import Any
 import lightning
 from lightning.pytorch.callbacks import EarlyStopping
 
+from vmr_zoo.engine.trainers import find_callback
+
 
 class Plateau(EarlyStopping):
     """Records whether the selection metric stopped improving, and ends training there on request.
@@ -77,8 +79,7 @@ def plateau_header(trainer: lightning.Trainer) -> dict[str, Any]:
     """
     steps = trainer.global_step if any(True for _ in trainer.lightning_module.parameters()) else 0
     header: dict[str, Any] = {"steps": steps}
-    hooks = trainer.callbacks  # type: ignore[attr-defined]
-    hook = next((hook for hook in hooks if isinstance(hook, Plateau)), None)
+    hook = find_callback(trainer, Plateau)
     if hook is not None:
         header["train_cpu_seconds"] = round(hook.cpu_seconds, 3)
         header["patience"] = hook.patience

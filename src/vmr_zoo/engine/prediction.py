@@ -19,7 +19,8 @@ from vmr_zoo.data.annotations.records import SELECTION, selecting_split
 from vmr_zoo.engine.frame_probability import FrameProbability
 from vmr_zoo.engine.progress import PredictionBar, has_terminal
 from vmr_zoo.engine.scoring import score_rows
-from vmr_zoo.engine.trainers import build_trainer, quiet_lightning
+from vmr_zoo.engine.submission import SALIENCY, WINDOWS, truth_row
+from vmr_zoo.engine.trainers import build_trainer, find_callback, quiet_lightning
 from vmr_zoo.metrics.per_query import is_window
 from vmr_zoo.metrics.settings import shown_metrics
 from vmr_zoo.runs import directory
@@ -101,9 +102,8 @@ def predict_rows(
     """
     collector = _RowCollector(data, split)
     method.details = details is not None or frame_probability is not None
-    for bar in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(bar, PredictionBar):
-            bar.split = split
+    if bar := find_callback(trainer, PredictionBar):
+        bar.split = split
     measured = [] if frame_probability is None else [frame_probability.add]
     callback = _Collecting([collector.add, *measured, *further])
     trainer.callbacks.append(callback)  # type: ignore[attr-defined]
@@ -173,7 +173,7 @@ def print_metrics(header: Mapping[str, Any], metrics: Mapping[str, Mapping[str, 
     from rich.text import Text
 
     shown = shown_metrics(metrics)
-    simulated = f", {header['origin'].upper()} features" if header["origin"] == "simulated" else ""
+    simulated = f", {header['origin'].upper()} features" if header["origin"] == directory.SIMULATED else ""
     subject = f"{header['name']} on {header['protocol']} ({header['features']}{simulated})"
     rising = "; still improving when training ended" if header.get("plateau") is False else ""
     title, caption = f"{subject}, seed {header['seed']}", f"per cent; {_describe_weights(header)}{rising}"
@@ -207,13 +207,7 @@ class _Collecting(Callback):
         self.collectors = collectors
 
     def on_predict_batch_end(
-        self,
-        trainer: lightning.Trainer,
-        pl_module: lightning.LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Batch, *_: Any, **__: Any
     ) -> None:
         for collect in self.collectors:
             collect(pl_module, outputs, batch)
@@ -239,24 +233,13 @@ class _RowCollector:
         real[:, 0] = True
         for i, query_id in enumerate(batch["query_id"]):
             ranked = np.concatenate((windows[i], scores[i][:, None]), 1)[real[i]]
-            row = self._row(query_id, ranked.tolist())
+            row = truth_row(self.split, self.queries[query_id])
+            row[WINDOWS] = [[start, end, float(f"{score:.7g}")] for start, end, score in ranked.tolist()]
             if saliency is not None:
-                row["pred_saliency_scores"] = [float(f"{x:.6g}") for x in saliency[i, : clips[i]].tolist()]
+                row[SALIENCY] = [float(f"{x:.6g}") for x in saliency[i, : clips[i]].tolist()]
             lengths = {"clip": clips[i], "word": words[i], "moment": len(ranked)}
             for name, values in details.items():
                 # An unpadded axis has no length here; an axis of pooled clips may be shorter than its length.
                 cut = tuple(slice(lengths.get(axis)) for axis in DETAILS[name])
                 self.details[f"{len(self.rows)}/{name}"] = values[i][cut].contiguous().clone()
             self.rows.append(row)
-
-    def _row(self, query_id: str, ranked: list[list[float]]) -> dict[str, Any]:
-        query = self.queries[query_id]
-        return {
-            "split": self.split,
-            "query_id": query_id,
-            "video_id": query.video_id,
-            "query": query.text,
-            "duration": query.duration,
-            "moments": [list(moment) for moment in query.moments],
-            "pred_relevant_windows": [[start, end, float(f"{score:.7g}")] for start, end, score in ranked],
-        }

@@ -101,7 +101,7 @@ class PredictionBar(Callback):
         self._bar = _Bar(f"predicting {self.split}", sum(trainer.num_predict_batches))
 
     def on_predict_batch_end(
-        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, *_: Any, **__: Any
     ) -> None:
         """Advances the bar."""
         if self._bar is not None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vmr_zoo.data.annotations.records import SELECTION, TRAIN, Protocol, Query, Split
 from vmr_zoo.data.batches.datamodule import TRAINING_ONLY
-from vmr_zoo.engine.evaluation import rebuild
+from vmr_zoo.engine.evaluation import annotations_differ, rebuild
 from vmr_zoo.engine.prediction import predict_rows, prediction_trainer
 from vmr_zoo.errors import VmrError, nearest
 from vmr_zoo.runs import directory
@@ -69,10 +69,7 @@ def query_details(
     method, data = rebuild(stored, run, TRAINING_ONLY)
     split, query = _find_query(data.protocol, query_id)
     if changed := changed_annotations(run, split_digests({split: data.protocol.splits[split]}), [split]):
-        raise VmrError(
-            f"The annotations differ from those that {run} was scored with: {'; '.join(changed)}. Restore "
-            "them (paths.annotations)."
-        )
+        raise annotations_differ(run, changed)
     asked = query if sentence is None else _ask(query, sentence, data.features, data.needs)
     whole = data.protocol
     data.protocol = _one_video(whole, split, asked)

@@ -7,7 +7,6 @@ OUT.partial     the settings, then the answers so far; removed once every query 
 from __future__ import annotations
 
 import csv
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -16,9 +15,11 @@ from typing import Any
 
 from vmr_zoo.data.features.problems import FeatureError
 from vmr_zoo.engine.retriever import Answer, EncodedVideo, Retriever
+from vmr_zoo.engine.submission import SALIENCY, WINDOWS
 from vmr_zoo.errors import VmrError
 from vmr_zoo.utils.console import progress
-from vmr_zoo.utils.files import append_row, file_state, read_rows, write_rows
+from vmr_zoo.utils.files import append_row, file_state, read_appended, write_rows
+from vmr_zoo.utils.trees import differing, through_json
 from vmr_zoo.video.decode import VideoError
 
 _CHUNK = 256
@@ -119,15 +120,15 @@ class Partial:
         """
         self.path = path
         self._answers: dict[str, tuple[list[int], dict[str, Any]]] = {}
-        own: dict[str, Any] = json.loads(json.dumps(settings))  # as read again: a tuple becomes a list
-        rows = read_rows(path)
+        own: dict[str, Any] = through_json(settings)
+        rows = read_appended(path)
         if not path.is_file() or not path.stat().st_size:
             append_row(path, own)
         elif not rows or not isinstance(rows[0], dict):
             raise VmrError(f"{path} is no file of answers. Delete it to start again.")
-        elif differing := [key for key in own | rows[0] if own.get(key) != rows[0].get(key)]:
+        elif changed := differing(own, rows[0]):
             raise VmrError(
-                f"{path} holds answers that were begun with other settings ({', '.join(differing)}). Restore "
+                f"{path} holds answers that were begun with other settings ({', '.join(changed)}). Restore "
                 "them to go on, choose another out=, or delete that file to start again."
             )
         for entry in rows[1:]:
@@ -147,14 +148,14 @@ class Partial:
 
 
 def _answer_row(row: dict[str, str], video: EncodedVideo, answer: Answer) -> dict[str, Any]:
-    scores = {} if answer.clip_scores is None else {"pred_saliency_scores": answer.clip_scores.tolist()}
+    scores = {} if answer.clip_scores is None else {SALIENCY: answer.clip_scores.tolist()}
     return {
         "query_id": row["query_id"],
         "video_id": video.path.stem,
         "video": row["video"],
         "query": answer.query,
         "duration": round(video.duration, 3),
-        "pred_relevant_windows": [[m.start, m.end, m.score] for m in answer.moments],
+        WINDOWS: [[m.start, m.end, m.score] for m in answer.moments],
         **({"notes": dict(video.notes)} if video.notes else {}),
         **scores,
     }

@@ -40,6 +40,7 @@ from vmr_zoo.runs.hub import local_run
 from vmr_zoo.spans import nms
 from vmr_zoo.utils.arrays import Array
 from vmr_zoo.utils.files import file_state
+from vmr_zoo.utils.trees import differing
 from vmr_zoo.video.decode import Note
 from vmr_zoo.video.torch_models import find_device
 
@@ -217,10 +218,9 @@ class Retriever:
             )
         narrated = self._narration_file(Path(file).expanduser(), source)
         current, trained = narrated.narrator_manifest, self.narrator or {}
-        keys = [key for key in dict.fromkeys((*trained, *current)) if key not in _NARRATOR_MAY_DIFFER]
-        differing = [key for key in keys if current.get(key) != trained.get(key)]
-        if differing:
-            listed = "; ".join(f"{key}: {trained.get(key)!r}, now {current.get(key)!r}" for key in differing)
+        keys = [key for key in differing(trained, current) if key not in _NARRATOR_MAY_DIFFER]
+        if keys:
+            listed = "; ".join(f"{key}: {trained.get(key)!r}, now {current.get(key)!r}" for key in keys)
             raise VmrError(f"{file} was made by another narrator than the narrations of training: {listed}.")
         other = self._narrated.setdefault(path.stem, path)
         if other.resolve() != path.resolve():

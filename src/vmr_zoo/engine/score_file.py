@@ -18,12 +18,19 @@ import numpy as np
 
 from vmr_zoo.data.annotations.protocols import find_split
 from vmr_zoo.data.annotations.records import SELECTION, Protocol, Split
-from vmr_zoo.engine.answer_files import WINDOWS, read_answers
+from vmr_zoo.engine.answer_files import read_answers
 from vmr_zoo.engine.elsewhere import EXCERPT, REFUSE, SKIP, UNPARSED, AnswerMatcher, Tally
 from vmr_zoo.engine.elsewhere_run import check_run, write_run
 from vmr_zoo.engine.moment_sets import SetRule, query_sets, set_rule
 from vmr_zoo.engine.scoring import SubmissionScores, score_queries
-from vmr_zoo.engine.submission import LocatedRow, PredictionRow, read_rows
+from vmr_zoo.engine.submission import (
+    SALIENCY,
+    WINDOWS,
+    LocatedRow,
+    PredictionRow,
+    read_prediction_rows,
+    truth_row,
+)
 from vmr_zoo.errors import VmrError, abbreviate
 from vmr_zoo.metrics.per_query import Floats
 from vmr_zoo.metrics.settings import LISTED, MetricSettings, shown_metrics
@@ -109,7 +116,7 @@ def _files(cfg: Any) -> list[Path]:
         )
     paths = [Path(str(one)) for one in ([given] if isinstance(given, str) else given)]
     for path in paths:
-        read_rows(path)  # refuses a missing file
+        read_prediction_rows(path)  # refuses a missing file
     return paths
 
 
@@ -201,18 +208,9 @@ def _with_truth(rows: Sequence[PredictionRow], split: Split) -> list[dict[str, A
         query, answer = queries[str(row.get("query_id", row.get("qid")))], row.get("answer")
         found.append(
             {
-                "split": split.name,
-                "query_id": query.query_id,
-                "video_id": query.video_id,
-                "query": query.text,
-                "duration": query.duration,
-                "moments": [list(moment) for moment in query.moments],
+                **truth_row(split.name, query),
                 WINDOWS: [list(map(float, window)) for window in row[WINDOWS]],
-                **(
-                    {"pred_saliency_scores": row["pred_saliency_scores"]}
-                    if "pred_saliency_scores" in row
-                    else {}
-                ),
+                **({SALIENCY: row[SALIENCY]} if SALIENCY in row else {}),
                 **({"answer": one_line(answer)[:EXCERPT]} if isinstance(answer, str) else {}),
                 **{key: True for key in (UNPARSED, "missing") if row.get(key) is True},
             }

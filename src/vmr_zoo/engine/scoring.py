@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from vmr_zoo.data.annotations.records import MAX_TIME, Query, Split
-from vmr_zoo.engine.submission import LocatedRow, PredictionRow, RowLocation, locate_rows
+from vmr_zoo.engine.submission import SALIENCY, WINDOWS, LocatedRow, PredictionRow, RowLocation, locate_rows
 from vmr_zoo.engine.units import refuse_other_unit
 from vmr_zoo.errors import VmrError, abbreviate
 from vmr_zoo.metrics import official
@@ -214,10 +214,10 @@ def _shorten(value: object) -> str:
 
 def _checked_windows(row: PredictionRow, location: RowLocation) -> Floats:
     """Checks the windows of a row: (K, 3) start and end in seconds and score."""
-    windows = row.get("pred_relevant_windows")
+    windows = row.get(WINDOWS)
     if not isinstance(windows, Sequence) or isinstance(windows, str) or not windows:
         location.refuse(
-            "a list of at least one [start, end, score] under 'pred_relevant_windows'",
+            f"a list of at least one [start, end, score] under '{WINDOWS}'",
             _shorten(windows),
             "Predict at least one window for every query.",
         )
@@ -268,7 +268,7 @@ class _Saliency:
 
     def add(self, row: PredictionRow, query: Query, location: RowLocation) -> None:
         """Checks and stores the scores of a row."""
-        if "pred_saliency_scores" in row:
+        if SALIENCY in row:
             self._predicted.append(_checked_saliency(row, _clip_count(query), location))
         elif self._without is None:
             self._without = location
@@ -279,7 +279,7 @@ class _Saliency:
             return None
         if self._without is not None:
             self._without.refuse(
-                "'pred_saliency_scores', which other rows have", "none", "Write them in every row or in none."
+                f"'{SALIENCY}', which other rows have", "none", "Write them in every row or in none."
             )
         annotators = next((len(rating) for query in queries for _, rating in query.saliency), 0)
         if not annotators:
@@ -302,16 +302,14 @@ def _clip_count(query: Query) -> int:
 
 def _checked_saliency(row: PredictionRow, clips: int, location: RowLocation) -> Floats:
     """Checks the saliency of a row: one finite number per clip; one clip more or less is accepted."""
-    scores = row["pred_saliency_scores"]
+    scores = row[SALIENCY]
     if not isinstance(scores, list | tuple) or not scores or not set(map(type, scores)) <= _NUMBERS:
-        location.refuse(
-            "a list of numbers under 'pred_saliency_scores'", _shorten(scores), "Write one per clip."
-        )
+        location.refuse(f"a list of numbers under '{SALIENCY}'", _shorten(scores), "Write one per clip.")
     # Features may end a clip before or after the annotation (as in 13 rows of Moment-DETR's published
     # predictions). A missing clip then has score 0, as in the official evaluator.
     if abs(len(scores) - clips) > 1:
         location.refuse(
-            f"{clips} numbers under 'pred_saliency_scores', one per {CLIP_SECONDS:g} s",
+            f"{clips} numbers under '{SALIENCY}', one per {CLIP_SECONDS:g} s",
             f"{len(scores)}",
             "Write one per clip, without padding.",
         )

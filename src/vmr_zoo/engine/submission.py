@@ -11,9 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
+from vmr_zoo.data.annotations.records import Query
 from vmr_zoo.errors import VmrError, abbreviate
 
 PredictionRow = Mapping[str, Any]
+
+WINDOWS = "pred_relevant_windows"
+SALIENCY = "pred_saliency_scores"
+"""Keys of a row."""
 
 MAX_UNPACKED = 4 << 30
 """Bytes that are read of a file of predictions; 1,550 queries of QVHighlights take 3 MB."""
@@ -42,7 +47,19 @@ class RowLocation:
 LocatedRow = tuple[PredictionRow, RowLocation]
 
 
-def read_rows(path: Path, split: str = "") -> Iterator[LocatedRow]:
+def truth_row(split: str, query: Query) -> dict[str, Any]:
+    """Returns what a row of predictions.jsonl has beside the prediction: the query and its ground truth."""
+    return {
+        "split": split,
+        "query_id": query.query_id,
+        "video_id": query.video_id,
+        "query": query.text,
+        "duration": query.duration,
+        "moments": [list(moment) for moment in query.moments],
+    }
+
+
+def read_prediction_rows(path: Path, split: str = "") -> Iterator[LocatedRow]:
     """Reads a JSON Lines file, or the one in a zip archive, lazily, line by line.
 
     Nothing is extracted: no path in an archive is ever used, and it takes no space on the disk.

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vmr_zoo.errors import VmrError
 from vmr_zoo.utils.arrays import Array
-from vmr_zoo.utils.files import WriteError, atomic_path
+from vmr_zoo.utils.files import atomic_path, check_picture
 from vmr_zoo.video.decode import sample
 
 if TYPE_CHECKING:
@@ -87,13 +86,9 @@ def save_figure(figure: Figure, out: str | Path, key: str, dpi: int) -> None:
     Raises:
         VmrError: for an unknown suffix, or a path that cannot be written.
     """
-    try:
-        with atomic_path(out) as temporary:
-            figure.savefig(temporary, dpi=dpi)
-    except WriteError:
-        raise
-    except (ValueError, OSError) as error:
-        raise VmrError(f"Cannot write {key}={out}: {error}. Name a .png, .pdf or .svg file.") from error
+    check_picture(out, key)
+    with atomic_path(out) as temporary:
+        figure.savefig(temporary, dpi=dpi)
 
 
 def filmstrip(axis: Axes, video: Path, duration: float) -> None:

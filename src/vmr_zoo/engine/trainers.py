@@ -6,7 +6,7 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning
 from hydra.utils import instantiate
@@ -16,6 +16,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 
 from vmr_zoo.errors import VmrError, causes, first_line
+
+Hook = TypeVar("Hook", bound=Callback)
 
 _EXPECTED_WARNINGS = (
     ".*does not have many workers.*",  # features are in memory
@@ -68,6 +70,12 @@ def build_trainer(
                 "machine."
             ) from error
     return trainer
+
+
+def find_callback(trainer: lightning.Trainer, kind: type[Hook]) -> Hook | None:
+    """Returns the first callback of a class; None: the trainer has none."""
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    return next((hook for hook in callbacks if isinstance(hook, kind)), None)
 
 
 @contextlib.contextmanager

@@ -40,7 +40,7 @@ from vmr_zoo.engine.prediction import (
     scored_splits,
 )
 from vmr_zoo.engine.stopping import Stop
-from vmr_zoo.engine.trainers import build_trainer, quiet_lightning
+from vmr_zoo.engine.trainers import build_trainer, find_callback, quiet_lightning
 from vmr_zoo.engine.validity import refuse_unselected, refuse_untrainable, selection_origin
 from vmr_zoo.engine.wandb_logger import close_wandb
 from vmr_zoo.engine.weights import check_checkpoint, export_weights
@@ -103,7 +103,7 @@ def _train_locked(cfg: DictConfig, run: Path, journal: RunLog) -> None:
                 raise
             if cause.filename and not Path(os.path.abspath(cause.filename)).is_relative_to(run.absolute()):
                 raise WriteError(cause.filename, cause) from error  # such as a cache
-            raise directory.unwritable(run, cause) from error
+            raise directory.UnwritableRun(run, cause) from error
 
 
 def _fit(cfg: DictConfig, run: Path, config: dict[str, Any] | None, journal: RunLog) -> None:
@@ -271,8 +271,8 @@ def _record_stop(session: _Session, received: list[int], resumes: bool) -> Itera
 
 def _pruning_verdict(trainer: lightning.Trainer) -> str:
     """Returns why a search pruned the run, "" if it did not."""
-    callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    return next((hook.verdict for hook in callbacks if isinstance(hook, Prune)), "")
+    prune = find_callback(trainer, Prune)
+    return "" if prune is None else prune.verdict
 
 
 def _write_results(
@@ -337,8 +337,7 @@ def _training_cost(trainer: lightning.Trainer) -> dict[str, float]:
         earlier jobs; `vmr bench` measures it.
     """
     cost: dict[str, float] = {}
-    callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    clock = next((hook for hook in callbacks if isinstance(hook, StepTime)), None)
+    clock = find_callback(trainer, StepTime)
     if clock is not None and clock.steps:
         cost["step_ms"] = round(1000 * clock.seconds / clock.steps, 3)
     if trainer.strategy.root_device.type == "cuda":

@@ -75,14 +75,7 @@ class FindWaits(Callback):
             if pl_module.device.type == "cuda":
                 torch.cuda.set_sync_debug_mode("error")
 
-    def on_train_batch_end(
-        self,
-        trainer: lightning.Trainer,
-        pl_module: lightning.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
+    def on_train_batch_end(self, *_: Any, **__: Any) -> None:
         """Stops the detector."""
         if self._detector is not None:
             self._stop()

@@ -170,8 +170,8 @@ def group_queries(
         "clauses": lambda row: 1 + parser.count(row["query"]),
         "verbs": lambda row: parser.verbs(row["query"]),
         "moments": lambda row: len(row["moments"]),
-        "length": lambda row: _longest(row)[1] - _longest(row)[0],
-        "place": lambda row: sum(_longest(row)) / 2 / row["duration"],
+        "length": lambda row: longest_moment(row)[1] - longest_moment(row)[0],
+        "place": lambda row: sum(longest_moment(row)) / 2 / row["duration"],
     }
     parsed = "clauses" in kinds or "verbs" in kinds
     found: dict[str, list[str]] = defaultdict(list)
@@ -182,7 +182,8 @@ def group_queries(
     return pd.DataFrame(found, index=query_index(rows))
 
 
-def _longest(row: PredictionRow) -> tuple[float, float]:
+def longest_moment(row: PredictionRow) -> tuple[float, float]:
+    """Returns start and end in seconds of a query's longest moment."""
     start, end = max(row["moments"], key=lambda moment: moment[1] - moment[0])
     return start, end
 

@@ -7,25 +7,19 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pandas as pd
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from vmr_zoo.report.breakdown import FEW, RESAMPLES, Breakdown, Cell
 from vmr_zoo.report.caveats import legend, marked_label, signs
 from vmr_zoo.report.data_tables import DECIMALS, caveat_cells
 from vmr_zoo.report.escape import markdown, markdown_table, one_line
+from vmr_zoo.report.terminal import GAP, LONGEST_NAME, plain_table
 from vmr_zoo.report.writers import csv_text
 from vmr_zoo.utils.console import wide_console
+from vmr_zoo.utils.text import cut
 
 _FEW_SIGN = "(few)"
-
-_GAP = 3
-"""Characters between columns."""
-
-_LONGEST_NAME = 24
-"""Characters of the name of a row in the terminal."""
 
 NOTE = (
     "Per cent, mean over seeds and queries, with the 95 % interval of a bootstrap of videos, each with "
@@ -60,13 +54,13 @@ def _note(tables: Sequence[Breakdown]) -> str:
 def _print_blocks(console: Console, table: Breakdown) -> None:
     """Prints one table; groups for which there is no room continue below."""
     names = [_name(table, number) for number in range(len(table.cells))]
-    first = max(map(len, names)) + _GAP
+    first = max(map(len, names)) + GAP
     texts = {group: [_lines(table, number, group) for number in range(len(names))] for group in table.groups}
     blocks: list[list[str]] = [[]]
     room = console.width - first
     for group, cells in texts.items():
         needed = (
-            max(len(line) for lines in [_title(table, group).split("\n"), *cells] for line in lines) + _GAP
+            max(len(line) for lines in [_title(table, group).split("\n"), *cells] for line in lines) + GAP
         )
         if blocks[-1] and needed > room:
             blocks.append([])
@@ -74,7 +68,7 @@ def _print_blocks(console: Console, table: Breakdown) -> None:
         blocks[-1].append(group)
         room -= needed
     for block in blocks:
-        shown = Table(box=SIMPLE_HEAD, padding=(0, _GAP - 1, 0, 0), pad_edge=False, show_edge=False)
+        shown = plain_table()
         shown.add_column("", no_wrap=True)
         for group in block:
             shown.add_column(Text(_title(table, group)), justify="right", no_wrap=True)
@@ -89,9 +83,7 @@ def _print_blocks(console: Console, table: Breakdown) -> None:
 
 def _name(table: Breakdown, number: int) -> str:
     row = table.board.rows[number]
-    label = one_line(row.label)
-    cut = label if len(label) <= _LONGEST_NAME else f"{label[: _LONGEST_NAME - 1]}…"
-    return cut + signs(row)
+    return cut(one_line(row.label), LONGEST_NAME) + signs(row)
 
 
 def _title(table: Breakdown, group: str) -> str:
@@ -123,13 +115,8 @@ def _inline(table: Breakdown, number: int, group: str) -> str:
 
 def _breakdowns_markdown(tables: Sequence[Breakdown]) -> str:
     parts = []
-    for table in tables:
-        titles = [_title(table, group).replace("\n", ", ") for group in table.groups]
-        rows = [
-            [marked_label(row), *(_inline(table, number, group) for group in table.groups)]
-            for number, row in enumerate(table.board.rows)
-        ]
-        text = markdown_table(["run", *titles], rows)
+    for table, shown in zip(tables, page_tables(tables), strict=True):
+        text = markdown_table(shown["columns"], shown["rows"])
         parts.append(f"### {markdown(f'{table.title}; {table.board.title}')}\n\n{text}\n")
     return "\n".join([*parts, f"{markdown(_note(tables))}\n"])
 

@@ -13,6 +13,7 @@ from vmr_zoo.config.compose import config_dir
 from vmr_zoo.data.annotations.records import NOT_SELECTED
 from vmr_zoo.metrics.settings import shown_metrics
 from vmr_zoo.report.escape import markdown, markdown_table
+from vmr_zoo.runs.directory import SIMULATED
 
 if TYPE_CHECKING:
     from vmr_zoo.runs.publish import Staged
@@ -116,7 +117,7 @@ def _training(header: Mapping[str, Any]) -> str:
 
 def _warnings(header: Mapping[str, Any]) -> list[str]:
     found = [str(text) for text in header.get("warnings", ())]
-    if header.get("origin") == "simulated":
+    if header.get("origin") == SIMULATED:
         found.append("The features are simulated; the numbers say nothing about real videos.")
     return [f"> **Warning.** {markdown(text)}" for text in found]
 

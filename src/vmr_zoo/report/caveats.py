@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from vmr_zoo.data.annotations.records import selecting_split
-from vmr_zoo.report.leaderboard import Leaderboard, LeaderboardRow
+from vmr_zoo.report.leaderboard import LEADING_METRIC, Leaderboard, LeaderboardRow
 from vmr_zoo.report.runs import Run
-from vmr_zoo.report.sentence_probe import LEAST_LOSS, METRIC, probe_row
+from vmr_zoo.report.sentence_probe import LEAST_LOSS, probe_row
 
 
 class Caveat(NamedTuple):
@@ -29,7 +29,7 @@ RISING = Caveat("still_rising", "†", "still improving when training ended")
 BLIND = Caveat(
     "ignores_sentence",
     "‡",
-    f"loses less than {LEAST_LOSS:g} points of {METRIC} with sentences about other videos",
+    f"loses less than {LEAST_LOSS:g} points of {LEADING_METRIC} with sentences about other videos",
 )
 UNSELECTED = Caveat("not_validated", "§", "no validation chose the weights")
 DEBUG = Caveat("debugging", "¶", "debugging run on a part of the data, not a result")

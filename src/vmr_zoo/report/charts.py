@@ -19,6 +19,7 @@ from vmr_zoo.report.leaderboard import DROP, Leaderboard, LeaderboardRow
 from vmr_zoo.report.query_scores import FIRST_IOU, QueryScores
 from vmr_zoo.report.runs import Run
 from vmr_zoo.runs.status import selection_curve
+from vmr_zoo.utils.text import cut
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -188,7 +189,7 @@ def draw_charts(
         [board.rows[number] for number in shown],
         [scores[number] for number in shown],
         styles,
-        [split for split in board.splits if split != "selection"],
+        board.test_splits,
         board.leading_metric,
     )
     charts: list[dict[str, Any] | None] = []
@@ -234,7 +235,7 @@ def to_svg(figure: Figure, title: str) -> Markup:
 def plain_label(text: str) -> str:
     """Prevents matplotlib from parsing a name as a formula, and shortens it."""
     text = text.removesuffix("-paper").lstrip("_").replace("$", r"\$")
-    return text if len(text) <= 40 else f"{text[:39]}…"
+    return cut(text, 40)
 
 
 def _draw_band(axis: Axes, x: Any, curves: Sequence[Any], style: LineStyle) -> None:

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from vmr_zoo.report.escape import markdown, markdown_table
 from vmr_zoo.report.significance import LEVEL
-from vmr_zoo.report.verdicts import FAILS, HOLDS, OPEN, Answer
+from vmr_zoo.report.verdicts import FAILS, HOLDS, OPEN, ClaimAnswer
 from vmr_zoo.report.writers import csv_text
 from vmr_zoo.utils.console import wide_console
 
@@ -31,7 +31,7 @@ NOTE = (
 )
 
 
-def print_answers(answers: Sequence[Answer]) -> None:
+def print_answers(answers: Sequence[ClaimAnswer]) -> None:
     """Prints the verdicts to the terminal; the table fits into 80 columns."""
     console = wide_console()
     table = Table(show_lines=True, width=80)
@@ -53,20 +53,20 @@ def print_answers(answers: Sequence[Answer]) -> None:
     console.print("Next: add html=true to see them on the page, or format=json for data.")
 
 
-def title(answers: Sequence[Answer]) -> str:
+def title(answers: Sequence[ClaimAnswer]) -> str:
     """Says on which data the claims were tested: not on that of the papers, unless it is named."""
     data = dict.fromkeys(one for answer in answers for one in answer.data)
     return f"What the papers claim, tested on {'; '.join(data)}" if data else "What the papers claim"
 
 
-def summary(answers: Sequence[Answer]) -> str:
+def summary(answers: Sequence[ClaimAnswer]) -> str:
     """Counts the verdicts in one line."""
     counts = Counter(answer.verdict for answer in answers)
     found = ", ".join(f"{counts[verdict]} {verdict}" for verdict in (HOLDS, FAILS, OPEN))
     return f"Verdicts on {len(answers)} claims: {found}"
 
 
-def _effect_lines(answer: Answer) -> str:
+def _effect_lines(answer: ClaimAnswer) -> str:
     effect = answer.effect
     if effect is None or answer.p is None:
         return "no effect yet"
@@ -84,7 +84,7 @@ def _interval(low: float, high: float) -> str:
     return f"{_signed(low)} to {_signed(high)}"
 
 
-def _p(answer: Answer) -> str:
+def _p(answer: ClaimAnswer) -> str:
     """Formats the p that decides the verdict: of the claim, or of its refutation."""
     assert answer.p is not None
     assert answer.p_fails is not None
@@ -92,7 +92,7 @@ def _p(answer: Answer) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def answers_frame(answers: Sequence[Answer]) -> pd.DataFrame:
+def answers_frame(answers: Sequence[ClaimAnswer]) -> pd.DataFrame:
     """Returns the verdicts as text: one row per claim."""
     rows = []
     for answer in answers:
@@ -118,7 +118,7 @@ def answers_frame(answers: Sequence[Answer]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _markdown(answers: Sequence[Answer]) -> str:
+def _markdown(answers: Sequence[ClaimAnswer]) -> str:
     frame = answers_frame(answers)
     open_ones = frame[frame["why not settled"] != ""]
     table = frame.drop(columns=["why not settled", "file", "seeds"])
@@ -136,15 +136,15 @@ def _markdown(answers: Sequence[Answer]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _csv(answers: Sequence[Answer]) -> str:
+def _csv(answers: Sequence[ClaimAnswer]) -> str:
     return csv_text(pd.DataFrame(_records(answers)))
 
 
-def _json(answers: Sequence[Answer]) -> str:
+def _json(answers: Sequence[ClaimAnswer]) -> str:
     return json.dumps(_records(answers), indent=1, ensure_ascii=False) + "\n"
 
 
-def _records(answers: Sequence[Answer]) -> list[dict[str, Any]]:
+def _records(answers: Sequence[ClaimAnswer]) -> list[dict[str, Any]]:
     """Returns the verdicts as data: numbers unrounded, None where there is none."""
     records = []
     for answer in answers:
@@ -177,7 +177,7 @@ def _records(answers: Sequence[Answer]) -> list[dict[str, Any]]:
     return records
 
 
-def page_section(answers: Sequence[Answer]) -> dict[str, Any]:
+def page_section(answers: Sequence[ClaimAnswer]) -> dict[str, Any]:
     """Returns what the page shows: verdicts with their numbers, open ones apart."""
     frame = answers_frame(answers)
     columns = ["effect", "over queries", "over seeds", "p"]
@@ -206,7 +206,7 @@ def page_section(answers: Sequence[Answer]) -> dict[str, Any]:
     }
 
 
-CLAIM_WRITERS: dict[str, Callable[[Sequence[Answer]], str]] = {
+CLAIM_WRITERS: dict[str, Callable[[Sequence[ClaimAnswer]], str]] = {
     "table": _markdown,
     "markdown": _markdown,
     "csv": _csv,

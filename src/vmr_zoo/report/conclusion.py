@@ -28,8 +28,7 @@ def conclusion(board: Leaderboard, compared: bool) -> list[Sentence]:
         score = f": {format_mean_std(values)} per cent {metric} on {split}" if values else ""
         return [[(row.label, True), (f"{score}. There is no other row to compare it with.", False)]]
     sentences = [_best(board, split, metric, compared)]
-    others = [name for name in board.splits[1:] if name != "selection"]
-    if DROP in board.columns and others:
+    if DROP in board.columns and len(board.test_splits) > 1:
         sentences.append(_out_of_distribution(board, metric))
     for caveat in CAVEATS:
         marked = [row.label for row in board.rows if row.caveats.get(caveat.key)]
@@ -70,7 +69,7 @@ def _best(board: Leaderboard, split: str, metric: str, compared: bool) -> Senten
 
 def _out_of_distribution(board: Leaderboard, metric: str) -> Sentence:
     """Names the row with the best mean over the other test splits, and its drop."""
-    others = [name for name in board.splits[1:] if name != "selection"]
+    others = board.test_splits[1:]
     found = {row.label: (row, _means(row, others, metric)) for row in board.rows}
     found = {label: (row, means) for label, (row, means) in found.items() if means}
     if not found:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -105,7 +104,7 @@ def _measured(board: Leaderboard, row: LeaderboardRow, compared: bool) -> dict[s
         for metric in board.metrics:
             name, values = f"{column} {metric}", row.values.get((column, metric), [])
             found[name] = _rounded(row.mean((column, metric)))
-            found[f"{name} std"] = _rounded(statistics.stdev(values)) if len(values) > 1 else None
+            found[f"{name} std"] = _rounded(row.deviation((column, metric)))
             found[f"{name} n"] = len(values)
             if compared and column != DROP:
                 found[f"{name} significance"] = row.marks.get((column, metric), "")

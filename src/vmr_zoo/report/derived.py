@@ -13,6 +13,7 @@ import numpy as np
 
 from vmr_zoo.data.annotations.records import SELECTION
 from vmr_zoo.engine.moment_sets import HEADER_KEY, set_metrics
+from vmr_zoo.engine.submission import WINDOWS
 from vmr_zoo.metrics.calibration import (
     CALIBRATION_METRICS,
     ECE,
@@ -70,7 +71,7 @@ def confidences(rows: RowsBySplit) -> dict[str, Confidence]:
     for split, given in rows.items():
         own = [row for row in given if row["moments"]]
         if own:
-            first = np.array([row["pred_relevant_windows"][0] for row in own], dtype=np.float64)
+            first = np.array([row[WINDOWS][0] for row in own], dtype=np.float64)
             moments, mask = pad_lists([row["moments"] for row in own], 2)
             iou = moment_scores(first[:, None, :2], moments, mask)["full"].iou[:, 0]
             found[split] = Confidence(first[:, 2], iou >= RIGHT_FROM)

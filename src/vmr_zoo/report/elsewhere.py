@@ -13,9 +13,7 @@ from typing import Any
 
 from vmr_zoo.engine.elsewhere import SCORED
 from vmr_zoo.report.runs import Run
-from vmr_zoo.runs.directory import ANNOTATIONS, EXTERNAL, read_json
-
-SIMULATED = "simulated"
+from vmr_zoo.runs.directory import ANNOTATIONS, EXTERNAL, SIMULATED, read_json
 
 _FACTS = ("model", "revision", "prompt", "fps", "pixels", "scores")
 _LONGEST_FACT = 120

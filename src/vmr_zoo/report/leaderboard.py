@@ -20,7 +20,7 @@ from vmr_zoo.metrics.sets import SET_METRICS
 from vmr_zoo.report.elsewhere import external_label, group_runs, is_external
 from vmr_zoo.report.families import family_order, find_family
 from vmr_zoo.report.runs import REFERENCE_SPLITS, Run, metric_names
-from vmr_zoo.runs.directory import EXTERNAL
+from vmr_zoo.runs.directory import EXTERNAL, SIMULATED
 
 TABLE_KEYS = ("protocol", "features", "origin", "selection", "rounding")
 """Two runs share a table exactly if their headers agree in all of these. Rows from elsewhere have no features
@@ -98,6 +98,11 @@ class LeaderboardRow:
         values = self.values.get(key)
         return statistics.fmean(values) if values else None
 
+    def deviation(self, key: tuple[str, str]) -> float | None:
+        """Returns the sample standard deviation over seeds; None with fewer than two values."""
+        values = self.values.get(key, [])
+        return statistics.stdev(values) if len(values) > 1 else None
+
     def mean_cost(self, key: str) -> float | None:
         """Returns the mean of a header's number over the runs that have it; None if none does."""
         values = [run.header[key] for run in self.runs if run.header.get(key) is not None]
@@ -143,6 +148,11 @@ class Leaderboard:
     def splits(self) -> list[str]:
         """The columns that are splits."""
         return [column for column in self.columns if column != DROP]
+
+    @property
+    def test_splits(self) -> list[str]:
+        """The splits without the selection split, the reference split first."""
+        return [split for split in self.splits if split != SELECTION]
 
     @property
     def heading(self) -> str:
@@ -437,6 +447,6 @@ def _selection_title(selection: str) -> str:
 def features_title(header: Mapping[str, Any]) -> str:
     """Names the features of a run, and their origin unless they come from real videos."""
     title = f"features {header['features']}"
-    if header["origin"] == "simulated":
+    if header["origin"] == SIMULATED:
         return f"{title} (SIMULATED: no number here comes from pixels)"
     return title if header["origin"] == "real" else f"{title} ({header['origin']})"

@@ -7,7 +7,6 @@ the template, or stored as JSON that the script shows as text.
 from __future__ import annotations
 
 import json
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +30,7 @@ from vmr_zoo.report.reliability import Reliability
 from vmr_zoo.report.runs import Run, UnfinishedRun, summarize_unfinished
 from vmr_zoo.report.significance import mark_significance
 from vmr_zoo.report.study import StudyTable
-from vmr_zoo.report.verdicts import Answer
+from vmr_zoo.report.verdicts import ClaimAnswer
 from vmr_zoo.runs.config_sections import rendered_videos
 from vmr_zoo.utils.files import atomic_write
 
@@ -49,7 +48,7 @@ def write_page(
     unfinished: Sequence[UnfinishedRun] = (),
     shown_beside: Browsing | None = None,
     significance: bool = False,
-    claims: Sequence[Answer] = (),
+    claims: Sequence[ClaimAnswer] = (),
     study: Sequence[StudyTable] = (),
     transfers: Sequence[Leaderboard] = (),
     breakdowns: Sequence[Mapping[str, Any]] = (),
@@ -181,7 +180,7 @@ def _sort_state(board: Leaderboard) -> dict[str, Any] | None:
 
 def _row_data(board: Leaderboard, row: LeaderboardRow, number: int, family: int) -> dict[str, Any]:
     keys = [[(column, metric) for column in board.columns] for metric in board.metrics]
-    deviations = [[_deviation(row.values.get(key)) for key in own] for own in keys]
+    deviations = [[_two_decimals(row.deviation(key)) for key in own] for own in keys]
     tied = [[place for place, key in enumerate(own) if row.marks.get(key) == TIED] for own in keys]
     return {
         "number": number,
@@ -197,10 +196,6 @@ def _row_data(board: Leaderboard, row: LeaderboardRow, number: int, family: int)
 
 def _two_decimals(value: float | None) -> float | None:
     return None if value is None else round(value, 2)
-
-
-def _deviation(values: Sequence[float] | None) -> float | None:
-    return round(statistics.stdev(values), 2) if values and len(values) > 1 else None
 
 
 def _to_json(value: Any) -> Markup:

@@ -25,7 +25,7 @@ from vmr_zoo.report.leaderboard import features_title, split_repeated_seeds
 from vmr_zoo.report.paper_tables import OurCell, OurColumn, PaperRow, PaperTable, printed_numbers
 from vmr_zoo.report.runs import REFERENCE_SPLITS, Run
 from vmr_zoo.runs.config_sections import config_section
-from vmr_zoo.runs.directory import CONFIG, MANIFEST, parse_config, read_json
+from vmr_zoo.runs.directory import CONFIG, MANIFEST, SIMULATED, parse_config, read_json
 
 _ALIASES = {
     "c": "clip",
@@ -281,7 +281,7 @@ def _our_cells(
 def _our_column(target: _Target, one: _Candidate) -> OurColumn:
     """Names the column of a run by everything in which the run differs from the printed row."""
     header = one.run.header
-    origin = {"simulated": "SIMULATED", "real": ""}.get(header["origin"], header["origin"])
+    origin = {SIMULATED: "SIMULATED", "real": ""}.get(header["origin"], header["origin"])
     parts, kind = [features_title(header)], ""
     if header["protocol"] != target.data:
         kind = origin or "other data"

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from vmr_zoo.engine.submission import SALIENCY, WINDOWS
+from vmr_zoo.report.breakdown import longest_moment
 from vmr_zoo.report.caveats import marked_label
 from vmr_zoo.report.charts import LineStyle
 from vmr_zoo.report.leaderboard import Leaderboard
@@ -117,11 +119,9 @@ class PredictionBrowser:
             }
 
     def _answer(self, row: PredictionRow, curves: Curves) -> dict[str, Any]:
-        scores = row.get("pred_saliency_scores")
+        scores = row.get(SALIENCY)
         return {
-            "windows": [
-                [round(x, 2) for x in window[:2]] for window in row["pred_relevant_windows"][:_WINDOWS]
-            ],
+            "windows": [[round(x, 2) for x in window[:2]] for window in row[WINDOWS][:_WINDOWS]],
             "scores": None if scores is None else [round(x, 2) for x in scores],
             "curves": curves,
             **({"text": _answer_text(row)} if row.get("answer") else {}),
@@ -146,7 +146,7 @@ def _answer_text(row: PredictionRow) -> str:
 def _longest_moments(rows: Iterable[PredictionRow]) -> pd.DataFrame:
     """Returns length and position of each query's longest moment."""
     annotated = [row for row in rows if row["moments"]]
-    longest = [max(row["moments"], key=lambda moment: moment[1] - moment[0]) for row in annotated]
+    longest = [longest_moment(row) for row in annotated]
     return pd.DataFrame(
         {
             "length": [end - start for start, end in longest],

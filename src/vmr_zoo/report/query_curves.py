@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vmr_zoo.errors import VmrError
 from vmr_zoo.report.runs import Run
-from vmr_zoo.runs.directory import DETAILS_FILE, HEADER, METRICS, PREDICTIONS, read_json
+from vmr_zoo.runs.directory import DETAILS_FILE, EVALUATIONS, HEADER, METRICS, PREDICTIONS, read_json
 
 Curves = dict[str, list[float]]
 """Values by name of the detail, one per clip."""
@@ -62,7 +62,7 @@ def _evaluations(run: Run, split: str) -> Iterator[Path]:
     if run.evals:
         yield from (folder for folder in run.evals if _is_of(folder, split))
         return
-    for folder in sorted((run.directory / "eval").glob(f"{split}-*"), reverse=True):
+    for folder in sorted((run.directory / EVALUATIONS).glob(f"{split}-*"), reverse=True):
         if _is_of(folder, split) and not read_json(folder / METRICS)[HEADER].get("change"):
             yield folder
 

@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vmr_zoo.engine.query_details import QueryDetails
+from vmr_zoo.engine.submission import SALIENCY, WINDOWS
 from vmr_zoo.engine.timeline import draw_ranked, filmstrip, save_figure
 from vmr_zoo.types import DETAILS
 from vmr_zoo.utils.arrays import Array
+from vmr_zoo.utils.text import cut
 from vmr_zoo.video.decode import sample
 
 if TYPE_CHECKING:
@@ -104,7 +106,7 @@ def _timed_panels(found: QueryDetails, video: Path | None) -> dict[str, _Panel]:
         title = "narrations" + _of(kept, found.narrations)
         panels[title] = _Panel(0.16 * len(kept), lambda axis: _draw_narrations(axis, kept))
     curves = {name: x for name, x in found.details.items() if DETAILS[name] == ("clip",)}
-    saliency = found.row.get("pred_saliency_scores")
+    saliency = found.row.get(SALIENCY)
     if saliency is not None and "highlight" not in curves:  # EMB's and TEA's saliency is their highlight
         curves["saliency"] = np.array(saliency)
     for names in _together(sorted(curves)):
@@ -182,7 +184,7 @@ def _word_labels(found: QueryDetails, count: int) -> list[str]:
 def _draw_moments(axis: Axes, found: QueryDetails) -> None:
     for start, end in found.query.moments:
         axis.barh(1, end - start, left=start, height=0.8, color="tab:green")
-    draw_ranked(axis, [window[:2] for window in found.row["pred_relevant_windows"][:MOMENTS]], top=1.6)
+    draw_ranked(axis, [window[:2] for window in found.row[WINDOWS][:MOMENTS]], top=1.6)
 
 
 def _draw_narrations(axis: Axes, narrations: Sequence[tuple[float, float, str]]) -> None:
@@ -190,7 +192,7 @@ def _draw_narrations(axis: Axes, narrations: Sequence[tuple[float, float, str]])
     last = max(end for _, end, _ in narrations)
     for i, (start, end, text) in enumerate(narrations):
         axis.barh(-i, max(end - start, 0.005 * last), left=start, height=0.7, color="tab:orange", alpha=0.5)
-        short = text if len(text) <= 90 else text[:89] + "…"
+        short = cut(text, 90)
         right = (start + end) / 2 > last / 2
         beside = axis.text(
             start if right else end,
@@ -254,7 +256,7 @@ def _draw_map(axis: Axes, scores: Array, found: QueryDetails) -> None:
     bar.yaxis.get_offset_text().set_fontsize(7)
     for start, stop in found.query.moments:
         axis.plot(stop, start, "o", markerfacecolor="none", color="tab:green", markersize=9)
-    start, stop, _ = found.row["pred_relevant_windows"][0]
+    start, stop, _ = found.row[WINDOWS][0]
     axis.plot(stop, start, "x", color="tab:red")
     axis.set_xlabel("end, seconds", fontsize=8)
     axis.set_ylabel("start, seconds", fontsize=8)

@@ -14,7 +14,7 @@ import pandas as pd
 from vmr_zoo.data.annotations.records import Query, Split
 from vmr_zoo.engine.moment_sets import SetRule, query_sets, rule_of_run
 from vmr_zoo.engine.scoring import score_queries
-from vmr_zoo.engine.submission import PredictionRow, locate_rows, read_rows
+from vmr_zoo.engine.submission import WINDOWS, PredictionRow, locate_rows, read_prediction_rows
 from vmr_zoo.errors import VmrError
 from vmr_zoo.metrics.per_query import Floats, pad_lists, query_scores
 from vmr_zoo.metrics.sets import SET_METRICS
@@ -142,7 +142,7 @@ def _rows_by_split(file: Path) -> dict[str, list[PredictionRow]]:
     except (OSError, ValueError, TypeError, KeyError):
         # The reader of `vmr score` is half as fast, but reports what is wrong.
         checked: dict[str, list[PredictionRow]] = defaultdict(list)
-        for row, _ in read_rows(file):
+        for row, _ in read_prediction_rows(file):
             checked[row.get("split", "")].append(row)
         return checked
 
@@ -219,7 +219,7 @@ def _score(rows: Sequence[PredictionRow], settings: MetricSettings) -> dict[str,
         return None
     read = settings.windows_read
     try:
-        windows, window_mask = pad_lists([row["pred_relevant_windows"][:read] for row in rows], 3)
+        windows, window_mask = pad_lists([row[WINDOWS][:read] for row in rows], 3)
         targets, target_mask = pad_lists([row["moments"] for row in rows], 2)
     except (KeyError, TypeError, ValueError):
         return None

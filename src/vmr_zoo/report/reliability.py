@@ -117,7 +117,7 @@ class Reliability:
 
     @property
     def _splits(self) -> list[str]:
-        return [split for split in self.board.splits if split != "selection"] or self.board.splits
+        return self.board.test_splits or self.board.splits
 
     @property
     def _lines(self) -> int:

@@ -31,6 +31,7 @@ from vmr_zoo.runs.directory import (
     parse_config,
     read_json,
 )
+from vmr_zoo.utils.text import cut
 from vmr_zoo.utils.trees import leaves
 
 REQUIRED_KEYS = (
@@ -495,5 +496,4 @@ def summarize_unfinished(unfinished: Sequence[UnfinishedRun], shown: int = 3) ->
 
 
 def _shorten(message: str) -> str:
-    line = " ".join(message.split())
-    return line if len(line) <= 200 else f"{line[:199]}…"
+    return cut(" ".join(message.split()), 200)

@@ -7,9 +7,9 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from vmr_zoo.report.leaderboard import LEADING_METRIC
 from vmr_zoo.report.runs import REFERENCE_SPLITS, Run
 
-METRIC = "R1@0.5"
 LEAST_LOSS = 20.0
 """A row that loses fewer points does not read its sentences well enough to compare with others."""
 
@@ -49,7 +49,7 @@ def probe_row(runs: Sequence[Run]) -> SentenceProbe | None:
     pairs: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for run in runs:
         for split, other in probed(run).items():
-            own = run.metrics.get(split, {}).get(METRIC)
+            own = run.metrics.get(split, {}).get(LEADING_METRIC)
             if own is not None:
                 pairs[split].append((own, other))
     if not pairs:
@@ -64,6 +64,7 @@ def probed(run: Run) -> Mapping[str, float]:
     found: dict[str, dict[str, float]] = defaultdict(dict)
     for one in run.probes:
         for split, values in one.metrics.items():
-            if values.get(METRIC) is not None:
-                found[split][one.header["probe"]] = values[METRIC]  # the latest of equal probes counts
+            if values.get(LEADING_METRIC) is not None:
+                # The latest of equal probes counts.
+                found[split][one.header["probe"]] = values[LEADING_METRIC]
     return {split: statistics.fmean(by_probe.values()) for split, by_probe in found.items()}

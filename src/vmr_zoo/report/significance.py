@@ -207,9 +207,7 @@ def video_codes(*indexes: pd.Index) -> list[Videos]:
     return np.split(codes, np.cumsum([len(own) for own in videos])[:-1])
 
 
-def paired_bootstrap(
-    differences: Floats, videos: Videos, resamples: int = RESAMPLES, seed: int = 0
-) -> list[Difference]:
+def paired_bootstrap(differences: Floats, videos: Videos, resamples: int = RESAMPLES) -> list[Difference]:
     """Computes percentile bootstrap intervals and p of mean differences; all comparisons share their draws.
 
     With one query per video it equals `scipy.stats.bootstrap` with the same seed (tested).
@@ -218,9 +216,8 @@ def paired_bootstrap(
         differences: (R, N) paired differences of R comparisons over N queries, in points.
         videos: (N,) the video of each query (`video_codes`).
         resamples: number of resamples.
-        seed: seed of the draws.
     """
-    means = resampled_means(differences, videos, resamples, seed)
+    means = resampled_means(differences, videos, resamples)
     low, high = percentile_interval(means)
     # One more in each count: the observed sample is a possible resample, and no p is 0.
     less, more = ((1 + side.sum(1)) / (resamples + 1) for side in (means <= 0, means >= 0))

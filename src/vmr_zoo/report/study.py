@@ -16,9 +16,9 @@ from vmr_zoo.data.annotations.records import SELECTION
 from vmr_zoo.errors import VmrError
 from vmr_zoo.report.caveats import BLIND, RISING
 from vmr_zoo.report.escape import markdown_table, one_line
-from vmr_zoo.report.leaderboard import Leaderboard, features_title
+from vmr_zoo.report.leaderboard import LEADING_METRIC, Leaderboard, features_title
 from vmr_zoo.report.runs import REFERENCE_SPLITS
-from vmr_zoo.report.sentence_probe import LEAST_LOSS, METRIC
+from vmr_zoo.report.sentence_probe import LEAST_LOSS
 from vmr_zoo.report.terminal import Lines, mean_lines, print_columns, shorten
 from vmr_zoo.utils.console import wide_console
 
@@ -83,10 +83,10 @@ def read_study(file: Path) -> list[StudyTable]:
     except (UnicodeDecodeError, csv.Error) as error:
         raise VmrError(f"'{file}' is not a readable CSV file: {error}.") from error
     missing = [key for key in _REQUIRED if not rows or key not in rows[0]]
-    if missing or not any(str(column).endswith(f" {METRIC}") for column in rows[0]):
+    if missing or not any(str(column).endswith(f" {LEADING_METRIC}") for column in rows[0]):
         raise VmrError(
             f"'{file}' is not the results.csv of a study: expected rows with the columns "
-            f"{', '.join(_REQUIRED)} and '<split> {METRIC}', as experiments/collect.py writes them."
+            f"{', '.join(_REQUIRED)} and '<split> {LEADING_METRIC}', as experiments/collect.py writes them."
         )
     tables = by_data(rows)
     numbers = {id(row): line for line, row in enumerate(rows, 2)}
@@ -108,14 +108,14 @@ def with_comparison(table: StudyTable, boards: Sequence[Leaderboard]) -> StudyTa
     stored = {row[0].rstrip(RISING.sign + BLIND.sign): row[2] for row in table.rows}
     both, seen = [], set()
     for row in board.rows:
-        header, values = row.runs[0].header, row.values.get((split, METRIC))
+        header, values = row.runs[0].header, row.values.get((split, LEADING_METRIC))
         if values and not header.get("ablation") and header["method"] in stored:
             seen.add(header["method"])
             both.append(f"{row.label} {_cell(values, len(row.runs))} and {stored[header['method']]}")
     if not both:
         return table
     others = [name for name in stored if name not in seen]
-    note = f"{METRIC} on {split}, here and in the study: {'; '.join(both)}"
+    note = f"{LEADING_METRIC} on {split}, here and in the study: {'; '.join(both)}"
     left_out = (f"Only in the study: {', '.join(others)}",) if others else ()
     return replace(table, notes=(note, *left_out, *table.notes))
 
@@ -145,7 +145,7 @@ def _check_numbers(rows: Sequence[dict[str, str]], lines: Sequence[int], file: P
         elif same != line:
             found = f"seed {row['seed']} of {row['name']} again, after line {same}"
         else:
-            numbers = [*filled, *(key for key in row if key.endswith(f" {METRIC}")), "best_epoch"]
+            numbers = [*filled, *(key for key in row if key.endswith(f" {LEADING_METRIC}")), "best_epoch"]
             wrong = [name for name in numbers if not _is_number(row[name], name in filled)]
             found = f"'{row[wrong[0]]}' as {wrong[0]}" if wrong else ""
         if found:
@@ -169,20 +169,20 @@ def study_table(rows: Sequence[dict[str, str]], title: str = "") -> StudyTable:
         rows: one for each run, as text by column.
         title: where they come from.
     """
-    splits = [column.removesuffix(f" {METRIC}") for column in _scores(rows)]
-    probe = f"{_PROBE}{splits[0]} {METRIC}"
+    splits = [column.removesuffix(f" {LEADING_METRIC}") for column in _scores(rows)]
+    probe = f"{_PROBE}{splits[0]} {LEADING_METRIC}"
     groups = defaultdict(list)
     for row in rows:
         groups[row["name"]].append(row)
-    first = f"{splits[0]} {METRIC}"
+    first = f"{splits[0]} {LEADING_METRIC}"
     labels = _labels(list(groups))
     cells = [
-        _cells(labels[name], seeds, [f"{split} {METRIC}" for split in splits], probe)
+        _cells(labels[name], seeds, [f"{split} {LEADING_METRIC}" for split in splits], probe)
         for name, seeds in sorted(groups.items(), key=lambda item: -_mean(item[1], first))
     ]
     used = [one for one in (RISING, BLIND) if any(one.sign in row[0] for row in cells)]
     notes = (
-        f"{METRIC} in per cent; mean ± sample standard deviation over n seeds; best first",
+        f"{LEADING_METRIC} in per cent; mean ± sample standard deviation over n seeds; best first",
         f"other: {splits[0]} with sentences about other videos; epoch: the best one",
         *(f"{one.sign} {one.text}" for one in used),
     )
@@ -195,9 +195,9 @@ def _scores(rows: Sequence[dict[str, str]]) -> list[str]:
     scores = [
         column
         for column in columns
-        if str(column).endswith(f" {METRIC}") and not column.startswith((f"{SELECTION} ", _PROBE))
+        if str(column).endswith(f" {LEADING_METRIC}") and not column.startswith((f"{SELECTION} ", _PROBE))
     ]
-    references = [f"{split} {METRIC}" for split in REFERENCE_SPLITS]
+    references = [f"{split} {LEADING_METRIC}" for split in REFERENCE_SPLITS]
     return sorted(scores, key=lambda column: column not in references)
 
 

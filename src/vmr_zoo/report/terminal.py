@@ -16,13 +16,13 @@ from vmr_zoo.report.leaderboard import BEST, Leaderboard
 from vmr_zoo.report.notes import table_notes
 from vmr_zoo.utils.console import wide_console
 
-_LONGEST_NAME = 24
+LONGEST_NAME = 24
 """Characters of a name of a row in a table that would not fit otherwise; a legend has the whole name."""
 
 _LEAST_TITLE = 6
 """Characters of a shortened title that are always possible."""
 
-_GAP = 3
+GAP = 3
 """Characters between columns: the padding, and one that the box draws."""
 
 Lines = dict[str, list[list[str]]]
@@ -94,19 +94,19 @@ def print_columns(
         long_names: whole names by the shortened ones (`shorten`).
         bold: columns and numbers of the rows of bold cells.
     """
-    first = max(len(corner), *map(len, names)) + _GAP
+    first = max(len(corner), *map(len, names)) + GAP
     for below in (False, True):
         lines = cells(below)
         blocks = _blocks(lines, console.width - first)
         if len(blocks) == 1:
             break
     cut: dict[str, str] = {}
-    full = first + sum(max(len(column), _cell_width(own)) + _GAP for column, own in lines.items())
+    full = first + sum(max(len(column), _cell_width(own)) + GAP for column, own in lines.items())
     for columns in blocks:
-        table = Table(box=SIMPLE_HEAD, padding=(0, _GAP - 1, 0, 0), pad_edge=False, show_edge=False)
+        table = plain_table()
         table.add_column(Text(corner, "bold"), no_wrap=True)
         # The last column needs no gap behind it.
-        used = sum(max(_LEAST_TITLE, _cell_width(lines[c])) + _GAP for c in columns) - _GAP
+        used = sum(max(_LEAST_TITLE, _cell_width(lines[c])) + GAP for c in columns) - GAP
         spare = (console.width - first - used) // len(columns)
         titles = _titles(columns, lines, None if full <= console.width else max(0, spare))
         whole = {short.replace("\n", ""): column for column, short in titles.items()}
@@ -121,6 +121,11 @@ def print_columns(
     meanings = [one_line(f"{short}: {whole}") for short, whole in {**cut, **long_names}.items()]
     if meanings:
         console.print(Text("; ".join(meanings), "dim"))
+
+
+def plain_table() -> Table:
+    """Returns a table of the terminal: a line below the head, and `GAP` between columns."""
+    return Table(box=SIMPLE_HEAD, padding=(0, GAP - 1, 0, 0), pad_edge=False, show_edge=False)
 
 
 def _cell_lines(board: Leaderboard, metric: str, below: bool, most: int | None) -> Lines:
@@ -166,7 +171,7 @@ def _cell(lines: Sequence[str], best: bool) -> Text:
 
 def shorten(labels: Sequence[str], width: int) -> tuple[list[str], dict[str, str]]:
     """Returns names of rows for a terminal of a width, and the whole names of those that were cut."""
-    longest = max(_LONGEST_NAME, width - 60)
+    longest = max(LONGEST_NAME, width - 60)
     names: list[str] = []
     cut: dict[str, str] = {}
     for label in map(one_line, labels):
@@ -186,7 +191,7 @@ def _blocks(lines: Lines, room: int) -> list[list[str]]:
     blocks: list[list[str]] = [[]]
     used = 0
     for column, cells in lines.items():
-        needed = max(_cell_width(cells), min(_LEAST_TITLE, len(column))) + _GAP
+        needed = max(_cell_width(cells), min(_LEAST_TITLE, len(column))) + GAP
         if blocks[-1] and used + needed > room:
             blocks.append([])
             used = 0
@@ -227,7 +232,7 @@ def short_title(name: str, width: int) -> str:
 def _print_costs(console: Console, board: Leaderboard, most: int | None) -> None:
     titles, cells = board.cost()
     names, _ = shorten([row.label for row in board.rows], console.width)
-    table = Table(box=SIMPLE_HEAD, padding=(0, _GAP - 1, 0, 0), pad_edge=False, show_edge=False)
+    table = plain_table()
     table.add_column("cost", no_wrap=True)
     for title in titles:
         table.add_column(title, justify="right", no_wrap=True)

@@ -41,6 +41,7 @@ from vmr_zoo.report.significance import (
     video_codes,
 )
 from vmr_zoo.report.stored_scores import QUERY
+from vmr_zoo.runs.directory import SIMULATED
 
 _WORLDS = "vmr_zoo.data.worlds."
 """The package whose classes make up features and narrations."""
@@ -138,7 +139,7 @@ class Effect:
 
 
 @dataclass(frozen=True)
-class Answer:
+class ClaimAnswer:
     """A claim and what the runs say about it.
 
     Attributes:
@@ -180,7 +181,7 @@ class Answer:
         return f"no effect{size} in the claimed direction was seen, but it is not ruled out either"
 
 
-def answer_claims(claims: Sequence[Claim], runs: Sequence[Run]) -> list[Answer]:
+def answer_claims(claims: Sequence[Claim], runs: Sequence[Run]) -> list[ClaimAnswer]:
     """Answers claims, corrected for their number.
 
     Claims without an effect are not counted: they have not been tested.
@@ -208,7 +209,7 @@ def answer_claims(claims: Sequence[Claim], runs: Sequence[Run]) -> list[Answer]:
     return answers
 
 
-def with_common_spread(answers: Sequence[Answer]) -> list[Answer]:
+def with_common_spread(answers: Sequence[ClaimAnswer]) -> list[ClaimAnswer]:
     """Gives each effect the spread over seeds of all claims of its paper: their mean by degrees of freedom.
 
     Not of all claims: the seeds of one method would then decide what is known about another.
@@ -239,7 +240,7 @@ def mean_spread(effects: Sequence[Effect]) -> Spread:
     return Spread(variance, sum({one.runs: one.spread.freedom for one in effects}.values()))
 
 
-def _claimed(answer: Answer) -> tuple[Effect, float]:
+def _claimed(answer: ClaimAnswer) -> tuple[Effect, float]:
     """Returns the effect in the claimed direction, and the claim's margin."""
     assert answer.effect is not None
     effect = answer.effect if answer.claim.sign > 0 else answer.effect.flipped()
@@ -263,7 +264,7 @@ def holm(p: Sequence[float]) -> list[float]:
     return [float(value) for value in adjusted]
 
 
-def _estimate(claim: Claim, runs: Sequence[Run], scores: Scores) -> Answer:
+def _estimate(claim: Claim, runs: Sequence[Run], scores: Scores) -> ClaimAnswer:
     """Estimates the effect of one claim, or says what is missing."""
     rows: list[tuple[Cell, Rows]] = []
     missing: dict[str, list[str]] = {}
@@ -275,24 +276,24 @@ def _estimate(claim: Claim, runs: Sequence[Run], scores: Scores) -> Answer:
             missing.setdefault(f"{problem}: {describe(cell.where, shared)}", []).append(cell.split)
     if missing:
         reasons = [f"{what} on {' and '.join(dict.fromkeys(splits))}" for what, splits in missing.items()]
-        return Answer(claim, reasons=tuple(reasons))
+        return ClaimAnswer(claim, reasons=tuple(reasons))
     common = sorted(set.intersection(*(set(found) for _, found in rows)))
     if not common:
-        return Answer(claim, reasons=("the rows share no seed",))
+        return ClaimAnswer(claim, reasons=("the rows share no seed",))
     try:
         effect = _effect(claim, rows, common, scores)
     except VmrError as error:  # the predictions of one run; other claims do not need it
-        return Answer(claim, reasons=(str(error),))
+        return ClaimAnswer(claim, reasons=(str(error),))
     if effect is None:
-        return Answer(claim, reasons=("the rows share no queries, or those of too few videos",))
+        return ClaimAnswer(claim, reasons=("the rows share no queries, or those of too few videos",))
     reasons = [] if len(common) >= claim.seeds else [f"{len(common)} of at least {claim.seeds} seeds"]
     for cell, found in rows:
         row = [found[seed] for seed in common]
         name = f"{row[0].header['name']}{cell.row[1:]}"  # in an interaction with the setting
-        reasons += [f"{name}: {problem}" for problem in _shortcomings(row)]
+        reasons += [f"{name}: {caveat.text}" for caveat in caveats_of(row)]
     reasons += _unlike(rows, common)
     data = dict.fromkeys(_data(found[common[0]]) for _, found in rows)
-    return Answer(claim, effect, reasons=tuple(dict.fromkeys(reasons)), data=tuple(data))
+    return ClaimAnswer(claim, effect, reasons=tuple(dict.fromkeys(reasons)), data=tuple(data))
 
 
 def _data(run: Run) -> str:
@@ -302,9 +303,9 @@ def _data(run: Run) -> str:
     """
     origins = {"features": str(run.header["origin"]), "narrations": "real"}
     if str(setting(run, "features.narration._target_")).startswith(_WORLDS):
-        origins["narrations"] = "simulated"
+        origins["narrations"] = SIMULATED
     made = [
-        f"{origin.upper() if origin == 'simulated' else origin} {what}"
+        f"{origin.upper() if origin == SIMULATED else origin} {what}"
         for what, origin in origins.items()
         if origin != "real"
     ]
@@ -340,11 +341,6 @@ def _row(cell: Cell, runs: Sequence[Run], metric: str) -> tuple[Rows, str]:
     if any(run.metrics != by_seed[int(run.header["seed"])].metrics for run in found):
         return {}, "a seed twice, with different results (choose one study by runs=DIR)"
     return by_seed, ""
-
-
-def _shortcomings(row: Sequence[Run]) -> list[str]:
-    """Returns why a row cannot decide a claim: the caveats that mark it on leaderboards."""
-    return [caveat.text for caveat in caveats_of(row)]
 
 
 def _unlike(rows: Sequence[tuple[Cell, Rows]], seeds: Sequence[int]) -> list[str]:

@@ -71,6 +71,8 @@ ELSEWHERE = "on-"
 NO_ANSWER = "no_answer"
 """Key of the header of results with sentences without an answer: how these were chosen and rejected. It also
 begins the part of a folder's name below `eval` that says so."""
+SIMULATED = "simulated"
+"""The `origin` in the header of a run whose features describe no video."""
 DIGEST = "weights_sha256"
 """Key of the header: the SHA-256 of the weights that the metrics belong to."""
 LOCK = ".lock"
@@ -127,7 +129,7 @@ def create_and_lock(path: Path) -> Iterator[None]:
             "directory with run=DIR or seed=N."
         ) from None
     except OSError as error:
-        raise unwritable(path, error) from error
+        raise UnwritableRun(path, error) from error
     try:
         yield
     finally:
@@ -142,18 +144,13 @@ def create_and_lock(path: Path) -> Iterator[None]:
 class UnwritableRun(WriteError):
     """A run directory that cannot be written."""
 
-    def __init__(self, path: str, cause: OSError) -> None:
-        super().__init__(path, cause)
+    def __init__(self, path: str | Path, cause: OSError) -> None:
+        super().__init__(str(path), cause)
         self.message = (
             f"Cannot write into the run directory {path}: {cause.strerror or cause}. The files in it are "
             "complete. Free some space or fix the permissions and continue with resume=true, or choose "
             "another directory with run=DIR."
         )
-
-
-def unwritable(path: Path, error: OSError) -> VmrError:
-    """Builds the error for a run directory that cannot be written."""
-    return UnwritableRun(str(path), error)
 
 
 def install(building: Path, place: Path) -> None:
@@ -278,25 +275,6 @@ def write_config(path: Path, config: Mapping[str, Any]) -> None:
 def weights_digest(path: Path) -> str:
     """Returns the SHA-256 of the weights of a run, in hexadecimal."""
     return sha256_of(path / WEIGHTS)
-
-
-def read_table(path: Path, schema: int, refusal: str) -> list[dict[str, Any]]:
-    """Returns the rows of a JSON file of measurements; none if there is no file.
-
-    Args:
-        path: the file, an object with "schema" and "rows".
-        schema: the version that the caller reads.
-        refusal: what the error says about another file, after its path.
-
-    Raises:
-        VmrError: if it is another file.
-    """
-    if not path.is_file():
-        return []
-    found = read_json(path)
-    if not isinstance(found, dict) or found.get("schema") != schema:
-        raise VmrError(f"{path} {refusal}")
-    return list(found["rows"])
 
 
 def load_config(

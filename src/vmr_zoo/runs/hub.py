@@ -25,7 +25,7 @@ from vmr_zoo.utils.hub import LOG_IN, hub_api, hub_endpoint, is_unreachable
 
 SCHEME = "hf://"
 
-EXTRACTED = "extracted-{}.json"
+EXTRACTED_FILE = "extracted-{}.json"
 """The manifest of the n-th folder of `vmr extract`, from 0, of a run on such features."""
 
 _EXTRACTED = 8
@@ -39,7 +39,7 @@ FILES = {
     directory.STATUS: 2**16,
     directory.PREDICTIONS: 2**26,
     directory.WEIGHTS: 2**33,
-    **{EXTRACTED.format(number): 2**20 for number in range(_EXTRACTED)},
+    **{EXTRACTED_FILE.format(number): 2**20 for number in range(_EXTRACTED)},
 }
 """The files that a repository may bring, with the bytes that each has at most. No other is downloaded."""
 
@@ -197,10 +197,10 @@ def _install(address: Address, commit: str | None, root: Path) -> str:
         check_texts(building, str(address))
         check_weights(building, str(address))
         for number in range(_EXTRACTED):
-            if (building / EXTRACTED.format(number)).exists():
+            if (building / EXTRACTED_FILE.format(number)).exists():
                 folder_of_one = building / directory.EXTRACTED / str(number)
                 folder_of_one.mkdir(parents=True)
-                (building / EXTRACTED.format(number)).rename(folder_of_one / "manifest.json")
+                (building / EXTRACTED_FILE.format(number)).rename(folder_of_one / "manifest.json")
         origin = {"repository": address.name, "commit": snapshot.name}
         write_json(building / directory.ORIGIN, origin)
         directory.install(building, root / snapshot.name)

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from vmr_zoo.config.foreign import portable
 from vmr_zoo.errors import VmrError
 from vmr_zoo.runs import directory
-from vmr_zoo.runs.hub import EXTRACTED, FILES, check_weights
+from vmr_zoo.runs.hub import EXTRACTED_FILE, FILES, check_weights
 from vmr_zoo.runs.status import read_status
 from vmr_zoo.utils.files import atomic_write, write_json
 from vmr_zoo.utils.secrets import SECRET_FORMS, secret_variables
@@ -162,10 +162,14 @@ def _check_by_evaluation(run: Path, metrics: Mapping[str, Any]) -> None:
         header = evaluated.pop(directory.HEADER)
         other = {"change", "probe", "annotations", directory.TRANSFER}
         if header.get(directory.DIGEST) == found and not other & header.keys():
-            for split, values in evaluated.items():
-                if split in metrics and _equal(values, metrics[split]):
-                    return
-                raise VmrError(f"{file} differs from {run / directory.METRICS} on {split}: other weights.")
+            shared = sorted(evaluated.keys() & metrics.keys())
+            for split in shared:
+                if not _equal(evaluated[split], metrics[split]):
+                    raise VmrError(
+                        f"{file} differs from {run / directory.METRICS} on {split}: other weights."
+                    )
+            if shared:
+                return
     raise VmrError(
         f"{run} was trained by an earlier version of vmr_zoo, which did not record the weights that its "
         f"metrics belong to. Repeat them once: vmr eval run={run} split=selection"
@@ -208,7 +212,7 @@ def _copy_manifests(run: Path, folder: Path) -> None:
     for number, place in enumerate(video.get("folders") or ()):
         manifest = read_manifest(place)
         encoder = {"_target_": manifest["encoder"]["_target_"]}  # the rest is in config.yaml
-        write_json(folder / EXTRACTED.format(number), {**manifest, "encoder": encoder})
+        write_json(folder / EXTRACTED_FILE.format(number), {**manifest, "encoder": encoder})
 
 
 def _copy_predictions(run: Path, folder: Path, generated: bool) -> dict[str, str]:

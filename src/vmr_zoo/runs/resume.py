@@ -28,7 +28,7 @@ from vmr_zoo.runs.directory import (
 )
 from vmr_zoo.runs.record import record_session
 from vmr_zoo.runs.status import ENDED, read_status, write_status
-from vmr_zoo.utils.trees import leaves
+from vmr_zoo.utils.trees import differing, leaves
 
 if TYPE_CHECKING:
     from vmr_zoo.data.annotations.records import Split
@@ -182,8 +182,8 @@ def check_same_settings(path: Path, config: Mapping[str, Any], follows: bool = F
     now = leaves(config)
     changed = [
         f"{key} was {earlier.get(key)}, now {now.get(key)}"
-        for key in dict.fromkeys((*earlier, *now))
-        if earlier.get(key) != now.get(key) and (_below(key, _MUST_AGREE) or not _below(key, _MAY_DIFFER))
+        for key in differing(earlier, now)
+        if _below(key, _MUST_AGREE) or not _below(key, _MAY_DIFFER)
     ]
     before, after = earlier.get(_EPOCHS), now.get(_EPOCHS)
     more = isinstance(before, int) and isinstance(after, int) and 0 < before < after

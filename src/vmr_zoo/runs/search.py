@@ -18,10 +18,7 @@ from omegaconf import DictConfig
 
 from vmr_zoo.config.keys import COUNT, check_kind
 from vmr_zoo.errors import VmrError
-from vmr_zoo.runs.search_results import RUN, results, write_best
-from vmr_zoo.runs.search_space import configured, read_space
-from vmr_zoo.runs.status import objective, read_status
-from vmr_zoo.runs.study import (
+from vmr_zoo.runs.optuna_study import (
     begin_with,
     check_space,
     fail_running,
@@ -30,6 +27,9 @@ from vmr_zoo.runs.study import (
     repeat_unfinished,
     worker,
 )
+from vmr_zoo.runs.search_results import RUN, results, write_best
+from vmr_zoo.runs.search_space import configured, read_space
+from vmr_zoo.runs.status import objective, read_status
 from vmr_zoo.runs.sweep import SweepFolder
 from vmr_zoo.utils.files import writing
 

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from omegaconf import DictConfig
 
+from vmr_zoo.config.arguments import search_paths
+from vmr_zoo.runs.optuna_study import JOURNAL, latest
 from vmr_zoo.runs.search_space import Space
-from vmr_zoo.runs.study import JOURNAL, latest
 from vmr_zoo.utils.files import atomic_write
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ def _train_command(study: optuna.Study, config: DictConfig, space: Space) -> str
         for text in space.overrides(study.best_params)
         if text.lstrip("+~").partition("=")[0] not in replaced
     ]
-    paths = [text for text in config.hydra.overrides.hydra if text.startswith("hydra.searchpath=")]
     method = f"method={config.hydra.runtime.choices.method}"
+    paths = search_paths(config.hydra.overrides.hydra)
     words = [*paths, method, f"variant={config.variant}", "seed=0,1,2", *values]
     return "vmr train -m " + " ".join(map(shlex.quote, words))

@@ -1,4 +1,4 @@
-"""The console of tables, and progress bars."""
+"""The console of tables, notes, and progress bars."""
 
 from __future__ import annotations
 
@@ -31,6 +31,13 @@ def wide_console(fitted: bool = False) -> Console:
     console = Console(highlight=False)
     known = console.is_terminal or (fitted and os.environ.get("COLUMNS", "").isdigit())
     return Console(width=max(console.width, _NARROWEST) if known else 1000, highlight=False)
+
+
+def print_notes(lines: Iterable[str]) -> None:
+    """Prints notes to standard error: standard output holds the results only."""
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    for line in lines:
+        console.print(f"Note: {line}", markup=False)
 
 
 def progress(

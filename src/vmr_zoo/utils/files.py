@@ -242,6 +242,30 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     atomic_write(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
 
 
+def json_objects(text: str, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields the objects of JSON Lines, each with its location for errors; skips blank lines.
+
+    Args:
+        text: the content of the file.
+        path: the file, for errors.
+
+    Raises:
+        VmrError: if a line is no JSON object, with its number.
+    """
+    # Not splitlines(): a string may contain U+2028 and similar characters.
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise VmrError(f"{where}: not valid JSON ({error}).") from error
+        if not isinstance(row, dict):
+            raise VmrError(f"{where}: expected an object, found {line:.80}.")
+        yield where, row
+
+
 def append_row(path: Path, row: Any) -> None:
     """Appends a row to a JSON Lines file, in one piece: several processes may append to it.
 
@@ -257,7 +281,7 @@ def append_row(path: Path, row: Any) -> None:
             file.write(line)
 
 
-def read_rows(path: Path) -> list[Any]:
+def read_appended(path: Path) -> list[Any]:
     """Reads the rows that `append_row` wrote, without incomplete ones; returns none if there is no file."""
     rows = []
     if path.is_file():

@@ -15,3 +15,12 @@ def one_line(text: str) -> str:
     unwanted = ("Cc", "Zl", "Zp", "Cf", "Cs")
     kept = "".join(" " if unicodedata.category(sign) in unwanted else sign for sign in text)
     return re.sub(r" {2,}", " ", kept)
+
+
+def cut(text: str, most: int) -> str:
+    """Shortens a text to `most` characters.
+
+    >>> cut("a long name", 6), cut("a name", 6)
+    ('a lon…', 'a name')
+    """
+    return text if len(text) <= most else f"{text[: most - 1]}…"

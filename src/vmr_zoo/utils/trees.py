@@ -1,7 +1,8 @@
-"""Nested mappings as dotted keys."""
+"""Nested mappings: as dotted keys, through JSON, compared."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -61,3 +62,21 @@ def leaf_values(tree: Any) -> Iterator[Any]:
             yield from leaf_values(value)
     else:
         yield tree
+
+
+def through_json(tree: Any) -> Any:
+    """Returns a value as it is read again from JSON: tuples become lists, and keys text.
+
+    >>> through_json({1: (2, 3)})
+    {'1': [2, 3]}
+    """
+    return json.loads(json.dumps(tree))
+
+
+def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Returns the keys whose values differ, those of `before` first; an absent value counts as None.
+
+    >>> differing({"a": 1, "b": 2, "c": None}, {"d": 4, "b": 3, "a": 1})
+    ['b', 'd']
+    """
+    return [key for key in dict.fromkeys((*before, *now)) if before.get(key) != now.get(key)]

@@ -28,7 +28,7 @@ from joblib import cpu_count
 from vmr_zoo.errors import VmrError, unknown
 from vmr_zoo.utils.arrays import Array
 from vmr_zoo.utils.console import progress
-from vmr_zoo.utils.files import append_row, atomic_path, file_state, read_rows
+from vmr_zoo.utils.files import append_row, atomic_path, file_state, read_appended
 from vmr_zoo.utils.hashing import sha256_of
 from vmr_zoo.utils.parallel import in_parallel
 from vmr_zoo.video.ahead import MOST_AT_ONCE, ahead_of_all
@@ -236,7 +236,7 @@ def read_notes(out: Path, video_ids: Iterable[str]) -> dict[str, dict[str, str]]
 def _rows(out: Path) -> dict[str, dict[str, Any]]:
     """Reads what is known of the extracted videos of a folder, by id; the last line of a video counts."""
     rows = {}
-    for row in read_rows(out / VIDEOS):
+    for row in read_appended(out / VIDEOS):
         with suppress(KeyError, TypeError):  # another program's line
             _ = row["notes"]
             rows[row["video_id"]] = row

@@ -16,6 +16,7 @@ from hydra.utils import get_class, instantiate
 
 from vmr_zoo.errors import VmrError
 from vmr_zoo.utils.files import write_json
+from vmr_zoo.utils.trees import differing, through_json
 from vmr_zoo.video.encoder import VideoEncoder
 
 MANIFEST_NAME = "manifest.json"
@@ -71,12 +72,9 @@ def write_or_compare_manifest(folder: Path, settings: Mapping[str, Any], node: M
     """
     if (folder / MANIFEST_NAME).exists():
         stored = {key: value for key, value in read_manifest(folder).items() if key != "encoder"}
-        now = json.loads(json.dumps(settings))
-        differing = [key for key in dict.fromkeys((*stored, *now)) if stored.get(key) != now.get(key)]
-        if differing:
-            lines = "\n".join(
-                f"- {key}: there {stored.get(key)!r}, now {now.get(key)!r}" for key in differing
-            )
+        now = through_json(settings)
+        if keys := differing(stored, now):
+            lines = "\n".join(f"- {key}: there {stored.get(key)!r}, now {now.get(key)!r}" for key in keys)
             raise VmrError(
                 f"{folder} holds features that were extracted with other settings:\n{lines}\n"
                 "Choose another out=FOLDER."

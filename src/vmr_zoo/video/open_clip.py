@@ -15,7 +15,7 @@ import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from torch import Tensor
 
-from vmr_zoo.errors import VmrError, nearest, unknown
+from vmr_zoo.errors import VmrError, did_you_mean, nearest, unknown
 from vmr_zoo.utils.arrays import Array
 from vmr_zoo.utils.packaged import PACKAGED, open_clip_folder, open_clip_name, quiet
 from vmr_zoo.utils.switches import check_switches
@@ -148,8 +148,7 @@ def _load(model: str, pretrained: str | None, preprocess: str | None, random_wei
     asked, model = model, open_clip_name(model)
     with_weights = model.startswith(("local-dir:", "hf-hub:"))
     if not with_weights and model not in open_clip.list_models():
-        close = " or ".join(nearest(model, (*PACKAGED, *open_clip.list_models())))
-        hint = f" Did you mean {close}?" if close else ""
+        hint = did_you_mean(nearest(model, (*PACKAGED, *open_clip.list_models())))
         raise VmrError(f"open_clip has no model '{model}'.{hint} open_clip.list_models() lists all.")
     if pretrained is None and not with_weights and not random_weights:
         tags = open_clip.list_pretrained_tags_by_model(model)

@@ -17,6 +17,7 @@ from vmr_zoo.data.features.store import FileStore
 from vmr_zoo.errors import VmrError
 from vmr_zoo.utils.arrays import Array, l2_normalise
 from vmr_zoo.utils.hashing import content_hash
+from vmr_zoo.utils.trees import through_json
 from vmr_zoo.video.encoder import VideoEncoder, encode_video
 from vmr_zoo.video.manifest import (
     MANIFEST_NAME,
@@ -92,7 +93,7 @@ class ExtractedVideos(VideoFiles):
         built = []
         for node, manifest in zip(self.encoders, self.manifests, strict=True):
             encoder = build_encoder(node)
-            now = json.loads(json.dumps(feature_settings(encoder, manifest["dtype"])))
+            now = through_json(feature_settings(encoder, manifest["dtype"]))
             differing = [key for key in now if now[key] != manifest.get(key)]
             if differing:
                 listed = "; ".join(f"{key}: {manifest.get(key)!r}, now {now[key]!r}" for key in differing)

@@ -7,7 +7,6 @@ A `FileFeatures` reads one backbone's arrays from a store, casts them to float32
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +21,7 @@ from vmr_zoo.data.features.store import ArrayStore
 from vmr_zoo.data.text.clip_tokenizer import BytePairs
 from vmr_zoo.errors import VmrError, abbreviate
 from vmr_zoo.utils.arrays import Array, Epsilon, l2_normalise
+from vmr_zoo.utils.files import json_objects
 from vmr_zoo.utils.switches import check_switches
 
 _CONTEXT = 77
@@ -290,19 +290,16 @@ class QueryFiles(QuerySource):
         qids: dict[tuple[str, str], str] = {}
         for path in self.index:
             try:
-                lines = path.read_text(encoding="utf-8").strip().split("\n")
+                text = path.read_text(encoding="utf-8")
             except (OSError, UnicodeError) as error:
                 raise VmrError(
                     f"Expected JSON Lines with qid, vid and query in UTF-8 at {path}; {error}."
                 ) from error
-            for number, line in enumerate(lines, 1):
+            for where, row in json_objects(text, path):
                 try:
-                    row = json.loads(line)
                     qids[row["vid"], row["query"].strip()] = str(row["qid"])
-                except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-                    raise VmrError(
-                        f"{path}, line {number}: expected an object with qid, vid, query."
-                    ) from error
+                except (KeyError, TypeError, AttributeError) as error:
+                    raise VmrError(f"{where}: expected an object with qid, vid, query.") from error
         return qids
 
     def _file_id(self, query: Query) -> str:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from vmr_zoo.errors import VmrError
-from vmr_zoo.utils.trees import leaves
+from vmr_zoo.utils.trees import leaves, through_json
 
 _ANY = "other"
 _UNIVTG = ("univtg", "univtg_hdf5")
@@ -43,9 +42,8 @@ def compare_manifests(
     """
     optional = {key for key in ("narration", "narration_query", "patches") if stored.get(key) is None}
     skipped = {"name", *optional, *unread}
-    # The stored manifest has been through JSON, which turns tuples into lists.
     old = leaves({key: value for key, value in stored.items() if key not in skipped})
-    new = leaves(json.loads(json.dumps({key: value for key, value in current.items() if key not in skipped})))
+    new = leaves(through_json({key: value for key, value in current.items() if key not in skipped}))
     features = str(stored.get("name") or _ANY).split(" ")[0]  # "univtg in float16"
     differing = [
         key for key in dict.fromkeys((*old, *new)) if not _same(old.get(key), new.get(key), features)

@@ -29,6 +29,7 @@ from vmr_zoo.data.features.source import VideoSource
 from vmr_zoo.errors import VmrError, abbreviate, unknown
 from vmr_zoo.utils.arrays import Array
 from vmr_zoo.utils.files import atomic_write, lock_folder
+from vmr_zoo.utils.trees import differing, through_json
 
 SCHEMA = 2
 DATA, INDEX, PART, JOURNAL = "features.npy", "index.json", "features.part", "journal.jsonl"
@@ -65,8 +66,7 @@ def pack(source: VideoSource, video_ids: Iterable[str], folder: str | Path, dtyp
     if dtype not in DTYPES:
         raise unknown("dtype", dtype, DTYPES)
     wanted, folder = list(dict.fromkeys(video_ids)), Path(folder)
-    start = {"schema": SCHEMA, "dtype": dtype, "dim": source.dim, "source": source.manifest()}
-    start = json.loads(json.dumps(start))
+    start = through_json({"schema": SCHEMA, "dtype": dtype, "dim": source.dim, "source": source.manifest()})
     with lock_folder(folder):
         if (folder / INDEX).is_file():
             index = _read_index(folder)
@@ -206,12 +206,11 @@ class PackedVideos(VideoSource):
     @cached_property
     def _index(self) -> dict[str, Any]:
         index = _read_index(self.folder)
-        now = json.loads(json.dumps(self.source.manifest()))
+        now = through_json(self.source.manifest())
         before = index["source"]
         if not same_sources(before, now):
-            differing = [key for key in dict.fromkeys((*before, *now)) if before.get(key) != now.get(key)]
             listed = "; ".join(
-                f"{key}: packed {before.get(key)!r}, now {now.get(key)!r}" for key in differing
+                f"{key}: packed {before.get(key)!r}, now {now.get(key)!r}" for key in differing(before, now)
             )
             raise FeatureError(
                 "unreadable",

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.console import Console
 from rich.progress import Progress
 
 from vmr_zoo.data.text.cache import EmbeddingCache
@@ -252,7 +253,7 @@ class TextEncoder(ABC):
         with (
             torch_threads(),  # the initializer changes the setting of the whole process
             ThreadPoolExecutor(self.workers, initializer=torch.set_num_threads, initargs=(1,)) as pool,
-            Progress(transient=True, disable=len(order) < 1000) as progress,
+            Progress(console=Console(stderr=True), transient=True, disable=len(order) < 1000) as progress,
         ):
             task = progress.add_task(f"Embedding sentences ({self.name})", total=len(order))
             for first in range(0, len(order), _SHARD):

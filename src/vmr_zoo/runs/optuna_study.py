@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 from vmr_zoo.errors import VmrError, abbreviate, first_line
 from vmr_zoo.runs.search_space import Space
 from vmr_zoo.utils.files import writing
+from vmr_zoo.utils.trees import differing
 
 if TYPE_CHECKING:
     import optuna
@@ -88,8 +89,7 @@ def check_space(study: optuna.Study, space: Space) -> None:
         earlier, now = trial.distributions, space.distributions
         changed = [
             f"{key} was {earlier.get(key, 'not searched')}, now {now.get(key, 'not searched')}"
-            for key in dict.fromkeys((*earlier, *now))
-            if earlier.get(key) != now.get(key)
+            for key in differing(earlier, now)
         ]
         if earlier and changed:
             raise VmrError(
