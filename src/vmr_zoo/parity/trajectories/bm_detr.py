@@ -15,7 +15,7 @@ from vmr_zoo.parity.case import Case, Number
 from vmr_zoo.parity.released.bm_detr import LOSSES, BMDETRReleased, part_of
 from vmr_zoo.parity.trajectories import detr
 from vmr_zoo.parity.trajectories.base import Losses, StepInputs
-from vmr_zoo.parity.trajectories.detr import DETRTrajectory, Pairs
+from vmr_zoo.parity.trajectories.detr import DETRTrajectory, DrawnPairs
 from vmr_zoo.types import Batch
 
 _RATED = ("hl", "qvhighlights")
@@ -33,7 +33,7 @@ class BMDETRTrajectory(DETRTrajectory):
         """Translates `weight_dict`."""
         return detr.weights(options, {theirs: (ours,) for theirs, ours in LOSSES.items()})
 
-    def step(self, method: Method, case: Case) -> StepInputs[Pairs]:
+    def step(self, method: Method, case: Case) -> StepInputs[DrawnPairs]:
         """Builds the batch; negative query, shift and clip pairs were drawn."""
         assert isinstance(method, BMDETR)
         inputs = detr.step(case)
@@ -55,9 +55,9 @@ class BMDETRTrajectory(DETRTrajectory):
             within = _reported(case["input/shift_start"], rows.inside[cut]) if copy else rows.inside[cut]
             pairs.append(detr.with_pairs(inputs, case, within, copy, rated=rated))
         positive, negative = (torch.cat(sides) for sides in zip(*pairs, strict=True))
-        return replace(inputs, draws=Pairs(positive, negative))
+        return replace(inputs, draws=DrawnPairs(positive, negative))
 
-    def losses(self, method: Method, batch: Batch, draws: Pairs) -> Losses:
+    def losses(self, method: Method, batch: Batch, draws: DrawnPairs) -> Losses:
         """Computes the losses of the step, and those of each copy for the curves."""
         assert isinstance(method, BMDETR)
         rows = method.training_rows(batch)

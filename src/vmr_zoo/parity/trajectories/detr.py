@@ -38,7 +38,7 @@ SIZES = frozenset(
 _CANCELS = "spans are fractions of the clips read, from which the duration cancels; within a clip of them"
 
 
-class Pairs(NamedTuple):
+class DrawnPairs(NamedTuple):
     """The clip pairs of the margin loss.
 
     Attributes:
@@ -55,7 +55,7 @@ class Pairs(NamedTuple):
         return self.positive, self.negative, torch.ones_like(self.positive, dtype=torch.bool)
 
 
-class DETRTrajectory(ReleasedTrajectory[Pairs]):
+class DETRTrajectory(ReleasedTrajectory[DrawnPairs]):
     """What the adapters of the family share."""
 
     sizes = SIZES

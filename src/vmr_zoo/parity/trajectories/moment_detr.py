@@ -11,7 +11,7 @@ from vmr_zoo.methods.moment_detr import MomentDETR
 from vmr_zoo.parity.case import Case
 from vmr_zoo.parity.trajectories import detr
 from vmr_zoo.parity.trajectories.base import Losses, StepInputs
-from vmr_zoo.parity.trajectories.detr import DETRTrajectory, Pairs
+from vmr_zoo.parity.trajectories.detr import DETRTrajectory, DrawnPairs
 from vmr_zoo.types import Batch
 
 _WEIGHTED = {
@@ -31,13 +31,13 @@ class MomentDETRTrajectory(DETRTrajectory):
         """Translates `weight_dict`."""
         return detr.weights(options, _WEIGHTED)
 
-    def step(self, method: Method, case: Case) -> StepInputs[Pairs]:
+    def step(self, method: Method, case: Case) -> StepInputs[DrawnPairs]:
         """Builds the batch; the data set drew the clip pairs."""
         inputs = detr.step(case)
         pairs = detr.with_pairs(inputs, case, detr.inside(inputs.batch), rated=True)
-        return replace(inputs, draws=Pairs(*pairs))
+        return replace(inputs, draws=DrawnPairs(*pairs))
 
-    def losses(self, method: Method, batch: Batch, draws: Pairs) -> Losses:
+    def losses(self, method: Method, batch: Batch, draws: DrawnPairs) -> Losses:
         """Computes the losses."""
         assert isinstance(method, MomentDETR)
         losses = method.losses_of(method(batch), batch, *draws.all_usable)

@@ -15,7 +15,7 @@ from vmr_zoo.parity.case import Case, Number
 from vmr_zoo.parity.released.qd_detr import SALIENCY_LOSSES
 from vmr_zoo.parity.trajectories import detr
 from vmr_zoo.parity.trajectories.base import Losses, StepInputs
-from vmr_zoo.parity.trajectories.detr import DETRTrajectory, Pairs
+from vmr_zoo.parity.trajectories.detr import DETRTrajectory, DrawnPairs
 from vmr_zoo.types import Batch
 
 WEIGHTED = {
@@ -38,16 +38,16 @@ class QDDETRTrajectory(DETRTrajectory):
         """Translates `weight_dict`."""
         return detr.weights(options, WEIGHTED)
 
-    def step(self, method: Method, case: Case) -> StepInputs[Pairs]:
+    def step(self, method: Method, case: Case) -> StepInputs[DrawnPairs]:
         """Builds the batch; the negative queries follow from the order of the rows."""
         inputs = detr.step(case)
         mask, ratings = inputs.batch["video_mask"], case["target/saliency_all_labels"]
         inputs.batch["saliency"], inputs.batch["saliency_mask"] = ratings, ratings > 0
         inputs.numbers["target/saliency_all_labels"] = Number(ratings * mask, 0)
         pairs = detr.with_pairs(inputs, case, detr.inside(inputs.batch), rated=True)
-        return replace(inputs, draws=Pairs(*pairs))
+        return replace(inputs, draws=DrawnPairs(*pairs))
 
-    def losses(self, method: Method, batch: Batch, draws: Pairs) -> Losses:
+    def losses(self, method: Method, batch: Batch, draws: DrawnPairs) -> Losses:
         """Computes the losses."""
         assert isinstance(method, QDDETR)
         output, exists = method.run_with_negatives(batch)
