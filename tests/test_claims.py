@@ -27,7 +27,7 @@ from vmr_zoo.report.verdicts import (
     FAILS,
     HOLDS,
     OPEN,
-    Answer,
+    ClaimAnswer,
     Effect,
     Spread,
     answer_claims,
@@ -79,7 +79,7 @@ def write_run(
     return run
 
 
-def answer(tmp_path: Path, **content: object) -> Answer:
+def answer(tmp_path: Path, **content: object) -> ClaimAnswer:
     """Answers one claim about the runs in `tmp_path/runs`."""
     claims = tmp_path / "claims"
     claims.mkdir(exist_ok=True)
@@ -388,7 +388,7 @@ def test_claims_about_the_same_runs_count_once_for_the_spread_of_a_paper():
     claim = read_claims(STUDIES / "claims")[0]
     first, second = frozenset({Path("a")}), frozenset({Path("b")})
     answers = [
-        Answer(claim, Effect(1.0, 0.0, 2.0, {0: 1.0 - half, 1: 1.0 + half}, {"iid": 9}, 1.0, 300, runs))
+        ClaimAnswer(claim, Effect(1.0, 0.0, 2.0, {0: 1.0 - half, 1: 1.0 + half}, {"iid": 9}, 1.0, 300, runs))
         for half, runs in ((1.0, first), (2.0, first), (3.0, second))
     ]
     common = [answer.effect.common for answer in with_common_spread(answers)]
@@ -397,8 +397,8 @@ def test_claims_about_the_same_runs_count_once_for_the_spread_of_a_paper():
 
 def test_a_gain_that_is_surely_too_small_does_not_hold():
     claim = replace(read_claims(STUDIES / "claims")[0], margin=2.0)
-    assert Answer(claim, p=0.001, p_fails=0.001).verdict == FAILS
-    assert Answer(claim, p=0.001, p_fails=0.2).verdict == HOLDS
+    assert ClaimAnswer(claim, p=0.001, p_fails=0.001).verdict == FAILS
+    assert ClaimAnswer(claim, p=0.001, p_fails=0.2).verdict == HOLDS
 
 
 def test_sets_of_claims_without_effects_rarely_have_a_verdict():
@@ -412,7 +412,7 @@ def test_sets_of_claims_without_effects_rarely_have_a_verdict():
             seeds = generator.normal(0, deviation, 2) + generator.normal(0, 1.4)
             runs = frozenset({Path(str(number))})
             effect = Effect(seeds.mean(), 0.0, 0.0, dict(enumerate(seeds)), {"iid": 9}, 1.4, 300, runs)
-            answers.append(Answer(replace(claim, paper=f"paper {number // 3}"), effect))
+            answers.append(ClaimAnswer(replace(claim, paper=f"paper {number // 3}"), effect))
         effects = [answer.effect for answer in with_common_spread(answers)]
         p = holm([one.p_above(0) if one.mean > 0 else one.flipped().p_above(0) for one in effects])
         wrong += min(p) < 0.05
