@@ -289,3 +289,19 @@ def test_submitit_runs_a_sweep_with_a_crash_and_a_preemption(vmr, train_toy, tmp
     assert "crashed" in capsys.readouterr().err
     _, whole = train_toy("seed=3", name="whole")
     assert (whole / "predictions.jsonl").read_bytes() == (runs / "seed3" / "predictions.jsonl").read_bytes()
+
+
+def test_parallel_jobs_that_differ_but_share_a_run_directory_do_not_look_done(tmp_path):
+    jobs = [
+        "train",
+        "-m",
+        *TOY,
+        "method=toy",
+        "method.training.optimizer.lr=0.01,0.05",
+        f"run={tmp_path}/same",
+    ]
+    command = [sys.executable, "-m", "vmr_zoo.cli.main", *jobs, "hydra.launcher.n_jobs=2"]
+    found = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert found.returncode == 1, found.stderr
+    assert "method.training.optimizer.lr was" in found.stderr
+    assert state(tmp_path / "same") == "finished"

@@ -205,3 +205,10 @@ def test_the_next_command_names_the_same_files(
         f"Next: vmr train '{where}' data=jsonl {' '.join(named)} features=synthetic method=NAME" in shown.out
     )
     assert "`vmr doctor` with the same data explains them" in shown.err
+
+
+@pytest.mark.parametrize("name", ["train", "selection", "val", "all", "header", "a/b", "../out", "", "."])
+def test_a_test_split_has_a_plain_name_of_its_own(name):
+    one, other, third = (Split(part, ()) for part in ("train", "selection", "test"))
+    with pytest.raises(VmrError, match="for each test split"):
+        Protocol("own", one, other, {name: third}, PUBLISHED)

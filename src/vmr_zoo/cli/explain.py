@@ -159,7 +159,7 @@ def _unknown_key(message: str, verb: str, overrides: Sequence[str]) -> str:
     if "/" in key or members(key):
         return _group_not_included(key, verb, groups)
     if cfg is not None and takes_argument(cfg, key):
-        value = next(value for _, name, value in overrides_of(overrides) if name == key)
+        value = next((value for _, name, value in overrides_of(overrides) if name == key), "VALUE")
         return f"The configuration files do not set '{key}'. Add it as +{key}={value}."
     # The choices that Hydra records repeat the groups, which may be empty and so no keys of their own.
     valid = [name for name in valid if not name.startswith("hydra.runtime.")]

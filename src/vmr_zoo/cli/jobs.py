@@ -165,13 +165,14 @@ class _Runner:
         """Returns the state of the job afterwards, and why it failed."""
         from vmr_zoo.runs import sweep
         from vmr_zoo.runs.directory import relocatable
-        from vmr_zoo.runs.resume import is_done
+        from vmr_zoo.runs.resume import check_same_settings, is_done
         from vmr_zoo.runs.status import read_status
 
         if run is not None and is_done(run, relocatable(cfg), cfg.resume):
             return "skipped", ""
         with contextlib.nullcontext(True) if run is None else sweep.claim(folder, run, number) as mine:
-            if not mine:
+            if run is not None and not mine:
+                check_same_settings(run, relocatable(cfg))  # a job with other settings must not look done
                 return "skipped", ""
             code = self._main(cfg)
         if code:

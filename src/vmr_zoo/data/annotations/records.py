@@ -7,6 +7,7 @@ and does not check again.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,9 @@ from vmr_zoo.errors import VmrError, abbreviate
 
 SELECTION = "selection"
 TRAIN = "train"
+
+_RESERVED = (TRAIN, SELECTION, "val", "all", "header")
+"""Names that a test split cannot have: of other splits, of all splits, of a part of metrics.json."""
 
 PUBLISHED = "published"
 GENERATED = "generated"
@@ -120,7 +124,8 @@ class Protocol:
 
     Raises:
         VmrError: if a query id means one sentence in one split and another in another. Text features and
-            predictions are named by query ids: one sentence would be read as another.
+            predictions are named by query ids: one sentence would be read as another. Also if a test split
+            has a reserved name, or one that is not a plain file name: results are stored in its name.
     """
 
     name: str
@@ -136,6 +141,12 @@ class Protocol:
     answers: Callable[[str, Query], bool] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        for test in self.tests:
+            if test in _RESERVED or not re.fullmatch(r"\w[\w.-]{0,99}", test):
+                raise VmrError(
+                    f"Expected a name of letters, digits and . _ - for each test split, but not "
+                    f"{', '.join(_RESERVED)}; found {test!r:.80}. Choose another name: test={{NAME:FILE}}."
+                )
         seen: dict[str, tuple[str, Query]] = {}
         for name, split in self.splits.items():
             repeated = [
