@@ -100,6 +100,10 @@ def test_every_format_has_the_table(runs, vmr, tmp_path, capsys):
 def test_significance_is_marked(runs, vmr, tmp_path):
     for name in ("one", "other"):
         shutil.copytree(runs / "toy" / "seed0", tmp_path / name)
+        evals = tmp_path / name / "eval"
+        shutil.copytree(
+            evals / "iid-on-far-001", evals / "iid-on-far-002"
+        )  # tested twice: the last one counts
         for path in [tmp_path / name / "metrics.json", *(tmp_path / name).glob("eval/*/metrics.json")]:
             content = json.loads(path.read_text())
             content["header"]["name"] = content["header"]["name"].replace("toy-paper", name)

@@ -33,8 +33,9 @@ def transfer_boards(runs: Sequence[Run], metrics: Sequence[str], evals: bool = F
     tables: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
         for (name, tested), results in _by_name_and_data(run, evals).items():
-            merged = {split: values for one in results for split, values in one.metrics.items()}
-            folders = tuple(dict.fromkeys(one.directory for one in results))
+            latest = {split: one for one in results for split in one.metrics}
+            merged = {split: one.metrics[split] for split, one in latest.items()}
+            folders = tuple(dict.fromkeys(one.directory for one in latest.values()))
             row = replace(results[-1], path=run.path, metrics=merged, evals=folders)
             tables[tested].append(_named(row, name, _label(run), tested))
     for tested, rows in tables.items():
