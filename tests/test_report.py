@@ -437,6 +437,15 @@ def test_rows_of_a_broken_predictions_file_are_read_once(tmp_path):
     }
 
 
+def test_a_finished_run_that_lost_its_metrics_is_named(runs):
+    lost = runs / "weak" / "seed0"
+    (lost / "status.json").write_text('{"state": "finished", "train_seconds": 1.0}')
+    (lost / "metrics.json").unlink()
+    found, unfinished = scan_runs(runs)
+    assert lost not in {run.path for run in found}
+    assert [(one.path, one.state) for one in unfinished] == [(lost, UNREADABLE)]
+
+
 def test_a_folder_that_cannot_be_read_is_named(runs, capsys, monkeypatch):
     closed = runs / "weak"
     if os.geteuid():

@@ -142,7 +142,8 @@ def scan_runs(root: Path, evals: bool = False) -> tuple[list[Run], list[Unfinish
                 message = str(status.get("message") or "")
                 unfinished.append(UnfinishedRun(folder, str(status["state"]), message))
                 continue
-            run = _read_run(folder) if METRICS in names else None
+            # A finished run has metrics; only one that was imported has evaluations alone, and no status.
+            run = _read_run(folder) if METRICS in names or STATUS in names else None
         except _BROKEN as error:
             unfinished.append(UnfinishedRun(folder, UNREADABLE, str(error)))
             continue
