@@ -21,7 +21,7 @@ from collect import HERE, update_own_page
 
 from vmr_zoo.data.worlds.shapes.generate import annotate, scenes
 from vmr_zoo.data.worlds.shapes.world import Scene, WorldSettings
-from vmr_zoo.report.caveats import caveats_of
+from vmr_zoo.report.caveats import signs_of
 from vmr_zoo.report.escape import markdown_table
 from vmr_zoo.report.leaderboard import LEADING_METRIC
 from vmr_zoo.report.query_scores import load_scores
@@ -95,8 +95,7 @@ def mean_cells(
     means = {}
     for name, found in rows.items():
         runs, seeds = zip(*found, strict=True)
-        marks = "".join(caveat.sign for caveat in caveats_of(runs))
-        means[f"{name}{marks}", str(len(runs))] = np.mean(seeds, axis=0).tolist()
+        means[f"{name}{signs_of(runs)}", str(len(runs))] = np.mean(seeds, axis=0).tolist()
     return means
 
 

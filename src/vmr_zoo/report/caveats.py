@@ -70,6 +70,11 @@ def caveats_of(runs: Sequence[Run]) -> list[Caveat]:
     return [caveat for caveat in CAVEATS if found.get(caveat.key)]
 
 
+def signs_of(runs: Sequence[Run]) -> str:
+    """Returns the marks that the runs of one row have, for a table that is no leaderboard."""
+    return "".join(caveat.sign for caveat in caveats_of(runs))
+
+
 def signs(row: LeaderboardRow) -> str:
     """Returns the marks that follow the name of a row."""
     return "".join(caveat.sign for caveat in CAVEATS if row.caveats.get(caveat.key))

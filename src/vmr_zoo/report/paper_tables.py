@@ -14,7 +14,7 @@ from omegaconf import ListConfig
 
 from vmr_zoo.config.compose import shipped_folders
 from vmr_zoo.errors import VmrError, unknown
-from vmr_zoo.report.caveats import CAVEATS, caveats_of
+from vmr_zoo.report.caveats import CAVEATS, caveats_of, signs_of
 from vmr_zoo.report.leaderboard import format_mean_std
 from vmr_zoo.report.notes import unlike_seeds
 from vmr_zoo.report.runs import Run
@@ -51,8 +51,7 @@ class OurCell(NamedTuple):
     runs: list[Run]
 
     def __str__(self) -> str:
-        marks = "".join(caveat.sign for caveat in caveats_of(self.runs))
-        return format_mean_std(self.values) + marks + (f" [{self.split}]" if self.split else "")
+        return format_mean_std(self.values) + signs_of(self.runs) + (f" [{self.split}]" if self.split else "")
 
 
 @dataclass(frozen=True)
