@@ -156,6 +156,7 @@ def test_a_search_goes_on_with_its_study(vmr, tmp_path, capsys):
     assert vmr(*search(tmp_path, 4, f'hydra.sweeper.params.{LR}="interval(1,2)"')) == 2
     assert "has trials of another search space" in capsys.readouterr().err
     assert vmr(*search(tmp_path, 4, 'hydra.sweeper.params.method.unknown="choice(1,2)"')) == 2
+    assert "The search space names 'method.unknown'" in capsys.readouterr().err
     assert len(study(tmp_path).trials) == 6
     assert vmr("report", f"runs={tmp_path}", "columns=[mIoU]") == 2
     assert "trials=true" in capsys.readouterr().err

@@ -153,13 +153,18 @@ def _unknown_key(message: str, verb: str, overrides: Sequence[str]) -> str:
     typed = [name.split("@")[0] for _, name, _ in overrides_of(overrides)]
     if "/" in key and key not in typed:
         return _overlay_of_another_method(key, overrides)
+    if key not in typed:
+        return (
+            f"The search space names '{key}', which the configuration does not set. Is it that of another "
+            "method? Choose search=METHOD like method=METHOD."
+        )
     valid, cfg, groups = _valid_keys(
         verb, [o for o in overrides if o.lstrip("+~").partition("=")[0].split("@")[0] != key]
     )
     if "/" in key or members(key):
         return _group_not_included(key, verb, groups)
     if cfg is not None and takes_argument(cfg, key):
-        value = next((value for _, name, value in overrides_of(overrides) if name == key), "VALUE")
+        value = next(value for _, name, value in overrides_of(overrides) if name == key)
         return f"The configuration files do not set '{key}'. Add it as +{key}={value}."
     # The choices that Hydra records repeat the groups, which may be empty and so no keys of their own.
     valid = [name for name in valid if not name.startswith("hydra.runtime.")]
