@@ -44,7 +44,7 @@ def own(
     """Writes train.jsonl, val.jsonl and test.jsonl with every row changed."""
     names = zip(("train", "val", "test"), firsts, strict=True)
     return {
-        part: write(folder / f"{part}.jsonl", [change(row) for row in rows(part[0], first, 60)])
+        part: write(folder / f"{part}.jsonl", [change(row) for row in rows(part, first, 60)])
         for part, first in names
     }
 
@@ -67,10 +67,25 @@ def test_files_of_ones_own_are_a_protocol_that_names_their_content(tmp_path: Pat
     assert read(files).name != protocol.name, "other annotations never share a table"
 
 
+def test_test_videos_that_are_trained_on_are_a_doubt_of_every_run(tmp_path: Path) -> None:
+    files = own(tmp_path)
+    write(
+        files["test"], [row | {"qid": row["qid"] + 300} for row in rows("train", 0, 4) + rows("test", 50, 6)]
+    )
+    (doubt,) = read(files).doubts
+    assert doubt.startswith("Test split 'test': 2 of its 5 videos are training data, too.")
+    held = jsonl("mine", files["train"], files["train"], selection="test")
+    assert "30 of its 30 videos" in held.doubts[0]
+    files["test"].unlink()
+    with pytest.raises(VmrError, match=r"No annotation file .*test.jsonl. Name an existing one"):
+        read(files)
+
+
 def test_sentences_without_qid_are_numbered_within_their_video(tmp_path: Path) -> None:
-    protocol = read(own(tmp_path, lambda row: {k: v for k, v in row.items() if k != "qid"}))
-    assert [query.query_id for query in protocol.train.queries[:3]] == ["t0_0", "t0_1", "t1_0"]
-    assert [query.query_id for query in protocol.tests["test"].queries[:2]] == ["t0_2", "t0_3"]
+    files = own(tmp_path, lambda row: {k: v for k, v in row.items() if k != "qid"})
+    assert [query.query_id for query in read(files).train.queries[:3]] == ["train0_0", "train0_1", "train1_0"]
+    files["test"].write_bytes(files["train"].read_bytes())
+    assert [query.query_id for query in read(files).tests["test"].queries[:2]] == ["train0_2", "train0_3"]
 
 
 def test_an_id_that_means_two_sentences_is_refused_in_every_protocol(tmp_path: Path) -> None:
@@ -204,7 +219,7 @@ def test_the_next_command_names_the_same_files(
     assert (
         f"Next: vmr train '{where}' data=jsonl {' '.join(named)} features=synthetic method=NAME" in shown.out
     )
-    assert "`vmr doctor` with the same data explains them" in shown.err
+    assert "moments fixed" not in shown.err, "the report has a table of them"
 
 
 @pytest.mark.parametrize("name", ["train", "selection", "val", "all", "header", "a/b", "../out", "", "."])

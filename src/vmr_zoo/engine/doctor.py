@@ -12,6 +12,7 @@ from hydra.utils import instantiate
 from rich.console import Console
 
 from vmr_zoo.config.compose import build
+from vmr_zoo.data.annotations.building import without_warnings
 from vmr_zoo.data.annotations.inspection import inspect_protocol
 from vmr_zoo.data.annotations.records import Protocol
 from vmr_zoo.data.features.word_loss import too_many_lost, word_losses
@@ -42,7 +43,8 @@ def diagnose(cfg: DictConfig) -> dict[str, Any]:
         VmrError: if annotations cannot be read or downloaded.
     """
     downloaded = _download(cfg) if cfg.get("download") else None
-    protocol: Protocol = build(cfg.data.protocol)
+    with without_warnings():  # the report says all of it
+        protocol: Protocol = build(cfg.data.protocol)
     report = inspect_protocol(protocol, cfg.paths.annotations)
     report["features"] = _check_features(cfg, protocol)
     found = (*report["features"].get("problems", ()), *report["features"].get("words", ()))

@@ -16,6 +16,7 @@ from vmr_zoo.data.annotations.records import (
     Protocol,
     Query,
     Split,
+    shared_videos,
 )
 from vmr_zoo.data.annotations.rows import AnnotationRow, split_of
 from vmr_zoo.errors import VmrError, unknown
@@ -104,11 +105,22 @@ def build_protocol(
 
     parts = {TRAIN: train[0], **({} if val is None else {SELECTION: val[0]})}
     parts |= {test: rows for test, (rows, _) in tests.items()}
-    doubts = check_times(parts)
+    doubts = (*check_times(parts), *_test_videos_in_training(trained, test_splits))
     published_train = published if held else None
     return _announced(
         Protocol(name, trained, selected, test_splits, origin, published_train, doubts, pool=pool_of(name))
     )
+
+
+def _test_videos_in_training(train: Split, tests: Mapping[str, Split]) -> list[str]:
+    """Returns a sentence about each test split with videos of the training data; no published one has any."""
+    counts = {name: len(shared_videos([train], [split])) for name, split in tests.items()}
+    return [
+        f"Test split '{name}': {count:,} of its {tests[name].videos:,} videos are training data, too. Its "
+        "numbers do not show what the method does on new videos."
+        for name, count in counts.items()
+        if count
+    ]
 
 
 def build_tests(name: str, tests: Mapping[str, SplitRows], train_with: str = "") -> Protocol:
@@ -163,7 +175,7 @@ def _warn_about_fixes(protocol: Protocol) -> None:
 
 @contextmanager
 def without_warnings() -> Iterator[None]:
-    """Silences the warning about fixes, to read a protocol that the user did not request."""
+    """Silences warnings about fixes and doubts: nobody requested the protocol, or a report shows them."""
     log.disabled, before = True, log.disabled
     try:
         yield

@@ -29,7 +29,7 @@ def inspect_protocol(protocol: Protocol, annotations: str | Path | None) -> dict
     Returns:
         JSON-able: `protocol`, `selection_origin`, `vocabulary` (distinct words and punctuation of all splits,
         in lower case), `splits` (statistics by name, sizes as published), `shared_videos` (with splits of
-        other protocols), `protocols_not_compared` (reasons by name), `warnings` (sentences about leaks).
+        other protocols), `protocols_not_compared` (reasons by name), `warnings` (about doubts and leaks).
     """
     vocabularies = {name: _vocabulary(split) for name, split in protocol.published.items()}
     splits = {
@@ -135,16 +135,18 @@ def _without_held_out(protocol: Protocol) -> dict[str, Split]:
 
 
 def _leaks_within(protocol: Protocol) -> list[str]:
-    warnings = []
+    warnings = list(protocol.doubts)
     if protocol.selected_on_test:
         warnings.append(
             f"Checkpoints are selected on test data ({protocol.selection_origin}); every number is marked."
         )
     for name, split in protocol.tests.items():
-        if count := len(shared_videos([protocol.train], [split])):
-            warnings.append(f"train and {name} share {count:,} videos: {name} measures training data.")
         if not protocol.selected_on_test and (count := len(shared_videos([protocol.selection], [split]))):
-            warnings.append(f"selection and {name} share {count:,} videos, though no sentence.")
+            asked = {(query.video_id, query.text) for query in protocol.selection.queries}
+            sentences = sum((query.video_id, query.text) in asked for query in split.queries)
+            warnings.append(
+                f"selection and {name} share {count:,} videos and {sentences:,} sentences about them."
+            )
     return warnings
 
 

@@ -41,6 +41,7 @@ from vmr_zoo.data.annotations.records import (
 )
 from vmr_zoo.data.annotations.rows import FIXED, MomentRules, numbered
 from vmr_zoo.data.annotations.timelens import timelens_activitynet, timelens_charades, timelens_qvhighlights
+from vmr_zoo.data.annotations.validation import MissingFile
 from vmr_zoo.data.text.parsing import ClauseCounts, count_words
 from vmr_zoo.errors import VmrError, unknown
 
@@ -249,6 +250,12 @@ def jsonl(
 
     def read(split: str, file: str | Path, scored: bool = True) -> SplitRows:
         path = Path(file).expanduser()
+        if not path.is_file():
+            raise MissingFile(
+                f"No annotation file {path}. Name an existing one with train=, selection= and test=. A run "
+                "finds its files where they were when it was trained; those below paths.annotations may move "
+                "with it."
+            )
         rows = readers.read_qvhighlights(path, scored, moments, numbers)
         content.update(f"{split}\n".encode() + path.read_bytes())
         prefix = f"{split}_" if ids == "by_split" else ""

@@ -9,6 +9,7 @@ from typing import Any
 
 from vmr_zoo.data.annotations.rows import FIXED, AnnotationRow, MomentRules, NextId, RowCollector
 from vmr_zoo.data.annotations.validation import (
+    CORRECT,
     check_fields,
     check_moment,
     check_moments,
@@ -231,7 +232,7 @@ def _check_raters(saliency: Saliency, raters: int | None, where: str) -> int:
         differing = next(iter(counts - {expected}))
         raise VmrError(
             f"{where}: expected {expected} ratings of each clip, as earlier in the file, found {differing}. "
-            "Compare the line with the published file."
+            f"{CORRECT}"
         )
     return expected
 
@@ -254,9 +255,7 @@ def _saliency(entry: Any, count: int, where: str) -> Saliency:
         return ()
     clips, ratings = check_fields(entry, ("relevant_clip_ids", "saliency_scores"), where)
     if not isinstance(clips, list) or not isinstance(ratings, list) or len(clips) != len(ratings):
-        raise VmrError(
-            f"{where}: expected as many 'saliency_scores' as 'relevant_clip_ids'. Fetch the file again."
-        )
+        raise VmrError(f"{where}: expected as many 'saliency_scores' as 'relevant_clip_ids'. {CORRECT}")
     if wrong := [clip for clip in clips if type(clip) is not int or not 0 <= clip < count]:
         raise VmrError(
             f"{where}: expected 'relevant_clip_ids' from 0 to {count - 1} ({QVHIGHLIGHTS_CLIP_SECONDS} s "
@@ -266,7 +265,7 @@ def _saliency(entry: Any, count: int, where: str) -> Saliency:
         if not (isinstance(rating, list) and rating and all(type(r) is int and 0 <= r <= 4 for r in rating)):
             raise VmrError(
                 f"{where}: expected each of 'saliency_scores' as a list of ratings from 0 to 4, found "
-                f"{rating!r:.80}. Compare the line with the published file."
+                f"{rating!r:.80}. {CORRECT}"
             )
     if len(set(clips)) < len(clips):
         raise VmrError(f"{where}: 'relevant_clip_ids' names a clip twice. Keep one of them.")

@@ -18,6 +18,9 @@ from typing import Any
 from vmr_zoo.data.annotations.records import MAX_TIME
 from vmr_zoo.errors import VmrError, abbreviate
 
+CORRECT = "Correct the file, or fetch it again if it is a published one."
+"""Advice about a value that no annotation file should hold."""
+
 
 class MissingFile(VmrError):
     """An annotation file does not exist."""
@@ -154,7 +157,7 @@ def parse_float(text: str | None, where: str) -> float:
     try:
         return float(text or "")
     except ValueError:
-        raise VmrError(f"{where}: expected a number, found {text!r:.80}. Fetch the file again.") from None
+        raise VmrError(f"{where}: expected a number, found {text!r:.80}. {CORRECT}") from None
 
 
 def check_time(value: Any, what: str, where: str, earliest: float = 0.0) -> float:
@@ -163,7 +166,7 @@ def check_time(value: Any, what: str, where: str, earliest: float = 0.0) -> floa
         return float(value)
     raise VmrError(
         f"{where}: expected {what} as a number from {earliest:g} to {MAX_TIME:g}, found {value!r:.80}. "
-        "Compare the line with the published file."
+        f"{CORRECT}"
     )
 
 
@@ -171,9 +174,7 @@ def check_positive(value: Any, what: str, where: str) -> float:
     """Returns a number above 0, at most `MAX_TIME`, as float."""
     if number := check_time(value, what, where):
         return number
-    raise VmrError(
-        f"{where}: expected {what} above 0, found {value!r:.80}. Compare the line with the published file."
-    )
+    raise VmrError(f"{where}: expected {what} above 0, found {value!r:.80}. {CORRECT}")
 
 
 def check_sentence(value: Any, where: str) -> str:
