@@ -264,13 +264,13 @@ def several(root):
             file = root / name / f"seed{seed}" / "metrics.json"
             content = json.loads(file.read_text())
             for own in splits:
-                content[own]["mIoU"] = 100 - content[own]["R1@0.5"]  # the other way round
+                content[own]["EtF1"] = 100 - content[own]["R1@0.5"]  # the other way round
             file.write_text(json.dumps(content))
 
 
 def test_one_table_with_a_switch_shows_families_and_the_best_group(tmp_path, chromium):
     several(tmp_path)
-    arguments = ["report", f"runs={tmp_path}", "columns=[R1@0.5,mIoU]", "html=true", "significance=true"]
+    arguments = ["report", f"runs={tmp_path}", "columns=[R1@0.5,EtF1]", "html=true", "significance=true"]
     assert main.main([*arguments, "browse=0"]) == 0
     view = chromium.new_page(viewport={"width": 390, "height": 844}, color_scheme="dark")
     view.goto((tmp_path / "report.html").as_uri())
@@ -307,7 +307,7 @@ def test_one_table_with_a_switch_shows_families_and_the_best_group(tmp_path, chr
     assert view.evaluate("document.activeElement.className") == "skip"
     view.locator(".switch input").first.focus()
     view.keyboard.press("ArrowRight")
-    assert view.locator(".switch label:has(:checked)").inner_text() == "mIoU"
+    assert view.locator(".switch label:has(:checked)").inner_text() == "EtF1"
     assert rows.all_inner_texts() == ["worse", "first", "close", "guess"]
     view.locator(".grouped").press("Space")
     assert rows.all_inner_texts() == ["guess", "worse", "close", "first"]

@@ -302,6 +302,10 @@ def test_broken_predictions_are_named(runs):
     file.write_text(whole.replace("[20.0, 30.0, 0.9]", "[NaN, 30.0, 0.9]"))
     with pytest.raises(VmrError, match="finite windows"):
         leaderboard_scores(board)
+    kept = whole.splitlines(keepends=True)
+    file.write_text("".join(kept[:100] + kept[-100:]))
+    with pytest.raises(VmrError, match=r"close.seed0 were cut or changed: its \S+ on \w+ is .* metrics.json"):
+        leaderboard_scores(board)
     file.write_text(whole[:-20])
     with pytest.raises(VmrError, match=r"predictions.jsonl, line 800: expected one JSON object"):
         leaderboard_scores(board)
@@ -325,11 +329,12 @@ def test_unfinished_runs_are_counted_and_have_no_row(runs, capsys):
 def test_evaluations_are_rows_on_request(runs):
     run = runs / "strong" / "seed0"
     rows = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
-    header = json.loads((run / "metrics.json").read_text())["header"]
-    for number, name, hits in (
+    stored = json.loads((run / "metrics.json").read_text())
+    header = stored["header"]
+    for number, name, added in (
         (1, "strong", 1.0),
         (1, "strong with blank", 9.0),
-        (2, "strong with blank", 2.0),
+        (2, "strong with blank", 0),
     ):
         for split in ("iid", "ood"):
             target = run / "eval" / f"{split}-{number:03d}{len(name)}"
@@ -337,18 +342,23 @@ def test_evaluations_are_rows_on_request(runs):
             (target / "predictions.jsonl").write_text(
                 "".join(json.dumps(row) + "\n" for row in rows if row["split"] == split)
             )
-            content = {"header": header | {"name": name}, split: {"R1@0.5": hits}}
+            content = {"header": header | {"name": name}, split: {"R1@0.5": stored[split]["R1@0.5"] + added}}
             (target / "metrics.json").write_text(json.dumps(content))
     assert len(finished_runs(runs)) == 4
     added, _ = scan_runs(runs, evals=True)
     (board,) = leaderboards(added, ["R1@0.5"])
-    assert [row.name for row in board.rows] == ["strong", "close", "weak", "strong with blank"]
-    assert board.rows[3].values["iid", "R1@0.5"] == [2.0]  # the later one
-    assert board.rows[0].values["iid", "R1@0.5"] == [80.0]  # the run's own
+    names = [row.name for row in board.rows]
+    assert sorted(names) == ["close", "strong", "strong with blank", "weak"]
+    blank = names.index("strong with blank")
+    assert board.rows[blank].values["iid", "R1@0.5"] == [80.0]  # the later one
+    assert board.rows[names.index("strong")].values["iid", "R1@0.5"] == [80.0]  # the run's own
     scores = leaderboard_scores(board)
-    assert {split: len(frame) for split, frame in scores[3][0].items()} == {"iid": QUERIES, "ood": QUERIES}
+    assert {split: len(frame) for split, frame in scores[blank][0].items()} == {
+        "iid": QUERIES,
+        "ood": QUERIES,
+    }
     mark_significance(board, scores)
-    assert set(board.rows[3].marks.values()) == {TIED}  # its predictions are those of the best row
+    assert set(board.rows[blank].marks.values()) == {TIED}  # its predictions are those of the best row
 
 
 def test_a_damaged_evaluation_costs_the_run_nothing(runs, capsys):

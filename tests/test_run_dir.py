@@ -92,7 +92,7 @@ def test_a_copy_gives_way_to_a_complete_one_alone(tmp_path):
 def test_a_curve_spans_sessions_even_without_a_whole_epoch(tmp_path):
     (tmp_path / "metrics-001.csv").write_text("epoch,step,train/loss\n0,1,0.5\n")
     lines = "epoch,selection/mIoU,step\n0,10.5,2\n1,,3\n1,12.0,4\n2,1"
-    (tmp_path / "metrics-002.csv").write_text(lines)
+    (tmp_path / "metrics-002.csv").write_bytes(lines.encode() + b"\xff")  # a damaged byte
     (tmp_path / "metrics.csv").write_text("epoch,selection/mIoU,step\n1,11.0,4\n2,13.0,6\n")
     assert selection_curve(tmp_path, "mIoU") == {0: 10.5, 1: 11.0, 2: 13.0}
 

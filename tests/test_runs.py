@@ -164,6 +164,15 @@ def test_a_training_without_step_or_validation_is_no_result(train_toy, capsys, a
         assert train_toy(argument, method="predict_all", name="all")[0] == 0, "it has nothing to learn"
 
 
+def test_what_is_wrong_with_the_command_is_said_before_anything_is_read(train_toy, monkeypatch, capsys):
+    train_toy("data.selection_metric=R1@0.6", name="new")
+    assert "Unknown data.selection_metric 'R1@0.6'. Did you mean" in " ".join(capsys.readouterr().err.split())
+    train_toy("+trainer.max_steps=2", name="stopped")
+    monkeypatch.setattr(training, "_build", lambda *_: pytest.fail("data was read"))
+    assert train_toy("seed=7", "resume=true", name="stopped")[0] == 2
+    assert ", now 7" in " ".join(capsys.readouterr().err.split())
+
+
 def test_weights_that_nothing_selected_have_a_table_of_their_own(train_toy, vmr, tmp_path, capsys):
     train_toy(name="runs/selected")
     _, run = train_toy("callbacks.checkpoint=null", "+trainer.limit_val_batches=0", name="runs/last")

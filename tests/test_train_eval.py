@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 import toy
 from toy import protocol
+from vmr_zoo.data.features.feature_set import FeatureSet
 from vmr_zoo.engine.scoring import score_rows
 from vmr_zoo.methods.base import Method
 from vmr_zoo.metrics.settings import MetricSettings
@@ -155,8 +156,12 @@ def test_eval_rebuilds_from_the_directory_alone(train_toy, vmr, tmp_path, monkey
     _, run = train_toy(name="first")
     moved = run.rename(tmp_path / "moved")
     monkeypatch.chdir(tmp_path)
+    read, prepare = [], FeatureSet.prepare
+    monkeypatch.setattr(FeatureSet, "prepare", lambda *args: (read.append(args[1].splits), prepare(*args)))
     assert vmr("eval", f"run={moved}", "split=ood") == 0
     assert vmr("eval", f"run={moved}", "split=[ood,val]") == 0
+    needed = [[name for name, split in splits.items() if split.queries] for splits in read]
+    assert needed == [["ood"], ["selection", "ood"]], "the features of other splits need not be there"
     assert {path.name for path in (moved / "eval").iterdir()} == {"ood-001", "ood-002", "selection-001"}
     assert metrics(moved / "eval/ood-002")["ood"] == metrics(moved)["ood"]
     assert rows(moved / "eval/ood-001") == [row for row in rows(moved) if row["split"] == "ood"]

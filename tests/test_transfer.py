@@ -85,6 +85,14 @@ def test_a_run_trained_on_the_other_data_stands_beside(runs):
     assert board.splits == ["iid", "ood"]
 
 
+def test_results_on_other_features_stand_in_a_table_of_their_own(runs):
+    (run,), _ = scan_runs(runs)
+    (one, *_), features = run.transfers, "toy, held in bfloat16"
+    again = replace(one, header=one.header | {"features": features})
+    boards = transfer_boards([replace(run, transfers=(*run.transfers, again))], ["mIoU"])
+    assert sorted(features in board.title for board in boards) == [False, True]
+
+
 def test_every_format_has_the_table(runs, vmr, tmp_path, capsys):
     assert vmr("report", f"runs={runs}", "columns=[mIoU]") == 0
     assert "Trained on -> tested on" in capsys.readouterr().out

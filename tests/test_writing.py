@@ -10,7 +10,8 @@ import time
 
 import pytest
 
-from vmr_zoo.cli.explain import explain
+import toy
+from vmr_zoo.cli.explain import exit_code, explain
 from vmr_zoo.errors import VmrError
 from vmr_zoo.utils import files
 from vmr_zoo.utils.files import (
@@ -120,6 +121,27 @@ def test_a_source_that_may_not_be_read_is_one_message():
     assert explain(refused, "train", []) == (
         "Cannot read /data/a.npy: permission denied. Allow it, or name another file."
     )
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_folder_that_may_not_be_written_is_called_so(tmp_path, exists):
+    path = tmp_path / "a.csv"
+    if exists:
+        path.touch()
+    refused = PermissionError(errno.EACCES, "Permission denied", str(path))
+    assert explain(refused, "train", []) == (
+        f"Cannot write {path}: Permission denied. Choose a place that you may write to."
+    )
+    assert exit_code(refused) == 3
+
+
+def test_a_file_where_runs_should_go_is_one_message(vmr, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    for place in ("file", "file/below"):
+        assert vmr(
+            "train", toy.SEARCH, "data=toy", f"paths.runs={tmp_path / place}", "method=predict_all"
+        ) in (2, 3)
+        assert str(tmp_path / "file") in capsys.readouterr().err
 
 
 def test_names_of_the_greatest_length_and_folders_that_are_files(tmp_path):

@@ -240,7 +240,7 @@ def test_missing_files_are_all_counted_before_training(tmp_path: Path) -> None:
     assert "v1, v2, v3, v4, v5, v6, v7, v8, v9, v10, … (12 in all)" in message
     assert str(tmp_path) in message
     assert "v0" not in message
-    assert "data.missing_videos=dropped leaves out the sentences" in message
+    assert "`vmr train data.missing_videos=dropped` leaves out sentences" in message
     with pytest.raises(VmrError) as raised:
         a_set(tmp_path).prepare(protocol(*queries[1:]))
     assert "dropped" not in str(raised.value), "nothing would be left"

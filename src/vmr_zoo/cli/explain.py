@@ -69,8 +69,9 @@ def explain(error: BaseException, verb: str, overrides: Sequence[str]) -> str | 
     if full := unwritable_cause(error):
         return str(WriteError(full.filename or "a file", full))
     for cause in chain:
-        if isinstance(cause, PermissionError) and cause.filename:
-            return f"Cannot read {cause.filename}: permission denied. Allow it, or name another file."
+        if isinstance(cause, PermissionError | NotADirectoryError) and cause.filename:
+            reason = str(cause.strerror).lower()
+            return f"Cannot read {cause.filename}: {reason}. Allow it, or name another file."
     from hydra.errors import (
         ConfigCompositionException,
         HydraException,

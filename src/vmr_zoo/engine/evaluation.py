@@ -64,26 +64,26 @@ def evaluate(cfg: DictConfig) -> None:
     if transfer is not None:
         stored = transfer.config
     header = dict(directory.read_json(run / directory.METRICS)[HEADER])
-    changes = _change_arguments(stored, cfg.change or {})
-    if changes:
+    if changes := _change_arguments(stored, cfg.change or {}):
         header |= {"change": changes, "name": f"{header['name']} with {', '.join(changes)}"}
     probe: Probe | None = instantiate(cfg.probe) if cfg.get("probe") else None
     if probe is not None:
         header |= probe.header_entry(header["name"])
-
     # Inputs of training or details alone need not be available.
     unread = TRAINING_ONLY - {"negative_query"} if cfg.frame_probability else TRAINING_ONLY
     unread |= frozenset() if cfg.details else FOR_DETAILS
     method, data = rebuild(stored, run, unread, changes, transfer)
     if probe is not None:
         probe.check(method.needs)
-    header[directory.DIGEST] = directory.weights_digest(run)
     header |= moment_sets.header_entry(run, header, method.metrics.settings)
+    header[directory.DIGEST] = directory.weights_digest(run)
     splits = _requested_splits(data, cfg.split, transfer is not None or rejection is not None)
     if transfer is not None:
         header |= transfer.prepare(run, data, method, splits, cfg.details)
     else:
-        data.prepare_data()
+        whole = rejection is not None or cfg.details  # these two read further splits
+        data.protocol = data.protocol if whole else data.protocol.only(splits)
+        data.prepare_data(None if whole else splits)
         read = [*splits, SELECTION] if rejection else splits
         if changed := _changed_annotations(run, data, read, cfg.other_annotations):
             header |= {"name": f"{header['name']} on other annotations", "annotations": changed}

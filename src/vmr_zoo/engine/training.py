@@ -44,6 +44,7 @@ from vmr_zoo.engine.trainers import build_trainer, find_callback, quiet_lightnin
 from vmr_zoo.engine.validity import refuse_unselected, refuse_untrainable, selection_origin
 from vmr_zoo.engine.wandb_logger import close_wandb
 from vmr_zoo.engine.weights import check_checkpoint, export_weights
+from vmr_zoo.errors import unknown
 from vmr_zoo.methods.base import Method, parameter_count
 from vmr_zoo.runs import directory, resume
 from vmr_zoo.runs.directory import HEADER
@@ -95,6 +96,8 @@ def _train_locked(cfg: DictConfig, run: Path, journal: RunLog) -> None:
             log.info(f"{run} is {read_status(run)['state']} already.")
             return
         resume.check_free(run, cfg.resume)
+        if cfg.resume:
+            resume.check_same_settings(run, config)  # before any feature is read
         try:
             _fit(cfg, run, config, journal)
         except Exception as error:
@@ -171,6 +174,8 @@ def _build(cfg: DictConfig, run: Path, stop: Stop) -> tuple[Method, int, VMRData
     loggers = build_loggers(cfg.logger)  # first, since they may refuse names or lack a package
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)
     method: Method = instantiate(cfg.method)
+    if cfg.data.selection_metric not in method.metrics.names:
+        raise unknown("data.selection_metric", cfg.data.selection_metric, method.metrics.names)
     parameters = parameter_count(method)  # before training, which may freeze some in the first epochs
     if cfg.compile:
         method.compile()  # in place: the names of the weights stay

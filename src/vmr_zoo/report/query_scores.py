@@ -21,9 +21,9 @@ from vmr_zoo.metrics.sets import SET_METRICS
 from vmr_zoo.metrics.settings import ON_SELECTION, MetricSettings
 from vmr_zoo.report.leaderboard import Leaderboard
 from vmr_zoo.report.runs import Run
-from vmr_zoo.report.stored_scores import QUERY, SCORES, index_of, read_scores
+from vmr_zoo.report.stored_scores import QUERY, SCORES, index_of, other_means, read_scores
 from vmr_zoo.runs.config_sections import metric_settings
-from vmr_zoo.runs.directory import HEADER, METRICS, read_json
+from vmr_zoo.runs.directory import EXTERNAL, HEADER, METRICS, read_json
 from vmr_zoo.utils.console import progress
 
 FIRST_IOU = "mIoU"
@@ -99,7 +99,14 @@ def load_scores(
             frame.index = _shared(frame.index, indexes, name)
         return {}, found
     rows = read_predictions(run.predictions)
-    return rows, run_query_scores(rows, run.directory, splits, metrics, indexes)
+    scores = run_query_scores(rows, run.directory, splits, metrics, indexes)
+    # A row from elsewhere may leave queries unanswered, which are misses in its metrics alone.
+    if EXTERNAL not in run.header and (difference := other_means(scores, run.metrics)):
+        raise VmrError(
+            f"The predictions of {run.directory} were cut or changed: {difference}. Copy the run again, or "
+            f"write them again: vmr eval run={run.directory}."
+        )
+    return rows, scores
 
 
 def is_stored(run: Run) -> bool:

@@ -79,15 +79,26 @@ def read_scores(
         raise VmrError(
             f"{path} is not a file of stored scores ({first_line(error)}). experiments/collect.py writes it."
         ) from error
+    if difference := other_means(scores, metrics):
+        raise VmrError(
+            f"{path} belongs to another run: {difference}. Store the run again: experiments/collect.py."
+        )
+    return scores
+
+
+def other_means(scores: Mapping[str, pd.DataFrame], metrics: Mapping[str, Mapping[str, float]]) -> str:
+    """Says which mean over the queries is not the stored metric, the first one; "" if all are.
+
+    Args:
+        scores: of single queries by split, in [0, 1].
+        metrics: percentages of the run by split and metric.
+    """
     for split, frame in scores.items():
         for name in map(str, frame):
             found, expected = 100 * float(frame[name].mean()), metrics.get(split, {}).get(name)
             if expected is not None and not abs(found - expected) <= _TOLERANCE:
-                raise VmrError(
-                    f"{path} belongs to another run: its {name} on {split} is {found:.2f}, that of the "
-                    f"metrics.json beside it {expected:.2f}. Store the run again: experiments/collect.py."
-                )
-    return scores
+                return f"its {name} on {split} is {found:.2f}, in metrics.json it is {expected:.2f}"
+    return ""
 
 
 def _frames(arrays: Mapping[str, Any], wanted: Collection[str] | None) -> dict[str, pd.DataFrame]:

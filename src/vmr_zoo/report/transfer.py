@@ -32,7 +32,7 @@ def transfer_boards(runs: Sequence[Run], metrics: Sequence[str], evals: bool = F
     """
     tables: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
-        for (name, tested), results in _by_name_and_data(run, evals).items():
+        for (name, tested, _), results in _by_name_and_data(run, evals).items():
             latest = {split: one for one in results for split in one.metrics}
             merged = {split: one.metrics[split] for split, one in latest.items()}
             folders = tuple(dict.fromkeys(one.directory for one in latest.values()))
@@ -49,13 +49,17 @@ def transfer_boards(runs: Sequence[Run], metrics: Sequence[str], evals: bool = F
     return leaderboards(rows, shown) if shown else []
 
 
-def _by_name_and_data(run: Run, evals: bool) -> dict[tuple[str, str], list[Run]]:
-    """Groups the results of a run on other data, in the order of its own splits; later ones come later."""
+def _by_name_and_data(run: Run, evals: bool) -> dict[tuple[str, str, str], list[Run]]:
+    """Groups the results of a run on other data by name, data and features, in the order of its own splits.
+
+    Of several results on a split the later one comes later.
+    """
     order = {split: place for place, split in enumerate(run.metrics)}
-    found: dict[tuple[str, str], list[Run]] = defaultdict(list)
+    found: dict[tuple[str, str, str], list[Run]] = defaultdict(list)
     for one in sorted(run.transfers, key=lambda one: min(order.get(x, len(order)) for x in one.metrics)):
         if evals or one.header["name"] == run.header["name"]:
-            found[str(one.header["name"]), str(one.header[TRANSFER]["tested_on"])].append(one)
+            tested, features = str(one.header[TRANSFER]["tested_on"]), str(one.header["features"])
+            found[str(one.header["name"]), tested, features].append(one)
     return found
 
 

@@ -50,7 +50,8 @@ def selection_curve(path: Path, metric: str) -> dict[int, float]:
     found: dict[int, float] = {}
     for file in [*sorted(path.glob("metrics-*.csv")), path / "metrics.csv"]:
         if file.is_file():
-            with file.open(newline="", encoding="utf-8") as lines:
+            # A damaged byte spoils its line alone.
+            with file.open(newline="", encoding="utf-8", errors="replace") as lines:
                 for row in csv.DictReader(lines):
                     # Lines of training steps have no such value, nor has a session without a whole epoch.
                     with contextlib.suppress(KeyError, TypeError, ValueError):

@@ -77,12 +77,23 @@ def unwritable_cause(error: BaseException) -> OSError | None:
     for cause in causes(error):
         if isinstance(cause, WriteError):
             return OSError(cause.errno, cause.strerror, cause.args[0])
-        if isinstance(cause, OSError) and cause.errno in _UNWRITABLE:
+        if isinstance(cause, OSError) and (cause.errno in _UNWRITABLE or _refused_to_write(cause)):
             return cause
     for number in _UNWRITABLE:  # writers in C++ and Rust give the text only
         if os.strerror(number) in str(error):
             return OSError(number, os.strerror(number))
     return None
+
+
+def _refused_to_write(error: OSError) -> bool:
+    """Returns whether an error is about writing, as far as its number, its file and the folder show."""
+    if error.errno == errno.EEXIST:
+        return True
+    if error.errno not in (errno.EACCES, errno.EPERM) or not isinstance(error.filename, str):
+        return False
+    folder = os.path.dirname(error.filename) or "."
+    absent = os.access(folder, os.X_OK) and not os.path.lexists(error.filename)
+    return absent or os.access(error.filename, os.R_OK)
 
 
 @contextmanager

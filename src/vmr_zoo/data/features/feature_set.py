@@ -226,7 +226,7 @@ class FeatureSet:
         videos = protocol.video_ids
         absent = {video_id for problem in self.video.missing(videos) for video_id in problem.ids}
         if 0 < len(absent) < len(videos):
-            advice += " data.missing_videos=dropped leaves out the sentences about videos without features."
+            advice += " `vmr train data.missing_videos=dropped` leaves out sentences about absent videos."
         raise VmrError(f"features={self.name} cannot serve {protocol.name}:\n{listed}\n{advice}")
 
     def check(
