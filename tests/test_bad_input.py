@@ -94,7 +94,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], str | bytes | dict[str, Any], str]] 
     "charades: UTF-16": (charades, "V1 0 4##a dog\n".encode("utf-16"), "line 1: expected UTF-8"),
     "charades: negative": (charades, "V1 -1 4##a dog\n", r"line 1: expected a moment's start .* found -1"),
     "charades: infinite": (charades, "V1 0 inf##a dog\n", r"line 1: expected a moment's end .* found inf"),
-    "charades: id": (charades, "../../etc/passwd 0 4##a\n", r"line 1: .*file name .* Rename it"),
+    "charades: id": (charades, "../../etc/passwd 0 4##a\n", r"line 1: .*file name .* Change it"),
     "charades: empty": (charades, "\n \n", "holds no sentence"),
     "lengths: truncated": (lengths, 'id,length\nV1,30\nV2,"3', "line 3: not valid CSV"),
     "lengths: header": (lengths, '"id,length\nV1,30', "not valid CSV|expected the column"),
@@ -249,6 +249,18 @@ def test_a_need_that_the_data_cannot_serve_stops_before_training(train_toy, caps
     assert "TEA reads narrations, but these features have none" in shown
     assert "Use features with narrations" in shown
     assert not (directory / "predictions.jsonl").exists()
+
+
+def test_a_group_given_like_a_value_is_refused_with_the_right_form(train_toy, capsys) -> None:
+    assert train_toy("method.text=clip", method="vdi")[0] == 2
+    advice = "To choose a file of the group, write method/text=clip."
+    assert advice in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_list_of_test_files_needs_names(vmr, capsys) -> None:
+    files = ("train=a.jsonl", "test=[b.jsonl]")
+    assert vmr("train", "data=jsonl", *files, "features=synthetic", "method=predict_all") == 2
+    assert "Expected test=FILE or test={NAME:FILE,…}, found ['b.jsonl']" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("seed", ["abc", "1.5", "-1", "[1]"])

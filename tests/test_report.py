@@ -317,9 +317,9 @@ def test_unfinished_runs_are_counted_and_have_no_row(runs, capsys):
         status = {"state": state, "train_seconds": 1.0, "message": message}
         (runs / state / "seed0" / "status.json").write_text(json.dumps(status))
     (runs / "broken").mkdir()
-    (runs / "broken" / "metrics.json").write_text("{")
+    (runs / "broken" / "metrics.json").write_text("[]")
     (runs / "strong" / "seed0" / "wandb" / "metrics.json").mkdir(parents=True)
-    assert main.main(["report", f"runs={runs}", "columns=[R1@0.5]"]) == 1  # one could not be read
+    assert main.main(["report", f"runs={runs}", "columns=R1@0.5"]) == 1  # one could not be read
     shown = capsys.readouterr().out
     assert "1 unreadable, 1 failed, 1 running" in shown
     assert "(ValueError: loss is [red]nan)" in shown

@@ -245,6 +245,7 @@ def test_find_split(root: Path) -> None:
         ({}, "holds no sentence"),
         ('{"a": {}, "a": {}}', "the same key twice: a"),
         ({"../a": entry((0, 1))}, r"part of a file name .* found '\.\./a'"),
+        ({"a ": entry((0, 1))}, r"without white space at either end.* found 'a '"),
         ({"a\nb": entry((0, 1))}, r"found 'a\\nb'"),
         ({"a": {"timestamps": [[0, 1]], "sentences": ["x"]}}, "video 'a': expected the key 'duration'"),
         ({"a": entry((0, 1)) | {"duration": 0}}, "'duration' above 0"),

@@ -29,7 +29,7 @@ _FIXES = {
 }
 
 _TOO_MANY_LOST = (
-    "words: the splits in red lose more than data.max_lost_words. Give features.query.file (or "
+    "words: the splits with an ! lose more than data.max_lost_words. Give features.query.file (or "
     "text_encoder.file of the narrations) a table that has the words, raise max_query_tokens, or raise "
     "data.max_lost_words."
 )
@@ -107,7 +107,7 @@ def _lost(rows: list[dict[str, Any]]) -> Table:
         tokens, sentences = max(1, row["tokens"]), max(1, row["sentences"])
         with_loss = (f"{row[key] / sentences:.1%}" for key in ("sentences_with_unknown", "sentences_cut"))
         table.add_row(
-            Text(f"{row['part']}, {row['split']}", style="bold red" if row["fatal"] else ""),
+            Text(f"{'! ' * row['fatal']}{row['part']}, {row['split']}", style="bold red" * row["fatal"]),
             f"{row['tokens']:,}",
             *(f"{row[key] / tokens:.1%}" for key in ("unknown", "cut")),
             " + ".join(with_loss),

@@ -60,6 +60,8 @@ def main(cfg: DictConfig) -> int:
     if cfg.format not in formats:
         raise unknown("format", cfg.format, formats)
     _check_combinations(cfg)
+    if isinstance(cfg.columns, str):
+        cfg.columns = [cfg.columns]
     if cfg.reliability:
         check_picture(cfg.reliability, "reliability")
     claims = read_claims(Path(cfg.claims)) if cfg.claims else []

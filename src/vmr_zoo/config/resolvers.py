@@ -128,6 +128,9 @@ def extracted(key: str, folders: Sequence[str]) -> Any:
 
 def folder_of(*files: str | Mapping[str, str] | None) -> str:
     """Resolves `${folder_of:FILE,…}`: the name of the folder that holds the first file that is not null."""
+    for given in files:
+        if given is not None and not isinstance(given, str | Mapping):
+            raise VmrError(f"Expected test=FILE or test={{NAME:FILE,…}}, found {given}. Name each split.")
     first = next(file for file in files if file)
     file = first if isinstance(first, str) else next(iter(first.values()))
     return Path(file).expanduser().resolve().parent.name

@@ -163,16 +163,28 @@ def check_type(key: str, value: Any, hint: Any) -> None:
         if adapter is not None:
             adapter.validate_json(json.dumps(value))
         elif value is not None and not isinstance(value, dict | list):
-            raise VmrError(f"Expected {key} to be a mapping with a _target_; found {json.dumps(value)}.")
+            found = f"{json.dumps(value)}.{_choice(key, value)}"
+            raise VmrError(f"Expected {key} to be a mapping with a _target_; found {found}")
     except ValidationError as error:
         at = error.errors()[0]["loc"]
         if at and isinstance(value, dict) and at[0] in value and get_origin(hint) in (dict, Mapping):
             check_type(f"{key}.{at[0]}", value[at[0]], get_args(hint)[-1])
         needs_quotes = _takes_text(hint) and not isinstance(value, str | dict)
-        advice = f" {how_to_quote(key, value)}" if needs_quotes else ""
+        advice = f" {how_to_quote(key, value)}" if needs_quotes else _choice(key, value)
         raise VmrError(
             f"Expected {key} to be {_described(hint)}; found {json.dumps(value)}.{advice}"
         ) from error
+
+
+def _choice(key: str, value: Any) -> str:
+    """Returns how to choose a file of a config group, if a key that a group fills was given a name."""
+    from hydra.core.hydra_config import HydraConfig
+
+    group = key.replace(".", "/")
+    if not isinstance(value, str) or not HydraConfig.initialized():
+        return ""
+    known = any(name.partition("@")[0] == group for name in HydraConfig.get().runtime.choices)
+    return f" To choose a file of the group, write {group}={value}." if known else ""
 
 
 def _takes_text(hint: Any) -> bool:

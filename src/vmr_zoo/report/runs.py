@@ -221,7 +221,7 @@ def _run_directories(
 
 def _read_run(folder: Path) -> Run:
     content = read_json(folder / METRICS)
-    header = content[HEADER]
+    header = content[HEADER] if isinstance(content, dict) else {}
     missing = [key for key in REQUIRED_KEYS if key not in header]
     if missing:
         raise VmrError(f"{folder / METRICS} has no {', '.join(missing)} in its header.")

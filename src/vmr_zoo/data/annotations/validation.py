@@ -146,9 +146,11 @@ def safe_id(value: Any, where: str) -> str:
         and value not in {".", ".."}
     ):
         return value
+    text = isinstance(value, str)
     raise VmrError(
-        f"{where}: expected an id that can be part of a file name (no slash, backslash, line break or other "
-        f"control character, at most 200 bytes), found {value!r:.80}. Rename it in the annotation file."
+        f"{where}: expected an id that can be part of a file name (text without slash, backslash or control "
+        "character, without white space at either end, at most 200 bytes), found "
+        f"{value!r:.80}{'' if text else ', no text'}. Change it in the annotation file."
     )
 
 
