@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 _PARTS = {"state_dict", "loops", "optimizer_states", "lr_schedulers", "callbacks", "epoch", "global_step"}
 """What Lightning needs to continue a training."""
 
+_LISTED = 3
+"""Weights that do not fit, named in an error."""
+
 
 def export_weights(method: Method, path: Path) -> None:
     """Writes the weights and buffers of a method."""
@@ -80,4 +83,9 @@ def load_weights(method: Method, path: Path, changes: Sequence[str] = ()) -> Non
         ) from error
     except RuntimeError as error:
         changed = f" with {', '.join(changes)}" if changes else ""
-        raise VmrError(f"{path} does not fit the method in {CONFIG} beside it{changed}: {error}") from error
+        header, *found = (line.strip() for line in str(error).splitlines() if line.strip())
+        more = f" … and {len(found) - _LISTED} more." if len(found) > _LISTED else ""
+        listed = " ".join([header, *found[:_LISTED]])
+        raise VmrError(
+            f"{path} does not fit the method in {CONFIG} beside it{changed}: {listed}{more}"
+        ) from error

@@ -297,11 +297,11 @@ def _evals(folder: Path, evaluations: Sequence[Run]) -> list[Run]:
         if TRANSFER not in one.header and NO_ANSWER not in one.header:
             for split in one.metrics:
                 found[str(one.header["name"])][split] = one
-    return _merged(folder, found)
+    return merge_evaluations(folder, found)
 
 
-def _merged(folder: Path, found: Mapping[Any, Mapping[str, Run]]) -> list[Run]:
-    """Merges evaluations of single splits into a run for each key."""
+def merge_evaluations(folder: Path | None, found: Mapping[Any, Mapping[str, Run]]) -> list[Run]:
+    """Merges evaluations of single splits, given by key and split, into a run for each key."""
     return [
         Run(
             folder,
@@ -344,7 +344,7 @@ def _rejections(folder: Path, evaluations: Sequence[Run], order: Sequence[str]) 
         key: dict(sorted(parts.items(), key=lambda part: place.get(part[0], len(place))))
         for key, parts in found.items()
     }
-    return tuple(_merged(folder, ordered))
+    return tuple(merge_evaluations(folder, ordered))
 
 
 def setting(run: Run, key: str, missing: Any = None) -> Any:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from vmr_zoo.report.leaderboard import Leaderboard, leaderboards
-from vmr_zoo.report.runs import Run
+from vmr_zoo.report.runs import Run, merge_evaluations
 from vmr_zoo.runs.directory import TRANSFER
 
 TITLE = "Trained on -> tested on"
@@ -32,11 +32,8 @@ def transfer_boards(runs: Sequence[Run], metrics: Sequence[str], evals: bool = F
     """
     tables: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
-        for (name, tested, _), results in _by_name_and_data(run, evals).items():
-            latest = {split: one for one in results for split in one.metrics}
-            merged = {split: one.metrics[split] for split, one in latest.items()}
-            folders = tuple(dict.fromkeys(one.directory for one in latest.values()))
-            row = replace(results[-1], path=run.path, metrics=merged, evals=folders)
+        found = _by_name_and_data(run, evals)
+        for (name, tested, _), row in zip(found, merge_evaluations(run.path, found), strict=True):
             tables[tested].append(_named(row, name, _label(run), tested))
     for tested, rows in tables.items():
         methods, splits = {_method(row) for row in rows}, {split for row in rows for split in row.metrics}
@@ -49,17 +46,17 @@ def transfer_boards(runs: Sequence[Run], metrics: Sequence[str], evals: bool = F
     return leaderboards(rows, shown) if shown else []
 
 
-def _by_name_and_data(run: Run, evals: bool) -> dict[tuple[str, str, str], list[Run]]:
-    """Groups the results of a run on other data by name, data and features, in the order of its own splits.
+def _by_name_and_data(run: Run, evals: bool) -> dict[tuple[str, str, str], dict[str, Run]]:
+    """Returns the results of a run on other data by name, data and features, then by split, in its order.
 
-    Of several results on a split the later one comes later.
+    Of several results on a split the latest counts.
     """
     order = {split: place for place, split in enumerate(run.metrics)}
-    found: dict[tuple[str, str, str], list[Run]] = defaultdict(list)
+    found: dict[tuple[str, str, str], dict[str, Run]] = defaultdict(dict)
     for one in sorted(run.transfers, key=lambda one: min(order.get(x, len(order)) for x in one.metrics)):
         if evals or one.header["name"] == run.header["name"]:
             tested, features = str(one.header[TRANSFER]["tested_on"]), str(one.header["features"])
-            found[str(one.header["name"]), tested, features].append(one)
+            found[str(one.header["name"]), tested, features] |= dict.fromkeys(one.metrics, one)
     return found
 
 
