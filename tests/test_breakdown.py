@@ -14,7 +14,7 @@ from test_report import write
 from vmr_zoo.cli import main
 from vmr_zoo.report.breakdown import ALL, FEW, KINDS, group_queries
 from vmr_zoo.report.leaderboard import TIED, WORSE, leaderboards
-from vmr_zoo.report.query_scores import leaderboard_scores
+from vmr_zoo.report.query_scores import leaderboard_scores, read_predictions, run_query_scores
 from vmr_zoo.report.runs import finished_runs
 from vmr_zoo.report.significance import mark_significance
 
@@ -66,7 +66,11 @@ def runs(tmp_path):
         rows = rows_of(seed, unscored)
         (folder / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         content = json.loads((folder / "metrics.json").read_text())
-        content |= {split: {"R1@0.5": 50.0, "mIoU": 50.0} for split in SPLITS}
+        scores = run_query_scores(read_predictions([folder / "predictions.jsonl"]), folder, SPLITS)
+        content |= {
+            split: {name: 100 * float(frame[name].mean()) for name in ("R1@0.5", "mIoU")}
+            for split, frame in scores.items()
+        }
         (folder / "metrics.json").write_text(json.dumps(content))
     return root
 
@@ -192,7 +196,9 @@ def test_a_difference_that_many_comparisons_explain_is_no_mark(tmp_path):
         return next(row.marks["iid", "R1@0.5"] for row in board.rows if row.name == "near")
 
     (tmp_path / "best" / "seed0" / "metrics.json").write_text(
-        (tmp_path / "best" / "seed0" / "metrics.json").read_text().replace('"R1@0.5": 80.0', '"R1@0.5": 80.1')
+        (tmp_path / "best" / "seed0" / "metrics.json")
+        .read_text()
+        .replace('"R1@0.5": 80.0', '"R1@0.5": 80.005')
     )
     assert mark() == TIED  # two comparisons: 0.04 becomes 0.08
     for name in ("best", "near"):
