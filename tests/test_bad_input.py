@@ -251,10 +251,17 @@ def test_a_need_that_the_data_cannot_serve_stops_before_training(train_toy, caps
     assert not (directory / "predictions.jsonl").exists()
 
 
-def test_a_group_given_like_a_value_is_refused_with_the_right_form(train_toy, capsys) -> None:
-    assert train_toy("method.text=clip", method="vdi")[0] == 2
-    advice = "To choose a file of the group, write method/text=clip."
-    assert advice in " ".join(capsys.readouterr().err.split())
+@pytest.mark.parametrize(
+    ("typed", "right"), [("method.text=clip", "method/text=clip"), ("data.features=i3d", "features=i3d")]
+)
+def test_a_group_given_like_a_value_is_refused_with_the_right_form(typed, right, train_toy, capsys) -> None:
+    assert train_toy(typed, method="vdi")[0] == 2
+    assert f"To choose a file of the group, write {right}." in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_value_where_an_object_is_built_is_refused(train_toy, capsys) -> None:
+    assert train_toy("method.network=3", method="moment_detr")[0] == 2
+    assert "Expected method.network to be a mapping with a _target_; found 3." in capsys.readouterr().err
 
 
 def test_a_list_of_test_files_needs_names(vmr, capsys) -> None:

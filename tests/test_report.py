@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import re
@@ -324,6 +325,18 @@ def test_unfinished_runs_are_counted_and_have_no_row(runs, capsys):
     assert "1 unreadable, 1 failed, 1 running" in shown
     assert "(ValueError: loss is [red]nan)" in shown
     assert sum(line.startswith(("strong ", "close ", "weak ")) for line in shown.splitlines()) == 3
+
+
+def test_runs_of_several_folders_share_a_table(runs, tmp_path_factory, capsys):
+    other = tmp_path_factory.mktemp("other")
+    write(other, "elsewhere", {"iid": 140})
+    # `strong` lies in two of the folders, and is one row with one seed.
+    folders = f"runs=[{runs},{other},{runs}/strong]"
+    assert main.main(["report", folders, "columns=R1@0.5", "format=long"]) == 0
+    table = pd.read_csv(io.StringIO(capsys.readouterr().out))
+    assert sorted(table["method"]) == ["close", "elsewhere", "strong", "weak", "weak"]
+    assert main.main(["report", f"runs=[{runs},{other}/none]"]) == 2
+    assert f"{other}/none" in capsys.readouterr().err
 
 
 def test_evaluations_are_rows_on_request(runs):

@@ -39,10 +39,9 @@ def check_paths(verb: str, args: Sequence[str]) -> None:
         elif kind.exists == "run":
             for run in listed_texts(text) if listed else [text]:
                 _check_run(key, run)
-        elif not Path(text).exists():
-            raise VmrError(f"No such {kind.exists}: {key}={text}.{_similar(Path(text))}")
-        elif kind.exists == "file" and Path(text).is_dir():
-            raise VmrError(f"Expected a file for {key}; {text} is a folder.")
+        else:
+            for path in listed_texts(text) if listed and not Path(text).exists() else [text]:
+                _check_place(key, kind.exists, Path(path))
 
 
 def local_runs(verb: str, args: Sequence[str]) -> list[str]:
@@ -90,6 +89,13 @@ def _check_run(key: str, text: str) -> None:
     what = f"{run} has no config.yaml" if run.is_dir() else f"No such folder: {key}={run}"
     hint = found or ("" if run.is_dir() else _similar(run))
     raise VmrError(f"{what}: expected {key}=DIR, a directory that `vmr train` created.{hint}")
+
+
+def _check_place(key: str, expected: str, path: Path) -> None:
+    if not path.exists():
+        raise VmrError(f"No such {expected}: {key}={path}.{_similar(path)}")
+    if expected == "file" and path.is_dir():
+        raise VmrError(f"Expected a file for {key}; {path} is a folder.")
 
 
 def _similar(path: Path) -> str:

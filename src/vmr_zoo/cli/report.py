@@ -98,7 +98,7 @@ def main(cfg: DictConfig) -> int:
         if pictures:
             _say(cfg, f"Wrote {', '.join(map(str, pictures))}.")
         if cfg.log:
-            _say(cfg, wandb_runs.log_leaderboards(boards, cfg.entity, cfg.project, Path(cfg.runs)))
+            _say(cfg, wandb_runs.log_leaderboards(boards, cfg.entity, cfg.project, _folders(cfg)[0]))
     if unfinished:
         _say(cfg, run_scan.summarize_unfinished(unfinished))
     return 1 if any(one.state == UNREADABLE for one in unfinished) else 0
@@ -116,21 +116,28 @@ def _tables(cfg: DictConfig, runs: list[Run]) -> tuple[list[Leaderboard], list[L
     return boards, further
 
 
+def _folders(cfg: DictConfig) -> list[Path]:
+    """Returns the folders of runs=…; pages and tables logged offline go to the first."""
+    return [Path(folder) for folder in ([cfg.runs] if isinstance(cfg.runs, str) else cfg.runs)]
+
+
 def _find_runs(cfg: DictConfig) -> tuple[list[Run], list[UnfinishedRun]]:
     """Reads and filters the runs; without any, only `printed=…` has something to show."""
     unfinished: list[UnfinishedRun] = []
+    folders = _folders(cfg)
     if cfg.source == "wandb":
         runs = wandb_runs.fetch_runs(cfg.entity, cfg.project)
     else:
-        runs, unfinished = run_scan.scan_runs(Path(cfg.runs), cfg.evals)
+        runs, unfinished = run_scan.scan_runs(*folders, evals=cfg.evals)
+    listed = ", ".join(map(str, folders))
     if not runs and not cfg.printed:
-        raise run_scan.no_finished_run(Path(cfg.runs), unfinished)
+        raise run_scan.no_finished_run(listed, unfinished)
     runs = filter_runs(runs, cfg.where or {}) if runs else []
     trials = [run for run in runs if run.header.get("search")]
     if trials and not cfg.trials:
         if len(trials) == len(runs):
             raise VmrError(
-                f"Only trials of searches were found below '{cfg.runs}' ({len(trials)}), which no "
+                f"Only trials of searches were found below '{listed}' ({len(trials)}), which no "
                 "leaderboard lists. Show them with trials=true."
             )
         _say(cfg, f"{len(trials)} trial(s) of searches are not shown; add trials=true to see them.")
@@ -173,7 +180,7 @@ def _write_page(
     study: list[StudyTable],
 ) -> None:
     """Writes the page, with the papers' tables that concern the runs, and prints the leaderboards."""
-    page = Path(cfg.out or Path(cfg.runs) / "report.html")
+    page = Path(cfg.out or _folders(cfg)[0] / "report.html")
     tables = [
         table
         for table in compare_with_papers(runs)

@@ -162,7 +162,7 @@ VERB_KINDS: dict[str, dict[str, Kind]] = {
         "trials": FLAG,
         "claims": Text(exists="folder"),
         "format": Choice(("table", "markdown", "csv", "long", "latex", "json")),
-        "runs": Text(exists="folder"),
+        "runs": Text(several=True, exists="folder"),
         "source": Choice(("runs", "wandb")),
         "log": Choice(("wandb",), null=True),
         "columns": NAMES,

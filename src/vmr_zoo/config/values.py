@@ -180,11 +180,12 @@ def _choice(key: str, value: Any) -> str:
     """Returns how to choose a file of a config group, if a key that a group fills was given a name."""
     from hydra.core.hydra_config import HydraConfig
 
-    group = key.replace(".", "/")
     if not isinstance(value, str) or not HydraConfig.initialized():
         return ""
-    known = any(name.partition("@")[0] == group for name in HydraConfig.get().runtime.choices)
-    return f" To choose a file of the group, write {group}={value}." if known else ""
+    chosen = {name.partition("@")[0] for name in HydraConfig.get().runtime.choices}
+    groups = key.replace(".", "/"), key.rpartition(".")[2]
+    group = next((group for group in groups if group in chosen), None)
+    return f" To choose a file of the group, write {group}={value}." if group else ""
 
 
 def _takes_text(hint: Any) -> bool:
@@ -200,10 +201,8 @@ def _adapter(hint: Any) -> Any:
 
     try:
         return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True, strict=True))
-    except SchemaError:
+    except (SchemaError, PydanticUserError):  # the latter for a dataclass
         return None
-    except PydanticUserError:  # a class with a configuration of its own
-        return TypeAdapter(Any)
 
 
 def _described(hint: Any) -> str:

@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,6 @@ PROBE = "other_query"
 
 _OF_THE_MACHINE = ("trainer.accelerator", "trainer.devices", "data.residency", "data.num_workers")
 """Settings that change no result."""
-
 _SKIPPED_FOLDERS = ("wandb", "checkpoints")
 
 
@@ -118,20 +118,21 @@ class UnfinishedRun:
     message: str
 
 
-def scan_runs(root: Path, evals: bool = False) -> tuple[list[Run], list[UnfinishedRun]]:
-    """Reads every run directory below a directory.
+def scan_runs(*roots: Path, evals: bool = False) -> tuple[list[Run], list[UnfinishedRun]]:
+    """Reads every run directory below some directories.
 
     Args:
-        root: a directory with run directories at any depth.
+        roots: directories with run directories at any depth.
         evals: whether evaluations that `vmr eval` added under changed conditions become runs of their own.
 
     Returns:
-        The finished and the unfinished runs, sorted by path. A directory without scores, such as an imported
-        checkpoint, is in neither list.
+        The finished and the unfinished runs, by directory and path. Imported weights without scores are in
+        neither list.
     """
     runs: list[Run] = []
     unfinished: list[UnfinishedRun] = []
-    for place in _run_directories(root):
+    seen: set[tuple[int, int]] = set()
+    for place in chain.from_iterable(_run_directories(root, seen) for root in roots):
         if isinstance(place, UnfinishedRun):
             unfinished.append(place)
             continue
@@ -178,8 +179,8 @@ def finished_runs(root: Path) -> list[Run]:
     return runs
 
 
-def no_finished_run(root: Path, unfinished: Sequence[UnfinishedRun]) -> VmrError:
-    """Returns the error for a directory without a finished run."""
+def no_finished_run(root: Path | str, unfinished: Sequence[UnfinishedRun]) -> VmrError:
+    """Returns the error for a directory, or several, without a finished run."""
     return VmrError(
         f"No finished run below '{root}'. Expected {METRICS} files written by `vmr train`; set runs=DIR."
         + (f" {summarize_unfinished(unfinished)}" if unfinished else "")
@@ -187,7 +188,7 @@ def no_finished_run(root: Path, unfinished: Sequence[UnfinishedRun]) -> VmrError
 
 
 def _run_directories(
-    folder: Path, seen: set[tuple[int, int]] | None = None
+    folder: Path, seen: set[tuple[int, int]]
 ) -> Iterator[tuple[Path, set[str]] | UnfinishedRun]:
     """Yields each run directory and the names of its entries; does not descend into run directories.
 
@@ -198,7 +199,6 @@ def _run_directories(
         seen: device and number of the folders that were entered: links may lead in a circle, or to one run
             twice.
     """
-    seen = set() if seen is None else seen
     try:
         found = folder.stat()
         with os.scandir(folder) as listing:
