@@ -231,8 +231,14 @@ def test_a_job_named_twice_runs_once(vmr, tmp_path, capsys):
 
 def test_the_next_command_is_quoted_for_a_shell(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    sweep.print_summary([sweep.JobReport("seed=0", "finished", "my runs [x]/seed0")])
+    sweep.print_summary([sweep.JobReport("seed=0", "finished", "my runs [x]/seed0")], "train")
     assert "Next: vmr report 'runs=my runs [x]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("verb", "advice"), [("train", "to resume"), ("eval", "would repeat the others")])
+def test_a_failed_sweep_says_whether_the_same_command_resumes_it(verb, advice, capsys):
+    sweep.print_summary([sweep.JobReport("seed=0", "failed"), sweep.JobReport("seed=1", "finished")], verb)
+    assert advice in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_run_belongs_to_the_first_of_two_jobs_even_if_it_failed(tmp_path):

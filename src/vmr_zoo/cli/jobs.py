@@ -57,7 +57,7 @@ def run_verb(verb: str, module: str, args: list[str], full_error: bool) -> int:
             folder = sweep.reports_folder(sweep.SweepFolder.path, runner.token)
             reports = sweep.take_reports(folder, sweep.SweepFolder.jobs)
             if reports or sweep.SweepFolder.results is not None:
-                sweep.print_summary(reports)
+                sweep.print_summary(reports, verb)
     failure = failure or runner.failure
     failed = [report for report in reports if report.state not in sweep.DONE]
     if failure is not None and not failed:

@@ -35,6 +35,9 @@ DONE = (*ENDED, "skipped")
 _LISTED = 10
 """Jobs that never started, by name."""
 
+_REPEATED = ("bench", "eval", "predict")
+"""Verbs that do not pass over what an earlier command did."""
+
 JOB_COUNT = "VMR_SWEEP_JOBS"
 """Environment variable with the number of jobs of the sweep, for the processes of its jobs."""
 
@@ -161,11 +164,12 @@ def take_reports(folder: Path, jobs: Sequence[str] = ()) -> list[JobReport]:
     return [found[number] for number in sorted(found)]
 
 
-def print_summary(reports: Sequence[JobReport]) -> None:
+def print_summary(reports: Sequence[JobReport], verb: str) -> None:
     """Prints to standard error how many jobs are in each state, the errors, and what comes next.
 
     Args:
         reports: of the jobs; none if a search had nothing left to do.
+        verb: of the sweep.
     """
     from rich.console import Console
     from rich.table import Table
@@ -199,7 +203,8 @@ def print_summary(reports: Sequence[JobReport]) -> None:
     if SweepFolder.results is not None:
         console.print(SweepFolder.results, soft_wrap=True)
     if any(report.state not in DONE for report in reports):
-        console.print("Run the same command again to resume the sweep.")
+        repeated = "Run the jobs that are not finished alone; the same command would repeat the others."
+        console.print(repeated if verb in _REPEATED else "Run the same command again to resume the sweep.")
     elif runs and SweepFolder.results is None:
         console.print(Text(f"Next: vmr report {shlex.quote(f'runs={_shared_folder(runs)}')}"), soft_wrap=True)
 
