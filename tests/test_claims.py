@@ -18,7 +18,8 @@ from vmr_zoo.data.worlds.shapes.generate import SPLITS
 from vmr_zoo.errors import VmrError
 from vmr_zoo.report.claims import ANY, read_claims, select_runs
 from vmr_zoo.report.query_scores import load_scores, read_predictions
-from vmr_zoo.report.runs import Run, scan_runs, setting
+from vmr_zoo.report.run_settings import setting
+from vmr_zoo.report.runs import Run, scan_runs
 from vmr_zoo.report.sentence_probe import probe_row
 from vmr_zoo.report.significance import least_p
 from vmr_zoo.report.store import store_run

@@ -36,7 +36,8 @@ from vmr_zoo.report.query_scores import (
     read_predictions,
     run_query_scores,
 )
-from vmr_zoo.report.runs import REQUIRED_KEYS, UNREADABLE, Run, filter_runs, finished_runs, scan_runs
+from vmr_zoo.report.run_settings import filter_runs
+from vmr_zoo.report.runs import REQUIRED_KEYS, UNREADABLE, Run, finished_runs, scan_runs
 from vmr_zoo.report.significance import (
     TEST,
     compare_rows,
@@ -310,6 +311,21 @@ def test_broken_predictions_are_named(runs):
     file.write_text(whole[:-20])
     with pytest.raises(VmrError, match=r"predictions.jsonl, line 800: expected one JSON object"):
         leaderboard_scores(board)
+
+
+@pytest.mark.parametrize("wanted", ["significance=true", "html=true", "by=length"])
+def test_a_run_with_damaged_predictions_costs_the_others_nothing(wanted, runs, capsys):
+    file = runs / "close" / "seed0" / "predictions.jsonl"
+    file.write_text(file.read_text()[:-20])
+    arguments = ["report", f"runs={runs}", "columns=R1@0.5", wanted]
+    assert main.main(arguments) == 1
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"1 unreadable): {file.parent} ({file}, line 800: expected one JSON object" in shown
+    assert "strong" in shown
+    assert "weak" in shown
+    file.unlink()  # nothing can be said about a run without the file: that is no damage
+    assert main.main(arguments) == 2
+    assert "found no such file" in capsys.readouterr().err
 
 
 def test_unfinished_runs_are_counted_and_have_no_row(runs, capsys):

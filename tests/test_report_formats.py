@@ -16,7 +16,8 @@ from vmr_zoo.errors import VmrError
 from vmr_zoo.report import escape
 from vmr_zoo.report.caveats import BLIND, RISING, find_caveats, mark_caveats
 from vmr_zoo.report.leaderboard import DROP, leaderboards
-from vmr_zoo.report.runs import filter_runs, finished_runs
+from vmr_zoo.report.run_settings import filter_runs
+from vmr_zoo.report.runs import finished_runs
 from vmr_zoo.report.terminal import print_leaderboards
 from vmr_zoo.report.writers import LEADERBOARD_WRITERS
 

@@ -61,7 +61,7 @@ def test_results_say_what_was_trained_and_tested(runs):
 
 def test_transfer_has_a_table_of_its_own(runs):
     for evals in (False, True):
-        found, _ = scan_runs(runs, evals)
+        found, _ = scan_runs(runs, evals=evals)
         (ordinary,) = leaderboards(found, ["mIoU"])
         assert ordinary.title.startswith("toy, features toy")
         assert len(ordinary.rows) == 1, "neither protocol ranks the results"

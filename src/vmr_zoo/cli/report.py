@@ -26,9 +26,10 @@ from vmr_zoo.report.page import write_page
 from vmr_zoo.report.paper_matching import compare_with_papers
 from vmr_zoo.report.paper_tables import is_requested
 from vmr_zoo.report.prediction_browser import browsing
-from vmr_zoo.report.query_scores import leaderboard_scores
+from vmr_zoo.report.query_scores import DamagedRun, leaderboard_scores
 from vmr_zoo.report.reliability import save_reliability
-from vmr_zoo.report.runs import UNREADABLE, Run, UnfinishedRun, filter_runs
+from vmr_zoo.report.run_settings import filter_runs
+from vmr_zoo.report.runs import UNREADABLE, Run, UnfinishedRun
 from vmr_zoo.report.significance import mark_significance
 from vmr_zoo.report.study import StudyTable, read_study, with_comparison
 from vmr_zoo.report.terminal import print_leaderboards
@@ -64,9 +65,25 @@ def main(cfg: DictConfig) -> int:
         cfg.columns = [cfg.columns]
     if cfg.reliability:
         check_picture(cfg.reliability, "reliability")
+    damaged: list[UnfinishedRun] = []
+    while True:  # what a damaged run has to do with the tables is known when it is read
+        try:
+            return _report(cfg, damaged)
+        except DamagedRun as error:
+            if set(error.folders) <= {one.path for one in damaged}:
+                raise
+            damaged += [UnfinishedRun(folder, UNREADABLE, str(error)) for folder in error.folders]
+
+
+def _report(cfg: DictConfig, damaged: list[UnfinishedRun]) -> int:
+    """Prints or writes the tables without the runs that were found damaged; returns the exit code.
+
+    Raises:
+        DamagedRun: if another run is damaged; nothing was printed or written then.
+    """
     claims = read_claims(Path(cfg.claims)) if cfg.claims else []
     study = read_study(Path(cfg.study)) if cfg.study else []
-    runs, unfinished = _find_runs(cfg)
+    runs, unfinished = _find_runs(cfg, damaged)
     answers = answer_claims(claims, runs) if claims else []
     if answers and not cfg.html:
         text = CLAIM_WRITERS[cfg.format](answers)
@@ -121,14 +138,16 @@ def _folders(cfg: DictConfig) -> list[Path]:
     return [Path(folder) for folder in ([cfg.runs] if isinstance(cfg.runs, str) else cfg.runs)]
 
 
-def _find_runs(cfg: DictConfig) -> tuple[list[Run], list[UnfinishedRun]]:
+def _find_runs(cfg: DictConfig, damaged: list[UnfinishedRun]) -> tuple[list[Run], list[UnfinishedRun]]:
     """Reads and filters the runs; without any, only `printed=…` has something to show."""
     unfinished: list[UnfinishedRun] = []
-    folders = _folders(cfg)
+    folders, broken = _folders(cfg), [one.path for one in damaged]
     if cfg.source == "wandb":
         runs = wandb_runs.fetch_runs(cfg.entity, cfg.project)
     else:
         runs, unfinished = run_scan.scan_runs(*folders, evals=cfg.evals)
+        runs = run_scan.undamaged(runs, broken)
+    unfinished += damaged
     listed = ", ".join(map(str, folders))
     if not runs and not cfg.printed:
         raise run_scan.no_finished_run(listed, unfinished)
@@ -140,10 +159,11 @@ def _find_runs(cfg: DictConfig) -> tuple[list[Run], list[UnfinishedRun]]:
                 f"Only trials of searches were found below '{listed}' ({len(trials)}), which no "
                 "leaderboard lists. Show them with trials=true."
             )
-        _say(cfg, f"{len(trials)} trial(s) of searches are not shown; add trials=true to see them.")
+        if not damaged:  # else it was said before
+            _say(cfg, f"{len(trials)} trial(s) of searches are not shown; add trials=true to see them.")
         runs = [run for run in runs if not run.header.get("search")]
     if cfg.source == "wandb" and _needs_predictions(cfg):
-        runs = wandb_runs.with_files(runs)
+        runs = run_scan.undamaged(wandb_runs.with_files(runs), broken)
     return runs, unfinished
 
 

@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 import yaml
 
 from vmr_zoo.errors import VmrError, unknown
-from vmr_zoo.report.runs import Run, matches, setting
+from vmr_zoo.report.run_settings import matches, setting
+from vmr_zoo.report.runs import Run
 
 KINDS = ("rows", "drop", "interaction")
 DIRECTIONS = ("higher", "lower")

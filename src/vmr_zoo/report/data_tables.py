@@ -10,7 +10,8 @@ import pandas as pd
 from vmr_zoo.report.caveats import CAVEATS, find_caveats
 from vmr_zoo.report.elsewhere import external_columns, is_external
 from vmr_zoo.report.leaderboard import COSTS, DROP, Leaderboard, LeaderboardRow
-from vmr_zoo.report.runs import Run, setting
+from vmr_zoo.report.run_settings import setting
+from vmr_zoo.report.runs import Run
 from vmr_zoo.runs.directory import ENVIRONMENT, read_json
 
 DECIMALS = 6

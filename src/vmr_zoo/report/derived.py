@@ -27,7 +27,7 @@ from vmr_zoo.metrics.per_query import Floats, moment_scores, pad_lists
 from vmr_zoo.metrics.sets import SET_METRICS
 from vmr_zoo.report.elsewhere import has_scores
 from vmr_zoo.report.leaderboard import DERIVED_METRICS
-from vmr_zoo.report.query_scores import RowsBySplit, read_predictions, rule_of_sets
+from vmr_zoo.report.query_scores import RowsBySplit, read_predictions, reading, rule_of_sets
 from vmr_zoo.report.runs import Run
 from vmr_zoo.runs.config_sections import metric_settings
 
@@ -101,7 +101,8 @@ def _with_derived(run: Run, wanted: Sequence[str]) -> Run:
     lacking = [name for name in wanted if not any(name in values for values in run.metrics.values())]
     if not lacking:
         return run
-    rows = read_predictions(run.predictions)
+    with reading(run):
+        rows = read_predictions(run.predictions)
     added: list[dict[str, dict[str, float]]] = []
     header = run.header
     if set(lacking) & set(SET_METRICS):

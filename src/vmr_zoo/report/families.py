@@ -7,7 +7,8 @@ import importlib
 
 from vmr_zoo.config.allowed import allowed_names
 from vmr_zoo.engine.elsewhere import FAMILY as ELSEWHERE
-from vmr_zoo.report.runs import Run, setting
+from vmr_zoo.report.run_settings import setting
+from vmr_zoo.report.runs import Run
 
 BASELINES = "Baselines"
 """The family of methods that ignore video or query; it and rows from elsewhere come last."""

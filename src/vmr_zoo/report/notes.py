@@ -10,7 +10,8 @@ from vmr_zoo.report.caveats import legend
 from vmr_zoo.report.elsewhere import external_notes, recorded_annotations
 from vmr_zoo.report.leaderboard import DROP, TIED_SIGN, Leaderboard
 from vmr_zoo.report.no_answer import rejection_notes
-from vmr_zoo.report.runs import Run, differing_settings
+from vmr_zoo.report.run_settings import differing_settings
+from vmr_zoo.report.runs import Run
 from vmr_zoo.report.significance import TEST, seeds_left_out
 
 _LISTED = 3

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,6 +38,30 @@ RowsBySplit = Mapping[str, Sequence[PredictionRow]]
 """Rows of predictions files by split."""
 
 
+class DamagedRun(VmrError):
+    """The predictions of a run are there, but broken.
+
+    Attributes:
+        folders: those that hold them.
+    """
+
+    def __init__(self, folders: tuple[Path, ...], message: str) -> None:
+        """Adds the folders to the message."""
+        super().__init__(message)
+        self.folders = folders
+
+
+@contextmanager
+def reading(run: Run) -> Iterator[None]:
+    """Raises errors as `DamagedRun` while the predictions of a run are read, unless a file is missing."""
+    try:
+        yield
+    except VmrError as error:
+        if not all(file.is_file() for file in run.predictions):
+            raise
+        raise DamagedRun(run.folders, str(error)) from error
+
+
 def leaderboard_scores(
     board: Leaderboard,
     visit: Callable[[int, Run, RowsBySplit], None] | None = None,
@@ -54,7 +79,7 @@ def leaderboard_scores(
         Scores by row and run, in the metrics of the table and `FIRST_IOU`.
 
     Raises:
-        VmrError: if a run has no predictions, or its predictions lack the ground truth.
+        VmrError: as `load_scores` raises.
     """
     numbered = [
         (number, run)
@@ -89,7 +114,8 @@ def load_scores(
         indexes: see `run_query_scores`.
 
     Raises:
-        VmrError: if the run has neither, or they are broken.
+        DamagedRun: if the predictions are broken, or lack the ground truth.
+        VmrError: if the run has neither, or the scores are broken.
     """
     indexes = {} if indexes is None else indexes
     if is_stored(run):
@@ -98,14 +124,15 @@ def load_scores(
         for name, frame in found.items():
             frame.index = _shared(frame.index, indexes, name)
         return {}, found
-    rows = read_predictions(run.predictions)
-    scores = run_query_scores(rows, run.directory, splits, metrics, indexes)
-    # A row from elsewhere may leave queries unanswered, which are misses in its metrics alone.
-    if EXTERNAL not in run.header and (difference := other_means(scores, run.metrics)):
-        raise VmrError(
-            f"The predictions of {run.directory} were cut or changed: {difference}. Copy the run again, or "
-            f"write them again: vmr eval run={run.directory}."
-        )
+    with reading(run):
+        rows = read_predictions(run.predictions)
+        scores = run_query_scores(rows, run.directory, splits, metrics, indexes)
+        # A row from elsewhere may leave queries unanswered, which are misses in its metrics alone.
+        if EXTERNAL not in run.header and (difference := other_means(scores, run.metrics)):
+            raise VmrError(
+                f"The predictions of {run.directory} were cut or changed: {difference}. Copy the run again, "
+                f"or write them again: vmr eval run={run.directory}."
+            )
     return rows, scores
 
 

@@ -15,7 +15,7 @@ from vmr_zoo.report.charts import COLOURS, STYLE, LineStyle, Palette, plain_labe
 from vmr_zoo.report.derived import Confidence, confidences
 from vmr_zoo.report.elsewhere import has_scores
 from vmr_zoo.report.leaderboard import Leaderboard
-from vmr_zoo.report.query_scores import RowsBySplit, read_predictions
+from vmr_zoo.report.query_scores import RowsBySplit, read_predictions, reading
 from vmr_zoo.report.runs import Run
 from vmr_zoo.utils.files import atomic_path
 
@@ -163,7 +163,9 @@ def save_reliability(boards: Sequence[Leaderboard], file: Path) -> list[Path]:
         diagram = Reliability(board)
         for number, row in enumerate(board.rows):
             for run in row.runs:
-                diagram.add(number, run, read_predictions(run.predictions))
+                with reading(run):
+                    rows = read_predictions(run.predictions)
+                diagram.add(number, run, rows)
         target = file if place == 1 else file.with_stem(f"{file.stem}-{place}")
         diagram.save(target)
         written.append(target)

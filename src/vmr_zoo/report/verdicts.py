@@ -31,7 +31,8 @@ from vmr_zoo.report.claims import ANY, Cell, Claim, describe, select_runs
 from vmr_zoo.report.leaderboard import TABLE_KEYS
 from vmr_zoo.report.notes import unlike_annotations, unlike_seeds
 from vmr_zoo.report.query_scores import QueryScores, load_scores
-from vmr_zoo.report.runs import Run, has_setting, setting
+from vmr_zoo.report.run_settings import has_setting, setting
+from vmr_zoo.report.runs import Run
 from vmr_zoo.report.significance import (
     LEVEL,
     RESAMPLES,
