@@ -15,6 +15,7 @@ import pytest
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from golden import authors
 from golden.find import arrays, golden_case, saved
@@ -317,3 +318,33 @@ def built(method: str, released: Released, case: Case) -> Method:
 @functools.cache
 def composed(method: str) -> DictConfig:
     return compose("parity", [f"method={method}", "case=x"])
+
+
+class _Kink(nn.Module):
+    """One ReLU with a trained input."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.x = nn.Parameter(torch.tensor([value, 1.0, -1.0]))
+        self.relu = nn.ReLU()
+
+
+class _OneReLU:
+    """Recomputes the gradient of a ReLU, and spoils the weights, as a step of an optimizer does."""
+
+    def recompute(self, method: _Kink, case: Case) -> dict[str, Number]:
+        method.relu(method.x).sum().backward()
+        gradient = method.x.grad
+        method.x = nn.Parameter(torch.full((3,), 5.0))
+        return {"grad/x": Number(gradient, 1e-6)}
+
+
+@pytest.mark.parametrize(
+    ("value", "stored", "passes"),
+    [(1e-8, 1.0, True), (1e-8, 0.0, True), (-1e-8, 1.0, True), (1e-8, 0.5, False), (1e-4, 0.0, False)],
+)
+def test_an_input_of_a_kink_that_rounds_to_zero_may_lie_on_either_side(value, stored, passes, tmp_path):
+    case = saved({"grad/x": np.array([stored, 1.0, 0.0], np.float32), "config": np.array("{}")}, tmp_path)
+    (verdict,) = check_case(_OneReLU(), _Kink(value), case)
+    assert verdict.passed == passes
+    assert bool(verdict.note) == (passes and stored != (value > 0))

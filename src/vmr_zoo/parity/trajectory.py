@@ -25,6 +25,9 @@ from vmr_zoo.parity.trajectories.weights import compare_weights
 from vmr_zoo.utils.parallel import torch_threads
 
 _FLOAT32, _FLOAT64 = 1e-4, 1e-9  # relative, of losses and of the gradient's norm
+_NORM32 = (
+    1e-3  # relative, of that norm in float32: an input of a ReLU may have another sign on another processor
+)
 _ZERO32, _ZERO64 = 1e-6, 1e-12  # absolute, for a loss that is 0 but for rounding
 _RATE = 1e-12  # relative, of learning rates
 
@@ -150,7 +153,8 @@ def _tolerances(adapter: ReleasedTrajectory[Any], key: str, steps: int, double: 
     if key.removeprefix("loss/").rstrip("_0123456789") in adapter.counts:
         return 1e-3, torch.zeros(steps, dtype=torch.float64)
     if not double:
-        return _ZERO32, torch.full((steps,), _FLOAT32, dtype=torch.float64)
+        relative32 = _NORM32 if key == "grad_norm" else _FLOAT32
+        return _ZERO32, torch.full((steps,), relative32, dtype=torch.float64)
     relative = torch.full((steps,), _FLOAT64, dtype=torch.float64)
     if adapter.approximate:
         affected = key.removeprefix("loss/") in adapter.approximate or not key.startswith("loss/")
