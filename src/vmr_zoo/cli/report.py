@@ -79,7 +79,7 @@ def _report(cfg: DictConfig, damaged: list[UnfinishedRun]) -> int:
     """Prints or writes the tables without the runs that were found damaged; returns the exit code.
 
     Raises:
-        DamagedRun: if another run is damaged; nothing was printed or written then.
+        DamagedRun: if another run is damaged; no table was printed or written then.
     """
     claims = read_claims(Path(cfg.claims)) if cfg.claims else []
     study = read_study(Path(cfg.study)) if cfg.study else []

@@ -25,9 +25,8 @@ from vmr_zoo.parity.trajectories.weights import compare_weights
 from vmr_zoo.utils.parallel import torch_threads
 
 _FLOAT32, _FLOAT64 = 1e-4, 1e-9  # relative, of losses and of the gradient's norm
-_NORM32 = (
-    1e-3  # relative, of that norm in float32: an input of a ReLU may have another sign on another processor
-)
+_NORM32 = 1e-3
+"""Relative, of that norm in float32: an input of a ReLU may have another sign on another processor."""
 _ZERO32, _ZERO64 = 1e-6, 1e-12  # absolute, for a loss that is 0 but for rounding
 _RATE = 1e-12  # relative, of learning rates
 
